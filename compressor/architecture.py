@@ -1,0 +1,191 @@
+"""The shape of a network as its config tells it: enough to plan without loading weights."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from compressor.errors import CheckpointError
+from targets.shapes import LayerShape, ShapeManifest
+
+if TYPE_CHECKING:
+    from torch import nn
+
+__all__ = ["Architecture", "LayerShape"]
+
+_OTHER_NAMES = {
+    "hidden_size": "dim",
+    "num_hidden_layers": "n_layers",
+    "num_attention_heads": "n_heads",
+    "intermediate_size": "hidden_dim",
+}
+"""The field's usual name -> that of DistilBERT."""
+
+_POSITIONS_AFTER_PADDING = {"roberta", "xlm-roberta", "camembert", "xlm-roberta-xl", "longformer"}
+"""Families that number positions from the padding index + 1: the table's first rows are unused."""
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A transformer encoder in numbers.
+
+    Attributes:
+        family: ``model_type`` of the config, such as ``bert``.
+        layers: One shape a layer, the first first.
+        head_size: Width of one attention head.
+        hidden_size: Width of the residual stream.
+        vocabulary_size: Number of tokens.
+        num_labels: Number of classes.
+        max_positions: Longest input in tokens.
+        position_offset: Unused rows at the start of the position table.
+        num_token_types: Rows of the token-type table; 0 where there is none.
+        embedding_size: Width of the embedding tables; None where it is the hidden size.
+    """
+
+    family: str
+    layers: tuple[LayerShape, ...]
+    head_size: int
+    hidden_size: int
+    vocabulary_size: int
+    num_labels: int
+    max_positions: int
+    position_offset: int = 0
+    num_token_types: int = 0
+    embedding_size: int | None = None
+
+    @classmethod
+    def read(cls, folder: Path) -> Architecture:
+        """Read ``config.json`` and, of a checkpoint with resized layers, the shape manifest.
+
+        Raises:
+            CheckpointError: There is no config, or it is not that of a transformer encoder.
+        """
+        config = _read_config(folder)
+        manifest = ShapeManifest.read(folder)
+        try:
+            described = _from_config(config)
+        except (KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(
+                "the config is not that of a transformer encoder",
+                where=folder / "config.json",
+                given=f"model_type {config.get('model_type')!r}, missing or wrong: {error}",
+                fix="pass a BERT-like checkpoint with a sequence-classification head",
+            ) from error
+        if manifest is None:
+            return described
+        return replace(
+            described,
+            layers=manifest.layers,
+            head_size=manifest.head_size,
+            hidden_size=manifest.hidden_size,
+        )
+
+    @classmethod
+    def of(cls, module: nn.Module) -> Architecture:
+        """Measure a loaded encoder."""
+        from targets.encoder import encoder_layers
+
+        described = _from_config(module.config.to_dict())  # type: ignore[union-attr,operator]
+        layers = encoder_layers(module)
+        return replace(
+            described,
+            layers=tuple(LayerShape(each.num_heads, each.ffn_width) for each in layers),
+            head_size=layers[0].head_size,
+            hidden_size=layers[0].query.in_features,
+        )
+
+    @property
+    def num_parameters(self) -> int:
+        """Number of weights with a classification head.
+
+        Exact for BERT, RoBERTa, DistilBERT and ELECTRA of any number of heads and widths; an
+        estimate where the hidden size was pruned, because the head keeps its inner width.
+        """
+        hidden = self.hidden_size
+        embedding = self.embedding_size or hidden
+        rows = self.vocabulary_size + self.max_positions + self.position_offset
+        norm = 2
+        total = (rows + self.num_token_types + norm) * embedding
+        if embedding != hidden:
+            total += (embedding + 1) * hidden
+        for layer in self.layers:
+            attention = layer.num_heads * self.head_size
+            total += 3 * (hidden + 1) * attention + (attention + 1) * hidden
+            total += (hidden + 1) * layer.ffn_width + (layer.ffn_width + 1) * hidden
+            total += 2 * norm * hidden
+        return total + (hidden + 1) * hidden + (hidden + 1) * self.num_labels
+
+    def describe(self) -> str:
+        """One line, such as ``6 layers x 12 heads x 1536 FFN, hidden 384, vocabulary 30522``."""
+        heads = _spread([layer.num_heads for layer in self.layers])
+        widths = _spread([layer.ffn_width for layer in self.layers])
+        return (
+            f"{len(self.layers)} layers x {heads} heads x {widths} FFN, "
+            f"hidden {self.hidden_size}, vocabulary {self.vocabulary_size}"
+        )
+
+
+def _spread(values: list[int]) -> str:
+    low, high = min(values), max(values)
+    return str(low) if low == high else f"{low}-{high}"
+
+
+def _from_config(config: Mapping[str, object]) -> Architecture:
+    hidden_size = _number(config, "hidden_size")
+    heads = _number(config, "num_attention_heads")
+    layer = LayerShape(num_heads=heads, ffn_width=_number(config, "intermediate_size"))
+    embedding_size = int(str(config.get("embedding_size", hidden_size)))
+    family = str(config["model_type"])
+    offset = _position_offset(family, config)
+    return Architecture(
+        family=family,
+        layers=(layer,) * _number(config, "num_hidden_layers"),
+        head_size=hidden_size // heads,
+        hidden_size=hidden_size,
+        vocabulary_size=_number(config, "vocab_size"),
+        num_labels=_num_labels(config),
+        max_positions=_number(config, "max_position_embeddings") - offset,
+        position_offset=offset,
+        num_token_types=int(str(config.get("type_vocab_size", 0))),
+        embedding_size=None if embedding_size == hidden_size else embedding_size,
+    )
+
+
+def _number(config: Mapping[str, object], name: str) -> int:
+    value = config.get(name, config.get(_OTHER_NAMES.get(name, name)))
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"{name} is {value!r}")
+    return value
+
+
+def _num_labels(config: Mapping[str, object]) -> int:
+    labels = config.get("id2label")
+    if isinstance(labels, dict) and labels:
+        return len(labels)
+    return 2  # what transformers takes where a config names no labels
+
+
+def _position_offset(family: str, config: Mapping[str, object]) -> int:
+    if family not in _POSITIONS_AFTER_PADDING:
+        return 0
+    padding = config.get("pad_token_id", 1)
+    return padding + 1 if isinstance(padding, int) else 0
+
+
+def _read_config(folder: Path) -> dict[str, object]:
+    path = folder / "config.json"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            "the checkpoint has no readable config",
+            where=path,
+            given=error,
+            fix="pass a Hugging Face folder with config.json, model.safetensors and tokenizer.json",
+        ) from error
+    if not isinstance(config, dict):
+        raise CheckpointError("the config is not a JSON object", where=path, given=type(config))
+    return config

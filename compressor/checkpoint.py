@@ -1,0 +1,135 @@
+"""Say what is wrong with a checkpoint that a user brings, before and after it is loaded."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from compressor.errors import CheckpointError
+from targets.shapes import tensor_shapes
+
+if TYPE_CHECKING:
+    from torch import nn
+
+__all__ = ["check_checkpoint", "check_weights", "label_names"]
+
+_NUM_NAMED = 5  # tensors that an error names before it counts the rest
+
+_CONVERT = (
+    'convert it where you trust its origin: python -c "import sys; from transformers import '
+    "AutoModelForSequenceClassification as M; "
+    'M.from_pretrained(sys.argv[1]).save_pretrained(sys.argv[1])" FOLDER'
+)
+
+
+def check_checkpoint(folder: Path, *, head: str) -> None:
+    """Check a Hugging Face folder without loading its weights.
+
+    Args:
+        folder: The checkpoint.
+        head: What the name of the model class has to end with, such as
+            ``ForSequenceClassification``.
+
+    Raises:
+        CheckpointError: The folder or its config is missing, its weights are a pickle, truncated or
+            absent, or it has another task's head.
+    """
+    if not folder.is_dir():
+        raise CheckpointError(
+            "the checkpoint does not exist" if not folder.exists() else "this is not a folder",
+            where=folder,
+            fix="pass a Hugging Face folder with config.json, model.safetensors and tokenizer.json",
+        )
+    config = _read_config(folder / "config.json")
+    _refuse_pickles(folder)
+    architectures = config.get("architectures")
+    name = architectures[0] if isinstance(architectures, list) and architectures else None
+    if name is None or not str(name).endswith(head):
+        raise CheckpointError(
+            f"the checkpoint has no head for this task ({head.removeprefix('For')})",
+            where=folder / "config.json, field architectures",
+            given=name or "(none)",
+            fix="fine-tune first: compressor finetune",
+        )
+    tensor_shapes(folder)
+
+
+def check_weights(module: nn.Module, folder: Path) -> None:
+    """Check that all weights are finite.
+
+    Raises:
+        CheckpointError: Names the tensors with NaN or infinite values.
+    """
+    import torch
+
+    broken = [
+        name
+        for name, tensor in module.state_dict().items()
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all()
+    ]
+    if broken:
+        rest = len(broken) - _NUM_NAMED
+        raise CheckpointError(
+            "the checkpoint has weights that are NaN or infinite",
+            where=folder,
+            given=", ".join(broken[:_NUM_NAMED]) + (f" and {rest} more" if rest > 0 else ""),
+            fix="the training diverged: take an earlier checkpoint, or train with a lower rate",
+        )
+
+
+def _read_config(path: Path) -> dict[str, object]:
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise CheckpointError(
+            "the folder is no checkpoint: it has no config.json",
+            where=path,
+            fix="pass a Hugging Face folder with config.json, model.safetensors and tokenizer.json",
+        ) from error
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            "the config of the checkpoint cannot be read",
+            where=path,
+            given=error,
+            fix="copy the checkpoint again",
+        ) from error
+    if not isinstance(config, dict):
+        raise CheckpointError(
+            "the config is not a JSON object",
+            where=path,
+            given=type(config).__name__,
+            fix="copy the checkpoint again",
+        )
+    return config
+
+
+def _refuse_pickles(folder: Path) -> None:
+    if list(folder.glob("model*.safetensors*")):
+        return
+    pickles = sorted(path.name for path in folder.glob("*.bin") if "model" in path.name)
+    if pickles:
+        raise CheckpointError(
+            "the weights are a pickle, and loading a pickle runs whatever code it holds",
+            where=folder / pickles[0],
+            given="no safetensors beside it",
+            fix=_CONVERT.replace("FOLDER", str(folder)),
+        )
+
+
+def label_names(folder: Path) -> tuple[str, ...]:
+    """The class names of a checkpoint, in the order of the logits.
+
+    Raises:
+        CheckpointError: The config names none.
+    """
+    config = _read_config(folder / "config.json")
+    names = config.get("id2label")
+    if not isinstance(names, dict) or not names:
+        raise CheckpointError(
+            "the config names no classes",
+            where=f"{folder / 'config.json'}, field id2label",
+            given=names,
+            fix="save the model with id2label, or fine-tune first: compressor finetune",
+        )
+    return tuple(str(names[key]) for key in sorted(names, key=int))

@@ -1,0 +1,85 @@
+"""The command tree, and how errors become messages and exit codes."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from typing import Annotated
+
+import typer
+
+from compressor.cli import build, device, explain, runs
+from targets.errors import ToolkitError
+
+__all__ = ["app", "main"]
+
+INTERRUPTED = 130
+BUG = 1
+
+app = typer.Typer(
+    name="compressor",
+    help="Compress fine-tuned models for the hardware they will run on, and measure the result.",
+    epilog="Exit codes: 0 bundles exist and meet the budget, 2 command line, 3 recipe, data or "
+    "checkpoint, 4 a pass failed, 5 budget not met, 6 target or bundle, 7 missing library, "
+    "8 run store, 130 interrupted, 1 a bug.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(show: bool) -> None:
+    if show:
+        import importlib.metadata
+
+        typer.echo(importlib.metadata.version("compressor"))
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    debug: Annotated[bool, typer.Option(help="Show the traceback of an error.")] = False,
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_version, is_eager=True, help="Print the version."),
+    ] = False,
+) -> None:
+    """Options of every command; ``main`` reads ``--debug`` itself."""
+
+
+build.add_commands(app)
+device.add_commands(app)
+explain.add_commands(app)
+app.add_typer(runs.app, name="runs")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line and leave with its exit code."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    debug = "--debug" in arguments
+    # --debug may stand anywhere: it is wanted after a command has failed.
+    rest = [each for each in arguments if each != "--debug"]
+    try:
+        app(args=rest, prog_name="compressor", standalone_mode=True)
+    except ToolkitError as error:
+        _fail(str(error), error.exit_code, debug)
+    except (KeyboardInterrupt, typer.Abort):
+        _fail("interrupted; what was finished is kept, the same command goes on there",
+              INTERRUPTED, debug)
+    except BrokenPipeError:
+        sys.exit(0)
+    except Exception as error:  # the last resort: a bug must not look like a verdict
+        _fail(
+            f"unexpected {type(error).__name__}: {error}\n"
+            "  fix:   this is a bug; run again with --debug and report what it prints",
+            BUG,
+            debug,
+        )
+
+
+def _fail(message: str, code: int, debug: bool) -> None:
+    if debug:
+        traceback.print_exc()
+    typer.echo(f"error: {message}", err=True)
+    sys.exit(code)

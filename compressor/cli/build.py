@@ -1,0 +1,133 @@
+"""Commands of the build half: validate, plan, run, finetune."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from compressor.cli.options import (
+    DataOption,
+    ModelOption,
+    OutputOption,
+    RecipeArgument,
+    SetOption,
+    StoreOption,
+    find_splits,
+    open_store,
+    read_recipe,
+)
+
+__all__ = ["add_commands"]
+
+
+def add_commands(app: typer.Typer) -> None:
+    """Add the commands of this module."""
+    for command in (run, validate, plan, finetune):
+        app.command()(command)
+
+
+def run(
+    recipe: RecipeArgument,
+    model: ModelOption = None,
+    data: DataOption = None,
+    output: OutputOption = None,
+    set_: SetOption = None,
+    store: StoreOption = None,
+) -> None:
+    """Compress a model, lower it to every target, measure it, and judge it against the budget."""
+    from compressor.cli.progress import ConsoleProgress, console
+    from compressor.pipeline import run as run_recipe
+    from compressor.report.terminal import results_table, verdict_panel
+
+    loaded = read_recipe(recipe, model=model, data=data, output=output, overrides=set_)
+    with ConsoleProgress() as progress:
+        report = run_recipe(loaded, store=open_store(store), progress=progress)
+    console().print(results_table(report))
+    console().print(verdict_panel(report))
+    console().print(f"report: {loaded.output / 'report.html'}", soft_wrap=True)
+    raise typer.Exit(report.verdict.exit_code)
+
+
+def validate(
+    recipe: RecipeArgument,
+    model: ModelOption = None,
+    data: DataOption = None,
+    set_: SetOption = None,
+) -> None:
+    """Check a recipe, its files, columns, passes, targets and libraries; trains nothing."""
+    from compressor.planning import validate_recipe
+
+    loaded = read_recipe(recipe, model=model, data=data, output=None, overrides=set_)
+    planned = validate_recipe(loaded)
+    for warning in planned.warnings:
+        typer.echo(f"warning: {warning}")
+    typer.echo(f"{loaded.name}: valid")
+
+
+def plan(
+    recipe: RecipeArgument,
+    model: ModelOption = None,
+    data: DataOption = None,
+    set_: SetOption = None,
+) -> None:
+    """Print what a run would do: every pass, the shapes it leaves, and the targets."""
+    from compressor.planning import validate_recipe
+
+    loaded = read_recipe(recipe, model=model, data=data, output=None, overrides=set_)
+    planned = validate_recipe(loaded)
+    typer.echo(f"original: {planned.original.describe()}")
+    for variant, steps in planned.chains.items():
+        typer.echo(f"\n{variant}:")
+        for number, step in enumerate(steps, 1):
+            changed = {
+                name: value
+                for name, value in step.step.settings().items()
+                if value != type(step.step).model_fields[name].default
+            }
+            settings = ", ".join(f"{name}={value}" for name, value in changed.items())
+            typer.echo(f"  {number}. {step.step.name}" + (f" ({settings})" if settings else ""))
+            typer.echo(f"     {step.outcome.describe()}")
+    typer.echo(f"\ntargets: {', '.join(target.label for target in loaded.targets)}")
+    limits = loaded.budget.model_dump(exclude_none=True)
+    typer.echo(f"budget: {', '.join(f'{name} {value}' for name, value in limits.items())}")
+    for warning in planned.warnings:
+        typer.echo(f"warning: {warning}")
+
+
+def finetune(
+    model: Annotated[Path, typer.Argument(help="Checkpoint folder to start from.")],
+    data: Annotated[Path, typer.Argument(help="Folder with train, validation and test files.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the result.")],
+    text: Annotated[str, typer.Option(help="Column with the text.")] = "text",
+    label: Annotated[str, typer.Option(help="Column with the label.")] = "label",
+    seed: Annotated[int, typer.Option(help="Of every random choice.")] = 0,
+    set_: SetOption = None,
+    store: StoreOption = None,
+) -> None:
+    """Fine-tune a checkpoint on local data, as a starting point for compression.
+
+    --set takes the settings of the pass `finetune`, such as epochs=4 or learning_rate=2e-4.
+    """
+    from compressor.cli.progress import ConsoleProgress
+    from compressor.finetuning import finetune_checkpoint
+
+    with ConsoleProgress() as progress:
+        accuracies = finetune_checkpoint(
+            model,
+            find_splits(data),
+            output,
+            text=text,
+            label=label,
+            seed=seed,
+            overrides=set_ or (),
+            store=open_store(store),
+            progress=progress,
+        )
+    for split, accuracy in accuracies.items():
+        typer.echo(
+            f"{split} accuracy: {100 * accuracy.value:.1f}% "
+            f"({100 * accuracy.low:.1f} to {100 * accuracy.high:.1f}, {accuracy.num_rows} rows)"
+        )
+    typer.echo(f"checkpoint: {output}")

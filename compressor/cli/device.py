@@ -1,0 +1,70 @@
+"""Commands of the device half: predict, bench, verify. They need the base install and a runtime."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+__all__ = ["add_commands"]
+
+BundleArgument = Annotated[Path, typer.Argument(help="A bundle folder.")]
+
+
+def add_commands(app: typer.Typer) -> None:
+    """Add the commands of this module."""
+    for command in (predict, bench, verify):
+        app.command()(command)
+
+
+def predict(
+    bundle: BundleArgument,
+    text: Annotated[
+        list[str] | None, typer.Option("--text", "-t", help="A text; repeatable.")
+    ] = None,
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 1,
+) -> None:
+    """Classify texts: those given with --text, or one a line from standard input. Prints JSON lines."""
+    from targets.predictor import load, predict_lines
+
+    with load(bundle, threads=threads) as predictor:
+        for prediction in predict_lines(predictor, iter(text) if text else sys.stdin):
+            typer.echo(prediction.model_dump_json())
+
+
+def bench(
+    bundles: Annotated[list[Path], typer.Argument(help="Bundle folders, measured side by side.")],
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 1,
+    sequence_length: Annotated[int, typer.Option(min=1, help="Tokens of each text.")] = 128,
+    batch_size: Annotated[
+        list[int] | None, typer.Option(help="Batch size; repeatable, the first is the latency.")
+    ] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds for each bundle and batch.")] = 9,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Write the raw times here, as JSON.")
+    ] = None,
+) -> None:
+    """Measure the latency of bundles, each in a process of its own, in alternating rounds."""
+    from compressor.cli.bench import bench_bundles
+
+    ok = bench_bundles(
+        bundles,
+        threads=threads,
+        sequence_length=sequence_length,
+        batch_sizes=tuple(batch_size or (1, 8)),
+        rounds=rounds,
+        output=output,
+    )
+    raise typer.Exit(0 if ok else 6)
+
+
+def verify(bundle: BundleArgument) -> None:
+    """Compare every file of a bundle with its recorded size and sha256."""
+    from targets.bundle import Bundle
+
+    opened = Bundle.open(bundle)
+    typer.echo(
+        f"{bundle}: {len(opened.manifest.files)} files, {opened.size_bytes / 1e6:.2f} MB, intact"
+    )

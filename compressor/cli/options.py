@@ -1,0 +1,107 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from compressor.recipe import Recipe
+    from compressor.store import RunStore
+
+__all__ = [
+    "DataOption",
+    "ModelOption",
+    "OutputOption",
+    "RecipeArgument",
+    "SetOption",
+    "StoreOption",
+    "open_store",
+    "read_recipe",
+]
+
+SPLIT_SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
+
+RecipeArgument = Annotated[
+    str, typer.Argument(help="A recipe file, or a built-in recipe: see `compressor recipes`.")
+]
+ModelOption = Annotated[
+    Path | None, typer.Option("--model", "-m", help="The fine-tuned checkpoint folder.")
+]
+DataOption = Annotated[
+    Path | None,
+    typer.Option("--data", "-d", help="Folder with train, validation and test files."),
+]
+OutputOption = Annotated[
+    Path | None, typer.Option("--output", "-o", help="Folder for the report and the bundles.")
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", "-s", help="Override a setting: passes.1.ratio=0.3. Repeatable."),
+]
+StoreOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--store", envvar="COMPRESSOR_STORE", help="Folder where finished steps are kept."
+    ),
+]
+
+
+def read_recipe(
+    source: str,
+    *,
+    model: Path | None,
+    data: Path | None,
+    output: Path | None,
+    overrides: list[str] | None,
+) -> Recipe:
+    """Read a recipe, with what the command line says about it.
+
+    Paths on the command line are relative to the working directory, as everywhere in a shell.
+    """
+    from compressor.recipe import load_recipe
+
+    values: dict[str, Any] = {}
+    if model is not None:
+        values["model"] = str(model.absolute())
+    if output is not None:
+        values["output"] = str(output.absolute())
+    if data is not None:
+        values |= {f"data.{name}": path for name, path in find_splits(data).items()}
+    return load_recipe(source, overrides=overrides or (), values=values)
+
+
+def find_splits(folder: Path) -> dict[str, str]:
+    """The data files of a folder: split -> path.
+
+    Raises:
+        DataError: The folder has no training or test file.
+    """
+    from compressor.errors import DataError
+
+    found = {}
+    for split in ("train", "validation", "test"):
+        for suffix in SPLIT_SUFFIXES:
+            path = folder / f"{split}{suffix}"
+            if path.is_file():
+                found[split] = str(path.absolute())
+                break
+    missing = [split for split in ("train", "test") if split not in found]
+    if missing:
+        names = sorted(path.name for path in folder.glob("*"))[:10] if folder.is_dir() else None
+        raise DataError(
+            f"the data folder has no {' and no '.join(missing)} file",
+            where=folder,
+            given="no such folder" if names is None else ", ".join(names) or "an empty folder",
+            fix=f"name the files train, validation and test, ending in {', '.join(SPLIT_SUFFIXES)}",
+        )
+    return found
+
+
+def open_store(folder: Path | None) -> RunStore:
+    """The store at a folder, or the default one."""
+    from compressor.store import RunStore, default_store
+
+    return RunStore(folder or default_store())

@@ -1,0 +1,74 @@
+"""Draws the progress of a run: live on a terminal, one line a step elsewhere."""
+
+from __future__ import annotations
+
+import functools
+import time
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+
+__all__ = ["ConsoleProgress", "console"]
+
+
+@functools.cache
+def console() -> Console:
+    """The console for results, on standard output."""
+    return Console(highlight=False)
+
+
+class ConsoleProgress:
+    """A progress that prints a line for each finished step and shows the one that runs."""
+
+    def __init__(self) -> None:
+        self._live = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=20),
+            TimeElapsedColumn(),
+            TextColumn("[dim]{task.fields[line]}"),
+            console=console(),
+            transient=True,
+            disable=not console().is_terminal,
+        )
+        self._task: TaskID | None = None
+        self._title = ""
+        self._started = 0.0
+
+    def __enter__(self) -> Self:
+        self._live.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._live.stop()
+
+    def start(self, title: str) -> None:
+        """See `compressor.progress.Progress`."""
+        self._drop_task()
+        self._title, self._started = title, time.monotonic()
+        self._task = self._live.add_task(escape(title), total=1.0, line="")
+
+    def update(self, fraction: float, line: str) -> None:
+        """See `compressor.progress.Progress`."""
+        if self._task is not None:
+            self._live.update(self._task, completed=fraction, line=escape(line))
+
+    def finish(self, line: str, *, cached: bool) -> None:
+        """See `compressor.progress.Progress`."""
+        self._drop_task()
+        took = "cached" if cached else f"{time.monotonic() - self._started:.1f} s"
+        text = f"  [bold]{escape(self._title):<44}[/] [cyan]{took:>8}[/]  {escape(line)}"
+        console().print(text, soft_wrap=not console().is_terminal)
+
+    def _drop_task(self) -> None:
+        if self._task is not None:
+            self._live.remove_task(self._task)
+            self._task = None

@@ -1,0 +1,224 @@
+"""Labelled text from local CSV, JSON and Parquet files, as frozen splits."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections import Counter
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field
+
+from compressor.errors import DataError, nearest
+from compressor.tables import read_columns
+from targets.bundle import hash_file
+
+__all__ = ["DataSpec", "Split", "Splits", "data_fingerprint", "read_splits"]
+
+VALIDATION_FRACTION = 0.1  # of the training data, where no validation file is given
+
+
+class DataSpec(BaseModel):
+    """Where the data lies and which columns to read."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    train: Path
+    """Training file: .csv, .tsv, .json, .jsonl or .parquet."""
+    test: Path
+    """Held-out file; every reported accuracy comes from all of it."""
+    validation: Path | None = None
+    """Choices are made on it. Without one, a seeded tenth of the training file is set apart."""
+    text: str = "text"
+    """Column with the text."""
+    label: str = "label"
+    """Column with the label: a class name or its index."""
+    max_length: int | None = Field(default=None, ge=2)
+    """Longest input in tokens; the default is the model's limit."""
+
+    @property
+    def files(self) -> dict[str, Path]:
+        """Split name -> file, for the splits that have one."""
+        named = {"train": self.train, "validation": self.validation, "test": self.test}
+        return {name: path for name, path in named.items() if path is not None}
+
+
+@dataclass(frozen=True)
+class Split:
+    """Texts and their labels.
+
+    Attributes:
+        texts: N strings.
+        labels: (N,) int64 indices into the label names.
+    """
+
+    texts: tuple[str, ...]
+    labels: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def take(self, indices: Sequence[int]) -> Split:
+        """The rows at the given indices."""
+        return Split(tuple(self.texts[index] for index in indices), self.labels[list(indices)])
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Training, validation and held-out data, with the names of the classes."""
+
+    train: Split
+    validation: Split
+    test: Split
+    label_names: tuple[str, ...]
+
+
+def data_fingerprint(spec: DataSpec, *, seed: int = 0) -> str:
+    """The sha256 over what :func:`read_splits` reads; paths do not count.
+
+    Args:
+        spec: Files and columns.
+        seed: Of the split of the training data; counts only where it has an effect.
+    """
+    parts = [f"{name} {hash_file(path)}" for name, path in sorted(spec.files.items())]
+    set_apart = None if spec.validation is not None else (seed, VALIDATION_FRACTION)
+    parts.append(repr((spec.text, spec.label, spec.max_length, set_apart)))
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def read_splits(spec: DataSpec, *, label_names: Sequence[str] | None, seed: int = 0) -> Splits:
+    """Read all splits.
+
+    Labels are class names. Where none of them is one but all are whole numbers, they are indices
+    into the class names.
+
+    Args:
+        spec: Files and columns.
+        label_names: The model's class names, in the order of its logits; None takes the sorted
+            labels of the training file.
+        seed: Of the split of the training data where no validation file is given.
+
+    Raises:
+        DataError: A file is absent or unreadable, a column is missing, a split is empty, holds one
+            class only, or has labels that the model does not know.
+    """
+    rows = {name: _read_rows(path, spec) for name, path in spec.files.items()}
+    if label_names is None:
+        label_names = _sorted_labels(rows["train"][1])
+    indices = _indices(label_names, {label for _, labels in rows.values() for label in labels})
+    splits = {}
+    for name, (texts, labels) in rows.items():
+        where = f"{spec.files[name]}, column {spec.label!r}"
+        _check_labels(labels, indices, label_names, where)
+        splits[name] = Split(texts, np.array([indices[label] for label in labels], np.int64))
+    if "validation" not in splits:
+        splits["train"], splits["validation"] = _set_apart(splits["train"], seed)
+    return Splits(splits["train"], splits["validation"], splits["test"], tuple(label_names))
+
+
+def _read_rows(path: Path, spec: DataSpec) -> tuple[tuple[str, ...], list[str]]:
+    """Texts and labels of a file, as they stand there."""
+    names, values = read_columns(path, (spec.text, spec.label))
+    for role, column in (("text", spec.text), ("label", spec.label)):
+        if column not in values:
+            guess = nearest(column, names)
+            raise DataError(
+                f"the {role} column {column!r} is missing",
+                where=path,
+                given=f"columns {', '.join(names) or '(none)'}",
+                fix=f"set data.{role} to " + (f"{guess!r}" if guess else "one of them"),
+            )
+    labels = [_label_text(label) for label in values[spec.label]]
+    for row, (text, label) in enumerate(zip(values[spec.text], labels, strict=True), 1):
+        if not isinstance(text, str) or not text.strip() or label is None:
+            raise DataError(
+                "a row has no text or no label",
+                where=f"{path}, row {row}",
+                given=f"{spec.text}={text!r}, {spec.label}={values[spec.label][row - 1]!r}",
+                fix="remove the row, or write a text and a class name or index",
+            )
+    if not labels:
+        raise DataError("the file has no rows", where=path, fix="pass a file with labelled rows")
+    return tuple(values[spec.text]), [label for label in labels if label is not None]
+
+
+def _label_text(label: object) -> str | None:
+    """A label as text; None for what is no label."""
+    if isinstance(label, float) and label.is_integer():
+        label = int(label)  # a column of whole numbers with gaps is stored as floats
+    if isinstance(label, str | int):
+        return str(label) if str(label).strip() else None
+    return None
+
+
+def _sorted_labels(labels: Sequence[str]) -> tuple[str, ...]:
+    kinds = set(labels)
+    if all(label.isdecimal() for label in kinds):
+        return tuple(sorted(kinds, key=lambda label: (int(label), label)))
+    return tuple(sorted(kinds))
+
+
+def _indices(label_names: Sequence[str], labels: Collection[str]) -> dict[str, int]:
+    """How the data writes a class -> its index."""
+    names = {name: index for index, name in enumerate(label_names)}
+    if len(names) < len(label_names):
+        raise DataError(
+            "the model has two classes of one name",
+            given=", ".join(map(repr, label_names)),
+            fix="give each class a name of its own in id2label",
+        )
+    if all(label.isdecimal() and label not in names for label in labels):
+        return {str(index): index for index in range(len(label_names))}
+    return names
+
+
+def _check_labels(
+    labels: Sequence[str], known: Collection[str], label_names: Sequence[str], where: str
+) -> None:
+    """Refuse labels that the model does not know, and a split with one class."""
+    counts = Counter(labels)
+    unknown = Counter({label: n for label, n in counts.items() if label not in known})
+    if unknown:
+        names = ", ".join(f"{name!r} ({count} rows)" for name, count in unknown.most_common(5))
+        rest = len(label_names) - 20
+        raise DataError(
+            "the data has labels that the model does not know",
+            where=where,
+            given=names + (f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""),
+            fix=f"the model knows {', '.join(map(repr, label_names[:20]))}"
+            + (f" and {rest} more" if rest > 0 else "")
+            + "; correct the labels, or fine-tune a model on these ones",
+        )
+    if len(counts) < 2:
+        raise DataError(
+            "the data has one class only",
+            where=where,
+            given=f"{len(labels)} rows, all {labels[0]!r}",
+            fix="pass data with at least two classes",
+        )
+
+
+def _set_apart(train: Split, seed: int) -> tuple[Split, Split]:
+    """Split off a seeded, stratified part of the training data for validation.
+
+    At least one row of each class, as long as one is left to train on.
+    """
+    generator = random.Random(seed)
+    chosen: set[int] = set()
+    for label in np.unique(train.labels):
+        rows = np.flatnonzero(train.labels == label).tolist()
+        generator.shuffle(rows)
+        wanted = max(1, round(len(rows) * VALIDATION_FRACTION))
+        chosen.update(rows[: min(wanted, len(rows) - 1)])
+    if not chosen:
+        raise DataError(
+            "the training data is too small to set a part of it apart for validation",
+            given=f"{len(train)} rows, none of a class that another one has",
+            fix="add rows, or set data.validation",
+        )
+    rest = [row for row in range(len(train)) if row not in chosen]
+    return train.take(rest), train.take(sorted(chosen))

@@ -1,0 +1,101 @@
+"""The build half's part of the error tree.
+
+    ToolkitError (targets.errors)
+    ├── RecipeError         a recipe that does not hold; carries all of its problems
+    ├── DataError           data that cannot be used as it is
+    ├── CheckpointError     (targets.errors) a checkpoint that cannot be used as it is
+    ├── PassError           a pass cannot start, failed, or broke its promise
+    ├── StoreError          the run store cannot be read or written
+    ├── ReportError         a report that cannot be written, is damaged, or of another schema
+    └── BudgetError         nothing that was built meets the budget
+
+Exit codes: 0 bundles exist and meet the budget, 1 a bug, 2 command line, 3 recipe, data or
+checkpoint, 4 a pass, 5 the budget, 6 a target or bundle, 7 a missing library, 8 the store,
+130 interrupted.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+
+from targets.errors import CheckpointError, ToolkitError
+
+__all__ = [
+    "BudgetError",
+    "CheckpointError",
+    "DataError",
+    "PassError",
+    "Problem",
+    "RecipeError",
+    "ReportError",
+    "StoreError",
+    "nearest",
+]
+
+
+class Problem(ToolkitError):
+    """One thing that is wrong with a recipe; collected by :class:`RecipeError`."""
+
+
+class RecipeError(ToolkitError):
+    """A recipe does not hold.
+
+    Args:
+        problems: Everything that is wrong, not only the first.
+        where: The recipe.
+    """
+
+    exit_code = 3
+
+    def __init__(self, problems: Sequence[ToolkitError], *, where: object) -> None:
+        self.problems = tuple(problems)
+        count = len(self.problems)
+        super().__init__(f"the recipe has {count} problem{'s' if count != 1 else ''}", where=where)
+
+    def __str__(self) -> str:
+        return "\n".join([super().__str__(), *(str(problem) for problem in self.problems)])
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (_rebuild_recipe_error, (self.problems, self.where))
+
+
+def _rebuild_recipe_error(problems: Sequence[ToolkitError], where: str) -> RecipeError:
+    return RecipeError(problems, where=where)
+
+
+class DataError(ToolkitError):
+    """Data cannot be used as it is."""
+
+    exit_code = 3
+
+
+class PassError(ToolkitError):
+    """A pass cannot start, failed, or did not keep its promise."""
+
+    exit_code = 4
+
+
+class StoreError(ToolkitError):
+    """The run store cannot be read or written."""
+
+    exit_code = 8
+
+
+class ReportError(ToolkitError):
+    """A report cannot be written, is damaged, or is of a schema this version does not read."""
+
+    exit_code = 8
+
+
+class BudgetError(ToolkitError):
+    """Nothing that was built meets the budget."""
+
+    exit_code = 5
+
+
+def nearest(word: str, known: Iterable[str]) -> str | None:
+    """The known word most like a misspelt one, or None when nothing is close; case is ignored."""
+    words = {each.lower(): each for each in known}
+    matches = difflib.get_close_matches(word.lower(), words, n=1, cutoff=0.6)
+    return words[matches[0]] if matches else None

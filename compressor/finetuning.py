@@ -1,0 +1,157 @@
+"""The command ``compressor finetune``: from a bare encoder and labelled data to a classifier."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from compressor.data import DataSpec, Splits, data_fingerprint, read_splits
+from compressor.errors import Problem, RecipeError, nearest
+from compressor.passes import PassContext
+from compressor.passes.finetune import Finetune
+from compressor.progress import Progress
+from compressor.report.schema import Accuracy
+from compressor.store import RunStore
+from targets.bundle import hash_file
+from targets.environment import library_versions
+
+__all__ = ["finetune_checkpoint"]
+
+VERSION = 1  # goes up when the same settings give another checkpoint
+
+
+def finetune_checkpoint(
+    model: Path,
+    data_files: Mapping[str, str],
+    output: Path,
+    *,
+    text: str,
+    label: str,
+    seed: int,
+    overrides: Sequence[str],
+    store: RunStore,
+    progress: Progress,
+) -> dict[str, Accuracy]:
+    """Fine-tune a checkpoint and write it to ``output`` with its training curves.
+
+    Args:
+        model: A Hugging Face folder, with or without a classification head.
+        data_files: Split -> file.
+        output: Gets the checkpoint, ``curves.json`` and ``curves.svg``.
+        text: Column with the text.
+        label: Column with the label.
+        seed: Of every random choice.
+        overrides: Settings of the pass ``finetune`` as ``name=value``.
+        store: Where the result is kept; the same call finds it there.
+        progress: Is told what happens.
+
+    Returns:
+        Accuracy on the validation and on the test data.
+
+    Raises:
+        ToolkitError: The data, the checkpoint or a setting cannot be used.
+    """
+    settings = _settings(overrides)
+    spec = DataSpec.model_validate({**data_files, "text": text, "label": label})
+
+    def make(files: Path, work: Path) -> dict[str, Any]:
+        splits = read_splits(spec, label_names=None, seed=seed)
+        return _train(model, splits, settings, seed, files, work, progress)
+
+    names = sorted(path for path in model.glob("*") if path.suffix in (".json", ".safetensors"))
+    progress.start("finetune")
+    step = store.step(
+        "finetune",
+        {
+            "files": {path.name: hash_file(path) for path in names},
+            "data": data_fingerprint(spec),
+            "settings": settings.settings(),
+            "seed": seed,
+            "version": VERSION,
+            "libraries": library_versions(("torch", "transformers", "accelerate")),
+        },
+        make,
+    )
+    _publish(step.folder, output)
+    accuracies = {
+        split: Accuracy.model_validate(found)
+        for split, found in step.record.facts["accuracy"].items()
+    }
+    progress.finish(f"test accuracy {100 * accuracies['test'].value:.1f}%", cached=step.cached)
+    return accuracies
+
+
+def _train(
+    model: Path,
+    splits: Splits,
+    settings: Finetune,
+    seed: int,
+    files: Path,
+    work: Path,
+    progress: Progress,
+) -> dict[str, Any]:
+    from compressor.evaluation import accuracy
+    from compressor.manager import predict_classes
+    from compressor.training.curves import save_curves
+    from compressor.training.finetuning import new_classifier
+
+    start = new_classifier(model, splits.label_names, seed=seed)
+    context = PassContext(
+        splits=splits,
+        load_original=lambda: start,
+        seed=seed,
+        folder=work,
+        progress=progress.update,
+    )
+    settings.requires(start, context)
+    result = settings.run(start, context)
+    trained = result.model
+    trained.save(files)
+    save_curves(result.history, files)
+    found = {
+        name: accuracy(predict_classes(trained, split) == split.labels).model_dump()
+        for name, split in (("validation", splits.validation), ("test", splits.test))
+    }
+    (files / "finetune.json").write_text(
+        json.dumps({"settings": settings.settings(), "seed": seed, "accuracy": found}, indent=2)
+    )
+    return {"accuracy": found, "metrics": dict(result.metrics)}
+
+
+def _settings(overrides: Sequence[str]) -> Finetune:
+    values: dict[str, Any] = {}
+    for override in overrides:
+        name, _, value = override.partition("=")
+        values[name] = yaml.safe_load(value)
+    try:
+        return Finetune.model_validate(values)
+    except ValidationError as error:
+        problems = []
+        for each in error.errors():
+            name = ".".join(map(str, each["loc"]))
+            guess = nearest(name, Finetune.model_fields)
+            problems.append(
+                Problem(
+                    each["msg"],
+                    where=f"--set {name}",
+                    given=repr(each["input"]),
+                    fix=f"did you mean {guess!r}?" if guess and guess != name else None,
+                )
+            )
+        raise RecipeError(problems, where="the settings of finetune") from error
+
+
+def _publish(source: Path, output: Path) -> None:
+    """Copy the checkpoint to where the user wants it, each file in one step."""
+    output.mkdir(parents=True, exist_ok=True)
+    for path in source.iterdir():
+        temporary = output / f".{path.name}.tmp"
+        shutil.copyfile(path, temporary)
+        os.replace(temporary, output / path.name)

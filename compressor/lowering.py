@@ -1,0 +1,162 @@
+"""From a model in the store to a bundle for one target, or the reason why there is none."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from compressor.model import Model, OnnxModel, TorchModel, load_model, tokenizer_files
+from compressor.store import RunStore, StoredStep
+from targets.base import Precision, Source, Target
+from targets.bundle import SCHEMA_VERSION, Bundle, Manifest, Preprocessing
+from targets.environment import cpu_features
+from targets.errors import MissingLibraryError, TargetError, UnsupportedModelError
+from targets.worker_client import Worker
+
+__all__ = ["Candidate", "lower"]
+
+LOWER_VERSION = 1  # goes up when the same model gives another bundle
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One variant on one target, from before lowering to its bundle.
+
+    Attributes:
+        variant: Name of the variant.
+        kind: Its role; see ``compressor.report.schema.Row``.
+        target: Where it is to run.
+        precision: Number format of its matrix products.
+        status: ``built``, or why there is no bundle.
+        reason: In words, where it is not ``built``, or where it cannot run here.
+        bundle: The bundle's step in the store.
+        runs_here: Whether this machine can run it.
+    """
+
+    variant: str
+    kind: Literal["reference", "baseline", "candidate"]
+    target: Target
+    precision: Precision
+    status: Literal["built", "unavailable", "refused", "failed"]
+    reason: str | None = None
+    bundle: StoredStep | None = None
+    runs_here: bool = False
+
+    @property
+    def key(self) -> str:
+        """Name that is unique within a run and fit for a folder."""
+        parts = [self.variant, self.target.label]
+        if self.kind == "baseline":
+            parts.append(self.precision)
+        return "-".join(parts).replace(" ", "").replace("(", "-").replace(")", "")
+
+
+def lower(
+    variant: str,
+    kind: Literal["reference", "baseline", "candidate"],
+    target: Target,
+    steps: Sequence[StoredStep],
+    *,
+    store: RunStore,
+    hand_over: Path,
+) -> Candidate:
+    """Lower the last model of the form that the target takes.
+
+    Args:
+        variant: Name of the variant.
+        kind: Its role.
+        target: Where to lower to.
+        steps: The variant's steps, the imported checkpoint first.
+        store: Where the bundle is kept.
+        hand_over: Folder for what a target leaves where it cannot build here.
+    """
+    source = next(
+        (step for step in reversed(steps) if step.record.facts.get("form") == target.form), None
+    )
+    precision: Precision = source.record.facts["precision"] if source else "fp32"
+
+    def outcome(status: Any, reason: object, **more: Any) -> Candidate:
+        text = None if reason is None else str(reason)
+        return Candidate(variant, kind, target, precision, status, text, **more)
+
+    if source is None:
+        return outcome("refused", f"no pass leaves a model in {target.form} form")
+    unavailable = target.cannot_lower()
+    if unavailable is not None:
+        left = target.hand_over(
+            _source(load_model(source.folder), source.folder),
+            hand_over / f"{variant}-{target.name}",
+        )
+        return outcome("unavailable", "; ".join([unavailable, *left]))
+    try:
+        bundle = store.step(
+            f"lower:{target.name}",
+            {
+                "model": source.content_hash,
+                "target": target.name,
+                "settings": target.settings(),
+                "versions": target.versions(),
+                "cpu": cpu_features(),
+                "version": LOWER_VERSION,
+            },
+            lambda files, work: _build(target, source, variant, files),
+        )
+    except UnsupportedModelError as error:
+        return outcome("refused", error)
+    except (TargetError, MissingLibraryError) as error:
+        return outcome("failed", error)
+    cannot_run = target.cannot_run()
+    return outcome("built", cannot_run, bundle=bundle, runs_here=cannot_run is None)
+
+
+def _build(target: Target, step: StoredStep, variant: str, files: Path) -> Mapping[str, Any]:
+    model = load_model(step.folder)
+    source = _source(model, step.folder)
+    with Worker() as worker:
+        lowered = worker.lower(target, source, files)
+    for path in tokenizer_files(step.folder):
+        shutil.copyfile(path, files / path.name)
+    bundle = Bundle.create(
+        files,
+        Manifest(
+            schema_version=SCHEMA_VERSION,
+            name=variant,
+            task=model.task,
+            target=target.name,
+            target_settings=target.settings(),
+            precision=source.precision,
+            signature=source.signature,
+            model=lowered.model,
+            options=dict(lowered.options),
+            notes=lowered.notes,
+            labels=model.labels,
+            preprocessing=Preprocessing(max_length=model.max_length, pad_token_id=_pad_token_id(step.folder)),
+            provenance={"model": step.content_hash, "libraries": target.versions()},
+            files={},
+        ),
+    )
+    return {"size_bytes": bundle.size_bytes, "notes": list(lowered.notes)}
+
+
+def _source(model: Model, folder: Path) -> Source:
+    if isinstance(model, OnnxModel):
+        return Source(model.path, model.signature, model.precision, model.ranges)
+    from compressor.tasks import get_task
+
+    return Source(folder, get_task(model.task).signature(model))
+
+
+def _pad_token_id(folder: Path) -> int:
+    """The id that the tokenizer pads with."""
+    import json
+
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+    token = config.get("pad_token")
+    found = tokenizer.token_to_id(token) if isinstance(token, str) else None
+    return 0 if found is None else int(found)

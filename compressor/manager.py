@@ -1,0 +1,235 @@
+"""The pass manager: runs a chain of passes through the store."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from compressor.errors import PassError
+from compressor.passes import Pass, PassContext, PassResult
+from compressor.progress import Progress
+from compressor.store import RunStore, StoredStep
+from targets.environment import library_versions
+from targets.errors import ToolkitError, is_disk_full
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from compressor.data import Split, Splits
+    from compressor.model import Model, TorchModel
+
+__all__ = ["PassManager", "import_checkpoint", "predict_classes"]
+
+IMPORT_VERSION = 1  # goes up when importing a checkpoint gives another result
+
+
+def import_checkpoint(
+    folder: Path,
+    *,
+    task: str,
+    max_length: int | None,
+    store: RunStore,
+    splits: Callable[[], Splits],
+    data_hash: str,
+    progress: Progress,
+) -> StoredStep:
+    """Bring a user's checkpoint into the store, checked and in the form that passes take.
+
+    Raises:
+        CheckpointError: It cannot be used.
+    """
+    from compressor.tasks import get_task
+    from targets.bundle import hash_file
+
+    names = sorted(path for path in folder.glob("*") if path.suffix in (".json", ".safetensors"))
+    inputs = {
+        "files": {path.name: hash_file(path) for path in names},
+        "task": task,
+        "max_length": max_length,
+        "data": data_hash,
+        "version": IMPORT_VERSION,
+        "libraries": library_versions(("torch", "transformers")),
+    }
+
+    def make(files: Path, work: Path) -> dict[str, Any]:
+        model = get_task(task).load_checkpoint(folder, max_length=max_length)
+        model.save(files)
+        return _facts(model, files, {}, (), (), splits())
+
+    progress.start("load the checkpoint")
+    step = store.step("import", inputs, make)
+    progress.finish(str(step.record.facts["architecture"]), cached=step.cached)
+    return step
+
+
+@dataclass(frozen=True)
+class PassManager:
+    """Runs chains of passes; each finished step is kept, and found again by what went into it.
+
+    Attributes:
+        store: Where steps are kept.
+        original: The untouched model.
+        splits: Reads the data; called only when a step has to be made.
+        data_hash: The sha256 of the data.
+        seed: Of every random choice.
+        width_multiple: Widths are rounded to multiples of it.
+        progress: Is told what happens.
+    """
+
+    store: RunStore
+    original: StoredStep
+    splits: Callable[[], Splits]
+    data_hash: str
+    seed: int
+    width_multiple: int
+    progress: Progress
+
+    def run(self, passes: Sequence[Pass]) -> list[StoredStep]:
+        """Run the passes one after the other on the original.
+
+        Raises:
+            PassError: A pass cannot start, failed, or broke its promise; what was finished before
+                it is kept.
+        """
+        steps = []
+        current = self.original
+        for each in passes:
+            current = self._run_one(each, current)
+            steps.append(current)
+        return steps
+
+    def _run_one(self, each: Pass, source: StoredStep) -> StoredStep:
+        def make(files: Path, work: Path) -> Mapping[str, Any]:
+            return self._make(each, source, files, work)
+
+        self.progress.start(each.name)
+        step = self.store.step(f"pass:{each.name}", self._inputs(each, source), make)
+        self.progress.finish(_headline(step), cached=step.cached)
+        return step
+
+    def _inputs(self, each: Pass, source: StoredStep) -> dict[str, Any]:
+        return {
+            "model": source.content_hash,
+            "settings": each.settings(),
+            "version": each.version,
+            "libraries": library_versions(each.libraries),
+            "seed": self.seed,
+            "width_multiple": self.width_multiple,
+            "data": self.data_hash if each.uses_data else None,
+            "original": self.original.content_hash if each.uses_original else None,
+        }
+
+    def _make(
+        self, each: Pass, source: StoredStep, files: Path, work: Path
+    ) -> Mapping[str, Any]:
+        from compressor.model import TorchModel, load_model
+
+        model = load_model(source.folder)
+        context = PassContext(
+            splits=self.splits(),
+            load_original=lambda: TorchModel.load(self.original.folder),
+            seed=self.seed,
+            folder=work,
+            width_multiple=self.width_multiple,
+            progress=self.progress.update,
+        )
+        try:
+            each.requires(model, context)
+            result = each.run(model, context)
+            _check_form(each, result)
+            each.ensures(model, result, context)
+        except (ToolkitError, KeyboardInterrupt, MemoryError):
+            raise
+        except Exception as error:
+            if is_disk_full(error):
+                raise
+            raise PassError(
+                f"the pass {each.name} failed: {type(error).__name__}: {error}",
+                where=each.name,
+                given=each.settings(),
+                fix="run again with --debug to see where; finished steps are kept",
+            ) from error
+        result.model.save(files)
+        return _facts(
+            result.model, files, result.metrics, result.notes, result.history, context.splits
+        )
+
+
+def _check_form(each: Pass, result: PassResult) -> None:
+    if result.model.form != each.produces:
+        raise PassError(
+            f"the pass {each.name} promises a model in {each.produces} form",
+            given=result.model.form,
+            fix="this is a mistake in the pass",
+        )
+
+
+def _facts(
+    model: Model,
+    files: Path,
+    metrics: Mapping[str, float],
+    notes: Sequence[str],
+    history: Sequence[Mapping[str, float]],
+    splits: Splits,
+) -> dict[str, Any]:
+    """What to record of a model that was just saved."""
+    from compressor.architecture import Architecture
+    from compressor.model import TorchModel
+
+    facts: dict[str, Any] = {
+        "metrics": dict(metrics),
+        "notes": list(notes),
+        "history": [dict(entry) for entry in history],
+        "form": model.form,
+        "precision": "fp32" if isinstance(model, TorchModel) else model.precision,
+        "num_parameters": None,
+        "architecture": None,
+        "size_bytes": sum(path.stat().st_size for path in files.rglob("*") if path.is_file()),
+    }
+    if isinstance(model, TorchModel):
+        facts["num_parameters"] = model.num_parameters
+        facts["architecture"] = Architecture.read(files).describe()
+        validation = splits.validation
+        hits = predict_classes(model, validation) == validation.labels
+        facts["metrics"]["validation_accuracy"] = float(hits.mean())
+    return facts
+
+
+def predict_classes(model: TorchModel, split: Split) -> NDArray[np.int64]:
+    """Classes that a torch model predicts for a split, (N,)."""
+    import numpy as np
+    import torch
+
+    from compressor.tasks import get_task
+
+    task = get_task(model.task)
+    rows = task.encode(model, split.texts)
+    order = sorted(range(len(rows)), key=lambda index: len(rows[index]["input_ids"]))
+    predicted = np.zeros(len(rows), dtype=np.int64)
+    with torch.inference_mode():
+        for start in range(0, len(order), 32):
+            chosen = order[start : start + 32]
+            batch = task.collate(model, [rows[index] for index in chosen])
+            feeds = {name: torch.from_numpy(array) for name, array in batch.items()}
+            predicted[chosen] = task.predictions(model.module(**feeds).logits.float().numpy())
+    return predicted
+
+
+def _headline(step: StoredStep) -> str:
+    """One line on what a pass did."""
+    facts = step.record.facts
+    parts = []
+    if facts["architecture"]:
+        parts.append(facts["architecture"])
+    if facts["num_parameters"]:
+        parts.append(f"{facts['num_parameters'] / 1e6:.1f}M parameters")
+    accuracy = facts["metrics"].get("validation_accuracy")
+    if accuracy is not None:
+        parts.append(f"validation {100 * accuracy:.1f}%")
+    if not parts:
+        parts.append(f"{facts['size_bytes'] / 1e6:.1f} MB")
+        parts.extend(facts["notes"][:1])
+    return ", ".join(parts)

@@ -1,0 +1,137 @@
+"""Measure bundles: predictions on the held-out data, and latency side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import load_file, save_file
+
+from compressor.lowering import Candidate
+from compressor.store import RunStore, StoredStep
+from targets.benchmark import BenchmarkCase, BenchmarkSettings, CaseResult, benchmark
+from targets.bundle import Bundle
+from targets.environment import Environment
+from targets.evaluation_pack import EvaluationPack
+from targets.predictor import tokenize
+from targets.worker_client import Worker
+
+if TYPE_CHECKING:
+    from compressor.data import Split, Splits
+
+__all__ = ["SPLITS", "Predictions", "evaluate", "measure_latency"]
+
+SPLITS = ("validation", "test")
+EVALUATE_VERSION = 1
+BENCHMARK_VERSION = 1
+EVALUATION_THREADS = 2
+RESULTS = "latency.json"
+OUTPUTS = "outputs.safetensors"
+
+Predictions = Mapping[str, NDArray[np.generic]]
+"""``<split>`` -> outputs (N, classes) and ``<split>_labels`` -> true classes (N,)."""
+
+
+def evaluate(
+    candidate: Candidate,
+    *,
+    store: RunStore,
+    splits: Callable[[], Splits],
+    data_hash: str,
+    environment: Environment,
+) -> tuple[StoredStep, Predictions]:
+    """Run a bundle on the whole validation and test data, on its own target.
+
+    Raises:
+        TargetError: The target failed.
+    """
+    bundle = candidate.bundle
+    assert bundle is not None
+    opened = Bundle.open(bundle.folder, verify=False)
+
+    def make(files: Path, work: Path) -> dict[str, Any]:
+        arrays: dict[str, NDArray[np.generic]] = {}
+        data = splits()
+        with Worker(threads=EVALUATION_THREADS) as worker:
+            worker.open(bundle.folder)
+            for name in SPLITS:
+                split: Split = getattr(data, name)
+                pack = tokenize(opened, split.texts, split.labels)
+                pack.save(work / f"{name}.safetensors")
+                outputs = worker.predict(work / f"{name}.safetensors")
+                arrays[name] = outputs[opened.manifest.signature.outputs[0].name]
+                arrays[f"{name}_labels"] = split.labels
+        save_file({key: np.ascontiguousarray(value) for key, value in arrays.items()}, files / OUTPUTS)
+        return {"unknown_token_rate": _unknown_rate(opened, work)}
+
+    step = store.step(
+        "evaluate",
+        {
+            "bundle": bundle.content_hash,
+            "data": data_hash,
+            "machine": environment.machine,
+            "version": EVALUATE_VERSION,
+        },
+        make,
+    )
+    return step, load_file(step.folder / OUTPUTS)
+
+
+def measure_latency(
+    candidates: Sequence[Candidate],
+    settings: BenchmarkSettings,
+    *,
+    store: RunStore,
+    environment: Environment,
+    on_progress: Callable[[float, str], None],
+) -> tuple[StoredStep, dict[str, CaseResult]]:
+    """Time all bundles side by side in one go; a cached result is of this machine and these bundles.
+
+    Returns:
+        The step, and a result for each candidate's key.
+    """
+    bundles = {each.key: each.bundle for each in candidates if each.bundle is not None}
+
+    def make(files: Path, work: Path) -> dict[str, Any]:
+        results = benchmark(
+            {key: BenchmarkCase(step.folder) for key, step in bundles.items()},
+            settings,
+            lambda done, total, line: on_progress(done / total, line),
+        )
+        for key, result in results.items():
+            (files / key).mkdir()
+            (files / key / RESULTS).write_text(result.model_dump_json(), encoding="utf-8")
+        return {"environment": Environment.here().model_dump(mode="json")}
+
+    step = store.step(
+        "benchmark",
+        {
+            "bundles": {key: each.content_hash for key, each in bundles.items()},
+            "settings": settings.model_dump(mode="json"),
+            "machine": environment.machine,
+            "version": BENCHMARK_VERSION,
+        },
+        make,
+    )
+    results = {
+        key: CaseResult.model_validate_json((step.folder / key / RESULTS).read_bytes())
+        for key in bundles
+    }
+    return step, results
+
+
+def _unknown_rate(bundle: Bundle, work: Path) -> float:
+    """Share of the test split's tokens that the tokenizer does not know, in [0, 1]."""
+    from tokenizers import Tokenizer
+
+    path = bundle.path(bundle.manifest.preprocessing.tokenizer)
+    model = Tokenizer.from_file(str(path)).model
+    token = getattr(model, "unk_token", None)
+    unknown = None if token is None else model.token_to_id(token)
+    if unknown is None:
+        return 0.0
+    ids = EvaluationPack.load(work / "test.safetensors").inputs["input_ids"]
+    return float((ids == unknown).mean())

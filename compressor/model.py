@@ -1,0 +1,205 @@
+"""The two forms a model has on its way through the passes: torch and ONNX.
+
+Both live on disk as a folder with ``model.json`` beside the weights, so that every step of a run
+can be kept, verified and taken up again.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from compressor.errors import CheckpointError
+from targets.base import Form, Precision
+from targets.signature import Signature
+
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import PreTrainedTokenizerFast
+
+__all__ = ["Model", "OnnxModel", "TorchModel", "load_model", "tokenizer_files"]
+
+ONNX_FILE = "model.onnx"
+_DESCRIPTION = "model.json"
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+
+
+@dataclass(frozen=True)
+class TorchModel:
+    """A fine-tuned torch model and its tokenizer.
+
+    The module is a Hugging Face model in eval mode and float32; layers may have been resized.
+    Passes treat it as frozen: they change a :meth:`clone`.
+
+    Attributes:
+        module: The network.
+        tokenizer: Its tokenizer.
+        task: Name of the task (see ``compressor/tasks/``).
+        max_length: Longest input in tokens; longer text is cut.
+    """
+
+    module: nn.Module
+    tokenizer: PreTrainedTokenizerFast
+    task: str
+    max_length: int
+
+    form: Form = field(default="torch", init=False)
+
+    def clone(self) -> TorchModel:
+        """A copy that shares nothing with this one."""
+        return TorchModel(
+            module=copy.deepcopy(self.module),
+            tokenizer=copy.deepcopy(self.tokenizer),
+            task=self.task,
+            max_length=self.max_length,
+        )
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Class names, in the order of the logits."""
+        names: Mapping[int, str] = self.module.config.id2label  # type: ignore[union-attr,assignment]
+        return tuple(names[index] for index in sorted(names))
+
+    @property
+    def num_parameters(self) -> int:
+        """Number of weights, shared ones counted once."""
+        return sum(parameter.numel() for parameter in self.module.parameters())
+
+    def save(self, folder: Path) -> None:
+        """Write safetensors, config, shape manifest and tokenizer into ``folder``."""
+        from targets.checkpoint import save_module
+
+        folder.mkdir(parents=True, exist_ok=True)
+        save_module(self.module, folder)
+        self.tokenizer.save_pretrained(folder)
+        description = {"form": self.form, "task": self.task, "max_length": self.max_length}
+        (folder / _DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n")
+
+    @classmethod
+    def load(cls, folder: Path) -> TorchModel:
+        """Read what :meth:`save` wrote; the weights come back bit-equal."""
+        from compressor.tasks import get_task
+        from targets.checkpoint import load_module
+
+        description = _read_description(folder)
+        task = get_task(description["task"])
+        return cls(
+            module=load_module(folder, task.name),
+            tokenizer=task.load_tokenizer(folder),
+            task=task.name,
+            max_length=description["max_length"],
+        )
+
+
+@dataclass(frozen=True)
+class OnnxModel:
+    """An ONNX file with what is needed to feed it and read its outputs.
+
+    Attributes:
+        folder: Holds ``model.onnx``, its external data if any, and the tokenizer.
+        signature: Inputs and outputs.
+        precision: Number format of the matrix products.
+        task: Name of the task.
+        labels: Class names, in the order of the logits.
+        max_length: Longest input in tokens.
+        ranges: Free dimension -> (smallest, usual, largest) size.
+    """
+
+    folder: Path
+    signature: Signature
+    precision: Precision
+    task: str
+    labels: tuple[str, ...]
+    max_length: int
+    ranges: Mapping[str, tuple[int, int, int]]
+
+    form: Form = field(default="onnx", init=False)
+
+    @property
+    def path(self) -> Path:
+        """The ONNX file."""
+        return self.folder / ONNX_FILE
+
+    @functools.cached_property
+    def tokenizer(self) -> PreTrainedTokenizerFast:
+        """The tokenizer that lies beside the model."""
+        from compressor.tasks import get_task
+
+        tokenizer: PreTrainedTokenizerFast = get_task(self.task).load_tokenizer(self.folder)
+        return tokenizer
+
+    @property
+    def size_bytes(self) -> int:
+        """Size of the model's files, external data included."""
+        return sum(path.stat().st_size for path in self.folder.glob(ONNX_FILE + "*"))
+
+    def save(self, folder: Path) -> None:
+        """Write the model into ``folder``; files already there are left alone."""
+        folder.mkdir(parents=True, exist_ok=True)
+        if folder.resolve() != self.folder.resolve():
+            for path in self.folder.glob(ONNX_FILE + "*"):
+                shutil.copyfile(path, folder / path.name)
+            for path in tokenizer_files(self.folder):
+                shutil.copyfile(path, folder / path.name)
+        description = {
+            "form": self.form,
+            "task": self.task,
+            "max_length": self.max_length,
+            "precision": self.precision,
+            "labels": list(self.labels),
+            "signature": self.signature.model_dump(mode="json"),
+            "ranges": {name: list(sizes) for name, sizes in self.ranges.items()},
+        }
+        (folder / _DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n")
+
+    @classmethod
+    def load(cls, folder: Path) -> OnnxModel:
+        """Read what :meth:`save` wrote."""
+        description = _read_description(folder)
+        return cls(
+            folder=folder,
+            signature=Signature.model_validate(description["signature"]),
+            precision=description["precision"],
+            task=description["task"],
+            labels=tuple(description["labels"]),
+            max_length=description["max_length"],
+            ranges={name: tuple(sizes) for name, sizes in description["ranges"].items()},
+        )
+
+
+Model = TorchModel | OnnxModel
+
+
+def load_model(folder: Path) -> Model:
+    """Load a model of either form from its folder.
+
+    Raises:
+        CheckpointError: The folder does not hold a model of the toolkit.
+    """
+    form = _read_description(folder)["form"]
+    return TorchModel.load(folder) if form == "torch" else OnnxModel.load(folder)
+
+
+def tokenizer_files(folder: Path) -> list[Path]:
+    """The tokenizer's files in a model folder."""
+    return [folder / name for name in _TOKENIZER_FILES if (folder / name).is_file()]
+
+
+def _read_description(folder: Path) -> dict[str, Any]:
+    path = folder / _DESCRIPTION
+    try:
+        description: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            "the folder does not hold a model that a pass wrote",
+            where=path,
+            given=error,
+            fix="pass the original checkpoint folder, or run the recipe again",
+        ) from error
+    return description

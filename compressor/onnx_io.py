@@ -1,0 +1,201 @@
+"""Load, save and look into ONNX models; the one place that knows protobuf's limit of 2 GB."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import numpy_helper
+from onnx.external_data_helper import uses_external_data
+
+from compressor.errors import CheckpointError
+
+__all__ = [
+    "DATA_SUFFIX",
+    "Graph",
+    "copy_model",
+    "load_model",
+    "node_types",
+    "prune_unused",
+    "save_model",
+    "set_opset",
+    "weights_size_bytes",
+]
+
+DATA_SUFFIX = ".data"
+"""Weights of a model above the limit lie in a file of the model's name with this behind it."""
+
+SINGLE_FILE_LIMIT_BYTES = 1_800_000_000
+"""Protobuf refuses messages of 2 GiB; this leaves room for the graph and for rewriting it."""
+
+
+def load_model(path: Path) -> onnx.ModelProto:
+    """Load a model with its external weights.
+
+    Raises:
+        CheckpointError: The file is absent or is no ONNX model.
+    """
+    try:
+        return onnx.load(path)
+    except Exception as error:  # protobuf's DecodeError has no public, stable home
+        raise CheckpointError(
+            "this is not an ONNX model that can be read",
+            where=path,
+            given=error,
+            fix="export the model again",
+        ) from error
+
+
+def save_model(
+    model: onnx.ModelProto, path: Path, *, single_file_limit_bytes: int = SINGLE_FILE_LIMIT_BYTES
+) -> None:
+    """Save a model: one file, or above the limit a second one with the weights beside it.
+
+    Args:
+        model: The model; stays as it is.
+        path: Where to write the graph. The weights go to ``path`` + ``.data``.
+        single_file_limit_bytes: Weights above this many bytes go to a file of their own.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    data = path.with_name(path.name + DATA_SUFFIX)
+    data.unlink(missing_ok=True)  # onnx appends to a file that is there
+    if weights_size_bytes(model) <= single_file_limit_bytes:
+        onnx.save(model, path)
+        return
+    # Saving moves the weights of the object that is passed out of it: put them back afterwards.
+    onnx.save(model, path, save_as_external_data=True, location=data.name, size_threshold=1024)
+    onnx.external_data_helper.load_external_data_for_model(model, str(path.parent))
+
+
+def weights_size_bytes(model: onnx.ModelProto) -> int:
+    """Size of all initializers of the main graph."""
+    total = 0
+    for tensor in model.graph.initializer:
+        if tensor.raw_data:
+            total += len(tensor.raw_data)
+        elif not uses_external_data(tensor):
+            total += numpy_helper.to_array(tensor).nbytes
+    return total
+
+
+def copy_model(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy that shares nothing with the original."""
+    copied = onnx.ModelProto()
+    copied.CopyFrom(model)
+    return copied
+
+
+def node_types(model: onnx.ModelProto) -> Counter[str]:
+    """How often each operator occurs in the main graph."""
+    return Counter(node.op_type for node in model.graph.node)
+
+
+def set_opset(model: onnx.ModelProto, version: int) -> onnx.ModelProto:
+    """A model of at least this opset; the same object when it is one already."""
+    current = next(each.version for each in model.opset_import if each.domain in ("", "ai.onnx"))
+    if current >= version:
+        return model
+    return onnx.version_converter.convert_version(model, version)
+
+
+@dataclass
+class Graph:
+    """Look-up tables over a model's main graph, and the ways in which passes change it.
+
+    Attributes:
+        model: The model that is being changed.
+    """
+
+    model: onnx.ModelProto
+    initializers: dict[str, onnx.TensorProto] = field(init=False)
+    producers: dict[str, onnx.NodeProto] = field(init=False)
+    consumers: dict[str, list[onnx.NodeProto]] = field(init=False)
+
+    def __post_init__(self) -> None:
+        graph = self.model.graph
+        self.initializers = {tensor.name: tensor for tensor in graph.initializer}
+        self.producers = {name: node for node in graph.node for name in node.output}
+        self.consumers = defaultdict(list)
+        for node in graph.node:
+            for name in node.input:
+                self.consumers[name].append(node)
+        self._names = (
+            set(self.initializers)
+            | set(self.producers)
+            | {value.name for value in (*graph.input, *graph.output)}
+            | {node.name for node in graph.node}
+        )
+
+    def is_weight(self, name: str, *, rank: int | None = None) -> bool:
+        """Whether ``name`` is a float32 initializer (of that rank)."""
+        tensor = self.initializers.get(name)
+        if tensor is None or tensor.data_type != onnx.TensorProto.FLOAT:
+            return False
+        return rank is None or len(tensor.dims) == rank
+
+    def weight(self, name: str) -> NDArray[np.float32]:
+        """Value of a float32 initializer."""
+        return np.asarray(numpy_helper.to_array(self.initializers[name]), dtype=np.float32)
+
+    def is_linear(self, node: onnx.NodeProto) -> bool:
+        """Whether a node is a ``MatMul`` with a constant (K, N) matrix on its right."""
+        return node.op_type == "MatMul" and self.is_weight(node.input[1], rank=2)
+
+    def new_name(self, wanted: str) -> str:
+        """A name that no value and no node of the graph has."""
+        name, number = wanted, 1
+        while name in self._names:
+            number += 1
+            name = f"{wanted}_{number}"
+        self._names.add(name)
+        return name
+
+    def add_initializer(self, wanted: str, array: NDArray[np.generic]) -> str:
+        """Add a constant; returns its name."""
+        name = self.new_name(wanted)
+        tensor = numpy_helper.from_array(np.ascontiguousarray(array), name)
+        self.model.graph.initializer.append(tensor)
+        self.initializers[name] = self.model.graph.initializer[-1]
+        return name
+
+    def replace_nodes(self, nodes: list[onnx.NodeProto]) -> None:
+        """Put these nodes, in topological order, in the place of all nodes; drop what is unused."""
+        copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
+        del self.model.graph.node[:]
+        self.model.graph.node.extend(copies)
+        prune_unused(self.model)
+
+
+def prune_unused(model: onnx.ModelProto) -> None:
+    """Remove initializers that nothing reads, and type information of values that are gone."""
+    graph = model.graph
+    read = {name for node in graph.node for name in _all_inputs(node)}
+    read |= {value.name for value in graph.output}
+    made = {name for node in graph.node for name in node.output}
+    _keep(graph.initializer, [each for each in graph.initializer if each.name in read])
+    _keep(graph.value_info, [each for each in graph.value_info if each.name in made])
+
+
+def _keep(field: Any, kept: Sequence[Any]) -> None:
+    """Set a repeated protobuf field, whose type has no public name, to some of its entries."""
+    if len(kept) == len(field):
+        return
+    copies = [type(each).FromString(each.SerializeToString()) for each in kept]
+    del field[:]
+    field.extend(copies)
+
+
+def _all_inputs(node: onnx.NodeProto) -> set[str]:
+    """Inputs of a node and of the subgraphs in its attributes."""
+    names = set(node.input)
+    for attribute in node.attribute:
+        for graph in (attribute.g, *attribute.graphs):
+            for inner in graph.node:
+                names |= _all_inputs(inner)
+    return names

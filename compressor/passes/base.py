@@ -1,0 +1,115 @@
+"""What every pass offers, and what it gets and gives."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from targets.base import Form
+from targets.discovery import Component
+
+if TYPE_CHECKING:
+    from compressor.architecture import Architecture
+    from compressor.data import Splits
+    from compressor.model import Model, TorchModel
+
+__all__ = ["Pass", "PassContext", "PassResult"]
+
+
+@dataclass(frozen=True)
+class PassContext:
+    """What a pass may use beside the model.
+
+    Attributes:
+        splits: Training and validation data. The test split is not in it: passes never see it.
+        load_original: Loads the untouched model that the run began with: the teacher.
+        seed: Of every random choice.
+        folder: For files that must outlive an interruption, such as training checkpoints. It is
+            the same folder when an interrupted pass runs again, and goes when the pass is done.
+        width_multiple: Widths are rounded to multiples of this, which the targets run best.
+        progress: Called with (fraction done in [0, 1], one short line).
+    """
+
+    splits: Splits
+    load_original: Callable[[], TorchModel]
+    seed: int
+    folder: Path
+    width_multiple: int = 8
+    progress: Callable[[float, str], None] = lambda fraction, line: None
+
+
+@dataclass(frozen=True)
+class PassResult:
+    """What a pass made.
+
+    Attributes:
+        model: The new model.
+        metrics: What the pass measured about itself, with the unit in the name.
+        notes: One line each, for people: what was rounded, skipped, or left as it was.
+        history: One entry a logging step of training: step, epoch, loss, learning_rate, and
+            validation_accuracy where it was evaluated.
+    """
+
+    model: Model
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    history: tuple[Mapping[str, float], ...] = ()
+
+
+class Pass(Component, ABC):
+    """One step from model to model. Subclasses live in one file each in ``compressor/passes/``.
+
+    A pass is a frozen value: its fields are its settings. It never changes the model it is given.
+    Everything heavy is imported inside the methods: naming a pass costs nothing.
+    """
+
+    consumes: ClassVar[Form]
+    """The form of model it takes."""
+
+    produces: ClassVar[Form]
+    """The form of model it gives."""
+
+    paper: ClassVar[str]
+    """The publication that describes the method, or what the pass is when there is none."""
+
+    version: ClassVar[int] = 1
+    """Goes up when the same settings give another result: cached steps become stale."""
+
+    libraries: ClassVar[tuple[str, ...]] = ("torch", "transformers")
+    """Distributions whose version changes the result."""
+
+    uses_data: ClassVar[bool] = True
+    """Whether the result depends on the training or validation data."""
+
+    uses_original: ClassVar[bool] = False
+    """Whether the result depends on the untouched model."""
+
+    def plan(self, architecture: Architecture) -> Architecture:
+        """What the model will look like afterwards; loads no weights.
+
+        Raises:
+            PassError: The settings do not fit the architecture, such as a ratio that would leave
+                no head.
+        """
+        return architecture
+
+    def requires(self, model: Model, context: PassContext) -> None:  # noqa: B027
+        """Check the model and the data before any work.
+
+        Raises:
+            PassError: Names every offender.
+        """
+
+    @abstractmethod
+    def run(self, model: Any, context: PassContext) -> PassResult:
+        """Do the work. ``model`` is of the form that the pass consumes, and stays untouched."""
+
+    def ensures(self, model: Model, result: PassResult, context: PassContext) -> None:  # noqa: B027
+        """Check what the pass promises about its result.
+
+        Raises:
+            PassError: The promise was broken.
+        """

@@ -1,0 +1,122 @@
+"""Distill: train a student to do as the untouched original does."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, ClassVar, Self
+
+from pydantic import Field, model_validator
+
+from compressor.errors import PassError
+from compressor.passes.base import Pass, PassContext, PassResult
+from compressor.training.settings import DistillSettings
+from targets.base import Form
+
+if TYPE_CHECKING:
+    from compressor.architecture import Architecture
+    from compressor.model import TorchModel
+
+__all__ = ["Distill"]
+
+
+class Distill(Pass, DistillSettings):
+    """Train a student to do as the untouched original does.
+
+    With ``num_layers`` or ``layers`` the student is the incoming model with those layers only.
+    Without, it is the incoming model as it stands, which wins back what pruning cost.
+    """
+
+    name: ClassVar[str] = "distill"
+    consumes: ClassVar[Form] = "torch"
+    produces: ClassVar[Form] = "torch"
+    paper: ClassVar[str] = (
+        "Hinton et al., Distilling the Knowledge in a Neural Network, 2015; Jiao et al., TinyBERT, "
+        "2020; Wang et al., MiniLMv2, 2021"
+    )
+    libraries: ClassVar[tuple[str, ...]] = ("torch", "transformers", "accelerate")
+    uses_original: ClassVar[bool] = True
+
+    num_layers: int | None = Field(default=None, ge=1)
+    """Layers of the student, spread evenly over the incoming model's; null keeps all."""
+    layers: tuple[int, ...] | None = None
+    """Which layers of the incoming model the student keeps, from 0, instead of ``num_layers``."""
+    layer_map: tuple[tuple[int, int], ...] | None = None
+    """Pairs (student layer, original's layer) to compare, from 0; null derives them: a student
+    layer learns from the layer it was, or, where layers were dropped before, from an even
+    spread."""
+
+    @model_validator(mode="after")
+    def _settings_have_effect(self) -> Self:
+        if self.num_layers is not None and self.layers is not None:
+            raise ValueError("num_layers and layers exclude each other; give one of them")
+        if self.layer_map is not None and not self.hidden_weight and not self.relation_weight:
+            raise ValueError(
+                "layer_map has no effect while hidden_weight and relation_weight are 0"
+            )
+        if not (
+            self.logits_weight or self.labels_weight or self.hidden_weight or self.relation_weight
+        ):
+            raise ValueError("all weights of the loss are 0; give one of them")
+        return self
+
+    def plan(self, architecture: Architecture) -> Architecture:
+        """The layers that the student keeps.
+
+        Raises:
+            PassError: The model does not have them.
+        """
+        keep = self._kept_layers(len(architecture.layers))
+        return replace(architecture, layers=tuple(architecture.layers[layer] for layer in keep))
+
+    def run(self, model: TorchModel, context: PassContext) -> PassResult:
+        """Train a copy of the model, or of some of its layers.
+
+        Raises:
+            PassError: The student does not fit the original, the loss became NaN or infinite, or
+                the disk is full.
+        """
+        from compressor.pruning.layers import select_layers
+        from compressor.training.distillation import distill
+        from targets.encoder import encoder_layers
+
+        num_layers = len(encoder_layers(model.module))
+        teacher = context.load_original()
+        notes: tuple[str, ...] = ()
+        layer_map = self.layer_map
+        student = model
+        if self.num_layers is not None or self.layers is not None:
+            keep = self._kept_layers(num_layers)
+            student = replace(model, module=select_layers(model.module, keep))
+            if layer_map is None and num_layers == len(encoder_layers(teacher.module)):
+                layer_map = tuple(enumerate(keep))
+            notes = (f"the student keeps layers {', '.join(map(str, keep))} of {num_layers}",)
+        result = distill(
+            student,
+            teacher,
+            context.splits,
+            self,
+            layer_map=layer_map,
+            seed=context.seed,
+            folder=context.folder,
+            progress=context.progress,
+        )
+        return PassResult(
+            model=result.model, metrics=result.metrics, notes=notes, history=result.history
+        )
+
+    def _kept_layers(self, num_layers: int) -> tuple[int, ...]:
+        from compressor.pruning.layers import check_layers, spread_layers
+
+        if self.layers is not None:
+            check_layers(self.layers, num_layers)
+            return self.layers
+        if self.num_layers is None:
+            return tuple(range(num_layers))
+        if self.num_layers > num_layers:
+            raise PassError(
+                "the student cannot have more layers than the model it comes from",
+                where="pass distill, num_layers",
+                given=f"{self.num_layers} of {num_layers}",
+                fix=f"set num_layers to at most {num_layers}",
+            )
+        return spread_layers(self.num_layers, num_layers)

@@ -1,0 +1,168 @@
+"""Remove whole layers of an encoder."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, ClassVar, Literal, Self
+
+from pydantic import Field, model_validator
+
+from compressor.architecture import Architecture
+from compressor.errors import PassError
+from compressor.passes.base import Pass, PassContext, PassResult
+from compressor.pruning.layers import check_layers, first_layers, select_layers, spread_layers
+from targets.base import Form
+
+if TYPE_CHECKING:
+    from compressor.model import Model, TorchModel
+
+__all__ = ["DropLayers"]
+
+_BATCH_SIZE = 32
+
+
+class DropLayers(Pass):
+    """Keep some layers of the encoder and drop the others."""
+
+    name: ClassVar[str] = "drop_layers"
+    consumes: ClassVar[Form] = "torch"
+    produces: ClassVar[Form] = "torch"
+    paper: ClassVar[str] = (
+        "Sajjad et al., On the Effect of Dropping Layers of Pre-trained Transformer Models, "
+        "Computer Speech & Language 2023 (arXiv 2004.03844)"
+    )
+
+    num_layers: int | None = Field(default=None, ge=1)
+    """How many layers to keep; `strategy` says which."""
+    keep: tuple[int, ...] | None = Field(default=None, min_length=1)
+    """Which layers to keep, from 0, in ascending order."""
+    strategy: Literal["spread", "first", "importance"] = "spread"
+    """Evenly spread with the last among them, the lowest ones, or those whose removal raises the
+    loss on validation data the most."""
+    examples: int = Field(default=256, ge=8)
+    """Validation rows on which the strategy "importance" measures the loss."""
+
+    @model_validator(mode="after")
+    def _check_effect(self) -> Self:
+        """Require exactly one way to choose, and no setting without effect."""
+        if (self.num_layers is None) == (self.keep is None):
+            raise ValueError("set num_layers or keep, not " + ("both" if self.keep else "neither"))
+        if self.keep is not None and self.strategy != "spread":
+            raise ValueError("strategy has no effect where keep names the layers")
+        usual = type(self).model_fields["examples"].default
+        if self.strategy != "importance" and self.examples != usual:
+            raise ValueError(f"examples has no effect with strategy {self.strategy}")
+        return self
+
+    def plan(self, architecture: Architecture) -> Architecture:
+        """See the base class. With strategy "importance" layers of unlike sizes may differ."""
+        num_layers = len(architecture.layers)
+        self._check_count(num_layers)
+        keep = self._chosen(num_layers) or spread_layers(self.num_layers or 1, num_layers)
+        return replace(architecture, layers=tuple(architecture.layers[layer] for layer in keep))
+
+    def requires(self, model: Model, context: PassContext) -> None:
+        """See the base class."""
+        from targets.encoder import encoder_layers
+
+        module = model.module  # type: ignore[union-attr]
+        layers = encoder_layers(module)
+        if not layers:
+            raise PassError(
+                "the model is no BERT-like encoder: its layers were not found",
+                where=type(module).__name__,
+                fix="leave the pass out",
+            )
+        self._check_count(len(layers))
+
+    def run(self, model: TorchModel, context: PassContext) -> PassResult:
+        """See the base class."""
+        from targets.encoder import encoder_layers
+
+        num_layers = len(encoder_layers(model.module))
+        metrics: dict[str, float] = {}
+        keep = self._chosen(num_layers)
+        if keep is None:
+            keep, metrics = self._by_importance(model, num_layers, context)
+        dropped = [layer for layer in range(num_layers) if layer not in keep]
+        pruned = replace(model, module=select_layers(model.module, keep))
+        metrics["num_parameters_before"] = model.num_parameters
+        metrics["num_parameters_after"] = pruned.num_parameters
+        metrics["num_layers_before"] = num_layers
+        metrics["num_layers_after"] = len(keep)
+        kept = ", ".join(map(str, keep))
+        note = f"kept layers {kept} of {num_layers}, dropped {', '.join(map(str, dropped))}"
+        return PassResult(model=pruned, metrics=metrics, notes=(note,))
+
+    def ensures(self, model: Model, result: PassResult, context: PassContext) -> None:
+        """See the base class."""
+        from compressor.pruning.prune import check_finite
+        from targets.encoder import encoder_layers
+
+        found = len(encoder_layers(result.model.module))  # type: ignore[union-attr]
+        expected = self.num_layers or len(self.keep or ())
+        if found != expected:
+            raise PassError(
+                "the model does not have the planned number of layers",
+                where=self.name,
+                given=f"{found} instead of {expected}",
+                fix="leave the pass out, or report this model",
+            )
+        check_finite(result.model, context.splits.validation, self.name)  # type: ignore[arg-type]
+
+    def _check_count(self, num_layers: int) -> None:
+        """Check that the settings fit the model and drop something.
+
+        Raises:
+            PassError: They do not.
+        """
+        if self.keep is not None:
+            check_layers(self.keep, num_layers)
+        count = self.num_layers or len(self.keep or ())
+        if count >= num_layers:
+            raise PassError(
+                f"the model has {num_layers} layers: nothing would be dropped",
+                where=self.name,
+                given=f"{count} layers to keep",
+                fix=f"keep at most {num_layers - 1}, or leave the pass out"
+                if num_layers > 1
+                else "leave the pass out",
+            )
+
+    def _chosen(self, num_layers: int) -> tuple[int, ...] | None:
+        """The layers to keep, or None where they have to be measured."""
+        if self.keep is not None:
+            return self.keep
+        count = self.num_layers or 1
+        if self.strategy == "importance":
+            return None
+        return (
+            spread_layers(count, num_layers) if self.strategy == "spread" else first_layers(count)
+        )
+
+    def _by_importance(
+        self, model: TorchModel, num_layers: int, context: PassContext
+    ) -> tuple[tuple[int, ...], dict[str, float]]:
+        """Drop, one at a time, the layer whose absence raises the loss least."""
+        from compressor.pruning.prune import mean_loss, sample_batches
+
+        batches = sample_batches(
+            model,
+            context.splits.validation,
+            num_rows=self.examples,
+            batch_size=_BATCH_SIZE,
+            seed=context.seed,
+        )
+        keep = tuple(range(num_layers))
+        metrics = {"loss_before_nats": mean_loss(model, batches)}
+        num_drops = num_layers - (self.num_layers or 1)
+        for drop in range(num_drops):
+            losses = {}
+            for layer in keep:
+                rest = tuple(each for each in keep if each != layer)
+                trial = replace(model, module=select_layers(model.module, rest))
+                losses[rest] = mean_loss(trial, batches)
+            keep = min(losses, key=lambda rest: losses[rest])
+            metrics["loss_after_nats"] = losses[keep]
+            context.progress((drop + 1) / num_drops, f"{len(keep)} layers left")
+        return keep, metrics

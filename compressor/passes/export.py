@@ -1,0 +1,174 @@
+"""Write the model as ONNX, the one form that every target reads."""
+
+from __future__ import annotations
+
+import copy
+from typing import ClassVar
+
+from pydantic import Field
+
+from compressor.errors import PassError
+from compressor.model import Model, OnnxModel, TorchModel, tokenizer_files
+from compressor.passes.base import Pass, PassContext, PassResult
+from targets.base import Form
+
+__all__ = ["Export"]
+
+
+class Export(Pass):
+    """Export to ONNX with free batch and sequence, and prove that it computes the same."""
+
+    name: ClassVar[str] = "export"
+    consumes: ClassVar[Form] = "torch"
+    produces: ClassVar[Form] = "onnx"
+    paper: ClassVar[str] = "no paper: torch.export and the ONNX exporter of PyTorch"
+    libraries: ClassVar[tuple[str, ...]] = (
+        "torch",
+        "transformers",
+        "onnx",
+        "onnx-ir",
+        "onnxscript",
+        "onnxruntime",
+    )
+
+    max_batch: int = Field(default=32, ge=1)
+    """Largest batch that targets prepare for. Those that compile for a range refuse larger ones."""
+    usual_batch: int = Field(default=1, ge=1)
+    """Batch that such targets are tuned for."""
+    usual_length: int | None = Field(default=None, ge=1)
+    """Length in tokens that such targets are tuned for; the default is the data's median."""
+    tolerance: float = Field(default=1e-4, gt=0)
+    """Largest difference from torch allowed, as a part of the largest output or of 1."""
+    opset: int = Field(default=21, ge=20, le=22)
+    """Version of the ONNX operators. Older runtimes need lower ones."""
+    single_file_limit_bytes: int = Field(default=1_800_000_000, ge=0, le=1_900_000_000)
+    """Weights above this many bytes go to a file beside the graph: one file cannot pass 2 GB."""
+
+    def requires(self, model: Model, context: PassContext) -> None:
+        """See the base class."""
+        if self.usual_batch > self.max_batch:
+            raise PassError(
+                "usual_batch is larger than max_batch",
+                where=self.name,
+                given=f"{self.usual_batch} > {self.max_batch}",
+                fix="raise max_batch or lower usual_batch",
+            )
+        if self.usual_length is not None and self.usual_length > model.max_length:
+            raise PassError(
+                "usual_length is larger than the model's longest input",
+                where=self.name,
+                given=f"{self.usual_length} > {model.max_length} tokens",
+                fix="lower usual_length or raise data.max_length",
+            )
+
+    def run(self, model: TorchModel, context: PassContext) -> PassResult:
+        """See the base class."""
+        from compressor.export import export_onnx
+        from compressor.parity import measure_parity
+        from compressor.tasks import get_task
+
+        signature = get_task(model.task).signature(model)
+        folder = context.folder / "onnx"
+        exported = OnnxModel(
+            folder=folder,
+            signature=signature,
+            precision="fp32",
+            task=model.task,
+            labels=model.labels,
+            max_length=model.max_length,
+            ranges={
+                "batch": (1, self.usual_batch, self.max_batch),
+                "sequence": (1, self._usual_length(model, context), model.max_length),
+            },
+        )
+        context.progress(0.0, "tracing the model")
+        export_onnx(
+            model,
+            signature,
+            exported.path,
+            opset=self.opset,
+            single_file_limit_bytes=self.single_file_limit_bytes,
+        )
+        _save_tokenizer(model, exported)
+        context.progress(0.8, "comparing the ONNX model with torch")
+        parity = measure_parity(model, exported.path, context.splits.validation.texts)
+        return PassResult(
+            model=exported,
+            metrics={
+                "max_abs_difference": parity.max_abs_difference,
+                "max_relative_difference": parity.max_relative_difference,
+                "num_nodes": float(_num_nodes(exported)),
+                "size_bytes": float(exported.size_bytes),
+            },
+            notes=(
+                f"{parity.num_batches} batches compared with torch; "
+                f"largest difference in {parity.worst_case}",
+            ),
+        )
+
+    def ensures(self, model: Model, result: PassResult, context: PassContext) -> None:
+        """See the base class."""
+        from compressor.parity import measure_parity
+
+        assert isinstance(model, TorchModel)
+        assert isinstance(result.model, OnnxModel)
+        difference = result.metrics["max_relative_difference"]
+        if not difference <= self.tolerance:
+            parity = measure_parity(model, result.model.path, context.splits.validation.texts)
+            raise PassError(
+                "the ONNX model does not compute what the torch model computes",
+                where=parity.worst_case,
+                given=f"outputs differ by {difference:.2g} of the largest output, "
+                f"{result.metrics['max_abs_difference']:.2g} in all",
+                fix=f"report the model, or allow it with tolerance above {self.tolerance:g}",
+            )
+        _check_interface(result.model)
+
+    def _usual_length(self, model: TorchModel, context: PassContext) -> int:
+        from compressor.tasks import get_task
+
+        if self.usual_length is not None:
+            return self.usual_length
+        rows = get_task(model.task).encode(model, context.splits.validation.texts)
+        lengths = sorted(len(row["input_ids"]) for row in rows)
+        return lengths[len(lengths) // 2]
+
+
+def _save_tokenizer(model: TorchModel, exported: OnnxModel) -> None:
+    """Save the tokenizer without what its last call left in it: padding and truncation."""
+    tokenizer = copy.deepcopy(model.tokenizer)
+    tokenizer.backend_tokenizer.no_padding()
+    tokenizer.backend_tokenizer.no_truncation()
+    tokenizer.save_pretrained(exported.folder)
+    assert tokenizer_files(exported.folder)
+
+
+def _num_nodes(exported: OnnxModel) -> int:
+    import onnx
+
+    return len(onnx.load(exported.path, load_external_data=False).graph.node)
+
+
+def _check_interface(exported: OnnxModel) -> None:
+    """Compare the file's inputs and outputs with the signature."""
+    import onnx
+
+    graph = onnx.load(exported.path, load_external_data=False).graph
+    for specs, values in (
+        (exported.signature.inputs, graph.input),
+        (exported.signature.outputs, graph.output),
+    ):
+        wanted = {spec.name: spec.shape for spec in specs}
+        found = {
+            value.name: tuple(
+                dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim
+            )
+            for value in values
+        }
+        if wanted != found:
+            raise PassError(
+                "the ONNX model has other inputs or outputs than the task",
+                where=exported.path,
+                given=found,
+                fix=f"the task wants {wanted}; report the model",
+            )

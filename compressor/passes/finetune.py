@@ -1,0 +1,60 @@
+"""Finetune: train the model on the labels of the training data."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+from compressor.errors import PassError
+from compressor.passes.base import Pass, PassContext, PassResult
+from compressor.training.settings import FinetuneSettings
+from targets.base import Form
+
+if TYPE_CHECKING:
+    from compressor.model import Model, TorchModel
+
+__all__ = ["Finetune"]
+
+
+class Finetune(Pass, FinetuneSettings):
+    """Train the model on the labels of the training data."""
+
+    name: ClassVar[str] = "finetune"
+    consumes: ClassVar[Form] = "torch"
+    produces: ClassVar[Form] = "torch"
+    paper: ClassVar[str] = (
+        "Devlin et al., BERT: Pre-training of Deep Bidirectional Transformers for Language "
+        "Understanding, 2019, section 4"
+    )
+    libraries: ClassVar[tuple[str, ...]] = ("torch", "transformers", "accelerate")
+
+    def requires(self, model: Model, context: PassContext) -> None:
+        """Check that model and data have the same classes.
+
+        Raises:
+            PassError: They do not.
+        """
+        if len(model.labels) != len(context.splits.label_names):
+            raise PassError(
+                "the model and the data do not have the same number of classes",
+                where="pass finetune",
+                given=f"model {len(model.labels)}, data {len(context.splits.label_names)}",
+                fix="give the model a fresh head: compressor finetune",
+            )
+
+    def run(self, model: TorchModel, context: PassContext) -> PassResult:
+        """Train a copy of the model.
+
+        Raises:
+            PassError: The loss became NaN or infinite, or the disk is full.
+        """
+        from compressor.training.finetuning import finetune
+
+        result = finetune(
+            model,
+            context.splits,
+            self,
+            seed=context.seed,
+            folder=context.folder,
+            progress=context.progress,
+        )
+        return PassResult(model=result.model, metrics=result.metrics, history=result.history)

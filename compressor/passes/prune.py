@@ -1,0 +1,253 @@
+"""Remove the least important attention heads, feed-forward neurons and hidden units."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+
+from pydantic import Field, model_validator
+
+from compressor.architecture import Architecture
+from compressor.errors import PassError
+from compressor.passes.base import Pass, PassContext, PassResult
+from compressor.pruning.planning import Ratios, plan_sizes
+from compressor.training.settings import DistillSettings
+from targets.base import Form
+
+if TYPE_CHECKING:
+    from compressor.model import Model, TorchModel
+    from compressor.pruning.gradual import StepResult
+
+__all__ = ["Prune"]
+
+_USUAL_MULTIPLE = 8  # what most targets run best; a run rounds to what its own targets say
+_SCORING_SHARE = 0.1  # of a step's time, where training follows
+
+
+class Prune(Pass):
+    """Remove whole attention heads, feed-forward neurons and hidden units."""
+
+    name: ClassVar[str] = "prune"
+    consumes: ClassVar[Form] = "torch"
+    produces: ClassVar[Form] = "torch"
+    paper: ClassVar[str] = (
+        "Molchanov et al., Importance Estimation for Neural Network Pruning, CVPR 2019 "
+        "(arXiv 1906.10771); Michel et al., Are Sixteen Heads Really Better than One?, "
+        "NeurIPS 2019 (arXiv 1905.10650)"
+    )
+    libraries: ClassVar[tuple[str, ...]] = ("torch", "transformers", "torch-pruning")
+    uses_original: ClassVar[bool] = True
+
+    ratio: float | None = Field(default=None, gt=0, lt=1)
+    """Share of the heads and of the feed-forward neurons to remove, where `heads` and `ffn` do not
+    say otherwise."""
+    heads: float | None = Field(default=None, ge=0, lt=1)
+    """Share of the attention heads to remove."""
+    ffn: float | None = Field(default=None, ge=0, lt=1)
+    """Share of the feed-forward neurons to remove."""
+    hidden: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the residual stream to remove: costs the most accuracy for each weight."""
+    importance: Literal["taylor", "magnitude", "random"] = "taylor"
+    """How units are scored: by the change of the loss on training data, by the size of their
+    weights, or at random (a control)."""
+    scope: Literal["layer", "global"] = "layer"
+    """Whether each layer loses the same share, or all layers compete and may end up different."""
+    steps: int = Field(default=1, ge=1, le=100)
+    """Number of cuts on the way to the ratios; each scores anew and takes the same share of what is
+    left."""
+    recovery: DistillSettings | None = None
+    """Distillation from the untouched model after each cut."""
+    examples: int = Field(default=512, ge=8)
+    """Training rows that Taylor importance looks at."""
+
+    @model_validator(mode="after")
+    def _check_effect(self) -> Self:
+        """Refuse settings that together do nothing, or of which one does nothing."""
+        if self.ratio is not None and self.heads is not None and self.ffn is not None:
+            raise ValueError("ratio has no effect where both heads and ffn are set: drop one")
+        ratios = self.ratios
+        if ratios == Ratios(0.0, 0.0, 0.0):
+            raise ValueError("nothing to prune: set ratio, or heads, ffn or hidden, above 0")
+        if (
+            self.importance != "taylor"
+            and self.examples != type(self).model_fields["examples"].default
+        ):
+            raise ValueError(f"examples has no effect with importance {self.importance}")
+        return self
+
+    @property
+    def ratios(self) -> Ratios:
+        """The shares to remove, with the shorthand ``ratio`` written out."""
+        usual = self.ratio or 0.0
+        return Ratios(
+            heads=usual if self.heads is None else self.heads,
+            ffn=usual if self.ffn is None else self.ffn,
+            hidden=self.hidden,
+        )
+
+    def plan(self, architecture: Architecture) -> Architecture:
+        """See the base class. With scope "global" the layers will differ; the totals hold."""
+        return self._sizes(architecture, self.ratios, _USUAL_MULTIPLE)
+
+    def requires(self, model: Model, context: PassContext) -> None:
+        """See the base class."""
+        self._sizes(_measure(model), self.ratios, context.width_multiple)
+
+    def run(self, model: TorchModel, context: PassContext) -> PassResult:
+        """See the base class."""
+        from compressor.pruning.gradual import StepResult
+
+        before = _measure(model)
+        result = StepResult(model)
+        history: list[Mapping[str, float]] = []
+        for step in range(1, self.steps + 1):
+            result = self._step(result.model, before, step, context)
+            history.extend(result.history)
+        after = _measure(result.model)
+        return PassResult(
+            model=result.model,
+            metrics=_metrics(model, before, result.model, after),
+            notes=tuple(self._notes(before, after, context.width_multiple)),
+            history=tuple(history),
+        )
+
+    def ensures(self, model: Model, result: PassResult, context: PassContext) -> None:
+        """See the base class."""
+        from compressor.pruning.prune import check_finite
+
+        planned = self._sizes(_measure(model), self.ratios, context.width_multiple)
+        found = _measure(result.model)
+        held = found == planned
+        if self.scope == "global":
+            held = found.hidden_size == planned.hidden_size and all(
+                0 < total <= limit
+                for total, limit in zip(_totals(found), _totals(planned), strict=True)
+            )
+        if not held:
+            raise PassError(
+                "pruning did not reach the planned sizes",
+                where=self.name,
+                given=f"{found.describe()}; planned {planned.describe()}",
+                fix="leave the pass out, or report this model",
+            )
+        check_finite(result.model, context.splits.validation, self.name)  # type: ignore[arg-type]
+
+    def _sizes(self, architecture: Architecture, ratios: Ratios, multiple: int) -> Architecture:
+        return plan_sizes(
+            architecture, ratios, multiple=multiple, at_least_one_head=self.scope == "global"
+        )
+
+    def _step(
+        self, model: TorchModel, before: Architecture, step: int, context: PassContext
+    ) -> StepResult:
+        """One cut and, where asked for, the recovery after it."""
+        from compressor.pruning.gradual import StepResult, stored_step
+        from compressor.pruning.prune import prune_to
+
+        target = self._sizes(before, self.ratios.after(step, self.steps), context.width_multiple)
+        label = f"step {step} of {self.steps}, {target.describe()}"
+
+        def tell(fraction: float, line: str) -> None:
+            context.progress((step - 1 + min(fraction, 1.0)) / self.steps, line)
+
+        def cut(share: float) -> TorchModel:
+            return prune_to(
+                model,
+                target,
+                context.splits.train,
+                importance=self.importance,
+                scope=self.scope,
+                multiple=context.width_multiple,
+                num_examples=self.examples,
+                seed=context.seed + step,
+                progress=lambda fraction: tell(share * fraction, label),
+            )
+
+        if self.recovery is None:
+            return StepResult(cut(1.0))
+
+        def make(work: Path) -> StepResult:
+            return self._recover(cut(_SCORING_SHARE), context, work, step, tell)
+
+        return stored_step(context.folder / f"step-{step}", make)
+
+    def _recover(
+        self, student: TorchModel, context: PassContext, work: Path, step: int, tell: Any
+    ) -> StepResult:
+        from compressor.pruning.gradual import StepResult
+        from compressor.pruning.layers import layer_map
+        from compressor.training.distillation import distill
+        from targets.encoder import encoder_layers
+
+        assert self.recovery is not None  # noqa: S101  (the caller checked)
+        teacher = context.load_original()
+        pairs = layer_map(len(encoder_layers(student.module)), len(encoder_layers(teacher.module)))
+        result = distill(
+            student,
+            teacher,
+            context.splits,
+            self.recovery,
+            layer_map=pairs,
+            seed=context.seed + step,
+            folder=work,
+            progress=lambda fraction, line: tell(
+                _SCORING_SHARE + (1 - _SCORING_SHARE) * fraction, f"step {step}: {line}"
+            ),
+        )
+        return StepResult(
+            model=result.model,
+            history=tuple({**entry, "prune_step": step} for entry in result.history),
+        )
+
+    def _notes(self, before: Architecture, after: Architecture, multiple: int) -> Iterator[str]:
+        yield f"{before.describe()} -> {after.describe()}"
+        ratios, was, now = self.ratios, _totals(before), _totals(after)
+        asked = (ratios.heads, ratios.ffn, ratios.hidden)
+        names = ("heads", "feed-forward neurons", "hidden units")
+        sizes = (*zip(was, now, strict=True), (before.hidden_size, after.hidden_size))
+        for name, ratio, (old, new) in zip(names, asked, sizes, strict=True):
+            removed = 1 - new / old
+            if abs(removed - ratio) >= 0.005:
+                yield (
+                    f"{name}: {removed:.1%} removed instead of {ratio:.1%}, "
+                    f"rounded to whole heads and multiples of {multiple}"
+                )
+
+
+def _measure(model: Model) -> Architecture:
+    """The sizes of a loaded model.
+
+    Raises:
+        PassError: It is not one that pruning knows.
+    """
+    from targets.encoder import encoder_layers
+
+    module = model.module  # type: ignore[union-attr]
+    if not encoder_layers(module):
+        raise PassError(
+            "the model is no BERT-like encoder: its heads and layers were not found",
+            where=type(module).__name__,
+            fix="leave the pass out",
+        )
+    return Architecture.of(module)
+
+
+def _totals(architecture: Architecture) -> tuple[int, int]:
+    return (
+        sum(layer.num_heads for layer in architecture.layers),
+        sum(layer.ffn_width for layer in architecture.layers),
+    )
+
+
+def _metrics(
+    model: TorchModel, before: Architecture, pruned: TorchModel, after: Architecture
+) -> dict[str, float]:
+    metrics: dict[str, float] = {}
+    for when, each, sizes in (("before", model, before), ("after", pruned, after)):
+        heads, ffn = _totals(sizes)
+        metrics[f"num_parameters_{when}"] = each.num_parameters
+        metrics[f"num_heads_{when}"] = heads
+        metrics[f"num_ffn_neurons_{when}"] = ffn
+        metrics[f"hidden_size_{when}"] = sizes.hidden_size
+    return metrics

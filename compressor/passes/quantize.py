@@ -1,0 +1,169 @@
+"""Quantize: matrix products in int8 or 16-bit floats, written into the ONNX model itself."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+
+from pydantic import Field, model_validator
+
+from compressor.errors import PassError
+from compressor.passes.base import Pass, PassContext, PassResult
+from targets.base import Form, Precision
+from targets.signature import Arrays
+
+if TYPE_CHECKING:
+    from compressor.model import Model, OnnxModel
+    from compressor.quantization.summary import QuantizationSummary
+
+__all__ = ["Quantize"]
+
+_PRECISIONS: dict[str, Precision] = {
+    "static": "int8",
+    "dynamic": "int8-dynamic",
+    "weights": "int8-weights",
+    "fp16": "fp16",
+    "bf16": "bf16",
+}
+_METHODS_WITH: dict[str, tuple[str, ...]] = {
+    "calibration": ("static",),
+    "percentile": ("static",),
+    "num_samples": ("static",),
+    "smooth_quant": ("static",),
+    "activation_matmuls": ("static",),
+    "weight_bits": ("static", "dynamic"),
+    "exclude": ("static", "dynamic", "weights", "fp16"),
+}
+
+
+class Quantize(Pass):
+    """Bring the matrix products to int8 or to 16-bit floats, without training.
+
+    ``static`` fixes the ranges of activations by calibration on training data and writes symmetric
+    Q/DQ nodes that every target takes; ``dynamic`` computes the ranges at run time; ``weights``
+    stores 8-bit weights and multiplies in float; ``fp16`` and ``bf16`` change the float format.
+    """
+
+    name: ClassVar[str] = "quantize"
+    consumes: ClassVar[Form] = "onnx"
+    produces: ClassVar[Form] = "onnx"
+    paper: ClassVar[str] = (
+        "Jacob et al., Quantization and Training of Neural Networks for Efficient "
+        "Integer-Arithmetic-Only Inference, 2018; Xiao et al., SmoothQuant, 2022"
+    )
+    libraries: ClassVar[tuple[str, ...]] = ("onnx", "onnxruntime")
+
+    method: Literal["static", "dynamic", "weights", "fp16", "bf16"] = "static"
+    """How; see above."""
+    calibration: Literal["minmax", "entropy", "percentile"] = "percentile"
+    """How static ranges come from observed values."""
+    percentile: float = Field(default=99.99, gt=50, le=100)
+    """Share of values that the range covers, in percent; for the calibration ``percentile``."""
+    num_samples: int = Field(default=256, ge=1)
+    """Training texts to calibrate on."""
+    smooth_quant: float | None = Field(default=None, ge=0, le=1)
+    """SmoothQuant's migration strength alpha; none leaves activations as they are."""
+    activation_matmuls: bool = False
+    """Whether static int8 also covers products of two activations, as in attention."""
+    weight_bits: Literal[7, 8] = 8
+    """7 keeps products from saturating on x86 CPUs without VNNI."""
+    exclude: tuple[str, ...] = ()
+    """Names of ONNX nodes that stay float."""
+
+    @model_validator(mode="after")
+    def _settings_have_effect(self) -> Self:
+        for setting, methods in _METHODS_WITH.items():
+            if setting in self.model_fields_set and self.method not in methods:
+                raise ValueError(
+                    f"{setting} has no effect with method {self.method}; "
+                    f"it belongs to {', '.join(methods)}"
+                )
+        if "percentile" in self.model_fields_set and self.calibration != "percentile":
+            raise ValueError(f"percentile has no effect with calibration {self.calibration}")
+        return self
+
+    def requires(self, model: Model, context: PassContext) -> None:
+        """Check that the model is still float and that excluded nodes exist."""
+        from compressor.model import OnnxModel
+        from compressor.onnx_io import load_model
+
+        assert isinstance(model, OnnxModel)
+        if model.precision != "fp32":
+            raise PassError(
+                "the model is quantized already",
+                where=self.name,
+                given=model.precision,
+                fix="keep one quantize in the chain; put alternatives under variants",
+            )
+        if self.exclude:
+            names = {node.name for node in load_model(model.path).graph.node}
+            unknown = [name for name in self.exclude if name not in names]
+            if unknown:
+                raise PassError(
+                    "exclude names nodes that the model does not have",
+                    where=f"{self.name}.exclude",
+                    given=", ".join(unknown),
+                    fix="use node names of the exported model, such as "
+                    + ", ".join(sorted(names)[:3]),
+                )
+
+    def run(self, model: Any, context: PassContext) -> PassResult:
+        """Write the quantized model; the calibration data are seeded training texts."""
+        from dataclasses import replace
+
+        destination = context.folder / "quantized"
+        destination.mkdir(exist_ok=True)
+        result: OnnxModel = replace(model, precision=_PRECISIONS[self.method])
+        result.save(destination)
+        result = replace(result, folder=destination)
+        summary = self._quantize(model, result.path, context)
+        return PassResult(
+            model=result,
+            metrics={
+                "quantized_nodes": float(len(summary.quantized_nodes)),
+                "float_nodes": float(len(summary.float_nodes)),
+            },
+            notes=(summary.note,),
+        )
+
+    def _quantize(
+        self, model: OnnxModel, destination: Path, context: PassContext
+    ) -> QuantizationSummary:
+        from compressor import quantization
+
+        if self.method == "static":
+            return quantization.quantize_static(
+                model.path,
+                destination,
+                self._batches(model, context),
+                calibration=self.calibration,
+                percentile=self.percentile,
+                smooth_quant=self.smooth_quant,
+                weight_bits=self.weight_bits,
+                exclude=self.exclude,
+                activation_matmuls=self.activation_matmuls,
+            )
+        if self.method == "dynamic":
+            return quantization.quantize_dynamic(
+                model.path, destination, weight_bits=self.weight_bits, exclude=self.exclude
+            )
+        if self.method == "weights":
+            return quantization.quantize_weights(model.path, destination, exclude=self.exclude)
+        if self.method == "fp16":
+            return quantization.convert_fp16(model.path, destination, exclude=self.exclude)
+        return quantization.request_bf16(model.path, destination)
+
+    def _batches(self, model: OnnxModel, context: PassContext) -> Iterator[Arrays]:
+        """Calibration batches of similar lengths, so that padding does not shape the ranges."""
+        from compressor.tasks import get_task
+
+        task = get_task(model.task)
+        texts = list(context.splits.train.texts)
+        random.Random(context.seed).shuffle(texts)
+        rows = task.encode(model, texts[: self.num_samples])
+        rows.sort(key=lambda row: len(row["input_ids"]))
+        for start in range(0, len(rows), 16):
+            yield dict(task.collate(model, rows[start : start + 16]))
+            context.progress(min(1.0, (start + 16) / len(rows)), "calibrating")

@@ -1,0 +1,187 @@
+"""Keep the tokens that the data needs; the embedding table shrinks with the vocabulary."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+from pydantic import Field
+
+from compressor.errors import PassError
+from compressor.passes.base import Pass, PassContext, PassResult
+from targets.base import Form
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from compressor.model import Model, TorchModel
+
+__all__ = ["TrimVocabulary"]
+
+_NUM_COMPARED_TEXTS = 32  # the tables are compared bit for bit; this only shows it end to end
+
+
+class TrimVocabulary(Pass):
+    """Drop the tokens that the training data does not use; text of kept tokens is not changed.
+
+    Kept are the tokens of the training texts, the beginning of the vocabulary, where the frequent
+    tokens are, all special tokens, and the single characters of the training texts and of ASCII.
+    Other text falls apart into shorter tokens, not into unknown ones. The size of the vocabulary
+    depends on the data, so a plan shows it as it was.
+    """
+
+    name: ClassVar[str] = "trim_vocabulary"
+    consumes: ClassVar[Form] = "torch"
+    produces: ClassVar[Form] = "torch"
+    paper: ClassVar[str] = (
+        "Abdaoui et al., Load What You Need: Smaller Versions of Multilingual BERT, "
+        "SustaiNLP 2020 (arXiv 2010.05609)"
+    )
+    libraries: ClassVar[tuple[str, ...]] = ("torch", "transformers", "tokenizers")
+
+    keep_first: int = Field(default=10_000, ge=0)
+    """Keep this many tokens from the beginning of the vocabulary, whatever the data. It is for
+    words that the training data happens to lack: 0 keeps only what it has."""
+    min_count: int = Field(default=1, ge=1)
+    """Keep a token from this many occurrences in the training texts on."""
+    extra_text: tuple[Path, ...] = ()
+    """UTF-8 text files; their tokens are kept too, such as those of unlabelled text from use."""
+    keep_all_characters: bool = False
+    """Keep the single characters of all scripts, not only those of the training texts and ASCII."""
+
+    def requires(self, model: Model, context: PassContext) -> None:
+        """See the base class."""
+        missing = [path for path in self.extra_text if not path.is_file()]
+        if missing:
+            raise PassError(
+                "extra_text names files that do not exist",
+                where=self.name,
+                given=", ".join(map(str, missing)),
+                fix="correct the paths in the recipe",
+            )
+
+    def run(self, model: TorchModel, context: PassContext) -> PassResult:
+        """See the base class."""
+        from dataclasses import replace
+
+        from compressor.embeddings import trim_embeddings
+        from compressor.vocabulary import (
+            changed_tokenization_rate,
+            trim_tokenizer,
+            unknown_token_rate,
+        )
+
+        kept = self._choose(model, context)
+        trimmed = model.clone()
+        trim_embeddings(trimmed.module, kept)
+        tokenizer = trim_tokenizer(model.tokenizer, kept)
+        trimmed = replace(trimmed, tokenizer=tokenizer)
+        texts = context.splits.validation.texts
+        changed = changed_tokenization_rate(model.tokenizer, tokenizer, texts)
+        saved = 4 * (model.num_parameters - trimmed.num_parameters)  # float32
+        before = len(model.tokenizer)
+        return PassResult(
+            model=trimmed,
+            metrics={
+                "num_tokens_before": float(before),
+                "num_tokens": float(len(kept)),
+                "saved_bytes": float(saved),
+                "validation_unknown_rate_before": unknown_token_rate(model.tokenizer, texts),
+                "validation_unknown_rate": unknown_token_rate(tokenizer, texts),
+                "validation_changed_rate": changed,
+            },
+            notes=(
+                f"{len(kept)} of {before} tokens kept, {saved / 1e6:.1f} MB of float32 saved",
+                f"{changed:.1%} of the validation texts hold a token that is gone "
+                "and are split differently",
+            ),
+        )
+
+    def ensures(self, model: Model, result: PassResult, context: PassContext) -> None:
+        """See the base class. Covered text must get the same tokens, rows and logits."""
+        from compressor.vocabulary import covered_texts, kept_tokens
+
+        before, after = model, result.model
+        assert before.form == "torch"
+        assert after.form == "torch"
+        kept = kept_tokens(before.tokenizer, after.tokenizer)
+        _check_weights(before, after, kept)
+        texts = [*context.splits.train.texts, *context.splits.validation.texts]
+        covered, wrong = covered_texts(before.tokenizer, after.tokenizer, kept, texts)
+        if wrong:
+            raise PassError(
+                "a text of kept tokens is split differently",
+                where=f"text {wrong[0]!r}",
+                given=f"{len(wrong)} such texts",
+                fix="report the tokenizer; leave this pass out",
+            )
+        _check_logits(before, after, covered[:: max(1, len(covered) // _NUM_COMPARED_TEXTS)])
+
+    def _choose(self, model: TorchModel, context: PassContext) -> NDArray[np.int64]:
+        """Ids of the tokens to keep, sorted."""
+        import numpy as np
+
+        from compressor.embeddings import rows_that_stay
+        from compressor.vocabulary import count_tokens, select_tokens
+
+        counts = count_tokens(model.tokenizer, context.splits.train.texts)
+        extra = count_tokens(model.tokenizer, self._extra_lines())
+        counts += np.where(extra > 0, self.min_count, 0)  # what is in there is kept however rare
+        chosen = select_tokens(
+            model.tokenizer,
+            counts,
+            min_count=self.min_count,
+            keep_first=self.keep_first,
+            all_characters=self.keep_all_characters,
+        )
+        fixed = np.array(rows_that_stay(model.module), np.int64)
+        return np.union1d(chosen, fixed[fixed < len(counts)])
+
+    def _extra_lines(self) -> Iterator[str]:
+        for path in self.extra_text:
+            try:
+                yield from path.read_text(encoding="utf-8").splitlines()
+            except (OSError, UnicodeError) as error:
+                raise PassError(
+                    "extra_text cannot be read", where=path, given=error, fix="save it as UTF-8"
+                ) from error
+
+
+def _check_weights(before: TorchModel, after: TorchModel, kept: NDArray[np.int64]) -> None:
+    """Every weight is the old one, or the kept rows of the old one, bit for bit."""
+    import torch
+
+    rows = torch.from_numpy(kept)
+    old = before.module.state_dict()
+    for name, tensor in after.module.state_dict().items():
+        wanted = old[name] if old[name].shape == tensor.shape else old[name][rows]
+        if not torch.equal(wanted, tensor):
+            raise PassError(
+                "a weight is not what it was", where=name, fix="report the model; leave this out"
+            )
+
+
+def _check_logits(before: TorchModel, after: TorchModel, texts: list[str]) -> None:
+    """Covered texts give the same logits, bit for bit."""
+    import torch
+
+    from compressor.tasks import get_task
+
+    if not texts:
+        return
+    logits = []
+    for model in (before, after):
+        task = get_task(model.task)
+        batch = task.collate(model, task.encode(model, texts))
+        feeds = {name: torch.from_numpy(array) for name, array in batch.items()}
+        with torch.no_grad():
+            logits.append(model.module(**feeds).logits)
+    if not torch.equal(*logits):
+        difference = (logits[0] - logits[1]).abs().max().item()
+        raise PassError(
+            "the logits of text of kept tokens have changed",
+            given=f"largest difference {difference:.2g}",
+            fix="report the model; leave this pass out",
+        )

@@ -1,0 +1,487 @@
+"""One run of a recipe, from the checkpoint to the report."""
+
+from __future__ import annotations
+
+import functools
+import os
+import shutil
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from compressor import evaluation
+from compressor.checkpoint import label_names
+from compressor.data import Splits, data_fingerprint, read_splits
+from compressor.lowering import Candidate, lower
+from compressor.manager import PassManager, import_checkpoint
+from compressor.measuring import Predictions, evaluate, measure_latency
+from compressor.planning import Plan, validate_recipe
+from compressor.progress import Progress, Silent
+from compressor.recipe.schema import ORIGINAL, Recipe
+from compressor.report.files import write_report
+from compressor.report.schema import ModelFacts, Report, Row, Step
+from compressor.store import RunRecord, RunStore, StoredStep
+from compressor.tasks import get_task
+from compressor.verdict import choose, judge, shortfalls
+from targets.base import Target
+from targets.benchmark import CaseResult, Failure
+from targets.environment import Environment
+from targets.errors import ToolkitError
+from targets.measurement import Measurement, speedup
+from targets.runtimes.pytorch import PyTorch
+
+__all__ = ["run"]
+
+BUNDLES = "bundles"
+
+
+@dataclass(frozen=True)
+class _Chain:
+    """A variant and the steps that made it, the imported checkpoint first."""
+
+    variant: str
+    steps: tuple[StoredStep, ...]
+
+
+def run(recipe: Recipe, *, store: RunStore, progress: Progress | None = None) -> Report:
+    """Run a recipe; everything finished is kept in the store and found again.
+
+    Args:
+        recipe: What to do.
+        store: Where finished steps are kept.
+        progress: Is told what happens.
+
+    Returns:
+        The report, also written to ``recipe.output`` with the bundles beside it.
+
+    Raises:
+        ToolkitError: The recipe does not hold, a pass failed, or the store cannot be written.
+    """
+    plan = validate_recipe(recipe)
+    with _recorded(recipe, store) as record:
+        return _Run(recipe, plan, store, progress or Silent(), record).report()
+
+
+class _Run:
+    """The state of one run: what was made so far, in the order of its methods."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        plan: Plan,
+        store: RunStore,
+        progress: Progress,
+        record: Callable[[StoredStep], None],
+    ) -> None:
+        self.recipe = recipe
+        self.plan = plan
+        self.store = store
+        self.progress = progress
+        self.record = record
+        self.started = time.monotonic()
+        self.environment = Environment.here()
+        self.data_hash = data_fingerprint(recipe.data)
+        self.task = get_task(recipe.task)
+
+    @functools.cached_property
+    def label_names(self) -> tuple[str, ...]:
+        return label_names(self.recipe.model)
+
+    def splits(self) -> Splits:
+        return self._splits
+
+    @functools.cached_property
+    def _splits(self) -> Splits:
+        return read_splits(self.recipe.data, label_names=self.label_names, seed=self.recipe.seed)
+
+    def report(self) -> Report:
+        original = import_checkpoint(
+            self.recipe.model,
+            task=self.recipe.task,
+            max_length=self.recipe.data.max_length,
+            store=self.store,
+            splits=self.splits,
+            data_hash=self.data_hash,
+            progress=self.progress,
+        )
+        self.record(original)
+        baselines, chains = self.run_passes(original)
+        candidates = self.lower_all(original, baselines, chains)
+        predictions, failures = self.evaluate_all(candidates)
+        latencies, benchmark = self.time_all([each for each in candidates if each.key in predictions])
+        rows = _Rows(self, candidates, predictions, failures, latencies).build()
+        report = Report(
+            name=self.recipe.name,
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
+            duration_s=round(time.monotonic() - self.started, 3),
+            seed=self.recipe.seed,
+            recipe=self.recipe.model_dump(mode="json"),
+            budget=self.recipe.budget.model_dump(mode="json"),
+            model=_model_facts(self.recipe, original),
+            data=self.describe_data(predictions),
+            environment=benchmark or self.environment,
+            primary_shape=shape_key(self.recipe.benchmark.shapes[0]),
+            rows=tuple(rows),
+            steps={chain.variant: _describe_steps(chain) for chain in [baselines[0], *chains]},
+            verdict=judge(rows, self.recipe.budget, shape_key(self.recipe.benchmark.shapes[0])),
+        )
+        write_report(report, self.recipe.output)
+        return report
+
+    def run_passes(self, original: StoredStep) -> tuple[list[_Chain], list[_Chain]]:
+        """Bring the untouched model to every native precision, and run every variant's chain."""
+        manager = PassManager(
+            store=self.store,
+            original=original,
+            splits=self.splits,
+            data_hash=self.data_hash,
+            seed=self.recipe.seed,
+            width_multiple=max(target.width_multiple for target in self.recipe.targets),
+            progress=self.progress,
+        )
+
+        def chain(variant: str, passes: Sequence[Any]) -> _Chain:
+            steps = manager.run(passes)
+            for step in steps:
+                self.record(step)
+            return _Chain(variant, (original, *steps))
+
+        baselines = [chain(ORIGINAL, passes) for passes in self.plan.baselines.values()]
+        chains = [chain(variant, passes) for variant, passes in self.recipe.chains.items()]
+        return baselines, chains
+
+    def lower_all(
+        self, original: StoredStep, baselines: Sequence[_Chain], chains: Sequence[_Chain]
+    ) -> list[Candidate]:
+        """Make every bundle: the eager reference, each target's baselines, and the candidates."""
+        reference = PyTorch()
+        jobs: list[tuple[_Chain, Any, Target]] = [
+            (_Chain(ORIGINAL, (original,)), "reference", reference)
+        ]
+        for target in self.recipe.targets:
+            if target != reference:
+                for precision, chain in zip(self.plan.baselines, baselines, strict=True):
+                    if precision in target.native_precisions():
+                        jobs.append((chain, "baseline", target))
+            jobs.extend((chain, "candidate", target) for chain in chains)
+        candidates = []
+        for chain, kind, target in jobs:
+            self.progress.start(f"lower {chain.variant} to {target.label}")
+            candidate = lower(
+                chain.variant,
+                kind,
+                target,
+                chain.steps,
+                store=self.store,
+                hand_over=self.recipe.output / "hand_over",
+            )
+            candidates.append(candidate)
+            if candidate.bundle is not None:
+                self.record(candidate.bundle)
+            self.progress.finish(
+                _outcome(candidate),
+                cached=candidate.bundle is not None and candidate.bundle.cached,
+            )
+        return candidates
+
+    def evaluate_all(
+        self, candidates: Sequence[Candidate]
+    ) -> tuple[dict[str, Predictions], dict[str, str]]:
+        """Predict the validation and test data with every bundle that runs here.
+
+        Returns:
+            Key -> predictions, and key -> reason for those that failed.
+        """
+        predictions: dict[str, Predictions] = {}
+        failures: dict[str, str] = {}
+        for each in candidates:
+            if not each.runs_here:
+                continue
+            self.progress.start(f"evaluate {each.variant} on {each.target.label}")
+            try:
+                step, predictions[each.key] = evaluate(
+                    each,
+                    store=self.store,
+                    splits=self.splits,
+                    data_hash=self.data_hash,
+                    environment=self.environment,
+                )
+            except ToolkitError as error:
+                if error.exit_code != 6:  # only what concerns the target is a row of the report
+                    raise
+                failures[each.key] = str(error)
+                self.progress.finish(error.what, cached=False)
+                continue
+            self.record(step)
+            accuracy = self.accuracy(predictions[each.key], "test")
+            self.progress.finish(f"test accuracy {100 * accuracy.value:.1f}%", cached=step.cached)
+        return predictions, failures
+
+    def time_all(
+        self, candidates: Sequence[Candidate]
+    ) -> tuple[dict[str, CaseResult], Environment | None]:
+        """Measure the latency of every bundle that runs here, side by side."""
+        if not candidates:
+            return {}, None
+        self.progress.start(f"measure the latency of {len(candidates)} bundles")
+        step, results = measure_latency(
+            candidates,
+            self.recipe.benchmark,
+            store=self.store,
+            environment=self.environment,
+            on_progress=self.progress.update,
+        )
+        self.record(step)
+        self.progress.finish("", cached=step.cached)
+        return results, Environment.model_validate(step.record.facts["environment"])
+
+    def accuracy(self, predictions: Predictions, split: str) -> Any:
+        correct = self.classes(predictions, split) == predictions[f"{split}_labels"]
+        return evaluation.accuracy(correct)
+
+    def classes(self, predictions: Predictions, split: str) -> NDArray[np.int64]:
+        return self.task.predictions(predictions[split])  # type: ignore[arg-type]
+
+    def describe_data(self, predictions: Mapping[str, Predictions]) -> dict[str, Any]:
+        sizes: dict[str, Any] = {"sha256": self.data_hash, "labels": list(self.label_names)}
+        for arrays in predictions.values():
+            for split in ("validation", "test"):
+                sizes[split] = len(arrays[split])
+            break
+        return sizes
+
+
+class _Rows:
+    """Turns what was built and measured into the rows of the report."""
+
+    def __init__(
+        self,
+        run: _Run,
+        candidates: Sequence[Candidate],
+        predictions: Mapping[str, Predictions],
+        failures: Mapping[str, str],
+        latencies: Mapping[str, CaseResult],
+    ) -> None:
+        self.run = run
+        self.candidates = candidates
+        self.predictions = predictions
+        self.failures = failures
+        self.latencies = latencies
+        self.primary = run.recipe.benchmark.shapes[0]
+
+    def build(self) -> list[Row]:
+        rows = [self.row(each) for each in self.candidates]
+        budget, primary = self.run.recipe.budget, shape_key(self.primary)
+        chosen = set(choose(rows, budget, primary).values())
+        judged = []
+        for index, (row, candidate) in enumerate(zip(rows, self.candidates, strict=True)):
+            unmet: tuple[str, ...] = ()
+            if row.kind == "candidate" and row.status == "measured":
+                missed = shortfalls(row, budget, row.test_comparison, primary)
+                unmet = tuple(text for _, text in missed.values())
+            bundle = self.keep_bundle(candidate) if row.kind == "candidate" else None
+            changes = {"unmet": unmet, "chosen": index in chosen, "bundle": bundle}
+            judged.append(row.model_copy(update=changes))
+        return judged
+
+    def row(self, candidate: Candidate) -> Row:
+        row = self.facts(candidate)
+        predictions = self.predictions.get(candidate.key)
+        if predictions is not None:
+            row = row.model_copy(update=self.accuracies(predictions))
+        measured = self.measurements(candidate)
+        if measured:
+            update = {"latency": measured, "status": "measured", **self.speedups(candidate)}
+            row = row.model_copy(update=update)
+        return row
+
+    def facts(self, candidate: Candidate) -> Row:
+        status: Any = candidate.status
+        reason = self.failures.get(candidate.key, candidate.reason)
+        failure = self.latency_failure(candidate)
+        if candidate.key in self.failures or failure is not None:
+            status, reason = "failed", reason or failure
+        device = getattr(candidate.target, "device", None)
+        is_default = candidate.target.label == candidate.target.name
+        step = candidate.bundle
+        size = None if step is None else int(step.record.facts["size_bytes"])
+        base = self.baseline(candidate.target, "fp32")
+        ratio = None
+        if size and base is not None and base.bundle is not None:
+            ratio = base.bundle.record.facts["size_bytes"] / size
+        return Row(
+            variant=candidate.variant,
+            kind=candidate.kind,
+            target=candidate.target.name,
+            device=None if is_default else device,
+            precision=candidate.precision,
+            status=status,
+            reason=reason,
+            size_bytes=size,
+            size_ratio=ratio,
+            notes=() if step is None else tuple(step.record.facts["notes"]),
+        )
+
+    def accuracies(self, predictions: Predictions) -> dict[str, Any]:
+        """Accuracy on both splits, and what was lost against the untouched model in eager torch."""
+        update: dict[str, Any] = {}
+        reference = self.predictions.get(self.candidates[0].key)
+        for split in ("validation", "test"):
+            update[split] = self.run.accuracy(predictions, split)
+            if reference is not None:
+                update[f"{split}_comparison"] = evaluation.compare(
+                    self.run.classes(reference, split),
+                    self.run.classes(predictions, split),
+                    predictions[f"{split}_labels"],  # type: ignore[arg-type]
+                )
+        return update
+
+    def measurements(self, candidate: Candidate) -> dict[str, Measurement]:
+        result = self.latencies.get(candidate.key)
+        if result is None:
+            return {}
+        return {
+            f"{each.batch_size}x{each.sequence_length}": each for each in result.measurements
+        }
+
+    def latency_failure(self, candidate: Candidate) -> str | None:
+        result = self.latencies.get(candidate.key)
+        failed = None if result is None else result.at(self.primary)
+        return str(failed.error) if isinstance(failed, Failure) else None
+
+    def speedups(self, candidate: Candidate) -> dict[str, Any]:
+        own = self.primary_measurement(candidate)
+        if own is None:
+            return {}
+        bases = [each for each in self.candidates if self.is_baseline(each, candidate.target)]
+        timed = [each for each in map(self.primary_measurement, bases) if each is not None]
+        eager = self.primary_measurement(self.candidates[0])
+        update: dict[str, Any] = {}
+        if timed:
+            fastest = min(timed, key=lambda each: each.median_ms)
+            update["speedup"] = speedup(fastest, own)
+        if eager is not None:
+            update["speedup_eager"] = speedup(eager, own)
+        return update
+
+    def primary_measurement(self, candidate: Candidate) -> Measurement | None:
+        return self.measurements(candidate).get(shape_key(self.primary))
+
+    def is_baseline(self, each: Candidate, target: Target) -> bool:
+        """Whether ``each`` is the untouched model on ``target``."""
+        return each.kind != "candidate" and each.target == target
+
+    def baseline(self, target: Target, precision: str) -> Candidate | None:
+        found = (
+            each
+            for each in self.candidates
+            if self.is_baseline(each, target) and each.precision == precision
+        )
+        return next(found, None)
+
+    def keep_bundle(self, candidate: Candidate) -> str | None:
+        """Copy a bundle beside the report; returns its folder relative to it."""
+        if candidate.bundle is None:
+            return None
+        output = self.run.recipe.output
+        relative = f"{BUNDLES}/{candidate.key}"
+        _replace_folder(candidate.bundle.folder, output / relative)
+        return relative
+
+
+def shape_key(shape: tuple[int, int]) -> str:
+    """How a shape is named in a report: batch x tokens."""
+    return f"{shape[0]}x{shape[1]}"
+
+
+def _replace_folder(source: Path, destination: Path) -> None:
+    """Copy a folder so that a reader sees the old one or the new one, never a part."""
+    temporary = destination.with_name(f".{destination.name}.{os.getpid()}")
+    shutil.rmtree(temporary, ignore_errors=True)
+    destination.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copytree(source, temporary)
+    shutil.rmtree(destination, ignore_errors=True)
+    os.rename(temporary, destination)
+
+
+def _outcome(candidate: Candidate) -> str:
+    if candidate.bundle is None:
+        return f"{candidate.status}: {(candidate.reason or '').splitlines()[0]}"
+    size = candidate.bundle.record.facts["size_bytes"] / 1e6
+    return f"{size:.1f} MB" + ("" if candidate.runs_here else ", cannot run here")
+
+
+def _model_facts(recipe: Recipe, original: StoredStep) -> ModelFacts:
+    facts = original.record.facts
+    return ModelFacts(
+        name=recipe.model.name,
+        sha256=original.content_hash,
+        architecture=facts["architecture"],
+        num_parameters=facts["num_parameters"],
+        size_bytes=facts["size_bytes"],
+    )
+
+
+def _describe_steps(chain: _Chain) -> tuple[Step, ...]:
+    described = []
+    for step in chain.steps[1:]:
+        record = step.record
+        described.append(
+            Step(
+                key=record.key,
+                pass_name=record.kind.partition(":")[2],
+                settings=record.inputs["settings"],
+                cached=step.cached,
+                duration_s=record.duration_s,
+                num_parameters=record.facts["num_parameters"],
+                size_bytes=record.facts["size_bytes"],
+                architecture=record.facts["architecture"],
+                metrics=record.facts["metrics"],
+                notes=tuple(record.facts["notes"]),
+                history=tuple(record.facts["history"]),
+            )
+        )
+    return tuple(described)
+
+
+@contextmanager
+def _recorded(recipe: Recipe, store: RunStore) -> Iterator[Callable[[StoredStep], None]]:
+    """Keep a record of the run in the store, however it ends."""
+    started = datetime.now(UTC)
+    keys: list[str] = []
+    name = f"{started:%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:6]}"
+
+    def write(status: str) -> None:
+        store.write_run(
+            RunRecord(
+                run=name,
+                name=recipe.name,
+                started=started.isoformat(timespec="seconds"),
+                status=status,
+                steps=tuple(dict.fromkeys(keys)),
+                output=str(recipe.output),
+            )
+        )
+
+    def record(step: StoredStep) -> None:
+        keys.append(step.record.key)
+        write("running")
+
+    write("running")
+    try:
+        yield record
+    except KeyboardInterrupt:
+        write("interrupted")
+        raise
+    except ToolkitError as error:
+        write(f"failed: {error.what}")
+        raise
+    write("finished")

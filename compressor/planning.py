@@ -1,0 +1,261 @@
+"""Everything that can be known before the first expensive second: the plan of a run."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from compressor.architecture import Architecture
+from compressor.checkpoint import check_checkpoint, label_names
+from compressor.data import read_splits
+from compressor.errors import PassError, Problem, RecipeError, nearest
+from compressor.passes import Pass
+from compressor.passes.export import Export
+from compressor.passes.quantize import Quantize
+from compressor.recipe.schema import Recipe
+from compressor.tasks import get_task
+from targets.base import Precision
+from targets.errors import ToolkitError
+
+__all__ = ["Plan", "PlannedPass", "make_plan", "validate_recipe"]
+
+
+@dataclass(frozen=True)
+class PlannedPass:
+    """One pass and what the model is expected to look like after it."""
+
+    step: Pass
+    outcome: Architecture
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run will do.
+
+    Attributes:
+        original: The untouched model.
+        chains: Variant -> its passes.
+        baselines: Precision -> passes that bring the untouched model there, fp32 first.
+        warnings: What will not work as a reader of the recipe may expect.
+    """
+
+    original: Architecture
+    chains: dict[str, tuple[PlannedPass, ...]]
+    baselines: dict[Precision, tuple[Pass, ...]]
+    warnings: tuple[str, ...]
+
+
+def make_plan(recipe: Recipe) -> Plan:
+    """Plan a run; loads no weights and imports no torch.
+
+    Raises:
+        RecipeError: Carries every problem: order of the passes, settings that do not fit the model,
+            missing files and libraries.
+    """
+    problems: list[ToolkitError] = []
+    original = _read_architecture(recipe, problems)
+    for name, path in recipe.data.files.items():
+        if not path.is_file():
+            problems.append(_missing_file(f"data.{name}", path))
+    chains = {}
+    for variant, passes in recipe.chains.items():
+        known = {(each.what, each.where) for each in problems}  # of the passes that variants share
+        problems.extend(
+            problem
+            for problem in _chain_problems(recipe, variant, passes)
+            if (problem.what, problem.where) not in known
+        )
+        if original is not None:
+            chains[variant] = _plan_chain(recipe, variant, passes, original, problems)
+    problems.extend(_target_problems(recipe))
+    problems.extend(_library_problems(recipe))
+    if original is not None:
+        problems.extend(_shape_problems(recipe, original))
+    if problems or original is None:
+        raise RecipeError(problems, where=recipe.name)
+    return Plan(original, chains, _baselines(recipe), tuple(_warnings(recipe)))
+
+
+def validate_recipe(recipe: Recipe) -> Plan:
+    """Check everything checkable: the plan, and that the data fits the model.
+
+    Raises:
+        RecipeError: Carries every problem.
+    """
+    problems: list[ToolkitError] = []
+    plan = None
+    try:
+        plan = make_plan(recipe)
+    except RecipeError as error:
+        problems.extend(error.problems)
+    if all(path.is_file() for path in recipe.data.files.values()):
+        try:
+            names = label_names(recipe.model) if _has_config(recipe) else None
+            read_splits(recipe.data, label_names=names, seed=recipe.seed)
+        except ToolkitError as error:
+            if str(error) not in {str(each) for each in problems}:
+                problems.append(error)
+    if problems or plan is None:
+        raise RecipeError(problems, where=recipe.name)
+    return plan
+
+
+def _read_architecture(recipe: Recipe, problems: list[ToolkitError]) -> Architecture | None:
+    try:
+        check_checkpoint(recipe.model, head=get_task(recipe.task).head)
+        return Architecture.read(recipe.model)
+    except ToolkitError as error:
+        problems.append(error)
+        return None
+
+
+def _has_config(recipe: Recipe) -> bool:
+    return (recipe.model / "config.json").is_file()
+
+
+def _missing_file(where: str, path: Path) -> Problem:
+    siblings = [each.name for each in path.parent.glob("*")] if path.parent.is_dir() else []
+    guess = nearest(path.name, siblings)
+    return Problem(
+        "the file does not exist",
+        where=where,
+        given=path,
+        fix=f"did you mean {guess!r}?" if guess else "correct the path",
+    )
+
+
+def _location(recipe: Recipe, variant: str, index: int) -> str:
+    if index < len(recipe.passes):
+        return f"passes.{index}"
+    return f"variants.{variant}.{index - len(recipe.passes)}"
+
+
+def _chain_problems(
+    recipe: Recipe, variant: str, passes: tuple[Pass, ...]
+) -> Iterator[ToolkitError]:
+    form = "torch"
+    for index, each in enumerate(passes):
+        if each.consumes != form:
+            yield Problem(
+                f"{each.name} needs a model in {each.consumes} form, "
+                f"but the passes before it leave one in {form} form",
+                where=_location(recipe, variant, index),
+                given=" > ".join(step.name for step in passes),
+                fix="put '- pass: export' before it"
+                if form == "torch"
+                else f"move {each.name} before the export",
+            )
+        form = each.produces
+    needing = [target.label for target in recipe.targets if target.form == "onnx"]
+    if form != "onnx" and needing:
+        yield Problem(
+            f"the passes leave a torch model, but {', '.join(needing)} take ONNX",
+            where=f"variants.{variant}" if recipe.variants else "passes",
+            given=" > ".join(step.name for step in passes) or "no passes",
+            fix="end with '- pass: export' (and a quantize after it, where you want one)",
+        )
+
+
+def _plan_chain(
+    recipe: Recipe,
+    variant: str,
+    passes: tuple[Pass, ...],
+    architecture: Architecture,
+    problems: list[ToolkitError],
+) -> tuple[PlannedPass, ...]:
+    planned = []
+    for index, each in enumerate(passes):
+        try:
+            architecture = each.plan(architecture)
+        except PassError as error:
+            where = _location(recipe, variant, index)
+            if not any(problem.where == where for problem in problems):
+                problems.append(Problem(error.what, where=where, given=error.given, fix=error.fix))
+        planned.append(PlannedPass(each, architecture))
+    return tuple(planned)
+
+
+def _target_problems(recipe: Recipe) -> Iterator[ToolkitError]:
+    labels = [target.label for target in recipe.targets]
+    for index, label in enumerate(labels):
+        first = labels.index(label)
+        if first < index:
+            yield Problem(
+                "a target stands twice, and their rows could not be told apart",
+                where=f"targets.{index}",
+                given=f"{label}, as in targets.{first}",
+                fix="remove one of them, or compare their settings in two runs",
+            )
+
+
+def _library_problems(recipe: Recipe) -> Iterator[ToolkitError]:
+    needed: dict[str, list[str]] = {}
+    for passes in recipe.chains.values():
+        for each in passes:
+            for library in each.libraries:
+                users = needed.setdefault(library, [])
+                if each.name not in users:
+                    users.append(each.name)
+    for library, users in needed.items():
+        try:
+            importlib.metadata.version(library)
+        except importlib.metadata.PackageNotFoundError:
+            yield Problem(
+                f"the library {library} is not installed",
+                where="passes",
+                given=f"needed by {', '.join(users)}",
+                fix="pip install 'compressor[build]'",
+            )
+
+
+def _shape_problems(recipe: Recipe, original: Architecture) -> Iterator[ToolkitError]:
+    limit = min(recipe.data.max_length or original.max_positions, original.max_positions)
+    if recipe.benchmark.sequence_length > limit:
+        yield Problem(
+            "the benchmark's sequence is longer than the model takes",
+            where="benchmark.sequence_length",
+            given=recipe.benchmark.sequence_length,
+            fix=f"use at most {limit}",
+        )
+    if recipe.data.max_length and recipe.data.max_length > original.max_positions:
+        yield Problem(
+            "data.max_length is above the model's own limit",
+            where="data.max_length",
+            given=recipe.data.max_length,
+            fix=f"use at most {original.max_positions}",
+        )
+
+
+def _baselines(recipe: Recipe) -> dict[Precision, tuple[Pass, ...]]:
+    """How the untouched model gets to each precision that some target runs natively."""
+    exports = [
+        each for passes in recipe.chains.values() for each in passes if isinstance(each, Export)
+    ]
+    export = exports[0] if exports else Export()
+    precisions = [
+        precision for target in recipe.targets for precision in target.native_precisions()
+    ]
+    return {
+        precision: (export,) if precision == "fp32" else (export, Quantize(method=precision))
+        for precision in dict.fromkeys(["fp32", *precisions])
+    }
+
+
+def _warnings(recipe: Recipe) -> Iterator[str]:
+    for target in recipe.targets:
+        reason = target.cannot_lower()
+        if reason is not None:
+            yield f"{target.label}: no bundle can be built here: {reason}"
+            continue
+        reason = target.cannot_run()
+        if reason is not None:
+            yield f"{target.label}: a bundle is built, but not measured: {reason}"
+    if not _set_limits(recipe):
+        yield "the budget is empty: every bundle that can be built passes"
+
+
+def _set_limits(recipe: Recipe) -> bool:
+    limits = recipe.budget.model_dump(exclude={"require"})
+    return any(limit is not None for limit in limits.values())

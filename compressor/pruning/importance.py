@@ -1,0 +1,149 @@
+"""How much each head, feed-forward neuron and hidden unit of an encoder matters.
+
+All scores are non-negative, larger is more important. Scores of one kind of unit are comparable
+between layers: Taylor and random ones as they are, magnitudes after division by their layer's mean.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional
+
+from targets.encoder import EncoderLayer, encoder_layers
+
+__all__ = ["Importance", "Scores", "magnitude_scores", "random_scores", "taylor_scores"]
+
+Importance = Literal["taylor", "magnitude", "random"]
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Scores:
+    """One score a unit.
+
+    Attributes:
+        heads: One (num_heads,) array a layer.
+        ffn: One (ffn_width,) array a layer.
+        hidden: (hidden_size,)
+    """
+
+    heads: tuple[Array, ...]
+    ffn: tuple[Array, ...]
+    hidden: Array
+
+
+def magnitude_scores(module: nn.Module) -> Scores:
+    """Mean L2 norm of the weights that write and read a unit (Li et al. 2017, arXiv 1608.08710)."""
+    layers = encoder_layers(module)
+    heads, ffn = [], []
+    for layer in layers:
+        rows = [_row_norms(part.weight) for part in (layer.query, layer.key, layer.value)]
+        channels = (sum(rows) + _row_norms(layer.attention_output.weight.T)) / 4
+        heads.append(_by_head(channels, layer).mean(axis=1))
+        ffn.append(_row_norms(layer.ffn_input.weight) + _row_norms(layer.ffn_output.weight.T))
+    readers = [
+        part.weight.T
+        for layer in layers
+        for part in (layer.query, layer.key, layer.value, layer.ffn_input)
+    ]
+    writers = [
+        part.weight for layer in layers for part in (layer.attention_output, layer.ffn_output)
+    ]
+    hidden = sum((_row_norms(weight) for weight in (*readers, *writers)), start=np.zeros(1))
+    return Scores(
+        heads=tuple(score / score.mean() for score in heads),
+        ffn=tuple(score / score.mean() for score in ffn),
+        hidden=hidden / hidden.mean(),
+    )
+
+
+def taylor_scores(
+    module: nn.Module,
+    batches: Iterable[Mapping[str, Tensor]],
+    *,
+    progress: Callable[[int], None] = lambda count: None,
+) -> Scores:
+    """First-order Taylor importance of gates (Molchanov et al. 2019, arXiv 1906.10771).
+
+    A unit gets a gate of value 1 behind it; its score is the squared derivative of the loss by the
+    gate, summed over batches. Closing the gate changes the loss by that derivative to first order.
+    The derivatives need no gates: for a head or neuron it is the sum of weight times gradient over
+    the columns of the projection that reads it; for a hidden unit, the same over scale and shift of
+    the LayerNorms that write the residual stream. Squaring a batch, not a sum of batches, keeps
+    batches of opposite sign from cancelling, which on a converged model they would.
+
+    Args:
+        module: Stays as it was: its gradients are not touched.
+        batches: Inputs of the model, with ``labels``. Small batches give sharper scores.
+        progress: Called with the number of batches done.
+    """
+    layers = encoder_layers(module)
+    hidden = np.zeros(layers[0].query.in_features)
+    norms = [(each.weight, each.bias) for each in _stream_norms(module, len(hidden))]
+    outputs = [part.weight for each in layers for part in (each.attention_output, each.ffn_output)]
+    watched = [*outputs, *(tensor for pair in norms for tensor in pair)]
+    heads = [np.zeros(layer.num_heads) for layer in layers]
+    ffn = [np.zeros(layer.ffn_width) for layer in layers]
+    flags = [(parameter, parameter.requires_grad) for parameter in module.parameters()]
+    training = module.training
+    module.eval().requires_grad_(True)
+    try:
+        for count, batch in enumerate(batches, start=1):
+            gradients = torch.autograd.grad(_loss(module, batch), watched)
+            products = [
+                (tensor.detach() * gradient).double().numpy()
+                for tensor, gradient in zip(watched, gradients, strict=True)
+            ]
+            for index, layer in enumerate(layers):
+                channels = products[2 * index].sum(axis=0)  # (heads * head_size,)
+                heads[index] += np.square(_by_head(channels, layer).sum(axis=1))
+                ffn[index] += np.square(products[2 * index + 1].sum(axis=0))
+            for scale, shift in zip(
+                products[len(outputs) :: 2], products[len(outputs) + 1 :: 2], strict=True
+            ):
+                hidden += np.square(scale + shift)
+            progress(count)
+    finally:
+        module.train(training)
+        for parameter, flag in flags:
+            parameter.requires_grad_(flag)
+    return Scores(heads=tuple(heads), ffn=tuple(ffn), hidden=hidden)
+
+
+def random_scores(module: nn.Module, seed: int) -> Scores:
+    """Scores drawn uniformly: the control that any other importance has to beat."""
+    generator = np.random.default_rng(seed)
+    layers = encoder_layers(module)
+    return Scores(
+        heads=tuple(generator.random(layer.num_heads) for layer in layers),
+        ffn=tuple(generator.random(layer.ffn_width) for layer in layers),
+        hidden=generator.random(layers[0].query.in_features),
+    )
+
+
+def _loss(module: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
+    """Cross-entropy. Given labels, transformers would compute it too, but write into the config."""
+    inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
+    return functional.cross_entropy(module(**inputs).logits, batch["labels"])
+
+
+def _stream_norms(module: nn.Module, hidden_size: int) -> list[nn.LayerNorm]:
+    """The LayerNorms that write the residual stream: those as wide as it."""
+    parts = (part for part in module.modules() if isinstance(part, nn.LayerNorm))
+    return [part for part in parts if part.normalized_shape == (hidden_size,)]
+
+
+def _row_norms(weight: Tensor) -> Array:
+    norms: Array = weight.detach().double().norm(dim=1).numpy()
+    return norms
+
+
+def _by_head(channels: Array, layer: EncoderLayer) -> Array:
+    return channels.reshape(layer.num_heads, layer.head_size)  # (heads, head_size)

@@ -1,0 +1,89 @@
+"""Keep some layers of an encoder, and pair the layers of a student with those of its teacher."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from compressor.errors import PassError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+__all__ = ["check_layers", "first_layers", "layer_map", "select_layers", "spread_layers"]
+
+
+def check_layers(keep: Sequence[int], num_layers: int) -> None:
+    """Check that ``keep`` names existing layers, in ascending order, each once, at least one.
+
+    Raises:
+        PassError: It does not.
+    """
+    listed = list(keep)
+    unknown = [layer for layer in listed if not 0 <= layer < num_layers]
+    if not listed or unknown or listed != sorted(set(listed)):
+        raise PassError(
+            f"the model has no layers {unknown}" if unknown else "the layers to keep do not hold",
+            where=f"an encoder of {num_layers} layers",
+            given=f"keep {listed}",
+            fix=f"name layers from 0 to {num_layers - 1} in ascending order, each once",
+        )
+
+
+def spread_layers(num_keep: int, num_layers: int) -> tuple[int, ...]:
+    """Layers spread evenly, the last among them: 3 of 6 are 1, 3, 5."""
+    return tuple((number + 1) * num_layers // num_keep - 1 for number in range(num_keep))
+
+
+def first_layers(num_keep: int) -> tuple[int, ...]:
+    """The lowest layers."""
+    return tuple(range(num_keep))
+
+
+def layer_map(num_student: int, num_teacher: int) -> tuple[tuple[int, int], ...]:
+    """Pairs (student layer, teacher layer) for distillation, from 0; the last match each other.
+
+    A student layer learns from the last of the teacher layers that it stands for.
+    """
+    if num_student <= num_teacher:
+        return tuple(enumerate(spread_layers(num_student, num_teacher)))
+    spread = spread_layers(num_teacher, num_student)
+    return tuple((student, teacher) for teacher, student in enumerate(spread))
+
+
+def select_layers(module: nn.Module, keep: Sequence[int]) -> nn.Module:
+    """A copy of an encoder with the layers ``keep`` only; nothing is shared with ``module``.
+
+    Raises:
+        PassError: The module is no encoder, or ``keep`` does not name layers of it.
+    """
+    from torch import nn
+
+    from targets.checkpoint import update_config
+    from targets.encoder import layer_list
+
+    selected = copy.deepcopy(module)
+    layers = layer_list(selected)
+    if layers is None:
+        raise PassError(
+            "the model is no BERT-like encoder: its layers were not found",
+            where=type(module).__name__,
+            fix="leave the pass out",
+        )
+    check_layers(keep, len(layers))
+    kept = nn.ModuleList(layers[layer] for layer in keep)
+    for number, layer in enumerate(kept):
+        _renumber(layer, number)
+    for parent in selected.modules():
+        for name, child in parent.named_children():
+            if child is layers:
+                setattr(parent, name, kept)
+    update_config(selected)
+    return selected
+
+
+def _renumber(layer: nn.Module, number: int) -> None:
+    for part in layer.modules():
+        if getattr(part, "layer_idx", None) is not None:
+            part.layer_idx = number  # type: ignore[assignment]

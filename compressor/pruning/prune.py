@@ -1,0 +1,149 @@
+"""Prune a model to given sizes: score its units, choose, cut."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from compressor.architecture import Architecture
+from compressor.data import Split
+from compressor.errors import PassError
+from compressor.model import TorchModel
+from compressor.pruning.importance import (
+    Importance,
+    Scores,
+    magnitude_scores,
+    random_scores,
+    taylor_scores,
+)
+from compressor.pruning.selection import global_counts, top_units
+from compressor.pruning.slicing import Kept, keep_units
+from compressor.pruning.widths import head_multiple
+from compressor.training.batches import collator, encode
+
+__all__ = ["check_finite", "choose", "mean_loss", "prune_to", "sample_batches"]
+
+Scope = Literal["layer", "global"]
+
+TAYLOR_BATCH = 8  # rows: smaller is sharper and slower
+_EXAMPLES = 2  # rows that tracing and the check for finite outputs look at
+
+
+def prune_to(
+    model: TorchModel,
+    target: Architecture,
+    split: Split,
+    *,
+    importance: Importance,
+    scope: Scope,
+    multiple: int,
+    num_examples: int,
+    seed: int,
+    progress: Callable[[float], None] = lambda fraction: None,
+) -> TorchModel:
+    """A copy of ``model`` with the sizes of ``target``; ``model`` stays untouched.
+
+    Args:
+        model: A BERT-like encoder.
+        target: The sizes; with scope "global" only the totals over all layers hold.
+        split: Training data, for Taylor importance.
+        importance: How units are scored.
+        scope: Whether units compete within their layer or with those of all layers.
+        multiple: Widths are multiples of this.
+        num_examples: Rows for Taylor importance.
+        seed: Of the choice of rows, and of random scores.
+        progress: Called with the fraction done.
+    """
+    if importance == "taylor":
+        batches = sample_batches(
+            model, split, num_rows=num_examples, batch_size=TAYLOR_BATCH, seed=seed
+        )
+        scores = taylor_scores(
+            model.module, batches, progress=lambda count: progress(count / len(batches))
+        )
+    elif importance == "magnitude":
+        scores = magnitude_scores(model.module)
+    else:
+        scores = random_scores(model.module, seed)
+    now = Architecture.of(model.module)
+    kept = choose(scores, now, target, scope=scope, multiple=multiple)
+    return replace(model, module=keep_units(model.module, kept, _example(model, split)))
+
+
+def choose(
+    scores: Scores, now: Architecture, target: Architecture, *, scope: Scope, multiple: int
+) -> Kept:
+    """Which units stay.
+
+    Args:
+        scores: Of the model as it is now.
+        now: Its sizes.
+        target: Sizes to reach; with scope "global" only the totals hold.
+        scope: "layer" or "global".
+        multiple: Widths are multiples of this.
+    """
+    heads = [layer.num_heads for layer in target.layers]
+    ffn = [layer.ffn_width for layer in target.layers]
+    if scope == "global":
+        most = max(layer.num_heads for layer in now.layers)
+        step = head_multiple(most, now.head_size, multiple)
+        heads = list(global_counts(scores.heads, sum(heads), multiple=step))
+        ffn = list(global_counts(scores.ffn, sum(ffn), multiple=multiple))
+    narrower = target.hidden_size < now.hidden_size
+    return Kept(
+        heads=[top_units(each, count) for each, count in zip(scores.heads, heads, strict=True)],
+        ffn=[top_units(each, count) for each, count in zip(scores.ffn, ffn, strict=True)],
+        hidden=top_units(scores.hidden, target.hidden_size) if narrower else None,
+    )
+
+
+def sample_batches(
+    model: TorchModel, split: Split, *, num_rows: int, batch_size: int, seed: int
+) -> list[dict[str, Tensor]]:
+    """A seeded choice of rows as padded batches with labels, rows of like length together."""
+    count = min(num_rows, len(split))
+    chosen = np.random.default_rng(seed).choice(len(split), size=count, replace=False)
+    rows = encode(model, split.take(chosen.tolist()))
+    rows.sort(key=lambda row: len(row["input_ids"]))
+    collate = collator(model)
+    return [collate(rows[start : start + batch_size]) for start in range(0, count, batch_size)]
+
+
+def mean_loss(model: TorchModel, batches: Sequence[dict[str, Tensor]]) -> float:
+    """Mean cross-entropy over all rows, in nats."""
+    total, count = 0.0, 0
+    with torch.inference_mode():
+        for batch in batches:
+            inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
+            logits = model.module(**inputs).logits
+            total += float(functional.cross_entropy(logits, batch["labels"], reduction="sum"))
+            count += len(batch["labels"])
+    return total / count
+
+
+def check_finite(model: TorchModel, split: Split, name: str) -> None:
+    """Check that the model's outputs on some rows are finite.
+
+    Raises:
+        PassError: They are not.
+    """
+    with torch.inference_mode():
+        logits = model.module(**_example(model, split)).logits
+    if not torch.isfinite(logits).all():
+        raise PassError(
+            f"{name} left a model whose outputs are not finite",
+            where=type(model.module).__name__,
+            given=logits.flatten()[:4].tolist(),
+            fix="prune less, or recover with a lower learning rate",
+        )
+
+
+def _example(model: TorchModel, split: Split) -> dict[str, Tensor]:
+    batch = collator(model)(encode(model, split.take(range(min(_EXAMPLES, len(split))))))
+    return {name: tensor for name, tensor in batch.items() if name != "labels"}

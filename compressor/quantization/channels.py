@@ -1,0 +1,63 @@
+"""Round weights to int8 with one scale for each channel, and write them into a graph."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from compressor.onnx_io import Graph
+
+__all__ = ["WeightBits", "dequantized_weight", "quantize_channels"]
+
+WeightBits = Literal[7, 8]
+
+
+def quantize_channels(
+    weight: NDArray[np.float32], *, axis: int, bits: WeightBits = 8
+) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    """Round an array to symmetric int8 with one scale for each index of ``axis``.
+
+    Args:
+        weight: Any shape, finite.
+        axis: The axis of the channels.
+        bits: 8 uses -127 to 127; 7 uses -63 to 63.
+
+    Returns:
+        The integers, of the same shape, and the scales, (weight.shape[axis],).
+    """
+    largest = 127 if bits == 8 else 63
+    others = tuple(index for index in range(weight.ndim) if index != axis)
+    maxima = np.abs(weight).max(axis=others)
+    scales = np.where(maxima > 0, maxima / largest, 1.0).astype(np.float32)
+    shape = [1] * weight.ndim
+    shape[axis] = -1
+    levels = np.rint(weight / scales.reshape(shape))
+    return np.clip(levels, -largest, largest).astype(np.int8), scales
+
+
+def dequantized_weight(
+    graph: Graph, name: str, *, axis: int, bits: WeightBits = 8
+) -> tuple[onnx.NodeProto, str]:
+    """Add an int8 form of a float initializer and the node that turns it back into floats.
+
+    Returns:
+        The ``DequantizeLinear`` node, and the name of its output.
+    """
+    integers, scales = quantize_channels(graph.weight(name), axis=axis, bits=bits)
+    inputs = [
+        graph.add_initializer(f"{name}_quantized", integers),
+        graph.add_initializer(f"{name}_scale", scales),
+        graph.add_initializer(f"{name}_zero_point", np.zeros(scales.shape, np.int8)),
+    ]
+    output = graph.new_name(f"{name}_dequantized")
+    node = onnx.helper.make_node(
+        "DequantizeLinear",
+        inputs,
+        [output],
+        name=graph.new_name(f"{name}_DequantizeLinear"),
+        axis=axis,
+    )
+    return node, output

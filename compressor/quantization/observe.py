@@ -1,0 +1,102 @@
+"""Run a model over calibration data and watch the values inside it."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from compressor.errors import PassError
+from compressor.onnx_io import copy_model, save_model
+from compressor.quantization.histogram import Histogram
+from targets.runtimes.onnxruntime import create_session
+from targets.signature import Arrays
+
+__all__ = ["Observations", "observe"]
+
+
+@dataclass
+class Observations:
+    """What was seen.
+
+    Attributes:
+        histograms: Tensor name -> histogram of its magnitudes.
+        channel_maxima: Tensor name -> largest magnitude in each channel of its last dimension.
+        num_batches: How many batches were run.
+    """
+
+    histograms: dict[str, Histogram] = field(default_factory=dict)
+    channel_maxima: dict[str, NDArray[np.float32]] = field(default_factory=dict)
+    num_batches: int = 0
+
+
+def observe(
+    model: onnx.ModelProto,
+    batches: Iterable[Arrays],
+    *,
+    histograms: Sequence[str] = (),
+    channel_maxima: Sequence[str] = (),
+    threads: int = 1,
+) -> Observations:
+    """Run ``model`` once for each batch and collect statistics of the named tensors.
+
+    Only one batch's values are held at a time.
+
+    Args:
+        model: A float model; stays as it is.
+        batches: Inputs, by name.
+        histograms: Tensors of which to collect a histogram of magnitudes.
+        channel_maxima: Tensors of which to collect the largest magnitude of each channel.
+        threads: CPU threads to run with.
+
+    Raises:
+        PassError: There were no batches, or a tensor took a value that is not finite.
+    """
+    names = list(dict.fromkeys([*histograms, *channel_maxima]))
+    result = Observations(histograms={name: Histogram.empty() for name in histograms})
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "observed.onnx"
+        save_model(_with_outputs(model, names), path)
+        session = create_session(path, threads=threads)
+        known = {value.name for value in session.get_inputs()}
+        for batch in batches:
+            feeds = {name: array for name, array in batch.items() if name in known}
+            for name, values in zip(names, session.run(names, feeds), strict=True):
+                _check_finite(name, values)
+                if name in result.histograms:
+                    result.histograms[name] = result.histograms[name].add(values)
+                if name in channel_maxima:
+                    maxima = np.abs(values).reshape(-1, values.shape[-1]).max(0)
+                    seen = result.channel_maxima.get(name, maxima)
+                    result.channel_maxima[name] = np.maximum(seen, maxima)
+            result.num_batches += 1
+    if result.num_batches == 0:
+        raise PassError(
+            "calibration got no data", fix="pass at least one batch of representative inputs"
+        )
+    return result
+
+
+def _with_outputs(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:
+    """The model with these tensors as further outputs."""
+    observed = copy_model(model)
+    known = {value.name for value in (*model.graph.output, *model.graph.input)}
+    for name in names:
+        if name not in known:
+            value = onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None)
+            observed.graph.output.append(value)
+    return observed
+
+
+def _check_finite(name: str, values: NDArray[np.float32]) -> None:
+    if not np.isfinite(values).all():
+        raise PassError(
+            "the model gives values that are not finite on the calibration data",
+            where=f"tensor {name}",
+            fix="check the checkpoint and the calibration data; this model cannot be quantized",
+        )

@@ -1,0 +1,201 @@
+"""Static int8: ranges of activations fixed by calibration, written as portable Q/DQ nodes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import onnx
+
+from compressor.onnx_io import Graph, copy_model, load_model, save_model, set_opset
+from compressor.quantization.channels import WeightBits, dequantized_weight
+from compressor.quantization.gemm import split_gemms
+from compressor.quantization.histogram import (
+    Histogram,
+    entropy_threshold,
+    minmax_threshold,
+    percentile_threshold,
+)
+from compressor.quantization.observe import observe
+from compressor.quantization.smooth import smooth
+from compressor.quantization.summary import QuantizationSummary
+from compressor.quantization.tables import quantize_tables
+from targets.signature import Arrays
+
+__all__ = ["Calibration", "insert_qdq", "quantize_static"]
+
+Calibration = Literal["minmax", "entropy", "percentile"]
+
+_MATRIX_OPS = ("MatMul", "Conv")
+_OPSET = 13
+"""The first opset with per-channel Q/DQ."""
+
+
+@dataclass(frozen=True)
+class _Site:
+    """One operand of one node that becomes int8."""
+
+    node: str
+    operand: int
+    tensor: str
+
+
+def quantize_static(
+    source: Path,
+    destination: Path,
+    batches: Iterable[Arrays],
+    *,
+    calibration: Calibration = "percentile",
+    percentile: float = 99.99,
+    smooth_quant: float | None = None,
+    weight_bits: WeightBits = 8,
+    exclude: Sequence[str] = (),
+    activation_matmuls: bool = False,
+    tables: bool = True,
+    threads: int = 1,
+) -> QuantizationSummary:
+    """Quantize a float32 model to symmetric int8 with ranges fixed by calibration.
+
+    The result is the one form that TensorRT-RTX, OpenVINO and ONNX Runtime all accept: zero point
+    0, a scale for each output channel of the weights, Q/DQ on the inputs of MatMul (and inputs and
+    outputs of Conv), bias, normalisation, softmax and activation functions in float32. ``Gemm``
+    becomes ``MatMul`` and ``Add``.
+
+    Args:
+        source: A float32 model; stays as it is.
+        destination: Where to write the quantized one.
+        batches: Calibration inputs, by name.
+        calibration: How the clipping range of an activation follows from what was seen.
+        percentile: In (0, 100], used by ``percentile`` calibration.
+        smooth_quant: Migration strength in [0, 1] of SmoothQuant, or None to leave it out.
+        weight_bits: 8, or 7 to rule out saturation on CPUs that add int8 products in 16 bits.
+        exclude: Names of nodes to leave in float32.
+        activation_matmuls: Also quantize products of two activations, as in attention.
+        tables: Also store embedding tables as int8.
+        threads: CPU threads to calibrate with.
+
+    Returns:
+        Which nodes are int8 now, which stay float32, and the clipping ranges.
+
+    Raises:
+        PassError: No calibration data, values that are not finite, or an unknown name in
+            ``exclude``.
+    """
+    model = split_gemms(set_opset(load_model(source), _OPSET), exclude)
+    inputs = list(batches) if smooth_quant is not None else batches
+    if smooth_quant is not None:
+        model = smooth(model, inputs, strength=smooth_quant, exclude=exclude, threads=threads)
+    sites = _sites(Graph(model), exclude, activation_matmuls)
+    observed = observe(
+        model, inputs, histograms=sorted({site.tensor for site in sites}), threads=threads
+    )
+    thresholds = {
+        name: _threshold(histogram, calibration, percentile)
+        for name, histogram in observed.histograms.items()
+    }
+    quantized = insert_qdq(model, sites, thresholds, weight_bits)
+    table_names = quantize_tables(quantized, exclude) if tables else ()
+    save_model(quantized, destination)
+    return QuantizationSummary.of(model, {site.node for site in sites}, table_names, thresholds)
+
+
+def insert_qdq(
+    model: onnx.ModelProto,
+    sites: Sequence[_Site],
+    thresholds: dict[str, float],
+    weight_bits: WeightBits,
+) -> onnx.ModelProto:
+    """Put Q/DQ pairs around the given operands, and int8 weights in the place of float ones.
+
+    Args:
+        model: A float model; stays as it is.
+        sites: Operands to quantize. Operand -1 is the node's output.
+        thresholds: Tensor name -> largest magnitude that int8 will hold.
+        weight_bits: Bits of the weights.
+    """
+    quantized = copy_model(model)
+    graph = Graph(quantized)
+    by_node: dict[str, list[_Site]] = {}
+    for site in sites:
+        by_node.setdefault(site.node, []).append(site)
+    nodes: list[onnx.NodeProto] = []
+    pairs: dict[str, str] = {}
+    weights: dict[tuple[str, int], tuple[onnx.NodeProto, str]] = {}
+    for node in quantized.graph.node:
+        after: list[onnx.NodeProto] = []
+        for site in by_node.get(node.name, ()):
+            if site.operand < 0:
+                name = node.output[0]
+                node.output[0] = graph.new_name(f"{name}_float")
+                after = _qdq(graph, node.output[0], thresholds[name], output=name)
+            else:
+                if site.tensor not in pairs:
+                    pair = _qdq(graph, site.tensor, thresholds[site.tensor])
+                    pairs[site.tensor] = pair[-1].output[0]
+                    nodes += pair
+                node.input[site.operand] = pairs[site.tensor]
+        if node.name in by_node and graph.is_weight(node.input[1]):
+            key = (node.input[1], 0 if node.op_type == "Conv" else 1)
+            if key not in weights:
+                weights[key] = dequantized_weight(graph, key[0], axis=key[1], bits=weight_bits)
+                nodes.append(weights[key][0])
+            node.input[1] = weights[key][1]
+        nodes += [node, *after]
+    graph.replace_nodes(nodes)
+    return quantized
+
+
+def _sites(graph: Graph, exclude: Sequence[str], activation_matmuls: bool) -> list[_Site]:
+    """Operands to quantize, in the order of the graph."""
+    sites: list[_Site] = []
+    made_int8: set[str] = set()
+    for node in graph.model.graph.node:
+        if node.op_type not in _MATRIX_OPS or node.name in exclude:
+            continue
+        if node.op_type == "Conv" and graph.is_weight(node.input[1]):
+            sites.append(_Site(node.name, -1, node.output[0]))
+            made_int8.add(node.output[0])
+            operands = [0]
+        elif graph.is_linear(node):
+            operands = [0]
+        elif activation_matmuls and not any(name in graph.initializers for name in node.input):
+            operands = [0, 1]
+        else:
+            continue
+        sites += [
+            _Site(node.name, operand, node.input[operand])
+            for operand in operands
+            if node.input[operand] not in made_int8
+        ]
+    return sites
+
+
+def _qdq(
+    graph: Graph, tensor: str, threshold: float, *, output: str | None = None
+) -> list[onnx.NodeProto]:
+    """A QuantizeLinear and a DequantizeLinear behind ``tensor``."""
+    scale = np.float32(threshold / 127) if threshold > 0 else np.float32(1 / 127)
+    names = [
+        graph.add_initializer(f"{tensor}_scale", np.asarray(scale)),
+        graph.add_initializer(f"{tensor}_zero_point", np.asarray(np.int8(0))),
+    ]
+    quantized = graph.new_name(f"{tensor}_quantized")
+    restored = output or graph.new_name(f"{tensor}_dequantized")
+    make = onnx.helper.make_node
+    quantize = graph.new_name(f"{tensor}_QuantizeLinear")
+    dequantize = graph.new_name(f"{tensor}_DequantizeLinear")
+    return [
+        make("QuantizeLinear", [tensor, *names], [quantized], name=quantize),
+        make("DequantizeLinear", [quantized, *names], [restored], name=dequantize),
+    ]
+
+
+def _threshold(histogram: Histogram, calibration: Calibration, percentile: float) -> float:
+    if calibration == "minmax":
+        return minmax_threshold(histogram)
+    if calibration == "entropy":
+        return entropy_threshold(histogram)
+    return percentile_threshold(histogram, percentile)

@@ -1,0 +1,169 @@
+"""A recipe as plain mappings and lists: parse the YAML, set values at dotted paths."""
+
+from __future__ import annotations
+
+import reprlib
+from collections.abc import Hashable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from compressor.errors import Problem, RecipeError
+
+__all__ = ["apply_overrides", "assign", "read_document", "shown"]
+
+_MAX_VALUES = 20_000
+"""Values of a recipe, aliases written out; a few aliases of aliases can stand for billions."""
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """The safe loader, made to refuse a key that stands twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key_node, _ in node.value:
+            if key_node.tag == "tag:yaml.org,2002:merge":
+                continue
+            key = self.construct_object(key_node, deep=True)
+            if isinstance(key, Hashable) and key in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key!r} stands twice", key_node.start_mark
+                )
+            if isinstance(key, Hashable):  # else the base class refuses it
+                seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+def read_document(path: Path) -> dict[str, Any]:
+    """Read a recipe file; no two places of the result share a list or a mapping.
+
+    Raises:
+        RecipeError: It is not valid YAML, no mapping, or too large.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        document = _unshared(yaml.load(text, _UniqueKeyLoader))  # noqa: S506  (a SafeLoader)
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        problem = Problem(
+            "the file is not valid YAML",
+            given=" ".join(str(error).split()),
+            fix="correct it there; `compressor schema` helps editors to check as you type",
+        )
+        raise RecipeError([problem], where=path) from error
+    if not isinstance(document, dict):
+        problem = Problem(
+            "a recipe is a mapping of settings",
+            given=type(document).__name__,
+            fix="start from a built-in recipe: `compressor recipes` lists them",
+        )
+        raise RecipeError([problem], where=path)
+    return document
+
+
+def apply_overrides(document: dict[str, Any], overrides: Sequence[str], path: Path) -> None:
+    """Set ``path=value`` pairs; values are YAML.
+
+    Raises:
+        RecipeError: Carries a problem for each one that cannot be set.
+    """
+    problems: list[Problem] = []
+    for override in overrides:
+        dotted, equals, text = override.partition("=")
+        try:
+            if not equals:
+                raise Problem(
+                    "an override has no value",
+                    given=override,
+                    fix="write it as --set passes.1.ratio=0.3",
+                )
+            assign(document, dotted.strip(), _parse_value(text, override))
+        except Problem as problem:
+            problems.append(problem)
+    if problems:
+        raise RecipeError(problems, where=path)
+
+
+def assign(document: dict[str, Any], dotted: str, value: Any) -> None:
+    """Set one value at a dotted path; steps through lists take an index.
+
+    Raises:
+        Problem: The path leads nowhere.
+    """
+    node: Any = document
+    parts = dotted.split(".")
+    for position, part in enumerate(parts[:-1]):
+        here = ".".join(parts[: position + 1])
+        index = _index(node, part, here, dotted)
+        if isinstance(node, list) and isinstance(node[index], str):
+            # A pass or target written as its name alone: `- export` for `- pass: export`.
+            node[index] = {"target" if parts[0] == "targets" else "pass": node[index]}
+        elif isinstance(node, dict) and node.get(index) is None:
+            node[index] = {}
+        node = node[index]
+    node[_index(node, parts[-1], dotted, dotted)] = value
+
+
+def shown(value: object) -> str:
+    """A value for a message, cut to a readable length."""
+    return _SHORT.repr(value)
+
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = 200
+_SHORT.maxdict = _SHORT.maxlist = 8
+_SHORT.maxlevel = 4
+
+
+def _index(node: Any, part: str, here: str, dotted: str) -> Any:
+    """The key or index of a step into ``node``."""
+    if isinstance(node, dict):
+        return part
+    if not isinstance(node, list):
+        raise Problem(
+            "an override reaches into a value that has no parts",
+            where=here,
+            given=dotted,
+            fix=f"the value there is {shown(node)}",
+        )
+    if not part.isdecimal() or int(part) >= len(node):
+        raise Problem(
+            "an override names an element that is not there",
+            where=here,
+            given=dotted,
+            fix=f"use an index from 0 to {len(node) - 1}" if node else "the list is empty",
+        )
+    return int(part)
+
+
+def _parse_value(text: str, override: str) -> Any:
+    try:
+        return _unshared(yaml.safe_load(text))
+    except (ValueError, RecursionError, yaml.YAMLError) as error:
+        raise Problem(
+            "the value of an override is not valid YAML",
+            given=override,
+            fix="put it in quotes for YAML as well as for the shell: --set 'name=\"a: b\"'",
+        ) from error
+
+
+def _unshared(value: Any) -> Any:
+    """Copy a value so that no list or mapping stands in two places, as YAML aliases make it.
+
+    Raises:
+        ValueError: It has more than ``_MAX_VALUES`` values.
+    """
+    count = 0
+
+    def copy(each: Any) -> Any:
+        nonlocal count
+        count += 1
+        if count > _MAX_VALUES:
+            raise ValueError(f"more than {_MAX_VALUES} values, with aliases written out")
+        if isinstance(each, Mapping):
+            return {key: copy(part) for key, part in each.items()}
+        if isinstance(each, list):
+            return [copy(part) for part in each]
+        return each
+
+    return copy(value)

@@ -1,0 +1,242 @@
+"""Read a recipe: YAML to a validated value, with every problem reported at once."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from compressor.errors import Problem, RecipeError, nearest
+from compressor.passes import available_passes
+from compressor.recipe.document import apply_overrides, assign, read_document, shown
+from compressor.recipe.schema import ORIGINAL, Recipe
+from targets.discovery import Component
+from targets.registry import available
+
+__all__ = ["builtin_recipes", "load_recipe"]
+
+VARIANT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")  # becomes part of folder names
+
+
+def builtin_recipes() -> dict[str, Path]:
+    """The recipes that come with the toolkit: name -> file."""
+    folder = Path(str(resources.files("compressor"))) / "recipes"
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+
+
+def load_recipe(
+    source: str | Path,
+    *,
+    overrides: Sequence[str] = (),
+    values: Mapping[str, Any] | None = None,
+) -> Recipe:
+    """Read and validate a recipe.
+
+    Args:
+        source: A file, or the name of a built-in recipe.
+        overrides: ``path=value`` pairs such as ``passes.1.ratio=0.3``; values are YAML.
+        values: Dotted path -> value, set before the overrides; for command-line options.
+
+    Returns:
+        The recipe. Relative paths in it were resolved against the folder of the file, or against
+        the working directory for a built-in recipe.
+
+    Raises:
+        RecipeError: Carries all problems: each with its path, the value given, and the nearest
+            known name for a misspelt one.
+    """
+    path, base = _locate(source)
+    document = read_document(path)
+    try:
+        for dotted, value in (values or {}).items():
+            assign(document, dotted, value)
+    except Problem as problem:
+        raise RecipeError([problem], where=path) from problem
+    apply_overrides(document, overrides, path)
+    document.setdefault("name", path.stem)
+    return _validate(document, path, base)
+
+
+def _locate(source: str | Path) -> tuple[Path, Path]:
+    known = builtin_recipes()
+    path = Path(source)
+    if str(source) in known and not path.is_file():
+        return known[str(source)], Path.cwd()
+    if not path.is_file():
+        guess = nearest(str(source), known)
+        raise RecipeError(
+            [
+                Problem(
+                    "there is no such recipe",
+                    given=source,
+                    fix=(f"did you mean {guess!r}? " if guess else "")
+                    + f"pass a YAML file, or one of the built-in recipes: {', '.join(known)}",
+                )
+            ],
+            where=source,
+        )
+    return path, path.resolve().parent
+
+
+def _validate(document: dict[str, Any], path: Path, base: Path) -> Recipe:
+    problems: list[Problem] = []
+    document = dict(document)
+    if "passes" in document:
+        document["passes"] = _chain(document["passes"], "passes", problems)
+    if "variants" in document:
+        document["variants"] = _variants(document["variants"], problems)
+    if "targets" in document:
+        document["targets"] = _components(
+            document["targets"], "targets", "target", available(), problems
+        )
+    try:
+        recipe = Recipe.model_validate(document)
+    except ValidationError as error:
+        lists = {problem.where.partition(".")[0] for problem in problems if problem.where}
+        details = error.errors()
+        # A list whose entries are wrong is not short of entries as well.
+        found = [
+            each for each in details if each["type"] != "too_short" or each["loc"][0] not in lists
+        ]
+        problems = [_problem(each, Recipe) for each in found] + problems
+        raise RecipeError(problems, where=path) from error
+    if problems:
+        raise RecipeError(problems, where=path)
+    resolved: Recipe = _resolve_paths(recipe, base)
+    return resolved
+
+
+def _chain(entries: Any, where: str, problems: list[Problem]) -> tuple[Component, ...]:
+    return _components(entries, where, "pass", available_passes(), problems)
+
+
+def _variants(entries: Any, problems: list[Problem]) -> dict[str, tuple[Component, ...]]:
+    if not isinstance(entries, dict):
+        problems.append(
+            Problem(
+                "variants is a mapping from a name to a list of passes",
+                where="variants",
+                given=shown(entries),
+            )
+        )
+        return {}
+    for name in entries:
+        # YAML reads the bare words no, on and null as other things than text.
+        is_word = isinstance(name, str | int) and not isinstance(name, bool)
+        if not is_word or not VARIANT_NAME.fullmatch(str(name)) or name == ORIGINAL:
+            problems.append(
+                Problem(
+                    "this cannot be the name of a variant",
+                    where="variants",
+                    given=repr(name),
+                    fix=f"use letters, digits, '.', '_' and '-', and not {ORIGINAL!r}; "
+                    "put words such as 'no' in quotes",
+                )
+            )
+    return {
+        str(name): _chain([] if tail is None else tail, f"variants.{name}", problems)
+        for name, tail in entries.items()
+    }
+
+
+def _components(
+    entries: Any,
+    where: str,
+    key: str,
+    known: Mapping[str, type[Component]],
+    problems: list[Problem],
+) -> tuple[Component, ...]:
+    if not isinstance(entries, list):
+        problems.append(
+            Problem(
+                f"{where} is a list",
+                where=where,
+                given=shown(entries),
+                fix=f"write '- {key}: NAME' for each",
+            )
+        )
+        return ()
+    built = []
+    for index, entry in enumerate(entries):
+        here = f"{where}.{index}"
+        if isinstance(entry, str):
+            entry = {key: entry}
+        if not isinstance(entry, dict) or key not in entry:
+            problems.append(
+                Problem(
+                    f"an entry does not name its {key}",
+                    where=here,
+                    given=shown(entry),
+                    fix=f"write '- {key}: NAME', with its settings below it",
+                )
+            )
+            continue
+        settings = {name: value for name, value in entry.items() if name != key}
+        cls = known.get(str(entry[key]))
+        if cls is None:
+            problems.append(_unknown_name(f"{here}.{key}", entry[key], known, f"there is no {key}"))
+            continue
+        try:
+            built.append(cls.model_validate(settings))
+        except ValidationError as error:
+            problems.extend(_problem(each, cls, here) for each in error.errors())
+    return tuple(built)
+
+
+def _problem(details: ErrorDetails, model: type[BaseModel], prefix: str = "") -> Problem:
+    location = [str(part) for part in details["loc"]]
+    where = ".".join(([prefix] if prefix else []) + location) or prefix or "(recipe)"
+    if details["type"] == "extra_forbidden":
+        known = _fields_at(model, location[:-1])
+        return _unknown_name(where, location[-1], known, "there is no setting")
+    if details["type"] == "missing":
+        return Problem("a required setting is missing", where=where, fix=f"add {location[-1]}")
+    message = details["msg"].removeprefix("Value error, ")
+    return Problem(message[0].lower() + message[1:], where=where, given=shown(details["input"]))
+
+
+def _unknown_name(where: str, name: object, known: Any, what: str) -> Problem:
+    guess = nearest(str(name), known)
+    return Problem(
+        f"{what} {name!r}",
+        where=where,
+        given=shown(name),
+        fix=(f"did you mean {guess!r}? " if guess else "") + f"known: {', '.join(known)}",
+    )
+
+
+def _fields_at(model: type[BaseModel], location: Sequence[str]) -> list[str]:
+    """Names of the settings of the (nested) model at a location."""
+    current: Any = model
+    for part in location:
+        field = current.model_fields.get(part) if _is_model(current) else None
+        if field is None:
+            return []
+        candidates = [field.annotation, *getattr(field.annotation, "__args__", ())]
+        current = next((each for each in candidates if _is_model(each)), None)
+    return list(current.model_fields) if _is_model(current) else []
+
+
+def _is_model(value: Any) -> bool:
+    return isinstance(value, type) and issubclass(value, BaseModel)
+
+
+def _resolve_paths(value: Any, base: Path) -> Any:
+    """Make every relative path of a recipe absolute, in nested settings too."""
+    if isinstance(value, Path):
+        return (base / value.expanduser()).resolve()
+    if isinstance(value, tuple):
+        return tuple(_resolve_paths(each, base) for each in value)
+    if isinstance(value, dict):
+        return {key: _resolve_paths(each, base) for key, each in value.items()}
+    if isinstance(value, BaseModel):
+        current = {name: getattr(value, name) for name in type(value).model_fields}
+        resolved = {name: _resolve_paths(each, base) for name, each in current.items()}
+        changed = {name: new for name, new in resolved.items() if new is not current[name]}
+        return value.model_copy(update=changed) if changed else value
+    return value

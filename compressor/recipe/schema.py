@@ -1,0 +1,141 @@
+"""The recipe as a frozen value, and its JSON Schema for editors."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_serializer
+
+from compressor.data import DataSpec
+from compressor.passes import Pass, available_passes
+from targets.base import Target
+from targets.benchmark import BenchmarkSettings
+from targets.discovery import Component
+from targets.registry import available
+
+__all__ = ["Budget", "Recipe", "component_entry", "recipe_json_schema"]
+
+ORIGINAL = "original"
+"""Name of the untouched model among the variants."""
+
+DEFAULT_VARIANT = "compressed"
+"""Name of the one variant of a recipe that lists none."""
+
+
+class Budget(BaseModel):
+    """What a bundle has to reach. Limits that are not given do not count."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    max_accuracy_drop: float | None = Field(default=None, ge=-100, le=100)
+    """Accuracy lost against the untouched model on the test split, in percentage points."""
+    min_speedup: float | None = Field(default=None, gt=0)
+    """Median latency of the fastest untouched model on the same target over that of the bundle."""
+    max_latency_ms: float | None = Field(default=None, gt=0)
+    """Median latency at the primary shape."""
+    max_size_mb: float | None = Field(default=None, gt=0)
+    """Size of the bundle, in 10^6 bytes."""
+    min_size_ratio: float | None = Field(default=None, gt=0)
+    """Size of the untouched fp32 bundle on the same target over that of the bundle."""
+    require: Literal["every", "any"] = "every"
+    """Whether every target that can run here needs a bundle within the budget, or one is enough."""
+
+
+class Recipe(BaseModel):
+    """One run: which model, which data, which passes, which targets, which budget."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, arbitrary_types_allowed=True
+    )
+
+    name: str = Field(min_length=1)
+    """For reports; the default is the name of the recipe file."""
+    model: Path
+    """The fine-tuned checkpoint: a Hugging Face folder with safetensors."""
+    task: Literal["text-classification"] = "text-classification"
+    """What the model does."""
+    data: DataSpec
+    """Labelled data: for training, for choosing, and held out for the final figures."""
+    passes: tuple[Pass, ...] = ()
+    """Applied in this order; shared by all variants."""
+    variants: dict[str, tuple[Pass, ...]] = Field(default_factory=dict)
+    """Name -> passes that go on from the shared ones. All are built and measured on every target,
+    and the fastest that meets the budget is chosen."""
+    targets: tuple[Target, ...] = Field(min_length=1)
+    """Where to lower to and measure."""
+    budget: Budget = Budget()
+    """What a bundle has to reach for the run to succeed."""
+    benchmark: BenchmarkSettings = BenchmarkSettings()
+    """How latency is measured."""
+    seed: int = Field(default=0, ge=0, lt=2**31)
+    """Of every random choice."""
+    output: Path = Path("compressed")
+    """Folder for the report and the bundles."""
+
+    @property
+    def chains(self) -> dict[str, tuple[Pass, ...]]:
+        """Variant -> all of its passes, shared ones first."""
+        if not self.variants:
+            return {DEFAULT_VARIANT: self.passes}
+        return {name: self.passes + tail for name, tail in self.variants.items()}
+
+    @field_serializer("passes")
+    def _dump_passes(self, passes: tuple[Pass, ...]) -> list[dict[str, Any]]:
+        return [component_entry(each, "pass") for each in passes]
+
+    @field_serializer("variants")
+    def _dump_variants(self, variants: dict[str, tuple[Pass, ...]]) -> dict[str, Any]:
+        return {name: self._dump_passes(tail) for name, tail in variants.items()}
+
+    @field_serializer("targets")
+    def _dump_targets(self, targets: tuple[Target, ...]) -> list[dict[str, Any]]:
+        return [component_entry(each, "target") for each in targets]
+
+
+def component_entry(component: Component, key: str) -> dict[str, Any]:
+    """A pass or target as it stands in a recipe: its name under ``key``, then its settings."""
+    return {key: component.name, **component.settings()}
+
+
+def recipe_json_schema() -> dict[str, Any]:
+    """JSON Schema of a recipe file, with every installed pass and target."""
+
+    class _Document(Recipe):
+        passes: Any = ()
+        variants: Any = {}
+        targets: Any
+
+    schema = _Document.model_json_schema()
+    definitions = schema.setdefault("$defs", {})
+    passes = _component_schemas("pass", available_passes(), definitions)
+    targets = _component_schemas("target", available(), definitions)
+    properties = schema["properties"]
+    chain = {"type": "array", "items": {"oneOf": passes}}
+    for name, shape in (
+        ("passes", chain),
+        (
+            "variants",
+            {"type": "object", "additionalProperties": {"anyOf": [chain, {"type": "null"}]}},
+        ),
+        ("targets", {"type": "array", "minItems": 1, "items": {"oneOf": targets}}),
+    ):
+        description = Recipe.model_fields[name].description
+        properties[name] = {"description": description, **shape}
+    schema["required"] = [name for name in schema["required"] if name != "name"]
+    schema["title"] = "Recipe"
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
+
+
+def _component_schemas(
+    key: str, classes: dict[str, Any], definitions: dict[str, Any]
+) -> list[dict[str, Any]]:
+    references: list[dict[str, Any]] = [{"enum": list(classes)}]  # the name alone: `- export`
+    for name, cls in classes.items():
+        schema = cls.model_json_schema()
+        definitions.update(schema.pop("$defs", {}))
+        schema["properties"] = {key: {"const": name}, **schema.get("properties", {})}
+        schema["required"] = [key, *schema.get("required", [])]
+        definitions[f"{key}_{name}"] = schema
+        references.append({"$ref": f"#/$defs/{key}_{name}"})
+    return references

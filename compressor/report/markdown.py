@@ -1,0 +1,217 @@
+"""``report.md``: the verdict first, then every row, every pass, and how it was measured."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+
+import yaml
+
+from compressor.report.schema import Report
+from compressor.report.steps import step_texts
+from compressor.report.summary import (
+    RowText,
+    absent_groups,
+    accuracy_split,
+    best,
+    environment_facts,
+    how_measured,
+    noise_reasons,
+    row_texts,
+)
+from compressor.report.wording import bytes_text, count_text, duration_text, milliseconds, one_line
+
+__all__ = ["render_markdown"]
+
+SPECIAL = re.compile(r"([\\`*_\[\]|~])")
+
+
+def render_markdown(report: Report) -> str:
+    """Write a report as GitHub-flavoured Markdown; names in it cannot bring markup of their own."""
+    sections = [
+        f"# Compression report: {_escape(report.name)}",
+        *_verdict(report),
+        *_headline(report),
+        "## Results",
+        *_results(report),
+        *_missed(report),
+        *_absent(report),
+        *_passes(report),
+        "## Environment",
+        _table(("", ""), environment_facts(report), align="ll"),
+        *_provenance(report),
+    ]
+    return "\n\n".join(sections) + "\n"
+
+
+def _verdict(report: Report) -> list[str]:
+    verdict = report.verdict
+    parts = ["**Budget met**" if verdict.met else "**Budget not met**"]
+    if verdict.lines:
+        parts.append(_bullets(verdict.lines))
+    if verdict.noisy:
+        parts += [
+            "> **Noisy machine: do not trust these latencies.** Other work disturbed the "
+            "measurements; measure again on an idle machine.",
+            _bullets(noise_reasons(report)),
+        ]
+    return [part for part in parts if part]
+
+
+def _headline(report: Report) -> list[str]:
+    found = best(report)
+    if found is None:
+        return ["No candidate could be measured."]
+    text = found.text
+    was = "" if found.baseline_ms is None else f" instead of {milliseconds(found.baseline_ms)} ms"
+    rows = [
+        ("latency", f"{text.latency} ms{was}"),
+        ("speed-up on the same target", _with(text.speedup, text.speedup_interval)),
+        ("speed-up against eager PyTorch", text.speedup_eager),
+        ("accuracy drop, points", _with(text.drop, text.drop_interval)),
+        ("size", f"{text.size}, {text.size_ratio} smaller"),
+    ]
+    title = "Best bundle" if found.met else "Fastest candidate (not within the budget)"
+    row = text.row
+    return [
+        f"## {title}: {_escape(row.variant)} on {_escape(text.target)} ({row.precision})",
+        _table(("", ""), rows, align="lr"),
+    ]
+
+
+def _results(report: Report) -> list[str]:
+    split = accuracy_split(report)
+    header = (
+        "#",
+        "variant",
+        "target",
+        "precision",
+        "latency, ms",
+        "p90, ms",
+        "speed-up",
+        "against eager",
+        f"{split} accuracy" if split else "accuracy",
+        "drop, points",
+        "size",
+        "smaller",
+        "budget",
+    )
+    rows = [_result(text) for text in row_texts(report)]
+    return [
+        _table(header, rows, align="rlllrrrrrrrrl"),
+        f"Latency is the median at {report.primary_shape} (batch x tokens). Brackets hold 95% "
+        "intervals. Speed-up: against the fastest uncompressed model on the same target. "
+        "A drop is positive where accuracy was lost. `~`: noisy.",
+    ]
+
+
+def _result(text: RowText) -> tuple[str, ...]:
+    row = text.row
+    return (
+        str(text.number),
+        one_line(row.variant),
+        text.target,
+        row.precision,
+        _with(text.latency + ("~" if text.noisy else ""), text.latency_interval),
+        text.p90,
+        _with(text.speedup, text.speedup_interval),
+        text.speedup_eager,
+        _with(text.accuracy, text.accuracy_interval),
+        _with(text.drop, text.drop_interval),
+        text.size,
+        text.size_ratio,
+        text.state,
+    )
+
+
+def _missed(report: Report) -> list[str]:
+    missed = [text for text in row_texts(report) if text.mark == "missed"]
+    lines = [f"#{text.number} {_name(text)}: {'; '.join(text.row.unmet)}" for text in missed]
+    return ["### Missed the budget", _bullets(lines)] if lines else []
+
+
+def _absent(report: Report) -> list[str]:
+    lines = [
+        f"{', '.join(f'#{text.number} {_name(text)}' for text in group)}: "
+        f"{group[0].state}: {group[0].reason}"
+        for group in absent_groups(report)
+    ]
+    return ["### Not measured here", _bullets(lines)] if lines else []
+
+
+def _passes(report: Report) -> list[str]:
+    parts: list[str] = []
+    header = ("#", "pass", "time", "parameters", "size", "validation accuracy", "measured")
+    for variant in report.steps:
+        texts = step_texts(report, variant)
+        rows = [
+            (
+                str(text.number),
+                text.step.pass_name,
+                text.duration,
+                _with(text.parameters, text.parameters_change),
+                _with(text.size, text.size_change),
+                _with(text.accuracy, text.accuracy_change),
+                ", ".join(f"{name} {value}" for name, value in text.metrics),
+            )
+            for text in texts
+        ]
+        notes = [f"{text.step.pass_name}: {note}" for text in texts for note in text.step.notes]
+        if rows:
+            parts.append(f"### {_escape(variant)}")
+            parts.append(_table(header, rows, align="rlrrrrl"))
+            parts += [_bullets(notes)] if notes else []
+    return ["## Passes", *parts] if parts else []
+
+
+def _provenance(report: Report) -> list[str]:
+    model = report.model
+    facts = [
+        ("model", f"{model.name}: {model.architecture}"),
+        ("parameters", count_text(model.num_parameters)),
+        ("size", bytes_text(model.size_bytes)),
+        ("sha256", model.sha256),
+        ("created", report.created),
+        ("took", duration_text(report.duration_s)),
+        ("seed", str(report.seed)),
+    ]
+    recipe = {"recipe": report.recipe, "budget": report.budget, "data": report.data}
+    notes = [f"#{t.number} {_name(t)}: {note}" for t in row_texts(report) for note in t.row.notes]
+    return [
+        "## How it was measured",
+        *([_bullets(how_measured(report))] if how_measured(report) else ["Nothing was measured."]),
+        "## Origin",
+        _table(("", ""), facts, align="ll"),
+        *(["## Notes", _bullets(notes)] if notes else []),
+        "## Recipe",
+        _fenced(yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True), "yaml"),
+    ]
+
+
+def _name(text: RowText) -> str:
+    return f"{one_line(text.row.variant)} on {text.target} ({text.row.precision})"
+
+
+def _with(value: str, more: str) -> str:
+    return f"{value} ({more})" if more else value
+
+
+def _escape(text: str) -> str:
+    escaped = SPECIAL.sub(r"\\\1", one_line(text))
+    return escaped.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+
+
+def _bullets(lines: Iterable[str]) -> str:
+    return "\n".join(f"- {_escape(line)}" for line in lines)
+
+
+def _table(header: Sequence[str], rows: Iterable[Sequence[str]], *, align: str) -> str:
+    rules = ["---:" if side == "r" else ":---" for side in align]
+    lines = [tuple(header), tuple(rules), *(tuple(_escape(cell) for cell in row) for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _fenced(text: str, language: str) -> str:
+    longest = max((len(run) for run in re.findall("`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}{language}\n{text.rstrip()}\n{fence}"

@@ -1,0 +1,304 @@
+"""What a report comes to: the best bundle, each row and pass as text, and how it was measured.
+
+The terminal, Markdown and HTML all show these, so that they cannot disagree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Literal
+
+from compressor.report.schema import Accuracy, Comparison, Report, Row
+from compressor.report.wording import (
+    NONE,
+    accuracy_interval,
+    bytes_text,
+    drop_interval,
+    interval_text,
+    milliseconds,
+    one_line,
+    percent,
+    points,
+    significant,
+    speedup_interval,
+    times,
+)
+from targets.measurement import Measurement
+
+__all__ = [
+    "Best",
+    "RowText",
+    "Split",
+    "absent_groups",
+    "accuracy_of",
+    "accuracy_split",
+    "best",
+    "comparison_of",
+    "environment_facts",
+    "how_measured",
+    "measurement_of",
+    "noise_reasons",
+    "row_texts",
+    "target_labels",
+    "threads_text",
+]
+
+Split = Literal["test", "validation"]
+
+STATUS = {
+    "built": "built, not run here",
+    "unavailable": "unavailable",
+    "refused": "refused",
+    "failed": "failed",
+}
+
+
+def accuracy_split(report: Report) -> Split | None:
+    """The split whose accuracy is shown: test, or validation where nothing was tested."""
+    if any(row.test for row in report.rows):
+        return "test"
+    return "validation" if any(row.validation for row in report.rows) else None
+
+
+def accuracy_of(row: Row, split: Split | None) -> Accuracy | None:
+    """Accuracy of a row on a split."""
+    return {"test": row.test, "validation": row.validation, None: None}[split]
+
+
+def comparison_of(row: Row, split: Split | None) -> Comparison | None:
+    """A row against the untouched model on a split."""
+    found = {"test": row.test_comparison, "validation": row.validation_comparison, None: None}
+    return found[split]
+
+
+def measurement_of(report: Report, row: Row) -> Measurement | None:
+    """Latency of a row at the report's primary shape."""
+    return row.latency.get(report.primary_shape)
+
+
+def target_labels(report: Report) -> tuple[str, ...]:
+    """Name of the target of each row; with the device where one target ran on several."""
+    devices: dict[str, set[str]] = {}
+    for row in report.rows:
+        devices.setdefault(row.target, set()).update({row.device} if row.device else ())
+    return tuple(
+        f"{row.target} ({row.device})"
+        if row.device and len(devices[row.target]) > 1
+        else row.target
+        for row in report.rows
+    )
+
+
+@dataclass(frozen=True)
+class RowText:
+    """One row of the results as text; ``NONE`` where there is no value.
+
+    Attributes:
+        number: Position in the report, from 1; joins tables and charts.
+        row: What it tells of.
+        mark: ``chosen``, ``met`` or ``missed`` for a measured candidate, else empty.
+        state: Whether the budget was met, or why there is nothing to judge.
+        reason: Why it was not measured, on one line; empty for a measured row.
+        sort: Column -> number to sort by; a column without a value is left out.
+    """
+
+    number: int
+    row: Row
+    target: str
+    mark: Literal["chosen", "met", "missed", ""]
+    state: str
+    reason: str = ""
+    latency: str = NONE
+    latency_interval: str = ""
+    p90: str = NONE
+    speedup: str = NONE
+    speedup_interval: str = ""
+    speedup_eager: str = NONE
+    accuracy: str = NONE
+    accuracy_interval: str = ""
+    drop: str = NONE
+    drop_interval: str = ""
+    size: str = NONE
+    size_ratio: str = NONE
+    noisy: bool = False
+    sort: dict[str, float] = field(default_factory=dict)
+
+
+def row_texts(report: Report) -> tuple[RowText, ...]:
+    """Every row of a report as text, in the report's order."""
+    labels = target_labels(report)
+    return tuple(
+        _row_text(report, row, number, label)
+        for number, (row, label) in enumerate(zip(report.rows, labels, strict=True), start=1)
+    )
+
+
+def _row_text(report: Report, row: Row, number: int, target: str) -> RowText:
+    split = accuracy_split(report)
+    accuracy, compared = accuracy_of(row, split), comparison_of(row, split)
+    measured = measurement_of(report, row)
+    values: dict[str, float | None] = {
+        "latency": measured.median_ms if measured else None,
+        "speedup": row.speedup.ratio if row.speedup else None,
+        "speedup_eager": row.speedup_eager.ratio if row.speedup_eager else None,
+        "accuracy": accuracy.value if accuracy else None,
+        "drop": compared.drop_points if compared else None,
+        "size": row.size_bytes,
+        "size_ratio": row.size_ratio,
+    }
+    mark, state = _judgement(row)
+    return RowText(
+        number=number,
+        row=row,
+        target=target,
+        mark=mark,
+        state=state,
+        reason="" if row.status == "measured" else one_line(row.reason or "no reason was recorded"),
+        latency=milliseconds(values["latency"]),
+        latency_interval=interval_text(measured.interval) if measured else "",
+        p90=milliseconds(measured.p90_ms) if measured else NONE,
+        speedup=times(values["speedup"]),
+        speedup_interval=speedup_interval(row.speedup) if row.speedup else "",
+        speedup_eager=times(values["speedup_eager"]),
+        accuracy=percent(values["accuracy"]),
+        accuracy_interval=accuracy_interval(accuracy) if accuracy else "",
+        drop=points(values["drop"]),
+        drop_interval=drop_interval(compared) if compared else "",
+        size=bytes_text(values["size"]),
+        size_ratio=times(values["size_ratio"]),
+        noisy=measured is not None and measured.noise.verdict == "noisy",
+        sort={name: value for name, value in values.items() if value is not None},
+    )
+
+
+def _judgement(row: Row) -> tuple[Literal["chosen", "met", "missed", ""], str]:
+    if row.status != "measured":
+        return "", STATUS[row.status]
+    if row.kind != "candidate":
+        return "", row.kind
+    if row.chosen:
+        return "chosen", "chosen"
+    return ("missed", "misses the budget") if row.unmet else ("met", "meets the budget")
+
+
+def absent_groups(report: Report) -> tuple[tuple[RowText, ...], ...]:
+    """Rows that were not measured; those with one reason together."""
+    groups: dict[tuple[str, str], list[RowText]] = {}
+    for text in row_texts(report):
+        if text.reason:
+            groups.setdefault((text.state, text.reason), []).append(text)
+    return tuple(tuple(group) for group in groups.values())
+
+
+@dataclass(frozen=True)
+class Best:
+    """The row that the headline is about.
+
+    Attributes:
+        text: The row.
+        met: Whether it was chosen, that is, met the budget.
+        baseline_ms: Latency of the fastest baseline on its target, where there is one.
+    """
+
+    text: RowText
+    met: bool
+    baseline_ms: float | None
+
+
+def best(report: Report) -> Best | None:
+    """The fastest chosen row, or the fastest measured candidate; None when none was measured."""
+    candidates = [
+        text
+        for text in row_texts(report)
+        if text.row.kind == "candidate" and text.row.status == "measured"
+    ]
+    candidates.sort(key=lambda text: (not text.row.chosen, text.sort.get("latency", float("inf"))))
+    if not candidates:
+        return None
+    first = candidates[0]
+    baselines = [
+        measured.median_ms
+        for row in report.rows
+        if row.kind == "baseline"
+        and (row.target, row.device) == (first.row.target, first.row.device)
+        if (measured := measurement_of(report, row))
+    ]
+    return Best(first, met=first.row.chosen, baseline_ms=min(baselines, default=None))
+
+
+def noise_reasons(report: Report) -> tuple[str, ...]:
+    """Why each disturbed measurement counts as noisy, one line a row and shape."""
+    return tuple(
+        f"{text.row.variant} on {text.target} at {shape}: {'; '.join(measured.noise.reasons)}"
+        for text in row_texts(report)
+        for shape, measured in text.row.latency.items()
+        if measured.noise.verdict == "noisy"
+    )
+
+
+def environment_facts(report: Report) -> tuple[tuple[str, str], ...]:
+    """Label and value of each fact on the machine and the software."""
+    machine = report.environment
+    libraries = ", ".join(f"{name} {version}" for name, version in machine.libraries.items())
+    return (
+        ("processor", machine.cpu),
+        ("CPUs", str(machine.num_cpus)),
+        ("instruction sets", " ".join(machine.cpu_features) or "unknown"),
+        ("memory", bytes_text(machine.memory_bytes)),
+        ("system", machine.system),
+        ("load average", f"{machine.load_average:.2f} on {machine.num_cpus} CPUs"),
+        ("threads a run", threads_text(report) or "nothing was measured"),
+        ("python", machine.python),
+        ("libraries", libraries or "unknown"),
+    )
+
+
+def threads_text(report: Report) -> str:
+    """Thread counts of the measurements; empty where there are none."""
+    return _range(each.threads for each in _measurements(report))
+
+
+def how_measured(report: Report) -> tuple[str, ...]:
+    """What a reader needs in order to trust, or repeat, the numbers; one sentence each."""
+    measured = _measurements(report)
+    lines: list[str] = []
+    if measured:
+        lines += [
+            "Each bundle ran in a process of its own with "
+            f"{threads_text(report)} CPU threads, warmed up first, in "
+            f"{_range(len(each.rounds) for each in measured)} rounds; the rounds of all bundles "
+            "alternated, so that what disturbed one disturbed the others.",
+            f"Latency is the median of the round medians ({_range(len(e.run_ms) for e in measured)}"
+            " runs a bundle and shape); its 95% interval comes from order statistics.",
+            "A speed-up divides, round by round, the median of the fastest uncompressed model on "
+            f"the same target by that of the bundle, at {report.primary_shape} (batch x tokens).",
+            "While measuring, the load average was "
+            f"{_range(r.load_average for each in measured for r in each.rounds)} "
+            f"on {report.environment.num_cpus} CPUs.",
+        ]
+    split = accuracy_split(report)
+    if split:
+        rows = _range(a.num_rows for row in report.rows if (a := accuracy_of(row, split)))
+        lines += [
+            f"Accuracy is on {rows} {split} examples, through the bundle itself, with its 95% "
+            "Wilson interval. The drop is paired with the untouched model on the same examples "
+            "(positive: lost); its p-value is McNemar's exact test.",
+        ]
+        if split == "test":
+            lines.append(
+                "Bundles were chosen on the validation data; the test data was not used to choose."
+            )
+    return tuple(lines)
+
+
+def _measurements(report: Report) -> list[Measurement]:
+    return [each for row in report.rows for each in row.latency.values()]
+
+
+def _range(values: Iterable[float]) -> str:
+    found = sorted(set(values))
+    if not found:
+        return ""
+    low, high = (str(v) if isinstance(v, int) else significant(v) for v in (found[0], found[-1]))
+    return low if low == high else f"{low} to {high}"

@@ -1,0 +1,200 @@
+"""The results as a table and a verdict for the terminal, at any width and without colour."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rich import box
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
+from rich.measure import Measurement
+from rich.padding import Padding
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from compressor.report.schema import Report
+from compressor.report.summary import (
+    RowText,
+    absent_groups,
+    accuracy_split,
+    noise_reasons,
+    row_texts,
+)
+from compressor.report.wording import one_line
+
+__all__ = ["results_table", "verdict_panel"]
+
+MAX_VARIANT_WIDTH = 24
+
+HEADERS = {
+    "latency": "ms",
+    "p90": "p90 ms",
+    "speedup": "faster",
+    "speedup_eager": "vs eager",
+    "accuracy": "accuracy",
+    "drop": "drop",
+    "size": "size",
+    "size_ratio": "smaller",
+}
+
+# From the fullest to the leanest; the first that fits is shown. "+": with its interval.
+COLUMNS = (
+    ("latency+", "p90", "speedup+", "speedup_eager", "accuracy+", "drop+", "size", "size_ratio"),
+    ("latency+", "speedup+", "speedup_eager", "accuracy", "drop+", "size", "size_ratio"),
+    ("latency", "speedup+", "speedup_eager", "accuracy", "drop+", "size", "size_ratio"),
+    ("latency", "speedup", "speedup_eager", "accuracy", "drop+", "size"),
+    ("latency", "speedup", "speedup_eager", "accuracy", "drop", "size"),
+    ("latency", "speedup", "accuracy", "drop", "size"),
+)
+
+MAX_NOISE_LINES = 3
+
+MARKS = {"chosen": "►", "met": "✓", "missed": "✗", "": " "}
+ASCII_MARKS = {"chosen": ">", "met": "+", "missed": "x", "": " "}
+ASCII_HEAD = box.Box(str(box.SIMPLE_HEAD).replace("─", "-"), ascii=True)
+STYLES = {"chosen": "bold green", "met": "", "missed": "dim", "": ""}
+
+
+def results_table(report: Report) -> RenderableType:
+    """Every row of a report: a table of the measured ones, then why the others were not."""
+    return _Results(report)
+
+
+def verdict_panel(report: Report) -> RenderableType:
+    """Whether the budget was met, and a warning where the machine was noisy."""
+    verdict = report.verdict
+    parts: list[RenderableType] = [Text(one_line(line)) for line in verdict.lines]
+    if verdict.noisy:
+        reasons = noise_reasons(report)
+        parts.append(
+            Text(
+                "NOISY MACHINE: other work disturbed these latencies; do not trust them. Measure "
+                "again on an idle machine.",
+                style="bold yellow",
+            )
+        )
+        parts += [Padding(Text(one_line(r)), (0, 0, 0, 2)) for r in reasons[:MAX_NOISE_LINES]]
+        if len(reasons) > MAX_NOISE_LINES:
+            parts.append(
+                Text(f"  and {len(reasons) - MAX_NOISE_LINES} more disturbed measurements")
+            )
+    title = "BUDGET MET" if verdict.met else "BUDGET NOT MET"
+    return Panel(
+        Group(*parts),
+        title=Text(f" {title} ", style="bold"),
+        title_align="left",
+        border_style="green" if verdict.met else "red",
+        padding=(0, 1),
+    )
+
+
+@dataclass(frozen=True)
+class _Results:
+    """Picks its columns when it learns how wide the terminal is."""
+
+    report: Report
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        marks = ASCII_MARKS if options.ascii_only else MARKS
+        measured = [text for text in row_texts(self.report) if text.row.status == "measured"]
+        if measured:
+            yield self._widest_table(console, options, measured, marks)
+            yield from _legend(self.report, measured, marks)
+        misses = [text for text in measured if text.mark == "missed"]
+        if misses:
+            yield Text("\nMissed the budget", style="bold")
+            yield _list([([text], "; ".join(text.row.unmet)) for text in misses])
+        absent = absent_groups(self.report)
+        if absent:
+            yield Text("\nNot measured here", style="bold")
+            yield _list([(group, f"{group[0].state}: {group[0].reason}") for group in absent])
+
+    def _widest_table(
+        self,
+        console: Console,
+        options: ConsoleOptions,
+        texts: Sequence[RowText],
+        marks: dict[str, str],
+    ) -> Table:
+        for columns in COLUMNS:
+            table = _table(texts, marks, columns)
+            if (
+                Measurement.get(console, options.update(max_width=1000), table).maximum
+                <= options.max_width
+            ):
+                break
+        return table
+
+
+def _table(
+    texts: Sequence[RowText],
+    marks: dict[str, str],
+    columns: tuple[str, ...],
+) -> Table:
+    table = Table(
+        box=ASCII_HEAD if marks is ASCII_MARKS else box.SIMPLE_HEAD, padding=0, pad_edge=False
+    )
+    table.add_column("", no_wrap=True)
+    table.add_column("#", justify="right", no_wrap=True)
+    table.add_column("variant", overflow="fold", min_width=8, max_width=MAX_VARIANT_WIDTH)
+    table.add_column("target", overflow="fold")
+    table.add_column("precision", no_wrap=True)
+    for name in columns:
+        table.add_column(HEADERS[name.partition("+")[0]], justify="right", no_wrap=True)
+    previous: str | None = None
+    for text in texts:
+        repeated, previous = text.row.variant == previous, text.row.variant
+        table.add_row(
+            marks[text.mark],
+            str(text.number),
+            Text("" if repeated else one_line(text.row.variant)),
+            Text(text.target),
+            text.row.precision,
+            *(Text(_cell(text, name)) for name in columns),
+            style=STYLES[text.mark],
+        )
+    return table
+
+
+def _cell(text: RowText, column: str) -> str:
+    name, with_interval, _ = column.partition("+")
+    value: str = getattr(text, name)
+    if name == "latency" and text.noisy:
+        value += "~"
+    interval: str = getattr(text, f"{name}_interval") if with_interval else ""
+    return f"{value} ({interval})" if interval else value
+
+
+def _legend(report: Report, texts: Sequence[RowText], marks: dict[str, str]) -> RenderResult:
+    present = {text.mark for text in texts}
+    meanings = {
+        "chosen": "the one to ship on its target: the fastest that met the budget",
+        "met": "meets the budget",
+        "missed": "misses the budget",
+    }
+    for mark, meaning in meanings.items():
+        if mark in present:
+            yield Text(f"{marks[mark]} {meaning}")
+    if any(text.noisy for text in texts):
+        yield Text("~ noisy: the machine was busy, do not trust this latency")
+    split = accuracy_split(report)
+    yield Text(
+        f"ms: median latency at {report.primary_shape} (batch x tokens); faster: than the fastest "
+        "uncompressed model on the same target"
+        + (f"; accuracy: on the {split} data; drop: accuracy lost, in points" if split else ""),
+        style="dim",
+    )
+
+
+def _list(entries: Sequence[tuple[Sequence[RowText], str]]) -> Table:
+    grid = Table.grid(padding=(0, 1))
+    grid.add_column(justify="right", no_wrap=True)
+    grid.add_column(overflow="fold")
+    for texts, line in entries:
+        names = ", ".join(
+            f"{one_line(text.row.variant)} ({text.target}, {text.row.precision})" for text in texts
+        )
+        numbers = ",".join(str(text.number) for text in texts)
+        grid.add_row(f" {numbers}", Text(f"{names}: {line}"))
+    return grid

@@ -1,0 +1,124 @@
+"""Numbers as people read them; one way for the terminal, Markdown and HTML."""
+
+from __future__ import annotations
+
+import math
+
+from compressor.report.schema import Accuracy, Comparison
+from targets.measurement import Interval, Speedup
+
+__all__ = [
+    "NONE",
+    "accuracy_interval",
+    "bytes_text",
+    "change",
+    "count_text",
+    "drop_interval",
+    "duration_text",
+    "interval_text",
+    "milliseconds",
+    "one_line",
+    "percent",
+    "points",
+    "significant",
+    "speedup_interval",
+    "times",
+]
+
+NONE = "-"
+"""Stands where there is no value."""
+
+
+def significant(value: float, digits: int = 3) -> str:
+    """Round to significant digits, whole numbers in full: 0.0123, 1.47, 16.3, 1,630, 8,192."""
+    if not math.isfinite(value):
+        return str(value)
+    if float(value).is_integer():
+        return f"{int(value):,}"
+    value = float(f"{value:.{digits - 1}e}")
+    decimals = digits - 1 - math.floor(math.log10(abs(value)))
+    return f"{value:,.{decimals}f}" if decimals > 0 else f"{round(value):,}"
+
+
+def milliseconds(value: float | None) -> str:
+    """A latency in ms, without the unit."""
+    return NONE if value is None else significant(value)
+
+
+def interval_text(interval: Interval) -> str:
+    """Both ends of a confidence interval of a latency in ms."""
+    return f"{milliseconds(interval.low)} to {milliseconds(interval.high)}"
+
+
+def percent(value: float | None) -> str:
+    """A share in [0, 1] as per cent."""
+    return NONE if value is None else f"{value:.1%}"
+
+
+def accuracy_interval(accuracy: Accuracy) -> str:
+    """The 95% interval of an accuracy, in per cent."""
+    return f"{accuracy.low * 100:.1f} to {accuracy.high * 100:.1f}"
+
+
+def points(value: float | None) -> str:
+    """An accuracy drop in percentage points; no sign for a loss, a minus for a gain."""
+    return NONE if value is None else f"{value + 0.0:.1f}".replace("-0.0", "0.0")
+
+
+def drop_interval(comparison: Comparison) -> str:
+    """The 95% interval of an accuracy drop, in percentage points."""
+    return f"{points(comparison.low_points)} to {points(comparison.high_points)}"
+
+
+def times(value: float | None) -> str:
+    """A ratio: 5.48x, 12.3x."""
+    return NONE if value is None else f"{significant(value)}x"
+
+
+def speedup_interval(value: Speedup) -> str:
+    """The 95% interval of a speed-up."""
+    return f"{significant(value.low)} to {significant(value.high)}"
+
+
+def bytes_text(value: float | None) -> str:
+    """A size in decimal units: 812 B, 22.7 MB, 1.02 GB."""
+    return NONE if value is None else _scaled(value, ("B", "kB", "MB", "GB", "TB"))
+
+
+def count_text(value: float | None) -> str:
+    """A large number: 384, 22.7 M."""
+    return NONE if value is None else _scaled(value, ("", "k", "M", "B")).strip()
+
+
+def duration_text(seconds: float) -> str:
+    """A duration: 0.4 s, 12 s, 4 min 10 s, 2 h 3 min."""
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def change(before: float | None, after: float | None) -> str | None:
+    """How much a positive quantity changed: -48%, +3%; None where it did not, or is unknown."""
+    if not before or after is None or before == after:
+        return None
+    text = f"{after / before - 1:+.0%}"
+    return f"{after / before - 1:+.1%}" if text in ("+0%", "-0%", "-100%") else text
+
+
+def one_line(text: str) -> str:
+    """Text without line breaks, runs of blanks, or characters that would steer a terminal."""
+    return "".join(char for char in " ".join(text.split()) if char.isprintable())
+
+
+def _scaled(value: float, units: tuple[str, ...]) -> str:
+    power = 0
+    while abs(value) >= 999.5 and power < len(units) - 1:
+        value /= 1000
+        power += 1
+    number = str(round(value)) if power == 0 else significant(value)
+    return f"{number} {units[power]}"

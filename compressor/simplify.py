@@ -1,0 +1,186 @@
+"""Make an exported graph small, readable and the same every time, with standard operators only.
+
+Nothing here is for one runtime: fusions belong to the targets, and a fused graph is one that
+quantization and the other targets cannot read.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import onnxscript.optimizer
+from onnx_ir.passes import common as passes
+
+__all__ = ["simplify"]
+
+_SCOPES = "pkg.torch.onnx.name_scopes"  # where torch's exporter notes the module of a node
+
+
+def simplify(model: ir.Model, *, root: str, shapes: dict[str, Sequence[int | str]]) -> None:
+    """Simplify the graph of torch's exporter in place.
+
+    Folds constants and transposed weights, makes the targets of ``Reshape`` constant, removes what
+    nothing reads, names nodes after the modules they come from and weights after the torch
+    parameters, and drops everything that differs from machine to machine (stack traces, paths).
+
+    Args:
+        model: As the exporter made it.
+        root: Prefix of the parameter names that is not part of the user's model.
+        shapes: Input or output name -> sizes and names of free dimensions.
+    """
+    scopes = {node.name or "": _module_of(node, root) for node in model.graph}
+    _strip_prefix(model.graph, root)
+    weights = set(model.graph.initializers)
+    _fold_weight_transposes(model.graph)
+    onnxscript.optimizer.optimize(model)
+    _make_reshapes_constant(model.graph)
+    for step in (
+        passes.CommonSubexpressionEliminationPass(),
+        passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
+        passes.RemoveUnusedNodesPass(),
+        passes.TopologicalSortPass(),
+    ):
+        step(model)
+    _name_everything(model.graph, scopes, weights | set(shapes))
+    for value in (*model.graph.inputs, *model.graph.outputs):
+        value.shape = ir.Shape(shapes[_name(value)])
+    _drop_provenance(model)
+
+
+def _name(value: ir.Value) -> str:
+    assert value.name is not None  # torch's exporter names every value
+    return value.name
+
+
+def _module_of(node: ir.Node, root: str) -> str:
+    """Dotted path of the module that a node comes from, or an empty string."""
+    try:
+        scopes = ast.literal_eval(node.metadata_props.get(_SCOPES, "[]"))
+    except (SyntaxError, ValueError):
+        return ""
+    # The last scope is the operation itself; those before it are the modules from outside in.
+    path = str(scopes[-2]) if len(scopes) > 1 else ""
+    return path.removeprefix(root) if path.startswith(root) else ""
+
+
+def _strip_prefix(graph: ir.Graph, root: str) -> None:
+    for name in [name for name in graph.initializers if name.startswith(root)]:
+        value = graph.initializers.pop(name)
+        value.name = name.removeprefix(root)
+        graph.initializers[value.name] = value
+
+
+def _fold_weight_transposes(graph: ir.Graph) -> None:
+    """Store linear weights as (in, out), under the parameter's name.
+
+    The general constant folding would do the same under a name that says nothing.
+    """
+    for node in list(graph):
+        source = node.inputs[0] if node.inputs else None
+        if node.op_type != "Transpose" or source is None or not source.is_initializer():
+            continue
+        weight = source.const_value
+        if weight is None:
+            continue
+        permutation = node.attributes["perm"].as_ints()
+        array = np.ascontiguousarray(weight.numpy().transpose(permutation))
+        only_reader = len(source.uses()) == 1
+        if only_reader:
+            name = _name(source)
+            del graph.initializers[name]
+        else:
+            name = f"{source.name}.transposed"
+        folded = graph.initializers.get(name) or _initializer(graph, name, array)
+        node.outputs[0].replace_all_uses_with(folded)
+        graph.remove(node, safe=True)
+
+
+def _initializer(graph: ir.Graph, name: str, array: np.ndarray[Any, Any]) -> ir.Value:
+    tensor = ir.tensor(array, name=name)
+    value = ir.Value(
+        name=name, const_value=tensor, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype)
+    )
+    graph.initializers[name] = value
+    return value
+
+
+def _make_reshapes_constant(graph: ir.Graph) -> None:
+    """Replace targets computed from the input's shape by constants, such as (0, 0, heads, -1).
+
+    A 0 copies the size of the input at that place, which is what attention asks for, and what
+    runtimes look for when they fuse attention.
+    """
+    for node in list(graph):
+        if node.op_type != "Reshape":
+            continue
+        data, wanted, result = node.inputs[0], node.inputs[1], node.outputs[0]
+        if data is None or wanted is None or wanted.const_value is not None:
+            continue
+        target = _reshape_target(data.shape, result.shape)
+        if target is None:
+            continue
+        name = f"reshape {target}"  # equal targets share one constant
+        constant = graph.initializers.get(name) or _initializer(
+            graph, name, np.array(target, np.int64)
+        )
+        node.replace_input_with(1, constant)
+        node.attributes["allowzero"] = ir.AttrInt64("allowzero", 0)
+
+
+def _reshape_target(before: ir.Shape | None, after: ir.Shape | None) -> list[int] | None:
+    """The constant target of a reshape between two partly known shapes, or None."""
+    if before is None or after is None:
+        return None
+    target = []
+    for axis, size in enumerate(after):
+        if isinstance(size, int):
+            target.append(size)
+        elif axis < len(before) and size.value is not None and before[axis] == size:
+            target.append(0)
+        else:
+            target.append(-1)
+    if target.count(-1) > 1 or 0 in tuple(after):
+        return None
+    return target
+
+
+def _name_everything(graph: ir.Graph, scopes: dict[str, str], kept: set[str]) -> None:
+    """Names that follow from the graph alone: the exporter's count up from call to call."""
+    seen = Counter(kept)
+
+    def unique(wanted: str) -> str:
+        seen[wanted] += 1
+        return wanted if seen[wanted] == 1 else f"{wanted}_{seen[wanted]}"
+
+    for node in graph:
+        readers = [use.node.name or "" for value in node.outputs for use in value.uses()]
+        scope = next((scopes[name] for name in (node.name or "", *readers) if scopes.get(name)), "")
+        node.name = unique(f"{scope}.{node.op_type}" if scope else node.op_type)
+        for index, value in enumerate(node.outputs):
+            if value.name not in kept:
+                suffix = "output" if index == 0 else f"output_{index}"
+                value.name = unique(f"{node.name}.{suffix}")
+    for name in [name for name in graph.initializers if name not in kept]:
+        value = graph.initializers.pop(name)
+        value.name = unique("constant")
+        graph.initializers[value.name] = value
+
+
+def _drop_provenance(model: ir.Model) -> None:
+    passes.ClearMetadataAndDocStringPass()(model)
+    model.graph.name = "main"
+    model.graph.metadata_props.clear()
+    model.metadata_props.clear()
+    for node in model.graph:
+        node.metadata_props.clear()
+        for value in node.outputs:
+            if value not in model.graph.outputs:
+                value.shape = value.type = None  # runtimes infer both; torch's symbols are no help
+            value.metadata_props.clear()
+    for value in (*model.graph.inputs, *model.graph.initializers.values()):
+        value.metadata_props.clear()

@@ -1,0 +1,349 @@
+"""The run store: finished steps by what went into them, and where to go on after an interruption.
+
+A step's key is the sha256 of everything that determines its result. Its folder appears under
+``steps/`` in one atomic rename, complete and with the hash of every file, or not at all; until
+then its files live under ``partial/``, where an interrupted step finds them again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shlex
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from compressor.errors import StoreError
+from compressor.storage import (
+    full_disk,
+    record_files,
+    storage_errors,
+    sync_folder,
+    write_atomically,
+)
+from targets.bundle import FileRecord
+
+if TYPE_CHECKING:
+    from filelock import BaseFileLock
+
+__all__ = ["RunRecord", "RunStore", "StepRecord", "StoredStep", "default_store", "step_key"]
+
+RECORD = "step.json"
+FILES = "files"
+WORK = "work"
+STEPS = "steps"
+PARTIAL = "partial"
+
+
+class StepRecord(BaseModel):
+    """What is known of a finished step."""
+
+    # A diverged loss is NaN, and has to come back as that.
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
+
+    key: str
+    kind: str
+    """What made it, such as ``pass:distill`` or ``lower:openvino``."""
+    inputs: dict[str, Any]
+    """Everything the key was made from."""
+    created: str
+    duration_s: float
+    facts: dict[str, Any]
+    """What the step found out: metrics, notes, shapes. JSON values only."""
+    files: dict[str, FileRecord]
+
+
+@dataclass(frozen=True)
+class StoredStep:
+    """A finished step on disk.
+
+    Attributes:
+        record: What is known of it.
+        folder: Its files; read only by convention.
+        cached: Whether it was there before it was asked for.
+    """
+
+    record: StepRecord
+    folder: Path
+    cached: bool
+
+    @property
+    def content_hash(self) -> str:
+        """The sha256 over all files, names included: what the next step's key builds on."""
+        lines = [f"{name} {record.sha256}" for name, record in sorted(self.record.files.items())]
+        return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+class RunRecord(BaseModel):
+    """One run of a recipe: which steps it used, and how it ended."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    run: str
+    name: str
+    started: str
+    status: str
+    steps: tuple[str, ...] = ()
+    output: str = ""
+
+
+def default_store() -> Path:
+    """``$COMPRESSOR_STORE``, or a folder in the user's cache."""
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(os.environ.get("COMPRESSOR_STORE") or Path(cache) / "compressor" / "store")
+
+
+def step_key(kind: str, inputs: Mapping[str, Any]) -> str:
+    """The sha256 of what a step is made from, in hex.
+
+    Raises:
+        TypeError: The inputs hold something other than JSON values.
+    """
+    text = json.dumps([kind, inputs], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+class RunStore:
+    """Finished steps, by key.
+
+    Args:
+        root: Folder of the store; made when first written to.
+
+    Raises:
+        StoreError: From any method: the disk is full, the folder cannot be written, or a finished
+            step was damaged.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def step(
+        self,
+        kind: str,
+        inputs: Mapping[str, Any],
+        make: Callable[[Path, Path], Mapping[str, Any]],
+    ) -> StoredStep:
+        """Return the finished step with these inputs, making it first where it is absent.
+
+        Args:
+            kind: What makes it.
+            inputs: Everything that determines its result; JSON values only.
+            make: Called with (folder for the result, folder that survives an interruption);
+                returns the facts to record.
+        """
+        key = step_key(kind, inputs)
+        found = self.find(key)
+        if found is not None:
+            return found
+        with self._locked(key):
+            found = self.find(key)  # another run may have made it while this one waited
+            if found is not None:
+                return found
+            return self._make(key, kind, inputs, make)
+
+    def find(self, key: str) -> StoredStep | None:
+        """The finished step with a key, every file checked against its hash, or None."""
+        folder = self._step_folder(key)
+        if not (folder / RECORD).is_file():
+            return None
+        record = self._read_record(folder / RECORD)
+        for name, expected in record.files.items():
+            path = folder / FILES / name
+            if not path.is_file() or FileRecord.of(path) != expected:
+                raise StoreError(
+                    "a finished step in the store was damaged",
+                    where=path,
+                    given="missing" if not path.is_file() else "contents differ from their hash",
+                    fix=self._mend(key),
+                )
+        return StoredStep(record, folder / FILES, cached=True)
+
+    def remove(self, prefix: str) -> list[str]:
+        """Remove the finished and partial steps whose key starts with ``prefix``.
+
+        Returns:
+            Their keys.
+
+        Raises:
+            StoreError: Also where another run is making one of them; nothing is removed then.
+        """
+        found = self._step_folders(prefix) if prefix else []
+        keys = sorted({folder.name for folder in found})
+        with ExitStack() as stack:
+            for key in keys:
+                if not stack.enter_context(self._locked_now(key)):
+                    raise StoreError(
+                        "another run is making this step",
+                        where=self.root / PARTIAL / key,
+                        fix="wait for it to end, or stop it",
+                    )
+            for folder in found:
+                self._remove_folder(folder)
+        return keys
+
+    def steps(self) -> Iterator[StepRecord]:
+        """All finished steps whose record can be read, the oldest first."""
+        records = []
+        for path in (self.root / STEPS).glob(f"*/{RECORD}"):
+            try:
+                records.append(self._read_record(path))
+            except StoreError:
+                continue  # `find` names a damaged record when it is needed
+        return iter(sorted(records, key=lambda record: record.created))
+
+    def write_run(self, record: RunRecord) -> None:
+        """Write or replace the record of a run."""
+        with storage_errors(self.root):
+            path = self.root / "runs" / f"{record.run}.json"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(path, record.model_dump_json(indent=2))
+
+    def runs(self) -> list[RunRecord]:
+        """All runs, the newest first."""
+        records = []
+        for path in sorted((self.root / "runs").glob("*.json"), reverse=True):
+            try:
+                records.append(RunRecord.model_validate_json(path.read_bytes()))
+            except (OSError, ValidationError):
+                continue  # a run that was cut off while writing leaves nothing worth showing
+        return records
+
+    def prune(self, keep_runs: int) -> tuple[int, int]:
+        """Forget all but the newest runs, and remove the steps that none of them used.
+
+        What another run is making at the moment is left alone.
+
+        Returns:
+            (number of steps removed, bytes freed).
+        """
+        runs = self.runs()
+        kept = {key for run in runs[:keep_runs] for key in run.steps}
+        with storage_errors(self.root):
+            for run in runs[keep_runs:]:
+                (self.root / "runs" / f"{run.run}.json").unlink(missing_ok=True)
+        count = size = 0
+        for folder in self._step_folders(""):
+            if folder.name in kept:
+                continue
+            with self._locked_now(folder.name) as free:
+                if free:
+                    size += sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
+                    count += folder.parent.name == STEPS
+                    self._remove_folder(folder)
+        return count, size
+
+    def _step_folder(self, key: str) -> Path:
+        return self.root / STEPS / key
+
+    def _step_folders(self, prefix: str) -> list[Path]:
+        """Folders of the finished and partial steps whose key starts with ``prefix``."""
+        return [
+            folder
+            for parent in (self.root / STEPS, self.root / PARTIAL)
+            if parent.is_dir()
+            for folder in sorted(parent.iterdir())
+            if folder.name.startswith(prefix) and folder.is_dir()
+        ]
+
+    def _read_record(self, path: Path) -> StepRecord:
+        try:
+            return StepRecord.model_validate_json(path.read_bytes())
+        except (OSError, ValidationError) as error:
+            raise StoreError(
+                "the record of a finished step was damaged",
+                where=path,
+                given=str(error).splitlines()[0],
+                fix=self._mend(path.parent.name),
+            ) from error
+
+    def _remove_folder(self, folder: Path) -> None:
+        with storage_errors(self.root):
+            # Without its record a step does not exist, so an interruption leaves no damaged one.
+            (folder / RECORD).unlink(missing_ok=True)
+            shutil.rmtree(folder)
+
+    def _mend(self, key: str) -> str:
+        """What to do about a damaged step."""
+        store = "" if self.root == default_store() else f" --store {shlex.quote(str(self.root))}"
+        return (
+            f"remove it with `compressor runs remove {key[:12]}{store}` and run again: "
+            "only this step is made anew"
+        )
+
+    @contextmanager
+    def _locked(self, key: str) -> Iterator[None]:
+        """Hold the lock of a step; waits for whoever is making it."""
+        lock = self._lock(key)
+        with storage_errors(self.root):
+            lock.acquire()
+        try:
+            yield
+        finally:
+            lock.release()
+
+    @contextmanager
+    def _locked_now(self, key: str) -> Iterator[bool]:
+        """Hold the lock of a step where nobody else does; tells whether it was free."""
+        from filelock import Timeout
+
+        lock = self._lock(key)
+        with storage_errors(self.root), suppress(Timeout):
+            lock.acquire(timeout=0)
+        try:
+            yield lock.is_locked
+        finally:
+            lock.release()
+
+    def _lock(self, key: str) -> BaseFileLock:
+        from filelock import FileLock
+
+        with storage_errors(self.root):
+            folder = self.root / "locks"
+            folder.mkdir(parents=True, exist_ok=True)
+            return FileLock(folder / key)
+
+    def _make(
+        self,
+        key: str,
+        kind: str,
+        inputs: Mapping[str, Any],
+        make: Callable[[Path, Path], Mapping[str, Any]],
+    ) -> StoredStep:
+        partial = self.root / PARTIAL / key
+        with storage_errors(self.root):
+            files = partial / FILES
+            if files.exists():
+                shutil.rmtree(files)  # a half-written result is worth nothing
+            files.mkdir(parents=True)
+            (partial / WORK).mkdir(exist_ok=True)
+        started = time.monotonic()
+        with full_disk(self.root):
+            facts = make(files, partial / WORK)
+        with storage_errors(self.root):
+            record = StepRecord(
+                key=key,
+                kind=kind,
+                inputs=dict(inputs),
+                created=datetime.now(UTC).isoformat(timespec="seconds"),
+                duration_s=round(time.monotonic() - started, 3),
+                facts=dict(facts),
+                files=record_files(files),
+            )
+            write_atomically(partial / RECORD, record.model_dump_json(indent=2))
+            shutil.rmtree(partial / WORK)
+            target = self._step_folder(key)
+            target.parent.mkdir(exist_ok=True)
+            if target.exists():  # without a record, or `find` would have returned it
+                shutil.rmtree(target)
+            os.rename(partial, target)
+            sync_folder(target.parent)
+        return StoredStep(record, target / FILES, cached=False)

@@ -1,0 +1,114 @@
+"""Text classification: one label out of several for a text."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from compressor.errors import CheckpointError
+from compressor.tasks.base import Task
+from targets.signature import Signature, TensorSpec
+
+if TYPE_CHECKING:
+    from compressor.model import Model, TorchModel
+
+__all__ = ["TextClassification"]
+
+
+class TextClassification(Task):
+    """Sequence classification with a transformer encoder."""
+
+    name: ClassVar[str] = "text-classification"
+    metric: ClassVar[str] = "accuracy"
+    head: ClassVar[str] = "ForSequenceClassification"
+
+    def load_checkpoint(self, folder: Path, *, max_length: int | None = None) -> TorchModel:
+        """See the base class."""
+        from compressor.checkpoint import check_checkpoint, check_weights
+        from compressor.model import TorchModel
+        from targets.checkpoint import load_module
+
+        check_checkpoint(folder, head=self.head)
+        module = load_module(folder, self.name)
+        check_weights(module, folder)
+        limit = int(module.config.max_position_embeddings)  # type: ignore[union-attr,arg-type]
+        return TorchModel(
+            module=module,
+            tokenizer=self.load_tokenizer(folder),
+            task=self.name,
+            max_length=min(max_length or limit, limit),
+        )
+
+    def load_tokenizer(self, folder: Path) -> Any:
+        """See the base class."""
+        from transformers import PreTrainedTokenizerFast
+
+        path = folder / "tokenizer.json"
+        if not path.is_file():
+            raise CheckpointError(
+                "the checkpoint has no fast tokenizer",
+                where=path,
+                fix="save it with AutoTokenizer.from_pretrained(..., use_fast=True)"
+                ".save_pretrained(folder)",
+            )
+        try:
+            config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            config = {}
+        # The generic class reads exactly tokenizer.json: no model-specific code, no hub.
+        special = {
+            key: value
+            for key, value in config.items()
+            if key.endswith("_token") and isinstance(value, str)
+        }
+        defaults = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]"}
+        defaults |= {"sep_token": "[SEP]", "mask_token": "[MASK]"}
+        return PreTrainedTokenizerFast(tokenizer_file=str(path), **(defaults | special))
+
+    def signature(self, model: TorchModel) -> Signature:
+        """See the base class."""
+        free: tuple[int | str, ...] = ("batch", "sequence")
+        names = ("input_ids", "attention_mask")
+        return Signature(
+            inputs=tuple(TensorSpec(name=name, dtype="int64", shape=free) for name in names),
+            outputs=(
+                TensorSpec(name="logits", dtype="float32", shape=("batch", len(model.labels))),
+            ),
+        )
+
+    def encode(self, model: Model, texts: Sequence[str]) -> list[dict[str, list[int]]]:
+        """See the base class."""
+        encoded = model.tokenizer(
+            list(texts),
+            truncation=True,
+            max_length=model.max_length,
+            return_token_type_ids=False,
+        )
+        return [
+            {"input_ids": ids, "attention_mask": mask}
+            for ids, mask in zip(encoded["input_ids"], encoded["attention_mask"], strict=True)
+        ]
+
+    def collate(
+        self, model: Model, rows: Sequence[dict[str, list[int]]]
+    ) -> dict[str, NDArray[np.int64]]:
+        """See the base class."""
+        longest = max(len(row["input_ids"]) for row in rows)
+        pad = model.tokenizer.pad_token_id
+        batch = {
+            "input_ids": np.full((len(rows), longest), 0 if pad is None else pad, np.int64),
+            "attention_mask": np.zeros((len(rows), longest), np.int64),
+        }
+        for index, row in enumerate(rows):
+            for name, array in batch.items():
+                array[index, : len(row[name])] = row[name]
+        return batch
+
+    def predictions(self, outputs: NDArray[np.floating]) -> NDArray[np.int64]:
+        """See the base class."""
+        return np.asarray(outputs).argmax(axis=-1)

@@ -1,0 +1,232 @@
+"""Train a student to do as its teacher does."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+from compressor.data import Splits
+from compressor.errors import PassError
+from compressor.model import TorchModel
+from compressor.pruning.layers import layer_map as derive_layer_map
+from compressor.training.augmentation import TokenNoise
+from compressor.training.batches import EncodedRows, collator, encode
+from compressor.training.checkpoints import identity
+from compressor.training.loop import TrainingResult, run_training
+from compressor.training.losses import hidden_mse, logits_kl, relation_kl
+from compressor.training.settings import DistillSettings
+from compressor.training.taps import TappedEncoder, TappedOutputs
+from compressor.training.teacher import Teacher, vocabulary_table
+from compressor.training.trainer import Progress, SteadyTrainer
+from targets.encoder import encoder_layers
+
+__all__ = ["DistillSettings", "LayerMap", "distill"]
+
+LayerMap = tuple[tuple[int, int], ...]
+"""Pairs (student layer, teacher layer), from 0."""
+
+_IGNORED = -100  # label of a row that counts for nothing
+
+
+def distill(
+    student: TorchModel,
+    teacher: TorchModel,
+    splits: Splits,
+    settings: DistillSettings,
+    *,
+    layer_map: LayerMap | None,
+    seed: int,
+    folder: Path,
+    progress: Progress,
+) -> TrainingResult:
+    """Train a copy of the student on the teacher's outputs.
+
+    The two may differ in depth, in heads, in widths and in their vocabularies, not in their
+    classes.
+
+    Args:
+        student: Where to start from; stays untouched.
+        teacher: Stays untouched.
+        splits: Training and validation data.
+        settings: Of the training and the losses.
+        layer_map: Pairs of layers whose hidden states are compared; the last pair also has its
+            relations compared. None spreads the student's layers evenly over the teacher's.
+        seed: Of order, dropout and augmentation.
+        folder: For checkpoints; a call with equal arguments goes on from the last one.
+        progress: Called with (fraction done, one line).
+
+    Raises:
+        PassError: The models do not fit each other, the loss became NaN or infinite, or the disk
+            is full.
+    """
+    _check_classes(student, teacher)
+    student = student.clone()
+    pairs = _pairs(student, teacher, settings, layer_map)
+    limit = min(student.max_length, teacher.max_length)
+    train = encode(replace(student, max_length=limit), splits.train)
+    validation = encode(student, splits.validation)
+    noise = TokenNoise(
+        train,
+        share=settings.augmentation,
+        copies=settings.augmentation_copies,
+        special_ids=student.tokenizer.all_special_ids,
+        seed=seed,
+    )
+    return run_training(
+        lambda: _DistillTrainer(
+            _tapped(student, settings, pairs, side=0, hidden_size=_hidden_size(teacher)),
+            settings,
+            teacher=_taught(student, teacher, settings, pairs, noise, train, progress),
+            train=EncodedRows(train, noise),
+            validation=validation,
+            collate=collator(student),
+            seed=seed,
+            folder=folder,
+            progress=progress,
+        ),
+        student,
+        settings,
+        seed=seed,
+        folder=folder,
+        identity=identity(
+            (settings, seed, pairs, train, validation), (student.module, teacher.module)
+        ),
+    )
+
+
+class _DistillTrainer(SteadyTrainer):
+    def __init__(
+        self, module: nn.Module, settings: DistillSettings, *, teacher: Teacher, **keywords: Any
+    ) -> None:
+        super().__init__(module, settings, **keywords)
+        self.settings = settings
+        self.teacher = teacher
+        teacher.encoder.to(self.args.device)
+
+    def loss(self, module: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
+        target = self.teacher.outputs(batch)
+        outputs: TappedOutputs = module(batch["input_ids"], batch["attention_mask"])
+        return distillation_loss(outputs, target, batch, self.settings)
+
+
+def distillation_loss(
+    student: TappedOutputs,
+    teacher: TappedOutputs,
+    batch: Mapping[str, Tensor],
+    settings: DistillSettings,
+) -> Tensor:
+    """The weighted sum of all terms, a scalar.
+
+    Args:
+        student: Outputs with gradients.
+        teacher: Outputs for the same rows.
+        batch: attention_mask (N, L); labels and noisy, (N,).
+        settings: Weights and temperature.
+    """
+    mask = batch["attention_mask"]
+    loss = settings.logits_weight * logits_kl(
+        student.logits, teacher.logits, temperature=settings.temperature
+    )
+    if settings.labels_weight:
+        # The labels of noisy rows no longer hold; a batch may have no other rows.
+        labels = batch["labels"].masked_fill(batch["noisy"] == 1, _IGNORED)
+        total = functional.cross_entropy(
+            student.logits, labels, ignore_index=_IGNORED, reduction="sum"
+        )
+        loss = loss + settings.labels_weight * total / (labels != _IGNORED).sum().clamp(min=1)
+    for ours, theirs in zip(student.hidden, teacher.hidden, strict=True):
+        weight = settings.hidden_weight / len(student.hidden)
+        loss = loss + weight * hidden_mse(ours, theirs, mask)
+    for ours, theirs in zip(student.projections, teacher.projections, strict=True):
+        weight = settings.relation_weight / len(student.projections)
+        loss = loss + weight * relation_kl(ours, theirs, mask, num_heads=settings.relation_heads)
+    return loss
+
+
+def _check_classes(student: TorchModel, teacher: TorchModel) -> None:
+    if student.labels != teacher.labels:
+        raise PassError(
+            "student and teacher do not have the same classes",
+            given=f"student {', '.join(student.labels)}; teacher {', '.join(teacher.labels)}",
+            fix="fine-tune the teacher on the student's classes, in the same order",
+        )
+
+
+def _pairs(
+    student: TorchModel,
+    teacher: TorchModel,
+    settings: DistillSettings,
+    layer_map: LayerMap | None,
+) -> LayerMap:
+    """The pairs of layers to compare; empty where no loss compares layers."""
+    if not settings.hidden_weight and not settings.relation_weight:
+        return ()
+    ours, theirs = encoder_layers(student.module), encoder_layers(teacher.module)
+    pairs = derive_layer_map(len(ours), len(theirs)) if layer_map is None else layer_map
+    wrong = [
+        pair for pair in pairs if not (0 <= pair[0] < len(ours) and 0 <= pair[1] < len(theirs))
+    ]
+    if wrong or not pairs:
+        raise PassError(
+            "the layer map does not fit the models",
+            where=f"a student of {len(ours)} layers and a teacher of {len(theirs)}",
+            given=f"pairs {wrong or list(pairs)}",
+            fix="pair (student layer, teacher layer), each counted from 0",
+        )
+    if settings.relation_weight:
+        widths = (ours[pairs[-1][0]].query.out_features, theirs[pairs[-1][1]].query.out_features)
+        if any(width % settings.relation_heads for width in widths):
+            raise PassError(
+                "relation_heads does not divide the widths of the queries",
+                where=f"student {widths[0]}, teacher {widths[1]}",
+                given=settings.relation_heads,
+                fix="choose a common divisor of both widths",
+            )
+    return pairs
+
+
+def _hidden_size(model: TorchModel) -> int | None:
+    layers = encoder_layers(model.module)
+    return layers[0].query.in_features if layers else None
+
+
+def _tapped(
+    model: TorchModel,
+    settings: DistillSettings,
+    pairs: LayerMap,
+    *,
+    side: int,
+    hidden_size: int | None = None,
+) -> TappedEncoder:
+    layers = [pair[side] for pair in pairs]
+    return TappedEncoder(
+        model.module,
+        hidden_layers=layers if settings.hidden_weight else (),
+        relation_layer=layers[-1] if settings.relation_weight else None,
+        hidden_size=hidden_size,
+    )
+
+
+def _taught(
+    student: TorchModel,
+    teacher: TorchModel,
+    settings: DistillSettings,
+    pairs: LayerMap,
+    noise: TokenNoise,
+    train: list[dict[str, Any]],
+    progress: Progress,
+) -> Teacher:
+    """The teacher, with its outputs in memory where they fit."""
+    taught = Teacher(
+        _tapped(teacher.clone(), settings, pairs, side=1), vocabulary_table(student, teacher)
+    )
+    if noise.copies is not None and settings.cache_mib:
+        progress(0.0, f"the teacher labels {len(train) * (1 + noise.copies)} rows")
+        variants = [each for index, row in enumerate(train) for each in noise.variants(row, index)]
+        taught.remember(variants, collator(student), limit_bytes=settings.cache_mib * 2**20)
+    return taught

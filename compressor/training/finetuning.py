@@ -1,0 +1,155 @@
+"""Fine-tune a classifier on labelled text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from compressor.data import Splits
+from compressor.errors import CheckpointError
+from compressor.model import TorchModel
+from compressor.tasks import get_task
+from compressor.training.batches import EncodedRows, collator, encode
+from compressor.training.checkpoints import identity
+from compressor.training.loop import TrainingResult, quiet, run_training, seeded
+from compressor.training.settings import FinetuneSettings
+from compressor.training.trainer import Progress, SteadyTrainer
+
+__all__ = ["finetune", "new_classifier"]
+
+
+def finetune(
+    model: TorchModel,
+    splits: Splits,
+    settings: FinetuneSettings,
+    *,
+    seed: int,
+    folder: Path,
+    progress: Progress,
+) -> TrainingResult:
+    """Train a copy of the model on the labels.
+
+    Args:
+        model: A classifier whose labels are those of the data; stays untouched.
+        splits: Training and validation data.
+        settings: Of the training.
+        seed: Of order and dropout.
+        folder: For checkpoints; a call with equal arguments goes on from the last one.
+        progress: Called with (fraction done, one line).
+
+    Raises:
+        PassError: The loss became NaN or infinite, or the disk is full.
+    """
+    student = model.clone()
+    train, validation = encode(student, splits.train), encode(student, splits.validation)
+    return run_training(
+        lambda: SteadyTrainer(
+            student.module,
+            settings,
+            train=EncodedRows(train),
+            validation=validation,
+            collate=collator(student),
+            seed=seed,
+            folder=folder,
+            progress=progress,
+            label_smoothing=settings.label_smoothing,
+        ),
+        student,
+        settings,
+        seed=seed,
+        folder=folder,
+        identity=identity((settings, seed, train, validation), (student.module,)),
+    )
+
+
+def new_classifier(
+    folder: Path,
+    label_names: Sequence[str],
+    *,
+    seed: int = 0,
+    max_length: int | None = None,
+) -> TorchModel:
+    """Put a fresh classification head on a pre-trained encoder.
+
+    Args:
+        folder: A Hugging Face checkpoint with or without a head; its own head is dropped.
+        label_names: Class names, in the order of the logits.
+        seed: Of the head's weights.
+        max_length: Longest input in tokens; the default is the model's limit.
+
+    Raises:
+        CheckpointError: There is no encoder in safetensors form, or a part of it is missing.
+    """
+    task = get_task("text-classification")
+    with seeded(seed), quiet():
+        encoder, config = _load_encoder(folder)
+        config.num_labels = len(label_names)
+        config.id2label = dict(enumerate(label_names))
+        config.label2id = {name: index for index, name in enumerate(label_names)}
+        module = _classifier(config, folder)
+        body = getattr(module, module.base_model_prefix)
+        # Encoder and classifier may differ in their pooler, and in nothing else.
+        body.load_state_dict(encoder.state_dict(), strict=False)
+    limit = int(config.max_position_embeddings)
+    return TorchModel(
+        module=module.float().eval(),
+        tokenizer=task.load_tokenizer(folder),
+        task=task.name,
+        max_length=min(max_length or limit, limit),
+    )
+
+
+def _load_encoder(folder: Path) -> tuple[nn.Module, Any]:
+    from transformers import AutoConfig, AutoModel
+
+    if not (folder / "config.json").is_file() or not any(folder.glob("*.safetensors")):
+        raise CheckpointError(
+            "the folder does not hold a checkpoint in safetensors form",
+            where=folder,
+            given=", ".join(sorted(path.name for path in folder.glob("*"))) or "nothing",
+            fix="pass a folder with config.json, model.safetensors and tokenizer.json; "
+            "convert pickled weights with save_pretrained(folder)",
+        )
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        encoder, info = AutoModel.from_pretrained(
+            folder,
+            config=config,
+            local_files_only=True,
+            use_safetensors=True,
+            output_loading_info=True,
+        )
+    except Exception as error:  # transformers raises many kinds here
+        raise CheckpointError(
+            "the encoder cannot be loaded",
+            where=folder,
+            given=str(error).strip().splitlines()[0] if str(error).strip() else type(error),
+            fix="check that the checkpoint is complete and that of a transformer encoder",
+        ) from error
+    # A pooler is part of the head for our purpose: masked-language checkpoints have none.
+    missing = [name for name in sorted(info["missing_keys"]) if "pooler" not in name]
+    if missing:
+        raise CheckpointError(
+            "the checkpoint lacks a part of the encoder",
+            where=folder,
+            given=", ".join(missing[:5]) + (" ..." if len(missing) > 5 else ""),
+            fix="download or save the checkpoint again",
+        )
+    return encoder, config
+
+
+def _classifier(config: Any, folder: Path) -> Any:
+    from transformers import AutoModelForSequenceClassification
+
+    try:
+        return AutoModelForSequenceClassification.from_config(config, attn_implementation="eager")
+    except ValueError as error:
+        raise CheckpointError(
+            "this kind of model has no sequence classification head",
+            where=folder / "config.json",
+            given=f"model_type {config.model_type!r}",
+            fix="pass a transformer encoder such as BERT, RoBERTa, DistilBERT or ELECTRA",
+        ) from error

@@ -1,0 +1,153 @@
+"""Run one training from start to end, or from where it was interrupted."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from torch import nn
+from transformers.utils import logging
+
+from compressor.model import TorchModel
+from compressor.training.checkpoints import claim, last_checkpoint
+from compressor.training.settings import TrainingSettings
+from compressor.training.trainer import SteadyTrainer
+
+__all__ = ["History", "TrainingResult", "quiet", "run_training", "seeded"]
+
+History = tuple[Mapping[str, float], ...]
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """What a training made.
+
+    Attributes:
+        model: The trained model, in eval mode, on the CPU, every weight trainable again.
+        history: One entry a logging step: step and epoch, with loss and learning_rate, or
+            validation_accuracy, or all of them.
+        metrics: validation_accuracy in [0, 1], num_steps, train_s and train_cpu_s of this process
+            since it started or resumed.
+    """
+
+    model: TorchModel
+    history: History
+    metrics: Mapping[str, float]
+
+
+def run_training(
+    make_trainer: Callable[[], SteadyTrainer],
+    model: TorchModel,
+    settings: TrainingSettings,
+    *,
+    seed: int,
+    folder: Path,
+    identity: str,
+) -> TrainingResult:
+    """Train ``model.module`` in place, going on from the last sealed checkpoint in ``folder``.
+
+    Args:
+        make_trainer: Makes the trainer; called with the random generators seeded.
+        model: What learns, by itself or as a part of the trainer's module.
+        settings: Of the training.
+        seed: Of everything random.
+        folder: For checkpoints.
+        identity: Checkpoints of a training with another identity are thrown away.
+
+    Raises:
+        PassError: The loss became NaN or infinite, or the disk is full.
+    """
+    wall, cpu = time.perf_counter(), time.process_time()
+    with seeded(seed), quiet(), _prepared(model.module, settings):
+        trainer = make_trainer()
+        with trainer.accelerator.main_process_first():
+            if trainer.args.should_save:
+                claim(folder, identity)
+        checkpoint = last_checkpoint(folder)
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        network: nn.Module = trainer.accelerator.unwrap_model(
+            trainer.model, keep_fp32_wrapper=False
+        )
+        if settings.keep == "best":
+            trainer.accelerator.wait_for_everyone()
+            network.load_state_dict(load_file(trainer.best_weights()))
+    model.module.to("cpu").eval()
+    history = tuple(_history(trainer.state.log_history))
+    scores = [entry["validation_accuracy"] for entry in history if "validation_accuracy" in entry]
+    metrics = {
+        "validation_accuracy": max(scores) if settings.keep == "best" else scores[-1],
+        "num_steps": float(trainer.state.global_step),
+        "train_s": time.perf_counter() - wall,
+        "train_cpu_s": time.process_time() - cpu,
+    }
+    return TrainingResult(model=model, history=history, metrics=metrics)
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Seed every global random generator; put them back as they were afterwards."""
+    python_state, numpy_state = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng():
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
+        torch.manual_seed(seed)
+        try:
+            yield
+        finally:
+            random.setstate(python_state)
+            np.random.set_state(numpy_state)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep transformers from printing, and put its log level back afterwards."""
+    level, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bar:
+            logging.enable_progress_bar()
+
+
+@contextmanager
+def _prepared(module: nn.Module, settings: TrainingSettings) -> Iterator[None]:
+    """Set dropout and freeze the token table; put both back afterwards."""
+    dropouts = {each: each.p for each in module.modules() if isinstance(each, nn.Dropout)}
+    for parameter in module.parameters():
+        parameter.requires_grad_(True)
+    table = module.get_input_embeddings().weight  # type: ignore[operator]
+    table.requires_grad_(settings.train_word_embeddings)
+    if settings.dropout is not None:
+        for each in dropouts:
+            each.p = settings.dropout
+    try:
+        yield
+    finally:
+        for each, p in dropouts.items():
+            each.p = p
+        table.requires_grad_(True)
+        module.zero_grad(set_to_none=True)
+
+
+def _history(logs: list[dict[str, Any]]) -> Iterator[Mapping[str, float]]:
+    """Rename what ``Trainer`` logged; entries of one step become one."""
+    names = {"loss": "loss", "learning_rate": "learning_rate"}
+    names["eval_accuracy"] = "validation_accuracy"
+    entries: dict[int, dict[str, float]] = {}
+    for log in logs:
+        values = {new: float(log[old]) for old, new in names.items() if old in log}
+        if values:
+            entry = entries.setdefault(log["step"], {"step": log["step"], "epoch": log["epoch"]})
+            entry.update(values)
+    yield from (entries[step] for step in sorted(entries))

@@ -1,0 +1,80 @@
+"""The settings of a training run, as recipes name them. Imports no torch."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+__all__ = ["DistillSettings", "FinetuneSettings", "TrainingSettings"]
+
+
+class TrainingSettings(BaseModel):
+    """What fine-tuning and distillation have in common."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    epochs: int = Field(default=4, ge=1, le=10_000)
+    """Passes over the training data."""
+    learning_rate: float = Field(default=2e-4, gt=0, le=1)
+    """Peak learning rate of AdamW."""
+    batch_size: int = Field(default=32, ge=1, le=4096)
+    """Rows a step and process."""
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    """How the learning rate falls after the warm-up; linear and cosine end at zero."""
+    warmup: float = Field(default=0.06, ge=0, lt=1)
+    """Share of the steps in which the learning rate rises from zero."""
+    weight_decay: float = Field(default=0.01, ge=0, le=1)
+    """Of AdamW; biases and LayerNorm are exempt."""
+    max_grad_norm: float = Field(default=1.0, ge=0)
+    """Longer gradients are shortened to this; 0 leaves them alone."""
+    dropout: float | None = Field(default=None, ge=0, lt=1)
+    """Replaces the model's own dropout during the training."""
+    train_word_embeddings: bool = False
+    """Whether the token table learns too. Frozen, a step is cheaper and rare tokens keep the
+    neighbours that pre-training gave them."""
+    keep: Literal["best", "last"] = "last"
+    """Which weights to return: the last, or the best by validation accuracy."""
+    evaluate_every: int = Field(default=1, ge=1)
+    """Epochs between two evaluations on the validation data; the last epoch always has one."""
+    checkpoint_every: int = Field(default=1, ge=1)
+    """Epochs between two checkpoints, from which an interrupted training goes on."""
+    checkpoint_steps: int | None = Field(default=None, ge=1)
+    """Write a checkpoint every so many steps as well, where an epoch takes long."""
+
+
+class FinetuneSettings(TrainingSettings):
+    """Settings of fine-tuning."""
+
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    """Probability taken from the true class and spread over all classes."""
+
+
+class DistillSettings(TrainingSettings):
+    """Settings of distillation; each weight multiplies one term of the loss, 0 leaves it out."""
+
+    epochs: int = Field(default=10, ge=1, le=10_000)
+    """Passes over the training data."""
+    learning_rate: float = Field(default=5e-4, gt=0, le=1)
+    """Peak learning rate of AdamW."""
+    temperature: float = Field(default=2.0, gt=0, le=100)
+    """Softens the classes of teacher and student before they are compared."""
+    logits_weight: float = Field(default=1.0, ge=0)
+    """Of the divergence from the teacher's classes (Hinton et al., 2015)."""
+    labels_weight: float = Field(default=0.15, ge=0)
+    """Of the cross-entropy with the true labels, over rows without augmentation."""
+    hidden_weight: float = Field(default=1.0, ge=0)
+    """Of the squared difference of hidden states of paired layers (TinyBERT, 2020)."""
+    relation_weight: float = Field(default=0.0, ge=0)
+    """Of the divergence of query, key and value relations in the last paired layers (MiniLMv2,
+    2021)."""
+    relation_heads: int = Field(default=12, ge=1)
+    """Heads into which queries, keys and values are cut anew; divides both models' widths."""
+    augmentation: float = Field(default=0.3, ge=0, lt=1)
+    """Share of the tokens that is replaced at random, by tokens of the training data, in every
+    second row; the teacher labels the result."""
+    augmentation_copies: int | None = Field(default=3, ge=1)
+    """Different augmented versions of each row, whose teacher outputs are kept in memory; null
+    makes a new one each time, which costs a run of the teacher a step."""
+    cache_mib: int = Field(default=2048, ge=0)
+    """Memory for the teacher's outputs. Where it does not suffice, the teacher runs each step."""

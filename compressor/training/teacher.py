@@ -1,0 +1,154 @@
+"""The teacher of a distillation: its outputs for a batch, from memory where they fit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from compressor.errors import PassError
+from compressor.model import TorchModel
+from compressor.training.taps import TappedEncoder, TappedOutputs
+
+__all__ = ["Teacher", "vocabulary_table"]
+
+_CACHE_BATCH = 64  # rows the teacher runs at once while the cache is filled
+_LEAST_SHARED = 0.5  # of the student's tokens; below it the two cannot read the same text
+
+Row = dict[str, Any]
+
+
+class Teacher:
+    """Runs the teacher without gradients, or recalls what it gave.
+
+    Args:
+        encoder: The teacher with the taps that the losses need.
+        table: Student token -> teacher token; None where both have one vocabulary.
+    """
+
+    def __init__(self, encoder: TappedEncoder, table: Tensor | None) -> None:
+        self.encoder = encoder.eval()
+        self.table = table
+        self._logits: Tensor | None = None
+        self._states = torch.empty(0)
+        self._starts: list[int] = []
+        self._widths: tuple[list[int], int] = ([], 0)
+
+    @property
+    def is_cached(self) -> bool:
+        """Whether the outputs come from memory."""
+        return self._logits is not None
+
+    def outputs(self, batch: Mapping[str, Tensor]) -> TappedOutputs:
+        """The teacher's outputs for a batch of the student's rows.
+
+        Args:
+            batch: input_ids and attention_mask, (N, L) int64; slot, (N,), where cached.
+        """
+        if self._logits is None:
+            return self._run(batch["input_ids"], batch["attention_mask"])
+        return self._recall(self._logits, batch)
+
+    def remember(
+        self,
+        variants: Sequence[Row],
+        collate: Callable[[Sequence[Row]], dict[str, Tensor]],
+        *,
+        limit_bytes: int,
+    ) -> bool:
+        """Run the teacher once on everything it will be asked, unless that takes too much memory.
+
+        Rows go by length in one fixed order: the rounding of a batched matrix product depends on
+        the batch, and a resumed training must see equal targets.
+
+        Args:
+            variants: Every row, by slot.
+            collate: Pads rows into a batch.
+            limit_bytes: Most memory to use.
+
+        Returns:
+            Whether the outputs are in memory now.
+        """
+        lengths = [len(row["input_ids"]) for row in variants]
+        order = sorted(range(len(variants)), key=lambda slot: lengths[slot])
+        starts = np.cumsum([0, *lengths])
+        logits, states = None, torch.empty(0)
+        for first in range(0, len(order), _CACHE_BATCH):
+            slots = order[first : first + _CACHE_BATCH]
+            batch = collate([variants[slot] for slot in slots])
+            outputs = self._run(batch["input_ids"], batch["attention_mask"])
+            tokens = [*outputs.hidden, *outputs.projections]
+            if logits is None:
+                width = sum(part.shape[-1] for part in tokens)
+                if len(variants) * outputs.logits.shape[1] * 4 + starts[-1] * width * 2 > (
+                    limit_bytes
+                ):
+                    return False
+                logits = torch.empty(len(variants), outputs.logits.shape[1])
+                states = torch.empty(int(starts[-1]), width, dtype=torch.float16)
+                self._widths = ([part.shape[-1] for part in tokens], len(outputs.hidden))
+            logits[slots] = outputs.logits.float().cpu()
+            if tokens:
+                joined = torch.cat(tokens, dim=-1).to("cpu", torch.float16)  # (N, L, width)
+                for row, slot in enumerate(slots):
+                    start = int(starts[slot])
+                    states[start : start + lengths[slot]] = joined[row, : lengths[slot]]
+        self._logits, self._states = logits, states
+        self._starts = starts.tolist()
+        return True
+
+    def _run(self, input_ids: Tensor, attention_mask: Tensor) -> TappedOutputs:
+        device = next(self.encoder.parameters()).device
+        with torch.inference_mode():
+            ids = input_ids if self.table is None else self.table[input_ids.cpu()]
+            outputs: TappedOutputs = self.encoder(ids.to(device), attention_mask.to(device))
+        # Tensors of inference mode cannot be saved for a backward.
+        return TappedOutputs(
+            outputs.logits.clone(),
+            tuple(part.clone() for part in outputs.hidden),
+            tuple(part.clone() for part in outputs.projections),
+        )
+
+    def _recall(self, logits: Tensor, batch: Mapping[str, Tensor]) -> TappedOutputs:
+        device = batch["input_ids"].device
+        slots = batch["slot"].cpu()
+        widths, num_hidden = self._widths
+        states = torch.zeros(*batch["input_ids"].shape, sum(widths))
+        if widths:
+            for row, slot in enumerate(slots.tolist()):
+                start, end = self._starts[slot], self._starts[slot + 1]
+                states[row, : end - start] = self._states[start:end]
+        parts = torch.split(states.to(device), widths, dim=-1) if widths else ()
+        return TappedOutputs(logits[slots].to(device), parts[:num_hidden], parts[num_hidden:])
+
+
+def vocabulary_table(student: TorchModel, teacher: TorchModel) -> Tensor | None:
+    """Map the student's tokens to the teacher's by their text.
+
+    The student's vocabulary may be smaller or in another order. The teacher reads the student's
+    tokens, so their positions agree; a token it does not know becomes its unknown token.
+
+    Returns:
+        (student's vocabulary,) int64, or None where both vocabularies are the same.
+
+    Raises:
+        PassError: Fewer than half of the tokens are shared.
+    """
+    ours, theirs = student.tokenizer.get_vocab(), teacher.tokenizer.get_vocab()
+    if ours == theirs:
+        return None
+    shared = sum(token in theirs for token in ours)
+    if shared < _LEAST_SHARED * len(ours):
+        raise PassError(
+            "student and teacher have too few tokens in common",
+            given=f"{shared} of the student's {len(ours)} tokens",
+            fix="distil from a teacher with the same kind of tokenizer",
+        )
+    unknown = teacher.tokenizer.unk_token_id or 0
+    table = torch.full((max(ours.values()) + 1,), unknown, dtype=torch.int64)
+    for token, index in ours.items():
+        table[index] = theirs.get(token, unknown)
+    return table

@@ -1,0 +1,280 @@
+"""The training loop: Hugging Face ``Trainer``, made quiet, repeatable and safe to interrupt."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+
+from compressor.errors import PassError
+from compressor.training.batches import EncodedRows, LengthBucketSampler
+from compressor.training.checkpoints import seal
+from compressor.training.settings import TrainingSettings
+from targets.environment import cpu_features
+from targets.errors import is_disk_full
+
+if TYPE_CHECKING:
+    from transformers import EvalPrediction, TrainerControl, TrainerState
+
+__all__ = ["Progress", "SteadyTrainer", "arguments"]
+
+Progress = Callable[[float, str], None]
+
+_BF16_FEATURES = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
+_BEST = "best.safetensors"
+_LOGS_PER_EPOCH = 4
+_SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
+_KEPT_CHECKPOINTS = 2  # the one before stays until the new one has been sealed
+
+
+def has_bf16() -> bool:
+    """Whether the processor that trains multiplies bfloat16 natively; elsewhere fp32 is faster."""
+    if torch.cuda.is_available():
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return bool(_BF16_FEATURES & set(cpu_features()))
+
+
+def arguments(settings: TrainingSettings, *, num_rows: int, seed: int, folder: Path) -> Any:
+    """Translate the settings into ``TrainingArguments``; saving and evaluating stay with us."""
+    steps_per_epoch = math.ceil(num_rows / settings.batch_size)
+    on_cuda = torch.cuda.is_available()
+    return TrainingArguments(
+        output_dir=str(folder),
+        num_train_epochs=settings.epochs,
+        learning_rate=settings.learning_rate,
+        per_device_train_batch_size=settings.batch_size,
+        per_device_eval_batch_size=64,
+        lr_scheduler_type=_SCHEDULES[settings.schedule],
+        warmup_steps=round(settings.warmup * settings.epochs * steps_per_epoch),
+        weight_decay=settings.weight_decay,
+        max_grad_norm=settings.max_grad_norm,
+        bf16=has_bf16(),
+        use_cpu=not on_cuda,
+        optim="adamw_torch_fused",
+        seed=seed,
+        logging_steps=max(1, steps_per_epoch // _LOGS_PER_EPOCH),
+        logging_nan_inf_filter=False,
+        save_strategy="no",
+        eval_strategy="no",
+        save_total_limit=_KEPT_CHECKPOINTS,
+        metric_for_best_model="accuracy",
+        greater_is_better=True,
+        label_names=["labels"],
+        remove_unused_columns=False,
+        dataloader_pin_memory=on_cuda,
+        report_to="none",
+        disable_tqdm=True,
+        log_level="error",
+    )
+
+
+class SteadyTrainer(Trainer):  # type: ignore[misc]  # transformers has no types
+    """Trains with cross-entropy on the labels; subclasses override :meth:`loss`.
+
+    Checkpoints are sealed, hold no pickle that is read back unsafely, and leave nothing half
+    written behind. A loss that is not finite stops the training.
+
+    Args:
+        module: What learns; its forward takes the inputs of a batch and gives ``logits``.
+        settings: Of the training.
+        train: Training rows.
+        validation: Validation rows; they are sorted by length.
+        collate: Pads rows into a batch.
+        seed: Of order, dropout and whatever else is random.
+        folder: For checkpoints.
+        progress: Called with (fraction done, one line).
+        label_smoothing: See :class:`~compressor.training.settings.FinetuneSettings`.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        settings: TrainingSettings,
+        *,
+        train: EncodedRows,
+        validation: Sequence[dict[str, Any]],
+        collate: Callable[..., dict[str, Tensor]],
+        seed: int,
+        folder: Path,
+        progress: Progress,
+        label_smoothing: float = 0.0,
+    ) -> None:
+        ordered = sorted(validation, key=lambda row: len(row["input_ids"]))
+        super().__init__(
+            model=module,
+            args=arguments(settings, num_rows=len(train), seed=seed, folder=folder),
+            data_collator=collate,
+            train_dataset=train,
+            eval_dataset=EncodedRows(ordered),
+            compute_metrics=_accuracy,
+            callbacks=[_Flow(settings, progress)],
+        )
+        self.remove_callback(PrinterCallback)
+        self.model_accepts_loss_kwargs = False  # our losses are means over the batch
+        self.label_smoothing = label_smoothing
+        self.keep = settings.keep
+
+    def loss(self, module: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
+        """The loss of one batch, a scalar."""
+        logits = module(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+        return functional.cross_entropy(
+            logits, batch["labels"], label_smoothing=self.label_smoothing
+        )
+
+    def compute_loss(self, model: nn.Module, inputs: Any, *_: Any, **__: Any) -> Tensor:
+        """See the base class."""
+        loss = self.loss(model, inputs)
+        if not torch.isfinite(loss):
+            raise PassError(
+                "the training diverged: the loss is not a finite number",
+                where=f"step {self.state.global_step + 1} of {self.state.max_steps}",
+                given=f"loss {loss.item()} at learning rate {self._get_learning_rate():.2g}",
+                fix="lower learning_rate, lengthen warmup, or set max_grad_norm",
+            )
+        return loss
+
+    def prediction_step(
+        self, model: nn.Module, inputs: Any, *_: Any, **__: Any
+    ) -> tuple[None, Tensor, Tensor]:
+        """See the base class: no loss is computed in evaluation."""
+        inputs = self._prepare_inputs(inputs)
+        with torch.inference_mode():
+            outputs = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"])
+        return None, outputs.logits.float(), inputs["labels"]
+
+    def best_weights(self) -> Path:
+        """Where the best weights so far lie."""
+        return Path(self.args.output_dir) / _BEST
+
+    def _get_train_sampler(self, *_: Any) -> LengthBucketSampler:
+        return LengthBucketSampler(
+            [len(row["input_ids"]) for row in self.train_dataset.rows],
+            batch_size=self.args.train_batch_size * self.args.world_size,
+            seed=self.args.seed,
+        )
+
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        is_best = bool(super()._determine_best_metric(metrics, trial))
+        if is_best and self.keep == "best" and self.args.should_save:
+            path = self.best_weights()
+            partial = path.with_suffix(".partial")
+            with _disk_errors(partial):
+                save_file(_state(self.model), partial)
+            partial.replace(path)
+        return is_best
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+        with _disk_errors(folder):
+            super()._save_checkpoint(model, trial)
+            self.accelerator.wait_for_everyone()
+            if self.args.should_save:
+                seal(folder)
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        # The base class would also pickle its arguments.
+        if self.args.should_save:
+            folder = Path(output_dir or self.args.output_dir)
+            folder.mkdir(parents=True, exist_ok=True)
+            save_file(_state(self.model), folder / "model.safetensors")
+
+
+class _disk_errors:  # noqa: N801  (a context manager that reads as a phrase)
+    """Removes what a failed write left behind, and names a full disk as such."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if not isinstance(error, OSError | RuntimeError | SafetensorError):
+            return
+        if self.path.is_dir():
+            shutil.rmtree(self.path, ignore_errors=True)
+        else:
+            self.path.unlink(missing_ok=True)
+        # torch's own writer does not say why it failed.
+        if is_disk_full(error) or "PytorchStreamWriter failed" in str(error):
+            raise PassError(
+                "a training checkpoint could not be written: the disk is full",
+                where=self.path,
+                given=str(error).strip().splitlines()[0],
+                fix="free some space and run again: the training goes on from the checkpoint "
+                "before this one",
+            ) from error
+
+
+class _Flow(TrainerCallback):  # type: ignore[misc]  # transformers has no types
+    """Decides when to log, evaluate and save, and reports the progress."""
+
+    def __init__(self, settings: TrainingSettings, progress: Progress) -> None:
+        self.settings = settings
+        self.progress = progress
+
+    def on_step_end(
+        self, args: Any, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """Save where ``checkpoint_steps`` asks for it, except where an epoch ends anyway."""
+        every = self.settings.checkpoint_steps
+        at_end_of_epoch = float(state.epoch or 0).is_integer()
+        if every is not None and state.global_step % every == 0 and not at_end_of_epoch:
+            control.should_save = control.should_log = True
+
+    def on_epoch_end(
+        self, args: Any, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """Log each epoch; evaluate and save as set, and at the end."""
+        epoch = round(state.epoch or 0)
+        is_last = state.global_step >= state.max_steps
+        # A log at each checkpoint: the running mean of the loss is not part of it.
+        control.should_log = True
+        control.should_evaluate = is_last or epoch % self.settings.evaluate_every == 0
+        control.should_save = not is_last and epoch % self.settings.checkpoint_every == 0
+
+    def on_log(
+        self,
+        args: Any,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: Mapping[str, float] | None = None,
+        **_: Any,
+    ) -> None:
+        """Report the progress."""
+        if not state.is_world_process_zero or not logs:
+            return
+        line = f"epoch {state.epoch or 0:.1f} of {self.settings.epochs}"
+        if "loss" in logs:
+            line += f", loss {logs['loss']:.3f}"
+        elif "eval_accuracy" in logs:
+            line += f", validation accuracy {logs['eval_accuracy']:.1%}"
+        else:
+            return
+        self.progress(state.global_step / max(state.max_steps, 1), line)
+
+
+def _accuracy(outputs: EvalPrediction) -> dict[str, float]:
+    return {"accuracy": float((outputs.predictions.argmax(axis=-1) == outputs.label_ids).mean())}
+
+
+def _state(module: nn.Module) -> dict[str, Tensor]:
+    """The weights under all of their names; safetensors refuses shared memory, so no sharing."""
+    seen: set[int] = set()
+    state = {}
+    for name, tensor in module.state_dict().items():
+        tensor = tensor.detach().cpu().contiguous()
+        if tensor.data_ptr() in seen and tensor.numel():
+            tensor = tensor.clone()
+        seen.add(tensor.data_ptr())
+        state[name] = tensor
+    return state

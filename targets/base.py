@@ -1,0 +1,177 @@
+"""What every target offers: say whether it can run here, lower a model, load a bundle."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from targets.discovery import Component
+from targets.signature import Arrays, Signature
+
+if TYPE_CHECKING:
+    from targets.bundle import Bundle
+
+__all__ = ["Form", "Lowered", "Precision", "Session", "Source", "Target"]
+
+Form = Literal["onnx", "torch"]
+"""The form in which a target takes a model: an ONNX file, or a folder with a torch checkpoint."""
+
+Precision = Literal["fp32", "fp16", "bf16", "int8", "int8-dynamic", "int8-weights"]
+"""The number format in which the matrix products of a model run.
+
+It lives in the model as Q/DQ nodes or casts; the one exception is ``bf16``, which the model only
+asks for and each target grants in its own way.
+"""
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model on its way to a target.
+
+    Attributes:
+        path: ``model.onnx``, or a checkpoint folder for targets whose form is ``torch``.
+        signature: Inputs and outputs.
+        precision: What the model asks for.
+        ranges: Free dimension -> (smallest, usual, largest) size. Targets that compile for a range
+            of shapes use it; the others ignore it.
+    """
+
+    path: Path
+    signature: Signature
+    precision: Precision = "fp32"
+    ranges: Mapping[str, tuple[int, int, int]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Lowered:
+    """What lowering wrote.
+
+    Attributes:
+        model: Path of the main file, relative to the bundle folder.
+        options: Settings that ``Target.load`` needs later; JSON values only.
+        notes: One line each, for the report: what was rewritten, what was left as it was.
+    """
+
+    model: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+class Session(ABC):
+    """A loaded model, ready to run. Not thread-safe: use one session a thread.
+
+    Args:
+        signature: What the model takes and gives.
+    """
+
+    def __init__(self, signature: Signature) -> None:
+        self.signature = signature
+
+    def run(self, feeds: Mapping[str, NDArray[np.generic]]) -> Arrays:
+        """Run the model once.
+
+        Args:
+            feeds: One array for each input of the signature.
+
+        Returns:
+            One array for each output of the signature.
+
+        Raises:
+            InputError: The feeds do not match the signature.
+        """
+        self.signature.check(feeds)
+        return self._run(feeds)
+
+    @abstractmethod
+    def _run(self, feeds: Mapping[str, NDArray[np.generic]]) -> Arrays:
+        """Run the model on checked feeds."""
+
+    def close(self) -> None:  # noqa: B027  (most runtimes free their memory by themselves)
+        """Free what the session holds."""
+
+
+class Target(Component, ABC):
+    """A runtime on a device. Subclasses live in one file each under ``targets/runtimes/``.
+
+    Everything heavy is imported inside the methods: naming a target costs nothing.
+    """
+
+    extra: ClassVar[str]
+    """The extra of this distribution that brings the runtime's library."""
+
+    form: ClassVar[Form] = "onnx"
+
+    width_multiple: ClassVar[int] = 8
+    """Matrix widths that are multiples of this run best: pruning rounds to it."""
+
+    @property
+    def label(self) -> str:
+        """Name for tables: the target, and the device where it is not the default."""
+        device = getattr(self, "device", None)
+        default = type(self).model_fields["device"].default if device is not None else None
+        return self.name if device == default else f"{self.name} ({device})"
+
+    @abstractmethod
+    def cannot_lower(self) -> str | None:
+        """Why no model can be lowered to this target here, or None. Cheap: loads no runtime."""
+
+    @abstractmethod
+    def cannot_run(self) -> str | None:
+        """Why no bundle of this target can run here, or None. Cheap where it can be."""
+
+    @abstractmethod
+    def native_precisions(self) -> tuple[Precision, ...]:
+        """Precisions an uncompressed model can run in on this machine, fp32 first.
+
+        The fastest of them is the baseline that a compressed model has to beat.
+        """
+
+    @abstractmethod
+    def requires(self, source: Source) -> None:
+        """Check that the target runs everything in the model.
+
+        Raises:
+            UnsupportedModelError: Names each node or type that the target does not run.
+        """
+
+    @abstractmethod
+    def lower(self, source: Source, folder: Path) -> Lowered:
+        """Write the model in the target's own form into ``folder``; ``source`` stays untouched.
+
+        Raises:
+            TargetError: The target's compiler refused the model.
+        """
+
+    def hand_over(self, source: Source, folder: Path) -> tuple[str, ...]:
+        """Leave something in ``folder`` with which the model can be lowered on another machine.
+
+        Called where ``cannot_lower`` gives a reason.
+
+        Returns:
+            One line for each thing that was left, for the report; by default nothing.
+        """
+        return ()
+
+    @abstractmethod
+    def load(self, bundle: Bundle, *, threads: int) -> Session:
+        """Open a bundle of this target with ``threads`` CPU threads.
+
+        Raises:
+            MissingLibraryError: The runtime is not installed.
+            TargetError: The runtime refused the bundle.
+        """
+
+    def versions(self) -> dict[str, str]:
+        """Versions of the libraries whose change makes a lowered model stale."""
+        from targets.environment import library_versions
+
+        return library_versions(self.libraries)
+
+    libraries: ClassVar[tuple[str, ...]] = ()
+    """Distributions that ``versions`` names."""

@@ -1,0 +1,279 @@
+"""Time several bundles side by side: a process each, in rounds that alternate between them."""
+
+from __future__ import annotations
+
+import math
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from targets.bundle import Bundle
+from targets.errors import ToolkitError
+from targets.feeds import FeedsSpec, num_token_ids
+from targets.measurement import Measurement, Round
+from targets.protocol import ErrorRecord
+from targets.worker_client import Opened, Timed, Worker
+
+__all__ = ["BenchmarkCase", "BenchmarkSettings", "CaseResult", "Failure", "Shape", "benchmark"]
+
+# One run alone would hide a hiccup; more than the upper number of runs says nothing new.
+MIN_RUNS = 2
+MAX_RUNS = 500
+# Others had the caches meanwhile: runs that are not timed bring them back. Filling them takes a few
+# ms, which is nothing to a run of this length.
+SETTLE_NS = 50_000_000
+MAX_SETTLE_RUNS = 2
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class Shape(NamedTuple):
+    """Size of a batch of texts."""
+
+    batch_size: int
+    sequence_length: int
+
+    def __str__(self) -> str:
+        return f"{self.batch_size} x {self.sequence_length}"
+
+
+class BenchmarkSettings(_Frozen):
+    """How latency is measured."""
+
+    threads: int = Field(default=1, ge=1, le=1024)
+    """CPU threads of each target."""
+    sequence_length: int = Field(default=128, ge=1, le=1_000_000)
+    """Tokens of each sample."""
+    batch_sizes: tuple[int, ...] = Field(default=(1, 8), min_length=1, max_length=16)
+    """Batch sizes to measure. The first is the one that counts as latency."""
+    rounds: int = Field(default=9, ge=1, le=1000)
+    """Rounds of each bundle and batch size; below 6 no 95% interval exists, from 9 on one
+    disturbed round does not widen it."""
+    min_round_s: float = Field(default=0.1, gt=0, le=3600)
+    """Shortest round, in seconds; at least 2 runs are made."""
+    pause_s: float = Field(default=0.02, ge=0, le=60)
+    """Pause between rounds, in seconds, in which the threads of the last runtime stop spinning."""
+    timeout_s: float = Field(default=600.0, gt=0)
+    """Longest wait for a bundle to load or a round to end, in seconds."""
+
+    @field_validator("batch_sizes")
+    @classmethod
+    def _check_batch_sizes(cls, sizes: tuple[int, ...]) -> tuple[int, ...]:
+        if min(sizes) < 1:
+            raise ValueError("a batch has at least one sample")
+        if len(set(sizes)) < len(sizes):
+            raise ValueError("each batch size is measured once; name it once")
+        return sizes
+
+    @property
+    def shapes(self) -> tuple[Shape, ...]:
+        """The shapes to measure, the one that counts as latency first."""
+        return tuple(Shape(size, self.sequence_length) for size in self.batch_sizes)
+
+
+@dataclass(frozen=True)
+class BenchmarkCase:
+    """One bundle to measure.
+
+    Attributes:
+        bundle: Its folder.
+        python: The interpreter that has its runtime.
+    """
+
+    bundle: Path
+    python: str | Path = sys.executable
+
+
+class Failure(_Frozen):
+    """Why a bundle has no measurement."""
+
+    error: ErrorRecord
+    shape: Shape | None = None
+    """The shape it failed on; None if it could not be loaded."""
+
+
+class CaseResult(_Frozen):
+    """What was measured of one bundle."""
+
+    measurements: tuple[Measurement, ...] = ()
+    failures: tuple[Failure, ...] = ()
+
+    def at(self, shape: Shape) -> Measurement | Failure | None:
+        """What happened on a shape; None if it was not asked for."""
+        for each in self.measurements:
+            if (each.batch_size, each.sequence_length) == shape:
+                return each
+        return next((each for each in self.failures if each.shape in (shape, None)), None)
+
+
+Progress = Callable[[int, int, str], None]
+"""Called with the steps done, all steps, and a line on what is being done."""
+
+
+@dataclass
+class _Lane:
+    """The worker of one case, and what came out of it so far."""
+
+    name: str
+    worker: Worker
+    opened: Opened
+    num_ids: int
+    bundle: Bundle
+    measurements: list[Measurement] = field(default_factory=list)
+    failures: list[Failure] = field(default_factory=list)
+
+    def feeds(self, shape: Shape) -> FeedsSpec:
+        return FeedsSpec(
+            lengths=(shape.sequence_length,) * shape.batch_size,
+            num_ids=self.num_ids,
+            pad_token_id=self.bundle.manifest.preprocessing.pad_token_id,
+        )
+
+
+class _Length(NamedTuple):
+    """How long a round is."""
+
+    num_runs: int
+    settle_runs: int
+
+
+class _Steps:
+    """Counts the steps of a benchmark for whoever watches."""
+
+    def __init__(self, total: int, on_progress: Progress | None) -> None:
+        self._done, self._total, self._on_progress = 0, total, on_progress
+
+    def next(self, message: str) -> None:
+        if self._on_progress is not None:
+            self._on_progress(self._done, self._total, message)
+        self._done += 1
+
+
+def benchmark(
+    cases: Mapping[str, BenchmarkCase],
+    settings: BenchmarkSettings,
+    on_progress: Progress | None = None,
+) -> dict[str, CaseResult]:
+    """Measure the latency of bundles under the same conditions.
+
+    Every bundle runs in a process of its own. All are loaded, then each shape is measured in
+    rounds that alternate between them, so that a change of the machine meets all of them; those
+    not in turn sleep. A bundle that fails is a result with its reason, and the others go on.
+
+    Args:
+        cases: Name -> bundle.
+        settings: How to measure.
+        on_progress: Called before every step.
+
+    Returns:
+        One result for each case, in the same order.
+    """
+    steps = _Steps(len(cases) * (1 + len(settings.shapes) * (1 + settings.rounds)), on_progress)
+    results: dict[str, CaseResult] = {}
+    with ExitStack() as stack:
+        lanes: list[_Lane] = []
+        for name, case in cases.items():
+            steps.next(f"loading {name}")
+            try:
+                lanes.append(_open(stack, name, case, settings))
+            except ToolkitError as error:
+                results[name] = CaseResult(failures=(Failure(error=ErrorRecord.of(error)),))
+        for shape in settings.shapes:
+            _measure(lanes, shape, settings, steps)
+        for lane in lanes:
+            results[lane.name] = CaseResult(
+                measurements=tuple(lane.measurements), failures=tuple(lane.failures)
+            )
+    return {name: results[name] for name in cases}
+
+
+def _open(stack: ExitStack, name: str, case: BenchmarkCase, settings: BenchmarkSettings) -> _Lane:
+    bundle = Bundle.open(case.bundle, verify=False)  # the worker verifies it
+    worker = Worker(threads=settings.threads, python=case.python, timeout_s=settings.timeout_s)
+    with ExitStack() as own:
+        own.enter_context(worker)
+        lane = _Lane(
+            name=name,
+            worker=worker,
+            opened=worker.open(case.bundle.resolve()),
+            num_ids=num_token_ids(bundle),
+            bundle=bundle,
+        )
+        stack.push(own.pop_all())
+    return lane
+
+
+def _measure(
+    lanes: Sequence[_Lane], shape: Shape, settings: BenchmarkSettings, steps: _Steps
+) -> None:
+    lengths: dict[str, _Length] = {}
+    timed: dict[str, list[Timed]] = {}
+    for lane in lanes:
+        steps.next(f"warming up {lane.name} ({shape})")
+        try:
+            times = lane.worker.warm_up(lane.feeds(shape))
+        except ToolkitError as error:
+            lane.failures.append(Failure(error=ErrorRecord.of(error), shape=shape))
+            continue
+        lengths[lane.name] = _length_of(times, settings.min_round_s)
+        timed[lane.name] = []
+    for index in range(settings.rounds):
+        for lane in _order([lane for lane in lanes if lane.name in timed], index):
+            steps.next(f"measuring {lane.name} ({shape}), round {index + 1}")
+            time.sleep(settings.pause_s)
+            try:
+                each = lane.worker.round(lane.feeds(shape), **lengths[lane.name]._asdict())
+                timed[lane.name].append(each)
+            except ToolkitError as error:
+                lane.failures.append(Failure(error=ErrorRecord.of(error), shape=shape))
+                del timed[lane.name]
+    for lane in lanes:
+        if lane.name in timed:
+            lane.measurements.append(_measurement(lane, shape, settings, timed[lane.name]))
+
+
+def _measurement(
+    lane: _Lane, shape: Shape, settings: BenchmarkSettings, timed: Sequence[Timed]
+) -> Measurement:
+    rounds: tuple[Round, ...] = tuple(each.round for each in timed)
+    return Measurement(
+        rounds=rounds,
+        threads=settings.threads,
+        batch_size=shape.batch_size,
+        sequence_length=shape.sequence_length,
+        num_cpus=os.cpu_count() or 1,
+        load_time_ms=lane.opened.load_time_ms,
+        peak_memory_bytes=max(each.peak_memory_bytes for each in timed),
+        size_bytes=lane.bundle.size_bytes,
+    )
+
+
+def _length_of(warm_up_ns: Sequence[int], min_round_s: float) -> _Length:
+    """Runs that fill a round, from the times at the end of the warm-up."""
+    last_ns = max(statistics.median(warm_up_ns[-5:]), 1)
+    return _Length(
+        num_runs=min(max(math.ceil(min_round_s * 1e9 / last_ns), MIN_RUNS), MAX_RUNS),
+        settle_runs=min(int(SETTLE_NS / last_ns), MAX_SETTLE_RUNS),
+    )
+
+
+def _order(lanes: Sequence[_Lane], index: int) -> list[_Lane]:
+    """Begin with another lane each round, and go the other way every second one.
+
+    So no lane always runs first, nor always after the same neighbour.
+    """
+    if not lanes:
+        return []
+    start = index % len(lanes)
+    turned = [*lanes[start:], *lanes[:start]]
+    return turned[::-1] if index % 2 else turned

@@ -1,0 +1,231 @@
+"""A bundle: a folder with one lowered model and all that is needed to run and check it.
+
+``manifest.json`` describes it and holds the size and sha256 of every other file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from targets.base import Precision
+from targets.errors import BundleError
+from targets.signature import Signature
+
+__all__ = ["SCHEMA_VERSION", "Bundle", "FileRecord", "Manifest", "Preprocessing", "hash_file"]
+
+SCHEMA_VERSION = 1
+MANIFEST = "manifest.json"
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class FileRecord(_Frozen):
+    """Size and content hash of one file."""
+
+    size_bytes: int = Field(ge=0)
+    sha256: str = Field(pattern="^[0-9a-f]{64}$")
+
+    @classmethod
+    def of(cls, path: Path) -> FileRecord:
+        """Measure a file."""
+        return cls(size_bytes=path.stat().st_size, sha256=hash_file(path))
+
+
+class Preprocessing(_Frozen):
+    """How raw text becomes the inputs of the model."""
+
+    kind: Literal["text"] = "text"
+    tokenizer: str = "tokenizer.json"
+    max_length: int = Field(ge=1)
+    pad_token_id: int = Field(ge=0)
+
+
+class _Versioned(BaseModel):
+    schema_version: int
+
+
+class Manifest(_Frozen):
+    """The description of a bundle."""
+
+    schema_version: int
+    name: str
+    task: str
+    target: str
+    target_settings: dict[str, Any]
+    precision: Precision
+    signature: Signature
+    model: str
+    options: dict[str, Any] = Field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    labels: tuple[str, ...]
+    preprocessing: Preprocessing
+    provenance: dict[str, Any] = Field(default_factory=dict)
+    files: dict[str, FileRecord]
+
+
+class Bundle:
+    """A bundle on disk.
+
+    Args:
+        folder: Where it lies.
+        manifest: Its description.
+    """
+
+    def __init__(self, folder: Path, manifest: Manifest) -> None:
+        self.folder = folder
+        self.manifest = manifest
+
+    @classmethod
+    def create(cls, folder: Path, manifest: Manifest) -> Bundle:
+        """Write the manifest into ``folder``; records every file that lies there.
+
+        ``manifest.files`` is replaced by what is found.
+        """
+        temporary = folder / (MANIFEST + ".tmp")
+        files = {
+            path.relative_to(folder).as_posix(): FileRecord.of(path)
+            for path in sorted(folder.rglob("*"))
+            if path.is_file() and path not in (folder / MANIFEST, temporary)
+        }
+        manifest = manifest.model_copy(update={"files": files})
+        temporary.write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        os.replace(temporary, folder / MANIFEST)
+        return cls(folder, manifest)
+
+    @classmethod
+    def open(cls, folder: str | Path, *, verify: bool = True) -> Bundle:
+        """Open a bundle folder.
+
+        Args:
+            folder: The folder that holds ``manifest.json``.
+            verify: Compare every file with its recorded size and sha256.
+
+        Raises:
+            BundleError: Names the file that is absent, damaged or not allowed.
+        """
+        folder = Path(folder)
+        path = folder / MANIFEST
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise BundleError(
+                "this is not a bundle: its manifest cannot be read",
+                where=path,
+                given=error,
+                fix="pass a folder that `compressor run` wrote",
+            ) from error
+        bundle = cls(folder, _parse_manifest(text, path))
+        bundle.check_names()
+        if verify:
+            bundle.verify()
+        return bundle
+
+    def path(self, name: str) -> Path:
+        """Path of one of the bundle's files."""
+        return self.folder / name
+
+    @property
+    def model_path(self) -> Path:
+        """The main file of the lowered model."""
+        return self.path(self.manifest.model)
+
+    @property
+    def size_bytes(self) -> int:
+        """Size of all files but the manifest."""
+        return sum(record.size_bytes for record in self.manifest.files.values())
+
+    def check_names(self) -> None:
+        """Refuse file names that lead out of the folder.
+
+        Raises:
+            BundleError: Names the file.
+        """
+        for name in (*self.manifest.files, self.manifest.model):
+            parts = PurePosixPath(name)
+            if parts.is_absolute() or ".." in parts.parts or "\\" in name or "\0" in name:
+                raise BundleError(
+                    "the manifest names a file outside of the bundle",
+                    where=self.folder / MANIFEST,
+                    given=repr(name),
+                    fix="do not use this bundle; get it again from where it was built",
+                )
+        for name in (self.manifest.model, self.manifest.preprocessing.tokenizer):
+            if name not in self.manifest.files:
+                raise BundleError(
+                    "the manifest does not record a file that it needs",
+                    where=self.folder / MANIFEST,
+                    given=repr(name),
+                    fix="build the bundle again",
+                )
+
+    def verify(self) -> None:
+        """Compare every file with its record.
+
+        Raises:
+            BundleError: Names the first file that is absent or differs.
+        """
+        for name, record in self.manifest.files.items():
+            path = self.path(name)
+            inside = path.resolve().is_relative_to(self.folder.resolve())
+            if path.is_symlink() or not inside or not path.is_file():
+                raise BundleError(
+                    "a file of the bundle is missing",
+                    where=path,
+                    given="a symbolic link" if path.is_symlink() or not inside else None,
+                    fix="copy or build the bundle again",
+                )
+            try:
+                found = FileRecord.of(path)
+            except OSError as error:
+                raise BundleError(
+                    "a file of the bundle cannot be read",
+                    where=path,
+                    given=error,
+                    fix="copy or build the bundle again",
+                ) from error
+            if found != record:
+                raise BundleError(
+                    "a file of the bundle was changed after it was built",
+                    where=path,
+                    given=f"{found.size_bytes} bytes, sha256 {found.sha256[:12]}…; "
+                    f"recorded {record.size_bytes} bytes, {record.sha256[:12]}…",
+                    fix="copy or build the bundle again",
+                )
+
+
+def hash_file(path: Path) -> str:
+    """The sha256 of a file, in hex."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _parse_manifest(text: str, path: Path) -> Manifest:
+    try:
+        _check_version(text, path)  # first: another version may have other fields
+        return Manifest.model_validate_json(text)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise BundleError(
+            "the manifest of the bundle is not valid",
+            where=f"{path}, field {'.'.join(map(str, first['loc'])) or '(document)'}",
+            given=first["msg"],
+            fix="copy or build the bundle again",
+        ) from error
+
+
+def _check_version(text: str, path: Path) -> None:
+    found = _Versioned.model_validate_json(text).schema_version
+    if found != SCHEMA_VERSION:
+        raise BundleError(
+            "the bundle has another schema version",
+            where=path,
+            given=found,
+            fix=f"this version reads schema {SCHEMA_VERSION}; install the version that built it",
+        )

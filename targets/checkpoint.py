@@ -1,0 +1,324 @@
+"""Write and read a Hugging Face model, also one whose layers were resized.
+
+A model that its config describes is written as a plain Hugging Face folder. One with pruned heads,
+widths of its own in each layer or a narrower residual stream gets ``shapes.json`` beside it (see
+:mod:`targets.shapes`) and comes back bit-equal. Weights are safetensors only: reading them runs no
+code.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from targets.encoder import encoder_layers, set_head_counts
+from targets.errors import CheckpointError
+from targets.shapes import (
+    SCHEMA_VERSION,
+    SHAPES_FILE,
+    LayerShape,
+    ShapeManifest,
+    tensor_shapes,
+    weight_files,
+)
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+__all__ = ["AUTO_CLASSES", "load_module", "save_module", "update_config"]
+
+AUTO_CLASSES: Mapping[str, str] = {
+    "text-classification": "AutoModelForSequenceClassification",
+    "token-classification": "AutoModelForTokenClassification",
+    "question-answering": "AutoModelForQuestionAnswering",
+    "fill-mask": "AutoModelForMaskedLM",
+    "feature-extraction": "AutoModel",
+}
+"""Task -> the class of transformers that loads its models."""
+
+Shapes = Mapping[str, tuple[int, ...]]
+_NUM_NAMED = 3  # tensors that an error names before it counts the rest
+
+
+def save_module(module: nn.Module, folder: Path) -> None:
+    """Write config, weights and, where the config does not tell all sizes, the shape manifest.
+
+    Args:
+        module: A Hugging Face model; stays untouched.
+        folder: Exists already.
+
+    Raises:
+        CheckpointError: The module holds tensors that no checkpoint of its class has.
+    """
+    from safetensors.torch import save_file
+
+    config = copy.deepcopy(module.config)
+    _set_sizes(config, module)
+    state = _stored_tensors(module)
+    manifest = _describe(
+        module, config, {name: tuple(value.shape) for name, value in state.items()}
+    )
+    temporary = folder / "model.safetensors.tmp"
+    save_file(state, temporary, metadata={"format": "pt"})
+    os.replace(temporary, folder / "model.safetensors")
+    config.save_pretrained(folder)  # type: ignore[union-attr,operator]
+    (folder / SHAPES_FILE).unlink(missing_ok=True)
+    if manifest is not None:
+        manifest.write(folder)
+
+
+def load_module(folder: Path, task: str) -> nn.Module:
+    """Read a checkpoint: float32, eval mode, eager attention, tied weights tied.
+
+    Args:
+        folder: A plain Hugging Face folder, or what :func:`save_module` wrote.
+        task: One of :data:`AUTO_CLASSES`.
+
+    Raises:
+        CheckpointError: The checkpoint is absent, damaged, or its files do not belong together.
+    """
+    import torch
+    import transformers
+
+    if task not in AUTO_CLASSES:
+        known = ", ".join(AUTO_CLASSES)
+        raise CheckpointError(f"no model class is known for the task {task!r}", fix=f"use {known}")
+    auto_class = getattr(transformers, AUTO_CLASSES[task])
+    manifest = ShapeManifest.read(folder)
+    found = tensor_shapes(folder)
+    with _quiet_transformers(), torch.random.fork_rng(devices=[]):
+        module: nn.Module = (
+            _load_plain(folder, auto_class)
+            if manifest is None
+            else _load_resized(folder, auto_class, manifest, found)
+        )
+    return module.eval()
+
+
+def update_config(module: nn.Module) -> None:
+    """Write the real sizes of a resized encoder into its config, as far as a config can hold them.
+
+    Where layers differ, the config gets the widest.
+    """
+    _set_sizes(module.config, module)
+
+
+def _set_sizes(config: Any, module: nn.Module) -> None:
+    config.architectures = [type(module).__name__]
+    layers = encoder_layers(module)
+    if not layers:
+        return
+    embeddings: Any = module.get_input_embeddings()  # type: ignore[operator]
+    ffn_name = "hidden_dim" if hasattr(config, "hidden_dim") else "intermediate_size"
+    config.vocab_size = embeddings.num_embeddings
+    config.hidden_size = layers[0].query.in_features
+    config.num_hidden_layers = len(layers)
+    config.num_attention_heads = max(layer.num_heads for layer in layers)
+    setattr(config, ffn_name, max(layer.ffn_width for layer in layers))
+    if hasattr(config, "embedding_size"):
+        config.embedding_size = embeddings.embedding_dim
+
+
+def _stored_tensors(module: nn.Module) -> dict[str, Tensor]:
+    """The state without tied copies, each tensor with memory of its own (safetensors needs it)."""
+    state: dict[str, Tensor] = module.state_dict()
+    tied: Mapping[str, str] = getattr(module, "all_tied_weights_keys", None) or {}
+    stored: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for name, tensor in state.items():
+        source = state.get(tied.get(name, ""))
+        if source is not None and source.data_ptr() == tensor.data_ptr():
+            continue
+        pointer = tensor.untyped_storage().data_ptr()
+        stored[name] = tensor.clone() if pointer in seen else tensor.contiguous()
+        seen.add(pointer)
+    return stored
+
+
+def _describe(module: nn.Module, config: Any, found: Shapes) -> ShapeManifest | None:
+    """The manifest of a module, or None where the config tells all."""
+    import torch
+
+    with _quiet_transformers(), torch.random.fork_rng(devices=[]), torch.device("meta"):
+        reference = type(module)(_constructible(config))
+    built = _shapes(reference)
+    _compare(found, {**built, **found}, reference, where=type(module).__name__)
+    resized = {name: shape for name, shape in found.items() if built[name] != shape}
+    layers = encoder_layers(module)
+    if not resized:
+        return None
+    sizes = {layer.head_size for layer in layers}
+    if len(sizes) != 1:
+        raise CheckpointError(
+            "a model with other sizes than its config cannot be saved unless it is an encoder "
+            "with one head size",
+            where=type(module).__name__,
+            given=f"head sizes {sorted(sizes)}; resized {_some(list(resized))}",
+            fix="resize it with the prune pass only",
+        )
+    return ShapeManifest(
+        schema_version=SCHEMA_VERSION,
+        architecture=type(module).__name__,
+        hidden_size=layers[0].query.in_features,
+        head_size=sizes.pop(),
+        layers=tuple(LayerShape(layer.num_heads, layer.ffn_width) for layer in layers),
+        tensors=resized,
+    )
+
+
+def _constructible(config: Any) -> Any:
+    """A config that every model class accepts: one head divides every hidden size."""
+    config = copy.deepcopy(config)
+    config.num_attention_heads = 1
+    return config
+
+
+def _load_plain(folder: Path, auto_class: Any) -> nn.Module:
+    import torch
+
+    try:
+        module, report = auto_class.from_pretrained(
+            folder,
+            dtype=torch.float32,
+            attn_implementation="eager",
+            local_files_only=True,
+            trust_remote_code=False,
+            use_safetensors=True,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, KeyError, RuntimeError, TypeError) as error:
+        raise CheckpointError(
+            "the checkpoint cannot be loaded: its weights and its config do not belong together",
+            where=folder,
+            given=_first_line(error),
+            fix=f"a pruned checkpoint needs its {SHAPES_FILE}; copy the whole folder again",
+        ) from error
+    if report["missing_keys"]:
+        raise CheckpointError(
+            "the checkpoint lacks weights of its model",
+            where=folder,
+            given=_some(sorted(report["missing_keys"])),
+            fix="pass a checkpoint that was fine-tuned for this task: compressor finetune",
+        )
+    loaded: nn.Module = module
+    return loaded
+
+
+def _load_resized(
+    folder: Path, auto_class: Any, manifest: ShapeManifest, found: Shapes
+) -> nn.Module:
+    from safetensors.torch import load_file
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        module: nn.Module = auto_class.from_config(
+            _constructible(config), attn_implementation="eager", trust_remote_code=False
+        )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            "the config of the checkpoint cannot be used",
+            where=folder / "config.json",
+            given=_first_line(error),
+            fix="copy the whole folder again from where it was written",
+        ) from error
+    if manifest.architecture != type(module).__name__:
+        raise _foreign(
+            folder, f"it describes a {manifest.architecture}, not {type(module).__name__}"
+        )
+    expected = {**_shapes(module), **manifest.tensors}
+    _compare(found, expected, module, where=folder / SHAPES_FILE)
+    _resize(module.float(), expected)
+    state = {
+        name: value for path in weight_files(folder) for name, value in load_file(path).items()
+    }
+    module.load_state_dict(state, strict=False)  # compared above; tied copies are not stored
+    module.tie_weights()  # type: ignore[operator]
+    set_head_counts(module, manifest.head_size)
+    layers = tuple(LayerShape(each.num_heads, each.ffn_width) for each in encoder_layers(module))
+    if layers != manifest.layers:
+        raise _foreign(folder, f"layers {_some(manifest.layers)} against weights {_some(layers)}")
+    update_config(module)
+    return module
+
+
+def _compare(found: Shapes, expected: Shapes, module: nn.Module, *, where: object) -> None:
+    tied = getattr(module, "all_tied_weights_keys", None) or {}
+    missing = [name for name in expected if name not in found and name not in tied]
+    known = _shapes(module)
+    surplus = [name for name in {**found, **expected} if name not in known]
+    differing = [
+        f"{name} {list(found[name])} instead of {list(shape)}"
+        for name, shape in expected.items()
+        if name in found and found[name] != shape
+    ]
+    if missing or surplus or differing:
+        parts = (("missing", missing), ("unknown", surplus), ("differing", differing))
+        raise CheckpointError(
+            "the weights, the config and the shape manifest do not belong together",
+            where=where,
+            given="; ".join(f"{kind}: {_some(names)}" for kind, names in parts if names),
+            fix="copy the whole folder again from where it was written",
+        )
+
+
+def _resize(module: nn.Module, expected: Shapes) -> None:
+    """Give every part the sizes of ``expected``; the new weights are not set."""
+    import torch
+    from torch import nn
+
+    for prefix, part in module.named_modules():
+        for name, parameter in list(part.named_parameters(recurse=False)):
+            shape = expected[f"{prefix}.{name}" if prefix else name]
+            if tuple(parameter.shape) != shape:
+                setattr(part, name, nn.Parameter(torch.empty(shape)))
+        if isinstance(part, nn.Linear):
+            part.out_features, part.in_features = part.weight.shape
+        elif isinstance(part, nn.Embedding):
+            part.num_embeddings, part.embedding_dim = part.weight.shape
+        elif isinstance(part, nn.LayerNorm):
+            part.normalized_shape = tuple(part.weight.shape)
+
+
+def _shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(value.shape) for name, value in module.state_dict().items()}
+
+
+def _foreign(folder: Path, given: str) -> CheckpointError:
+    return CheckpointError(
+        "the shape manifest belongs to another checkpoint",
+        where=folder / SHAPES_FILE,
+        given=given,
+        fix="copy the whole folder again from where it was written",
+    )
+
+
+def _some(names: Any) -> str:
+    rest = len(names) - _NUM_NAMED
+    text = ", ".join(str(name) for name in names[:_NUM_NAMED])
+    return f"{text} and {rest} more" if rest > 0 else text
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
+@contextlib.contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """Keep transformers from drawing progress bars and logging load reports."""
+    from transformers.utils import logging
+
+    verbosity, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bar:
+            logging.enable_progress_bar()

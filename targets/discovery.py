@@ -1,0 +1,96 @@
+"""Find the passes and targets: one module each, in a package of their own."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import pkgutil
+from types import ModuleType
+from typing import Any, ClassVar, TypeVar
+
+from pydantic import BaseModel, ConfigDict
+
+from targets.errors import PluginError
+
+__all__ = ["Component", "discover"]
+
+
+class Component(BaseModel):
+    """A frozen, validated value that a recipe names: a pass or a target.
+
+    Subclasses set ``name``, the word that stands for them in a recipe, and add their settings as
+    fields, the most used first.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    name: ClassVar[str]
+
+    def settings(self) -> dict[str, Any]:
+        """The settings as JSON values, without the name."""
+        return self.model_dump(mode="json")
+
+    @classmethod
+    def summary(cls) -> str:
+        """First line of the docstring."""
+        return (cls.__doc__ or "").strip().splitlines()[0]
+
+
+ComponentT = TypeVar("ComponentT", bound=Component)
+
+
+def discover(
+    package: ModuleType, base: type[ComponentT], entry_points: str
+) -> dict[str, type[ComponentT]]:
+    """Collect the subclasses of ``base``.
+
+    Looks at every public module of ``package``, and at what other installed distributions announce
+    under the entry-point group ``entry_points``.
+
+    Returns:
+        name -> class, sorted by name.
+
+    Raises:
+        PluginError: What another distribution announces cannot be imported, is no subclass of
+            ``base`` with a name, or takes a name that is in use.
+    """
+    found: dict[str, type[ComponentT]] = {}
+    for module in pkgutil.iter_modules(package.__path__, package.__name__ + "."):
+        if module.name.rpartition(".")[2].startswith("_"):
+            continue
+        loaded = importlib.import_module(module.name)
+        for value in vars(loaded).values():
+            if getattr(value, "__module__", None) == module.name and _is_component(value, base):
+                known = found.setdefault(value.name, value)
+                if known is not value:
+                    raise ValueError(f"two classes are named {value.name!r}: {known} and {value}")
+    for entry in importlib.metadata.entry_points(group=entry_points):
+        cls = _load_entry(entry, base)
+        known = found.setdefault(cls.name, cls)
+        if known is not cls:
+            raise _unusable(entry, f"its name {cls.name!r} is taken by {known.__module__}")
+    return dict(sorted(found.items()))
+
+
+def _is_component(value: object, base: type[Component]) -> bool:
+    return isinstance(value, type) and issubclass(value, base) and "name" in vars(value)
+
+
+def _load_entry(entry: importlib.metadata.EntryPoint, base: type[ComponentT]) -> type[ComponentT]:
+    try:
+        cls = entry.load()
+    except Exception as error:  # whatever the module of a stranger raises on import
+        raise _unusable(entry, f"{type(error).__name__}: {error}") from error
+    if not _is_component(cls, base):
+        raise _unusable(entry, f"it is no subclass of {base.__name__} with a name of its own")
+    return cls  # type: ignore[no-any-return]
+
+
+def _unusable(entry: importlib.metadata.EntryPoint, reason: str) -> PluginError:
+    owner = "another distribution" if entry.dist is None else entry.dist.name
+    return PluginError(
+        f"{owner} announces {entry.name!r}, which cannot be used",
+        where=f"entry point {entry.group}: {entry.value}",
+        given=reason,
+        fix=f"update or uninstall {owner}",
+    )

@@ -1,0 +1,156 @@
+"""The parts of a transformer encoder that can be resized, whatever its family calls them.
+
+Every BERT-like encoder has the same layer: four attention projections and a feed-forward of two.
+Families differ in names only, so a layer is recognised by the names it holds, not by its family.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import nn
+
+__all__ = ["EncoderLayer", "encoder_layers", "layer_list", "set_head_counts"]
+
+
+@dataclass(frozen=True)
+class _Names:
+    """Where a family keeps the parts of a layer, relative to the layer."""
+
+    attention: str
+    query: str
+    key: str
+    value: str
+    attention_output: str
+    ffn_input: str
+    ffn_output: str
+    num_heads: str
+    """Name of the attribute of the attention module that counts its heads."""
+
+
+_FAMILIES = (
+    # BERT, RoBERTa, XLM-RoBERTa, ELECTRA, CamemBERT
+    _Names(
+        attention="attention.self",
+        query="attention.self.query",
+        key="attention.self.key",
+        value="attention.self.value",
+        attention_output="attention.output.dense",
+        ffn_input="intermediate.dense",
+        ffn_output="output.dense",
+        num_heads="num_attention_heads",
+    ),
+    # DistilBERT
+    _Names(
+        attention="attention",
+        query="attention.q_lin",
+        key="attention.k_lin",
+        value="attention.v_lin",
+        attention_output="attention.out_lin",
+        ffn_input="ffn.lin1",
+        ffn_output="ffn.lin2",
+        num_heads="n_heads",
+    ),
+)
+
+
+@dataclass(frozen=True)
+class EncoderLayer:
+    """The resizable parts of one layer; all projections are ``nn.Linear``.
+
+    Attributes:
+        attention: The module that splits the projections into heads.
+        query: (hidden_size -> heads * head_size)
+        key: (hidden_size -> heads * head_size)
+        value: (hidden_size -> heads * head_size)
+        attention_output: (heads * head_size -> hidden_size)
+        ffn_input: (hidden_size -> ffn_width)
+        ffn_output: (ffn_width -> hidden_size)
+        num_heads_name: The attribute of ``attention`` that counts the heads.
+    """
+
+    attention: Any  # the attributes of attention modules are not typed
+    query: nn.Linear
+    key: nn.Linear
+    value: nn.Linear
+    attention_output: nn.Linear
+    ffn_input: nn.Linear
+    ffn_output: nn.Linear
+    num_heads_name: str
+
+    @property
+    def head_size(self) -> int:
+        """Width of one head."""
+        return int(self.attention.attention_head_size)
+
+    @property
+    def num_heads(self) -> int:
+        """Number of heads, from the width of the query projection."""
+        return self.query.out_features // self.head_size
+
+    @property
+    def ffn_width(self) -> int:
+        """Width of the feed-forward."""
+        return self.ffn_input.out_features
+
+
+def layer_list(module: nn.Module) -> nn.ModuleList | None:
+    """The list of encoder layers, or None where the module is not a BERT-like encoder."""
+    from torch import nn
+
+    for part in module.modules():
+        if not isinstance(part, nn.ModuleList) or len(part) == 0:
+            continue
+        if all(_read_layer(layer) is not None for layer in part):
+            return part
+    return None
+
+
+def encoder_layers(module: nn.Module) -> tuple[EncoderLayer, ...]:
+    """The layers of an encoder, the first first; empty where it is not a BERT-like encoder."""
+    found = (_read_layer(layer) for layer in layer_list(module) or ())
+    return tuple(layer for layer in found if layer is not None)
+
+
+def set_head_counts(module: nn.Module, head_size: int) -> None:
+    """Make every attention module agree with the width of its projections.
+
+    The scaling of the attention scores depends on the head size, which pruning whole heads keeps
+    and which a config (hidden size / heads) no longer tells.
+    """
+    for layer in encoder_layers(module):
+        attention = layer.attention
+        attention.attention_head_size = head_size
+        attention.scaling = head_size**-0.5
+        setattr(attention, layer.num_heads_name, layer.query.out_features // head_size)
+        if hasattr(attention, "all_head_size"):
+            attention.all_head_size = layer.query.out_features
+
+
+def _read_layer(layer: nn.Module) -> EncoderLayer | None:
+    for names in _FAMILIES:
+        try:
+            return EncoderLayer(
+                attention=layer.get_submodule(names.attention),
+                query=_linear(layer, names.query),
+                key=_linear(layer, names.key),
+                value=_linear(layer, names.value),
+                attention_output=_linear(layer, names.attention_output),
+                ffn_input=_linear(layer, names.ffn_input),
+                ffn_output=_linear(layer, names.ffn_output),
+                num_heads_name=names.num_heads,
+            )
+        except AttributeError:
+            continue
+    return None
+
+
+def _linear(layer: nn.Module, name: str) -> nn.Linear:
+    from torch import nn
+
+    part = layer.get_submodule(name)
+    if not isinstance(part, nn.Linear):
+        raise AttributeError(f"{name} is no linear layer")
+    return part

@@ -1,0 +1,99 @@
+"""Where something was measured: machine, load and library versions."""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+import os
+import platform
+from collections.abc import Iterable
+
+import psutil
+from pydantic import BaseModel, ConfigDict
+
+__all__ = ["Environment", "cpu_features", "library_versions"]
+
+REPORTED_LIBRARIES = (
+    "compressor",
+    "numpy",
+    "onnx",
+    "onnxruntime",
+    "openvino",
+    "nncf",
+    "tensorrt-rtx",
+    "tensorrt",
+    "torch",
+    "torch-pruning",
+    "transformers",
+)
+
+
+class Environment(BaseModel):
+    """The machine and the software of a measurement."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    cpu: str
+    cpu_features: tuple[str, ...]
+    num_cpus: int
+    memory_bytes: int
+    system: str
+    python: str
+    libraries: dict[str, str]
+    load_average: float
+
+    @classmethod
+    def here(cls) -> Environment:
+        """Describe this machine and process."""
+        return cls(
+            cpu=_cpu_name(),
+            cpu_features=cpu_features(),
+            num_cpus=os.cpu_count() or 1,
+            memory_bytes=psutil.virtual_memory().total,
+            system=f"{platform.system()} {platform.release()} {platform.machine()}",
+            python=platform.python_version(),
+            libraries=library_versions(REPORTED_LIBRARIES),
+            load_average=os.getloadavg()[0],
+        )
+
+    @property
+    def machine(self) -> str:
+        """What has to be equal for two latencies to be comparable."""
+        features = " ".join(self.cpu_features)
+        return f"{self.cpu}; {self.num_cpus} CPUs; {features}; {self.system}"
+
+
+def library_versions(names: Iterable[str]) -> dict[str, str]:
+    """Versions of installed distributions; absent ones are left out. Imports none of them."""
+    versions = {}
+    for name in names:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+@functools.cache
+def cpu_features() -> tuple[str, ...]:
+    """The instruction sets that matter for inference, as the kernel names them; empty if unknown."""
+    wanted = ("avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16")
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as stream:
+            flags = next((line for line in stream if line.startswith(("flags", "Features"))), "")
+    except OSError:
+        return ()
+    present = set(flags.split())
+    return tuple(name for name in (*wanted, "asimddp", "i8mm", "bf16") if name in present)
+
+
+@functools.cache
+def _cpu_name() -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as stream:
+            for line in stream:
+                if line.startswith("model name"):
+                    return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()

@@ -1,0 +1,124 @@
+"""Token ids in, the arrays a text model takes out: padding, masks and synthetic batches."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field
+
+from targets.bundle import Bundle
+from targets.errors import BundleError, InputError
+from targets.signature import Arrays, Signature
+
+__all__ = ["FeedsSpec", "num_token_ids", "pad_batch", "synthetic_feeds"]
+
+IDS = "input_ids"
+MASK = "attention_mask"
+ZEROS_IF_ABSENT = ("token_type_ids",)
+"""Inputs that are zero for a single text."""
+
+
+class FeedsSpec(BaseModel):
+    """The shape of a synthetic batch."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    lengths: tuple[int, ...] = Field(min_length=1)
+    """Number of tokens of each sample; shorter ones are padded to the longest."""
+    num_ids: int = Field(ge=1)
+    """Ids are drawn from 0 to this, exclusive."""
+    pad_token_id: int = Field(default=0, ge=0)
+    seed: int = 0
+
+    @property
+    def batch_size(self) -> int:
+        """Number of samples."""
+        return len(self.lengths)
+
+    @property
+    def sequence_length(self) -> int:
+        """Length that the samples are padded to."""
+        return max(self.lengths)
+
+
+def synthetic_feeds(signature: Signature, spec: FeedsSpec) -> Arrays:
+    """Make a batch of random token ids for a text model.
+
+    Raises:
+        InputError: The model takes an input that no text provides.
+    """
+    random = np.random.default_rng(spec.seed)
+    ids = random.integers(0, spec.num_ids, size=sum(spec.lengths))
+    # RoBERTa counts positions from the ids that are not padding.
+    ids[ids == spec.pad_token_id] = (spec.pad_token_id + 1) % spec.num_ids
+    rows = np.split(ids, np.cumsum(spec.lengths)[:-1])
+    return pad_batch({IDS: rows}, signature, pad_token_id=spec.pad_token_id)
+
+
+def pad_batch(
+    rows: Mapping[str, Sequence[NDArray[np.generic]]], signature: Signature, *, pad_token_id: int
+) -> Arrays:
+    """Pad ragged samples to their longest and add the inputs that follow from them.
+
+    Args:
+        rows: Input name -> one array a sample, each of that sample's length; ``input_ids`` is
+            always among them.
+        signature: Decides which inputs are made, and their types.
+        pad_token_id: What ``input_ids`` are padded with; all others are padded with 0.
+
+    Returns:
+        One array for each input of the signature.  # (samples, longest)
+
+    Raises:
+        InputError: The model takes an input that is neither in ``rows`` nor follows from them.
+    """
+    ids = rows[IDS]
+    feeds: Arrays = {}
+    for spec in signature.inputs:
+        if spec.name in rows:
+            values = rows[spec.name]
+        elif spec.name == MASK:
+            values = [np.ones_like(row) for row in ids]
+        elif spec.name in ZEROS_IF_ABSENT:
+            values = [np.zeros_like(row) for row in ids]
+        else:
+            raise InputError(
+                f"the model takes an input {spec.name!r}, which text does not provide",
+                given=", ".join(rows),
+                fix="export the model with the inputs of its tokenizer only",
+            )
+        pad = pad_token_id if spec.name == IDS else 0
+        feeds[spec.name] = _pad(values, pad).astype(spec.dtype)
+    return feeds
+
+
+def num_token_ids(bundle: Bundle) -> int:
+    """How many token ids the model of a text bundle knows.
+
+    Taken from the option ``vocab_size`` if the target recorded it, else from the tokenizer.
+
+    Raises:
+        BundleError: The tokenizer cannot be read.
+    """
+    recorded = bundle.manifest.options.get("vocab_size")
+    if isinstance(recorded, int):
+        return recorded
+    from targets.predictor import read_tokenizer
+
+    num_ids = int(read_tokenizer(bundle).get_vocab_size(with_added_tokens=True))
+    if num_ids < 1:
+        raise BundleError(
+            "the tokenizer of the bundle knows no tokens",
+            where=bundle.path(bundle.manifest.preprocessing.tokenizer),
+            fix="build the bundle again",
+        )
+    return num_ids
+
+
+def _pad(rows: Sequence[NDArray[np.generic]], pad: int) -> NDArray[np.generic]:
+    padded = np.full((len(rows), max(len(row) for row in rows)), pad, dtype=rows[0].dtype)
+    for index, row in enumerate(rows):
+        padded[index, : len(row)] = row
+    return padded

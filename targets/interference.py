@@ -1,0 +1,76 @@
+"""What else the machine did while something was measured."""
+
+from __future__ import annotations
+
+import os
+import resource
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from targets.measurement import Round
+
+__all__ = ["CpuSample", "peak_memory_bytes", "round_between"]
+
+
+@dataclass(frozen=True)
+class CpuSample:
+    """The CPU counters of the process and of the machine at one moment, in seconds."""
+
+    wall_s: float
+    process_s: float
+    busy_s: float
+    steal_s: float
+    total_s: float
+    load_average: float
+
+    @classmethod
+    def take(cls) -> CpuSample:
+        """Read the counters."""
+        times = psutil.cpu_times()
+        # Linux counts the time of guests as user time already.
+        counted = {name: value for name, value in times._asdict().items() if "guest" not in name}
+        total_s = sum(counted.values())
+        idle_s = counted["idle"] + counted.get("iowait", 0.0)
+        steal_s = counted.get("steal", 0.0)
+        return cls(
+            wall_s=time.perf_counter(),
+            process_s=time.process_time(),
+            busy_s=total_s - idle_s - steal_s,
+            steal_s=steal_s,
+            total_s=total_s,
+            load_average=os.getloadavg()[0],
+        )
+
+
+def round_between(before: CpuSample, after: CpuSample, run_ns: tuple[int, ...]) -> Round:
+    """Put the times of a round together with what happened between two samples."""
+    wall_s = max(after.wall_s - before.wall_s, 1e-9)
+    process_s = after.process_s - before.process_s
+    others_s = after.busy_s - before.busy_s - process_s
+    steal_s = after.steal_s - before.steal_s
+    return Round(
+        run_ns=run_ns,
+        cpu_ns=round(process_s * 1e9),
+        others_cpus=max(others_s / wall_s, 0.0),
+        steal=steal_s / max(after.total_s - before.total_s, 1e-9),
+        load_average=after.load_average,
+    )
+
+
+def peak_memory_bytes() -> int:
+    """Largest resident size of this process so far.
+
+    Not ``ru_maxrss`` where it can be avoided: on Linux that is inherited from the parent, so a
+    small worker started by a large process would seem large.
+    """
+    try:
+        status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
+        line = next(line for line in status.splitlines() if line.startswith("VmHWM:"))
+        return int(line.split()[1]) * 1024
+    except (OSError, StopIteration):
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else peak * 1024

@@ -1,0 +1,295 @@
+"""A latency measurement: raw times kept, statistics derived, and a verdict on its own noise."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field
+
+__all__ = [
+    "Interval",
+    "Measurement",
+    "Noise",
+    "Round",
+    "Speedup",
+    "median_interval",
+    "speedup",
+    "warm_up_until_stable",
+]
+
+NS_PER_MS = 1e6
+
+# Runs of one variant differ by 2-7% between the rounds on an idle machine; twice that is trouble.
+MAX_SPREAD = 0.10
+# Share of the wanted CPUs that other processes may hold: the resolution of the kernel's counters.
+MAX_CONTENTION = 0.10
+# On a virtual machine: time for which the host ran somebody else.
+MAX_STEAL = 0.02
+# A round in which the process got this much less CPU than in its best one was held up.
+MAX_STARVED = 0.15
+# CPU time above what the threads can use: the runtime started more of them than it was told to.
+MAX_EXTRA_CPU = 0.5
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Interval(NamedTuple):
+    """The two ends of a confidence interval."""
+
+    low: float
+    high: float
+
+
+class Round(_Frozen):
+    """One uninterrupted series of runs, and what else the machine did meanwhile."""
+
+    run_ns: tuple[int, ...] = Field(min_length=1)
+    """Wall time of each run, in nanoseconds."""
+    cpu_ns: int = Field(ge=0)
+    """CPU time of the process, all threads, over the round."""
+    others_cpus: float = 0.0
+    """CPUs that other processes kept busy, on average."""
+    steal: float = 0.0
+    """Share of the machine's CPU time that its host gave to others, 0 to 1."""
+    load_average: float = 0.0
+    """The system's one-minute load average at the end."""
+
+    @functools.cached_property
+    def median_ns(self) -> float:
+        """Median wall time of a run."""
+        return float(np.median(self.run_ns))
+
+    @property
+    def cpu_per_wall(self) -> float:
+        """CPUs the process used, on average."""
+        return self.cpu_ns / sum(self.run_ns)
+
+
+class Noise(_Frozen):
+    """Whether the machine was quiet enough for the numbers to count."""
+
+    verdict: Literal["quiet", "noisy"]
+    reasons: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return f"{self.verdict}: {'; '.join(self.reasons)}" if self.reasons else self.verdict
+
+
+class Measurement(_Frozen):
+    """How fast one bundle ran on one shape, in a process of its own."""
+
+    rounds: tuple[Round, ...] = Field(min_length=1)
+    threads: int = Field(ge=1)
+    batch_size: int = Field(ge=1)
+    sequence_length: int = Field(ge=1)
+    num_cpus: int = Field(ge=1)
+    load_time_ms: float = Field(ge=0)
+    """From a fresh process to a loaded model, the import of the runtime included."""
+    peak_memory_bytes: int = Field(ge=0)
+    """Largest resident size of the whole process."""
+    size_bytes: int = Field(ge=0)
+    """Size of the bundle on disk."""
+
+    @functools.cached_property
+    def run_ms(self) -> NDArray[np.float64]:
+        """Every run of every round, in ms.  # (runs,)"""
+        return np.concatenate([np.asarray(each.run_ns) for each in self.rounds]) / NS_PER_MS
+
+    @property
+    def round_medians_ms(self) -> tuple[float, ...]:
+        """Median of each round, in the order of the rounds."""
+        return tuple(each.median_ns / NS_PER_MS for each in self.rounds)
+
+    @property
+    def median_ms(self) -> float:
+        """Median of the round medians, so that one disturbed round cannot move it far."""
+        return float(np.median(self.round_medians_ms))
+
+    @property
+    def p90_ms(self) -> float:
+        """90th percentile of all runs."""
+        return float(np.percentile(self.run_ms, 90))
+
+    @property
+    def p99_ms(self) -> float:
+        """99th percentile of all runs."""
+        return float(np.percentile(self.run_ms, 99))
+
+    @property
+    def min_ms(self) -> float:
+        """The fastest run."""
+        return float(self.run_ms.min())
+
+    @property
+    def interval(self) -> Interval:
+        """95% confidence interval of ``median_ms``; see `median_interval`."""
+        return median_interval(self.round_medians_ms)
+
+    @property
+    def throughput(self) -> float:
+        """Samples a second at the median latency."""
+        return self.batch_size / self.median_ms * 1e3
+
+    @property
+    def cpu_ms(self) -> float:
+        """CPU time of one run, all threads, median over the rounds."""
+        return float(np.median([each.cpu_ns / len(each.run_ns) for each in self.rounds])) / 1e6
+
+    @property
+    def noise(self) -> Noise:
+        """Quiet, or noisy with every reason."""
+        reasons = (
+            _spread_reason(self),
+            _contention_reason(self),
+            _steal_reason(self),
+            _starved_reason(self),
+            _extra_cpu_reason(self),
+        )
+        found = tuple(reason for reason in reasons if reason)
+        return Noise(verdict="noisy" if found else "quiet", reasons=found)
+
+
+class Speedup(_Frozen):
+    """How many times faster a candidate is than its baseline."""
+
+    ratio: float
+    low: float
+    high: float
+    num_rounds: int
+
+    @property
+    def is_certain(self) -> bool:
+        """Whether the 95% interval leaves out 1, no change."""
+        return self.low > 1 or self.high < 1
+
+    def __str__(self) -> str:
+        return f"{self.ratio:.2f}x ({self.low:.2f}-{self.high:.2f})"
+
+
+def speedup(baseline: Measurement, candidate: Measurement) -> Speedup:
+    """Compare two measurements whose rounds alternated.
+
+    Round by round the median of the baseline is divided by that of the candidate, so that what
+    disturbed both cancels out; the result is the median of these ratios.
+
+    Raises:
+        ValueError: The two have different numbers of rounds, so they were not measured together.
+    """
+    if len(baseline.rounds) != len(candidate.rounds):
+        raise ValueError(
+            f"the rounds do not pair: {len(baseline.rounds)} and {len(candidate.rounds)}"
+        )
+    pairs = zip(baseline.round_medians_ms, candidate.round_medians_ms, strict=True)
+    ratios = [slow / fast for slow, fast in pairs]
+    low, high = median_interval(ratios)
+    return Speedup(ratio=float(np.median(ratios)), low=low, high=high, num_rounds=len(ratios))
+
+
+def median_interval(values: Sequence[float], confidence: float = 0.95) -> Interval:
+    """Confidence interval of the median, from order statistics.
+
+    Free of any assumption on the distribution: the number of values below the true median is
+    binomial with probability 1/2 (Hahn and Meeker, Statistical Intervals, 1991, section 5.2). From
+    9 values on it leaves out the smallest and the largest. With fewer than 6 values even the whole
+    range covers less than 95%; the range is what is returned.
+
+    Args:
+        values: Independent values, at least one.
+        confidence: Wanted coverage, 0 to 1.
+    """
+    ordered = sorted(values)
+    num = len(ordered)
+    left_out, tail = 0, 1 / 2**num
+    while True:
+        tail += math.comb(num, left_out + 1) / 2**num
+        if 1 - 2 * tail < confidence:
+            return Interval(ordered[left_out], ordered[num - 1 - left_out])
+        left_out += 1
+
+
+def warm_up_until_stable(
+    run: Callable[[], object],
+    clock: Callable[[], int],
+    *,
+    window: int = 5,
+    tolerance: float = 0.05,
+    min_s: float = 0.2,
+    max_s: float = 1.0,
+) -> tuple[int, ...]:
+    """Run until the times stop changing.
+
+    Stable means that the medians of the last two windows differ by less than ``tolerance``.
+
+    Args:
+        run: What to warm up.
+        clock: Gives the time in nanoseconds.
+        window: Runs in a window.
+        tolerance: Largest relative difference of two windows.
+        min_s: Shortest warm-up, in seconds: clock speeds and caches need time as well as runs.
+        max_s: Longest warm-up; at least two runs are made.
+
+    Returns:
+        The time of each run, in nanoseconds.
+    """
+    times: list[int] = []
+    begin = clock()
+    while True:
+        start = clock()
+        run()
+        stop = clock()
+        times.append(stop - start)
+        elapsed_s = (stop - begin) / 1e9
+        if len(times) >= 2 and elapsed_s >= max_s:
+            return tuple(times)
+        if elapsed_s >= min_s and len(times) >= 2 * window:
+            before = float(np.median(times[-2 * window : -window]))
+            last = float(np.median(times[-window:]))
+            if abs(last - before) <= tolerance * before:
+                return tuple(times)
+
+
+def _spread_reason(measured: Measurement) -> str | None:
+    low, high = measured.interval
+    spread = (high - low) / measured.median_ms
+    if spread <= MAX_SPREAD:
+        return None
+    return f"the rounds differ by {spread:.0%} ({low:.2f} to {high:.2f} ms)"
+
+
+def _contention_reason(measured: Measurement) -> str | None:
+    others = float(np.mean([each.others_cpus for each in measured.rounds]))
+    contention = (measured.threads + others - measured.num_cpus) / measured.threads
+    if contention <= MAX_CONTENTION:
+        return None
+    return (
+        f"other processes kept {others:.1f} of {measured.num_cpus} CPUs busy, "
+        f"beside {measured.threads} threads"
+    )
+
+
+def _steal_reason(measured: Measurement) -> str | None:
+    steal = float(np.mean([each.steal for each in measured.rounds]))
+    return f"the host took {steal:.0%} of the CPU time away" if steal > MAX_STEAL else None
+
+
+def _starved_reason(measured: Measurement) -> str | None:
+    # Compared between rounds and not with the wall time: a GPU target waits without using a CPU.
+    used = [each.cpu_per_wall for each in measured.rounds]
+    best, median = max(used), float(np.median(used))
+    if best == 0 or median >= (1 - MAX_STARVED) * best:
+        return None
+    return f"the process got {median:.2f} CPUs in most rounds and {best:.2f} in the best"
+
+
+def _extra_cpu_reason(measured: Measurement) -> str | None:
+    used = float(np.median([each.cpu_per_wall for each in measured.rounds]))
+    if used <= measured.threads + MAX_EXTRA_CPU:
+        return None
+    return f"the process used {used:.1f} CPUs with {measured.threads} threads asked for"

@@ -1,0 +1,205 @@
+"""Raw text in, labels and scores out, with nothing but the tokenizers library and the runtime."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
+
+from targets.bundle import Bundle
+from targets.errors import BundleError, InputError
+from targets.evaluation_pack import EvaluationPack
+from targets.feeds import IDS
+from targets.registry import open_session
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+__all__ = ["Prediction", "Predictor", "load", "read_tokenizer", "softmax", "tokenize"]
+
+
+class Prediction(BaseModel):
+    """The answer to one text."""
+
+    model_config = ConfigDict(frozen=True)
+
+    label: str
+    """The most probable label."""
+    score: float
+    """Its probability."""
+    scores: dict[str, float]
+    """The probability of every label; they add up to 1."""
+
+
+class Predictor:
+    """A bundle, ready to classify raw text. Not thread-safe: use one a thread.
+
+    Args:
+        bundle: A text classifier.
+        threads: CPU threads of the runtime.
+        batch_size: Texts that run at a time.
+    """
+
+    def __init__(self, bundle: Bundle, *, threads: int = 1, batch_size: int = 32) -> None:
+        self.bundle = bundle
+        self.batch_size = batch_size
+        self._tokenizer = read_tokenizer(bundle)
+        self._session = open_session(bundle, threads=threads)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Free the model."""
+        self._session.close()
+
+    def predict(self, texts: Sequence[str]) -> list[Prediction]:
+        """Classify texts; longer ones are cut to the length the model was built for.
+
+        Returns:
+            One prediction a text, in the order of the texts.
+
+        Raises:
+            InputError: Something passed is not a string.
+        """
+        if not texts:
+            _check_texts(texts)
+            return []
+        labels = self.bundle.manifest.labels
+        return [
+            Prediction(
+                label=labels[int(row.argmax())],
+                score=float(row.max()),
+                scores=dict(zip(labels, map(float, row), strict=True)),
+            )
+            for row in softmax(self.logits(texts))
+        ]
+
+    def logits(self, texts: Sequence[str]) -> NDArray[np.floating]:
+        """The raw output for each text.  # (texts, labels)"""
+        samples = self.tokenize(texts)
+        signature = self._session.signature
+        answers = [
+            (batch, self._session.run(batch.feeds))
+            for batch in samples.batches(self.batch_size, signature)
+        ]
+        return samples.restore(answers, signature)[signature.outputs[0].name]  # type: ignore[return-value]
+
+    def tokenize(self, texts: Sequence[str]) -> EvaluationPack:
+        """Turn texts into the inputs of the model; the labels of the pack are all 0.
+
+        Raises:
+            InputError: Something passed is not a string.
+        """
+        return _tokenized(
+            self._tokenizer, texts, np.zeros(len(texts), dtype=np.int64), self.bundle
+        )
+
+
+def tokenize(
+    bundle: Bundle, texts: Sequence[str], labels: NDArray[np.int64]
+) -> EvaluationPack:
+    """Turn labelled texts into the inputs of a bundle's model, without loading the model.
+
+    Args:
+        bundle: A text classifier.
+        texts: N texts.
+        labels: (N,) class indices.
+
+    Raises:
+        InputError: Something passed is not a string.
+    """
+    return _tokenized(read_tokenizer(bundle), texts, labels, bundle)
+
+
+def _tokenized(
+    tokenizer: Tokenizer, texts: Sequence[str], labels: NDArray[np.int64], bundle: Bundle
+) -> EvaluationPack:
+    _check_texts(texts)
+    encodings = tokenizer.encode_batch(list(texts))
+    return EvaluationPack.from_rows(
+        {
+            IDS: [encoding.ids for encoding in encodings],
+            "token_type_ids": [encoding.type_ids for encoding in encodings],
+        },
+        labels,
+        pad_token_id=bundle.manifest.preprocessing.pad_token_id,
+    )
+
+
+def load(path: str | Path, *, threads: int = 1, batch_size: int = 32) -> Predictor:
+    """Open a bundle folder for prediction.
+
+    Raises:
+        BundleError: The bundle is absent or damaged.
+        MissingLibraryError: Its runtime is not installed.
+        TargetError: Its runtime refused it.
+    """
+    return Predictor(Bundle.open(path), threads=threads, batch_size=batch_size)
+
+
+def predict_lines(
+    predictor: Predictor, lines: Sequence[str] | Iterator[str], *, chunk: int = 1024
+) -> Iterator[Prediction]:
+    """Classify a stream of texts, one a line, in pieces that fit in memory."""
+    waiting: list[str] = []
+    for line in lines:
+        waiting.append(line.rstrip("\r\n"))
+        if len(waiting) == chunk:
+            yield from predictor.predict(waiting)
+            waiting.clear()
+    yield from predictor.predict(waiting)
+
+
+def read_tokenizer(bundle: Bundle) -> Tokenizer:
+    """The tokenizer of a text bundle, set to cut to the length the model was built for.
+
+    Raises:
+        BundleError: The file is not a tokenizer.
+    """
+    from tokenizers import Tokenizer
+
+    preprocessing = bundle.manifest.preprocessing
+    path = bundle.path(preprocessing.tokenizer)
+    try:
+        tokenizer: Tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises Exception itself
+        raise BundleError(
+            "the tokenizer of the bundle cannot be read",
+            where=path,
+            given=error,
+            fix="build the bundle again",
+        ) from error
+    tokenizer.enable_truncation(preprocessing.max_length)
+    tokenizer.no_padding()
+    return tokenizer
+
+
+def softmax(logits: NDArray[np.floating]) -> NDArray[np.float64]:
+    """Probabilities from logits, over the last axis."""
+    shifted = np.exp(logits.astype(np.float64) - logits.max(axis=-1, keepdims=True))
+    return np.asarray(shifted / shifted.sum(axis=-1, keepdims=True))
+
+
+def _check_texts(texts: object) -> None:
+    if isinstance(texts, str | bytes) or not isinstance(texts, Sequence):
+        raise InputError(
+            "the predictor takes a list of texts",
+            given=f"{type(texts).__name__} {texts!r:.60}",
+            fix="put a single text into a list",
+        )
+    for index, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise InputError(
+                "a text is not a string",
+                where=f"texts[{index}]",
+                given=f"{type(text).__name__} {text!r:.60}",
+                fix="pass strings only; leave empty cells out or turn them into ''",
+            )

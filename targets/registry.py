@@ -1,0 +1,54 @@
+"""The targets that are installed, by name."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+from pydantic import ValidationError
+
+import targets.runtimes
+from targets.base import Session, Target
+from targets.bundle import Bundle
+from targets.discovery import discover
+from targets.errors import TargetError
+
+__all__ = ["available", "get", "open_session"]
+
+
+@functools.cache
+def available() -> dict[str, type[Target]]:
+    """Every target, by name: those in ``targets/runtimes/`` and those of other distributions.
+
+    Other distributions announce theirs under the entry-point group ``compressor.targets``.
+    """
+    return discover(targets.runtimes, Target, "compressor.targets")  # type: ignore[type-abstract]
+
+
+def get(name: str, **settings: Any) -> Target:
+    """Make a target from its name and settings.
+
+    Raises:
+        TargetError: No target has that name, or it does not take these settings.
+    """
+    cls = available().get(name)
+    if cls is None:
+        raise TargetError(
+            f"there is no target {name!r}", given=name, fix=f"use one of {', '.join(available())}"
+        )
+    try:
+        return cls(**settings)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise TargetError(
+            f"the target {name} does not take these settings",
+            where=".".join(map(str, first["loc"])) or name,
+            given=settings,
+            fix=f"{first['msg']}; its settings are {', '.join(cls.model_fields) or '(none)'}",
+        ) from error
+
+
+def open_session(bundle: Bundle, *, threads: int = 1) -> Session:
+    """Load a bundle on the target it was made for."""
+    manifest = bundle.manifest
+    return get(manifest.target, **manifest.target_settings).load(bundle, threads=threads)

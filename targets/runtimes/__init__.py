@@ -1,0 +1,1 @@
+"""One file a target. Every public module here is found by discovery."""

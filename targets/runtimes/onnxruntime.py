@@ -1,0 +1,242 @@
+"""ONNX Runtime on CPUs and NVIDIA GPUs."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from targets.base import Lowered, Precision, Session, Source, Target
+from targets.errors import MissingLibraryError, TargetError, UnsupportedModelError
+from targets.signature import Arrays, Signature
+
+if TYPE_CHECKING:
+    import onnxruntime
+
+    from targets.bundle import Bundle
+
+__all__ = ["OnnxRuntime", "create_session"]
+
+MODEL_FILE = "model.onnx"
+_SINGLE_FILE_LIMIT_BYTES = 1_800_000_000
+_PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+_ERRORS_ONLY = 3
+_REFUSED_TYPES = {"DOUBLE": "fp64", "BFLOAT16": "bf16"}
+
+
+class OnnxRuntime(Target):
+    """ONNX Runtime: runs anywhere, the widest operator coverage."""
+
+    name = "onnxruntime"
+    extra = "onnxruntime"
+    libraries = ("onnxruntime",)
+
+    device: Literal["cpu", "cuda"] = "cpu"
+    """Where to run. ``cuda`` needs the onnxruntime-gpu distribution."""
+
+    def cannot_lower(self) -> str | None:
+        """Why no model can be lowered to this target here, or None."""
+        if importlib.util.find_spec("onnx") is None:
+            return "the library onnx is not installed: pip install 'compressor[build]'"
+        return None
+
+    def cannot_run(self) -> str | None:
+        """Why no bundle of this target can run here, or None."""
+        if importlib.util.find_spec("onnxruntime") is None:
+            return (
+                f"the library onnxruntime is not installed: pip install 'compressor[{self.extra}]'"
+            )
+        if self.device == "cuda":
+            import onnxruntime
+
+            if _PROVIDERS["cuda"] not in onnxruntime.get_available_providers():
+                return (
+                    "this onnxruntime has no CUDAExecutionProvider: "
+                    "pip uninstall onnxruntime, then pip install onnxruntime-gpu"
+                )
+        return None
+
+    def native_precisions(self) -> tuple[Precision, ...]:
+        """``fp32``, and ``fp16`` on a GPU."""
+        return ("fp32",) if self.device == "cpu" else ("fp32", "fp16")
+
+    def requires(self, source: Source) -> None:
+        """Refuse fp64 and bf16 by the names of the nodes, and what ONNX Runtime cannot load."""
+        import onnx
+
+        from targets.onnx_types import refuse_types
+
+        if source.precision == "bf16":
+            raise UnsupportedModelError(
+                f"{self.label} has no bf16 kernels for this model",
+                where=source.path,
+                given="precision bf16",
+                fix="quantize to int8 for this target, or use openvino or tensorrt-rtx for bf16",
+            )
+        model = onnx.load(source.path, load_external_data=False)
+        refuse_types(
+            model,
+            _REFUSED_TYPES,
+            path=source.path,
+            target=self.label,
+            fix="export these nodes in float32",
+        )
+        if self.cannot_run() is None:
+            _try_load(source.path, self.device)
+
+    def lower(self, source: Source, folder: Path) -> Lowered:
+        """Write an ONNX file with the Q/DQ form that has fast kernels here.
+
+        The graph stays in standard operators, without ONNX Runtime's fused ones: those depend on
+        the version and the CPU, and fusing at load costs milliseconds.
+        """
+        import onnx
+
+        from targets import qdq
+
+        model = onnx.load(source.path)
+        notes = []
+        options: dict[str, Any] = {"session": {}}
+        tables = 0
+        if qdq.quantizes_activations(model):
+            tables = qdq.gather_before_dequantize(model)
+            turned = qdq.activations_to_uint8(model) if self.device == "cpu" else 0
+            if turned:
+                notes.append(f"{turned} int8 activations re-encoded as uint8, value for value")
+            if qdq.can_saturate(model):
+                # Products of uint8 and full int8 overflow the 16-bit sums of CPUs without VNNI;
+                # this picks exact, slower kernels on those CPUs and does nothing on others.
+                options["session"]["session.x64quantprecision"] = "1"
+                notes.append(
+                    "8-bit weights: CPUs without VNNI use exact kernels, which are slower; "
+                    "weight_bits 7 avoids that"
+                )
+        elif qdq.has_int8_weights(model):
+            # Restore the weights once, at load, not at every run.
+            options["session"]["session.disable_quant_qdq"] = "1"
+            notes.append("int8 weights become float32 when the model is loaded")
+        if tables:
+            notes.append(f"{tables} embedding tables stay int8 in memory")
+        if source.precision == "fp16" and self.device == "cpu":
+            notes.append("fp16 saves bytes only: ONNX Runtime computes it in float32 on CPUs")
+        _save(model, folder / MODEL_FILE)
+        return Lowered(model=MODEL_FILE, options=options, notes=tuple(notes))
+
+    def load(self, bundle: Bundle, *, threads: int) -> Session:
+        """Open a bundle.
+
+        ``threads`` is the number of threads inside an operator; operators run one after another.
+        The worker threads spin for a moment after each run, which is fastest but shows as CPU time
+        and slows down whatever else runs in the process; there are none with one thread.
+        """
+        options = bundle.manifest.options.get("session", {})
+        session = create_session(
+            bundle.model_path, device=self.device, threads=threads, options=options
+        )
+        return OnnxRuntimeSession(bundle.manifest.signature, session)
+
+
+class OnnxRuntimeSession(Session):
+    """A model in ONNX Runtime.
+
+    Args:
+        signature: What the model takes and gives.
+        session: The runtime's own session.
+    """
+
+    def __init__(self, signature: Signature, session: onnxruntime.InferenceSession) -> None:
+        super().__init__(signature)
+        self._session: onnxruntime.InferenceSession | None = session
+        self._names = [spec.name for spec in signature.outputs]
+
+    def _run(self, feeds: Mapping[str, NDArray[np.generic]]) -> Arrays:
+        if self._session is None:
+            raise TargetError("the session is closed", fix="load the bundle again")
+        return dict(zip(self._names, self._session.run(self._names, feeds), strict=True))
+
+    def close(self) -> None:
+        """Free the runtime's session and its threads."""
+        self._session = None
+
+
+def create_session(
+    path: Path,
+    *,
+    device: Literal["cpu", "cuda"] = "cpu",
+    threads: int = 1,
+    options: Mapping[str, str] | None = None,
+    optimize: bool = True,
+) -> onnxruntime.InferenceSession:
+    """Open an ONNX file in ONNX Runtime.
+
+    Args:
+        path: The file.
+        device: Where to run; there is no silent fallback to the CPU.
+        threads: Threads inside an operator.
+        options: Session configuration entries.
+        optimize: Fuse and fold; without it loading is fast and running slow.
+
+    Raises:
+        MissingLibraryError: onnxruntime is not installed.
+        TargetError: ONNX Runtime refused the model, or the device is not there.
+    """
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise MissingLibraryError.for_extra("onnxruntime", "onnxruntime", "this target") from error
+    settings = onnxruntime.SessionOptions()
+    settings.intra_op_num_threads = threads
+    settings.inter_op_num_threads = 1
+    settings.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
+    settings.log_severity_level = _ERRORS_ONLY
+    if not optimize:
+        settings.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    for key, value in (options or {}).items():
+        settings.add_session_config_entry(key, value)
+    try:
+        session = onnxruntime.InferenceSession(
+            os.fspath(path), settings, providers=[_PROVIDERS[device]]
+        )
+    except Exception as error:  # the runtime's errors share no base class but this one
+        raise TargetError(
+            "ONNX Runtime refused the model",
+            where=path,
+            given=error,
+            fix="check that the file is an ONNX model and that this version runs its operators",
+        ) from error
+    if _PROVIDERS[device] not in session.get_providers():
+        raise TargetError(
+            "ONNX Runtime cannot use the device",
+            where=path,
+            given=device,
+            fix="check the GPU, its driver and CUDA libraries, or use device: cpu",
+        )
+    session.disable_fallback()  # else it retries on other devices and prints
+    return session
+
+
+def _try_load(path: Path, device: Literal["cpu", "cuda"]) -> None:
+    try:
+        create_session(path, device=device, optimize=False)
+    except TargetError as error:
+        raise UnsupportedModelError(
+            "ONNX Runtime does not run this model",
+            where=path,
+            given=error.given,
+            fix="change or leave out the node that is named above",
+        ) from error
+
+
+def _save(model: Any, path: Path) -> None:
+    import onnx
+
+    size = sum(len(tensor.raw_data) for tensor in model.graph.initializer)
+    if size <= _SINGLE_FILE_LIMIT_BYTES:
+        onnx.save(model, path)
+    else:
+        onnx.save(model, path, save_as_external_data=True, location=f"{path.name}.data")

@@ -1,0 +1,268 @@
+"""OpenVINO on Intel and AMD CPUs, ARM CPUs, and Intel GPUs and NPUs."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from targets.base import Lowered, Precision, Session, Source, Target
+from targets.environment import cpu_features
+from targets.errors import MissingLibraryError, TargetError, UnsupportedModelError
+from targets.signature import Arrays, Signature
+
+if TYPE_CHECKING:
+    import openvino
+
+    from targets.bundle import Bundle
+
+__all__ = ["OpenVINO"]
+
+MODEL_FILE = "model.xml"
+_BF16_FEATURES = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
+_INT8_FEATURES = frozenset({"avx_vnni", "avx512_vnni", "amx_int8", "asimddp", "i8mm"})
+_REFUSED_TYPES = {"DOUBLE": "fp64"}
+_REFUSED_OPS = frozenset({"DynamicQuantizeLinear", "MatMulInteger", "ConvInteger"})
+
+
+class OpenVINO(Target):
+    """OpenVINO: the fastest int8 and bf16 on recent x86 CPUs; also Intel GPUs and NPUs."""
+
+    name = "openvino"
+    extra = "openvino"
+    libraries = ("openvino",)
+
+    device: Literal["CPU", "GPU", "NPU", "AUTO"] = "CPU"
+    """Where to run."""
+
+    def cannot_lower(self) -> str | None:
+        """Why no model can be lowered to this target here, or None."""
+        for library, extra in (("openvino", self.extra), ("onnx", "build")):
+            if importlib.util.find_spec(library) is None:
+                return f"the library {library} is not installed: pip install 'compressor[{extra}]'"
+        return None
+
+    def cannot_run(self) -> str | None:
+        """Why no bundle of this target can run here, or None."""
+        if importlib.util.find_spec("openvino") is None:
+            return f"the library openvino is not installed: pip install 'compressor[{self.extra}]'"
+        if self.device in ("GPU", "NPU"):
+            import openvino
+
+            present = openvino.Core().available_devices
+            if not any(name.split(".")[0] == self.device for name in present):
+                return f"OpenVINO finds no {self.device} here, only {', '.join(present)}"
+        return None
+
+    def native_precisions(self) -> tuple[Precision, ...]:
+        """``fp32``, ``bf16`` where the CPU has it, and ``fp16`` on a GPU or NPU."""
+        if self.device in ("GPU", "NPU"):
+            return ("fp32", "fp16")
+        return ("fp32", "bf16") if _has_bf16() else ("fp32",)
+
+    def requires(self, source: Source) -> None:
+        """Refuse fp64, dynamic quantization, absent bf16, and what OpenVINO cannot read."""
+        import onnx
+
+        from targets.onnx_types import refuse_types
+
+        model = onnx.load(source.path, load_external_data=False)
+        refuse_types(
+            model,
+            _REFUSED_TYPES,
+            path=source.path,
+            target=self.label,
+            fix="export these nodes in float32",
+        )
+        _refuse_ops(model, source.path, _REFUSED_OPS, "quantize statically for this target")
+        self._refuse_bf16(source)
+        if self.cannot_run() is None:
+            _try_read(source.path, model)
+
+    def lower(self, source: Source, folder: Path) -> Lowered:
+        """Write OpenVINO's own form, ``model.xml`` and ``model.bin``."""
+        import onnx
+
+        from targets import qdq
+
+        self._refuse_bf16(source)
+        model = onnx.load(source.path)
+        notes = []
+        tables = qdq.gather_before_dequantize(model)
+        if tables:
+            notes.append(f"{tables} embedding tables stay int8 in memory")
+        if self.device in ("CPU", "AUTO") and qdq.quantizes_activations(model):
+            notes += _fit_to_cpu(model)
+        with tempfile.TemporaryDirectory() as temporary:
+            path = Path(temporary) / "model.onnx"
+            onnx.save(
+                model, path, save_as_external_data=True, location="weights", size_threshold=1024
+            )
+            _convert(path, folder / MODEL_FILE, compress=source.precision == "fp16")
+        hint = self._precision_hint(source.precision)
+        return Lowered(
+            model=MODEL_FILE,
+            options={"INFERENCE_PRECISION_HINT": hint},
+            notes=(*notes, f"inference precision {hint}"),
+        )
+
+    def load(self, bundle: Bundle, *, threads: int) -> Session:
+        """Open a bundle; runs one request at a time, as fast as it can.
+
+        Threads are not pinned to cores: pinning loses on a machine that does other work as well.
+        """
+        options = dict(bundle.manifest.options)
+        if options.get("INFERENCE_PRECISION_HINT") == "bf16" and not _has_bf16():
+            raise TargetError(
+                "this CPU has no bf16 instructions",
+                where=bundle.folder,
+                given=f"a bundle in bf16; the CPU has {', '.join(cpu_features()) or 'none known'}",
+                fix="use the fp32 or int8 bundle here",
+            )
+        options |= {"PERFORMANCE_HINT": "LATENCY"}
+        if self.device == "CPU":
+            options |= {
+                "INFERENCE_NUM_THREADS": threads,
+                "NUM_STREAMS": 1,
+                "ENABLE_CPU_PINNING": False,
+                # Else activations of weight-only models become int8 without having been asked for.
+                "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0,
+            }
+        return OpenVINOSession(
+            bundle.manifest.signature, _compile(bundle.model_path, self.device, options)
+        )
+
+    def _precision_hint(self, precision: Precision) -> str:
+        if precision == "bf16":
+            return "bf16"
+        return "f16" if precision == "fp16" and self.device in ("GPU", "NPU") else "f32"
+
+    def _refuse_bf16(self, source: Source) -> None:
+        if source.precision != "bf16":
+            return
+        if self.device == "CPU" and _has_bf16():
+            return
+        raise UnsupportedModelError(
+            f"{self.label} has no bf16 here",
+            where=source.path,
+            given=f"precision bf16; the CPU has {', '.join(cpu_features()) or 'none known'}",
+            fix="use fp32 or int8, or lower on a CPU with avx512_bf16 or amx_bf16",
+        )
+
+
+class OpenVINOSession(Session):
+    """A model in OpenVINO.
+
+    Args:
+        signature: What the model takes and gives.
+        compiled: The runtime's own compiled model.
+    """
+
+    def __init__(self, signature: Signature, compiled: openvino.CompiledModel) -> None:
+        super().__init__(signature)
+        self._request: openvino.InferRequest | None = compiled.create_infer_request()
+        self._outputs = [(spec.name, compiled.output(spec.name)) for spec in signature.outputs]
+
+    def _run(self, feeds: Mapping[str, NDArray[np.generic]]) -> Arrays:
+        if self._request is None:
+            raise TargetError("the session is closed", fix="load the bundle again")
+        results = self._request.infer(feeds, share_inputs=True)
+        return {name: results[output] for name, output in self._outputs}
+
+    def close(self) -> None:
+        """Free the compiled model and its threads."""
+        self._request = None
+        self._outputs = []
+
+
+def _has_bf16() -> bool:
+    return not _BF16_FEATURES.isdisjoint(cpu_features())
+
+
+def _fit_to_cpu(model: Any) -> list[str]:
+    """Narrow weights to 7 bits where this CPU would let sums of int8 products saturate."""
+    from targets import qdq
+
+    if not _INT8_FEATURES.isdisjoint(cpu_features()):
+        return []
+    notes = ["this CPU has no VNNI: expect int8 to be no faster than fp32 in OpenVINO"]
+    narrowed = qdq.narrow_weights(model)
+    if narrowed:
+        notes.append(f"{narrowed} weights narrowed to 7 bits, else sums saturate on this CPU")
+    return notes
+
+
+def _convert(source: Path, destination: Path, *, compress: bool) -> None:
+    openvino = _import()
+    try:
+        model = openvino.Core().read_model(os.fspath(source))
+        openvino.save_model(model, os.fspath(destination), compress_to_fp16=compress)
+    except RuntimeError as error:
+        raise TargetError(
+            "OpenVINO cannot convert the model",
+            where=source.name,
+            given=error,
+            fix="leave out the operators that are named above, or use another target",
+        ) from error
+
+
+def _compile(path: Path, device: str, options: Mapping[str, Any]) -> openvino.CompiledModel:
+    openvino = _import()
+    try:
+        return openvino.Core().compile_model(os.fspath(path), device, dict(options))
+    except RuntimeError as error:
+        raise TargetError(
+            "OpenVINO refused the bundle",
+            where=path,
+            given=error,
+            fix=f"check that the device {device} is there and that this version reads the bundle",
+        ) from error
+
+
+def _import() -> Any:
+    """The openvino module, untyped: its stubs differ between releases."""
+    try:
+        import openvino
+    except ImportError as error:
+        raise MissingLibraryError.for_extra("openvino", "openvino", "this target") from error
+    return openvino
+
+
+def _refuse_ops(model: Any, path: Path, refused: frozenset[str], fix: str) -> None:
+    named = [
+        f"{node.name or node.output[0]} ({node.op_type})"
+        for node in model.graph.node
+        if node.op_type in refused
+    ]
+    if named:
+        more = f" and {len(named) - 8} more" if len(named) > 8 else ""
+        raise UnsupportedModelError(
+            "OpenVINO does not run these nodes as integers",
+            where=path,
+            given=", ".join(named[:8]) + more,
+            fix=fix,
+        )
+
+
+def _try_read(path: Path, model: Any) -> None:
+    try:
+        _import().Core().read_model(os.fspath(path))
+    except RuntimeError as error:
+        text = str(error)
+        named = [
+            f"{node.name or node.output[0]} ({node.op_type})"
+            for node in model.graph.node
+            if node.op_type in text
+        ]
+        raise UnsupportedModelError(
+            "OpenVINO does not read this model",
+            where=path,
+            given=", ".join(named[:8]) or text,
+            fix="change or leave out these nodes, or use another target",
+        ) from error

@@ -1,0 +1,128 @@
+"""PyTorch in eager mode: the model as it was trained, the baseline that everything is against."""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from targets.base import Form, Lowered, Precision, Session, Source, Target
+from targets.bundle import Bundle
+from targets.errors import MissingLibraryError, TargetError, ToolkitError, UnsupportedModelError
+from targets.signature import Arrays, Signature
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["PyTorch"]
+
+CONFIG = "config.json"
+SHAPES = "shapes.json"
+INDEX = "model.safetensors.index.json"
+
+
+class PyTorch(Target):
+    """PyTorch on the CPU, eager, fp32: what users have before they compress anything."""
+
+    name: ClassVar[str] = "pytorch"
+    extra: ClassVar[str] = "build"
+    form: ClassVar[Form] = "torch"
+    libraries: ClassVar[tuple[str, ...]] = ("torch", "transformers")
+
+    def cannot_lower(self) -> str | None:
+        """Nothing: lowering copies files."""
+        return None
+
+    def cannot_run(self) -> str | None:
+        """Why torch cannot run here, or None."""
+        for library in self.libraries:
+            if importlib.util.find_spec(library) is None:
+                return (
+                    f"the library {library} is not installed: "
+                    f"pip install 'compressor[{self.extra}]'"
+                )
+        return None
+
+    def native_precisions(self) -> tuple[Precision, ...]:
+        """Only fp32: this target stands for the untouched model."""
+        return ("fp32",)
+
+    def requires(self, source: Source) -> None:
+        """Check for a whole fp32 checkpoint.
+
+        Raises:
+            CheckpointError: The weights are missing.
+        """
+        from targets.shapes import weight_files
+
+        if not (source.path / CONFIG).is_file():
+            raise UnsupportedModelError(
+                f"the target {self.name} needs a checkpoint folder with {CONFIG}",
+                where=source.path,
+                fix="pass a folder that save_pretrained wrote",
+            )
+        if source.precision != "fp32":
+            raise UnsupportedModelError(
+                f"the target {self.name} runs fp32 only",
+                where=source.path,
+                given=source.precision,
+                fix="give this target the model before it is quantized",
+            )
+        weight_files(source.path)
+
+    def lower(self, source: Source, folder: Path) -> Lowered:
+        """Copy the checkpoint."""
+        from targets.shapes import weight_files
+
+        weights = weight_files(source.path)
+        others = [source.path / name for name in (CONFIG, SHAPES, INDEX)]
+        for path in (*weights, *others):
+            if path.is_file():
+                shutil.copyfile(path, folder / path.name)
+        return Lowered(model=weights[0].name)
+
+    def load(self, bundle: Bundle, *, threads: int) -> Session:
+        """Build the module and fill in its weights."""
+        if self.cannot_run() is not None:
+            raise MissingLibraryError.for_extra(
+                " and ".join(self.libraries), self.extra, f"the target {self.name}"
+            )
+        import torch
+
+        from targets.checkpoint import load_module
+
+        torch.set_num_threads(threads)
+        try:
+            module = load_module(bundle.folder, bundle.manifest.task)
+            if getattr(module, "_supports_sdpa", False):
+                # What users have: the default of transformers, faster than its eager attention.
+                module.set_attn_implementation("sdpa")  # type: ignore[operator]
+        except ToolkitError:
+            raise
+        except Exception as error:  # torch and transformers raise of every kind here
+            raise TargetError(
+                "PyTorch could not load the checkpoint of the bundle",
+                where=bundle.folder,
+                given=f"{type(error).__name__}: {error}",
+                fix="build the bundle again with the installed versions of torch and transformers",
+            ) from error
+        return _PyTorchSession(bundle.manifest.signature, module)
+
+
+class _PyTorchSession(Session):
+    def __init__(self, signature: Signature, module: torch.nn.Module) -> None:
+        super().__init__(signature)
+        self._module = module
+
+    def _run(self, feeds: Mapping[str, NDArray[np.generic]]) -> Arrays:
+        import torch
+
+        with torch.inference_mode():
+            # Copies, since torch warns about arrays that must not be written to.
+            outputs = self._module(**{name: torch.tensor(value) for name, value in feeds.items()})
+            return {spec.name: outputs[spec.name].numpy() for spec in self.signature.outputs}

@@ -1,0 +1,101 @@
+"""What goes into a model and what comes out: names, types and shapes with free dimensions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
+
+from targets.errors import InputError
+
+__all__ = ["Arrays", "Signature", "TensorSpec"]
+
+Arrays = dict[str, NDArray[np.generic]]
+"""Named arrays, the one form in which data enters and leaves a session."""
+
+
+class TensorSpec(BaseModel):
+    """One named tensor.
+
+    ``shape`` holds an int for a fixed dimension and a name for a free one; dimensions with one
+    name have one size.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+
+
+class Signature(BaseModel):
+    """The inputs and outputs of a model."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+    @property
+    def free_dimensions(self) -> tuple[str, ...]:
+        """Names of the free dimensions of the inputs, in order of appearance."""
+        names = (dim for spec in self.inputs for dim in spec.shape if isinstance(dim, str))
+        return tuple(dict.fromkeys(names))
+
+    def check(self, feeds: Mapping[str, NDArray[np.generic]]) -> None:
+        """Compare arrays with the inputs.
+
+        Raises:
+            InputError: Names the first input that is absent, unknown, or of another type or shape.
+        """
+        sizes: dict[str, int] = {}
+        for spec in self.inputs:
+            array = feeds.get(spec.name)
+            if array is not None and not isinstance(array, np.ndarray):
+                raise InputError(
+                    f"input {spec.name!r} is not an array",
+                    given=type(array).__name__,
+                    fix=f"pass a numpy array of {spec.dtype}",
+                )
+            if array is None:
+                raise InputError(
+                    f"input {spec.name!r} is missing",
+                    given=", ".join(feeds) or "no inputs",
+                    fix=f"pass {', '.join(each.name for each in self.inputs)}",
+                )
+            if array.dtype.name != spec.dtype:
+                raise InputError(
+                    f"input {spec.name!r} has the wrong type",
+                    given=array.dtype.name,
+                    fix=f"pass {spec.dtype}",
+                )
+            if not _fits(array.shape, spec.shape, sizes):
+                raise InputError(
+                    f"input {spec.name!r} has the wrong shape",
+                    given=tuple(array.shape),
+                    fix=f"pass ({', '.join(str(dim) for dim in spec.shape)})"
+                    + (f" with {sizes}" if sizes else ""),
+                )
+        if len(feeds) != len(self.inputs):
+            known = {spec.name for spec in self.inputs}
+            unknown = ", ".join(repr(name) for name in feeds if name not in known)
+            raise InputError(
+                f"unknown input {unknown}",
+                given=", ".join(feeds),
+                fix=f"pass only {', '.join(sorted(known))}",
+            )
+
+
+def _fits(shape: tuple[int, ...], wanted: tuple[int | str, ...], sizes: dict[str, int]) -> bool:
+    """Compare a shape with the wanted one; adds the free sizes that it fixes where it fits."""
+    if len(shape) != len(wanted):
+        return False
+    fixed = dict(sizes)
+    for size, dim in zip(shape, wanted, strict=True):
+        expected = fixed.setdefault(dim, size) if isinstance(dim, str) else dim
+        if size != expected or size == 0:
+            return False
+    sizes.update(fixed)
+    return True

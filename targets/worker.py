@@ -1,0 +1,182 @@
+"""A process that runs one target for its parent: ``python -m targets.worker``.
+
+Reads commands as JSON lines from stdin and answers each with one JSON line on stdout. A process of
+its own keeps apart what must not mix: the threads of two runtimes, their memory, native crashes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import faulthandler
+import gc
+import os
+import queue
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from targets.base import Session
+from targets.bundle import Bundle
+from targets.errors import ToolkitError, WorkerError
+from targets.evaluation_pack import EvaluationPack
+from targets.feeds import FeedsSpec, synthetic_feeds
+from targets.interference import CpuSample, peak_memory_bytes, round_between
+from targets.measurement import warm_up_until_stable
+from targets.protocol import ErrorRecord, decode, encode, source_from_json
+from targets.registry import get, open_session
+from targets.signature import Arrays
+
+__all__ = ["Commands", "serve"]
+
+
+class Commands:
+    """What a worker can be asked to do: one method a command, JSON values in and out."""
+
+    def __init__(self) -> None:
+        self._session: Session | None = None
+        self._feeds: dict[FeedsSpec, Arrays] = {}
+
+    def lower(
+        self, *, target: str, settings: dict[str, Any], source: dict[str, Any], folder: str
+    ) -> dict[str, Any]:
+        """Check a model against a target and write it in the target's form."""
+        lowering = get(target, **settings)
+        model = source_from_json(source)
+        lowering.requires(model)
+        return dataclasses.asdict(lowering.lower(model, Path(folder)))
+
+    def open(self, *, bundle: str, threads: int) -> dict[str, Any]:
+        """Load a bundle; measures the load with the import of the runtime's library in it."""
+        opened = Bundle.open(bundle)
+        start = time.perf_counter()
+        self._session = open_session(opened, threads=threads)
+        load_time_s = time.perf_counter() - start
+        self._feeds.clear()
+        return {"load_time_ms": load_time_s * 1e3, "peak_memory_bytes": peak_memory_bytes()}
+
+    def predict(self, *, pack: str, outputs: str, batch_size: int) -> dict[str, Any]:
+        """Run an evaluation pack; writes the outputs in its order as safetensors."""
+        from safetensors.numpy import save_file
+
+        session = self._opened()
+        samples = EvaluationPack.load(Path(pack))
+        answers = [
+            (batch, session.run(batch.feeds))
+            for batch in samples.batches(batch_size, session.signature)
+        ]
+        save_file(samples.restore(answers, session.signature), outputs)
+        return {"num_samples": len(samples)}
+
+    def warm_up(self, *, feeds: dict[str, Any]) -> dict[str, Any]:
+        """Run until the times are stable."""
+        session, arrays = self._opened(), self._made(feeds)
+        times = warm_up_until_stable(lambda: session.run(arrays), time.perf_counter_ns)
+        return {"run_ns": times}
+
+    def round(self, *, feeds: dict[str, Any], num_runs: int, settle_runs: int) -> dict[str, Any]:
+        """Time ``num_runs`` runs, after some that are not timed."""
+        session, arrays = self._opened(), self._made(feeds)
+        for _ in range(settle_runs):
+            session.run(arrays)
+        gc.collect()
+        gc.disable()
+        try:
+            before = CpuSample.take()
+            times = _time_runs(session, arrays, num_runs)
+            after = CpuSample.take()
+        finally:
+            gc.enable()
+        return {
+            "round": round_between(before, after, times).model_dump(mode="json"),
+            "peak_memory_bytes": peak_memory_bytes(),
+        }
+
+    def close(self) -> dict[str, Any]:
+        """Free the model."""
+        if self._session is not None:
+            self._session.close()
+            self._session = None
+        return {}
+
+    def _opened(self) -> Session:
+        if self._session is None:
+            raise WorkerError("no bundle is open in this worker", fix="send the command open first")
+        return self._session
+
+    def _made(self, feeds: dict[str, Any]) -> Arrays:
+        spec = FeedsSpec.model_validate(feeds)
+        if spec not in self._feeds:
+            self._feeds[spec] = synthetic_feeds(self._opened().signature, spec)
+        return self._feeds[spec]
+
+
+def serve(requests: BinaryIO, answers: BinaryIO) -> None:
+    """Answer commands until ``close`` comes; leaves the process at once when the parent is gone."""
+    commands = Commands()
+    table: dict[str, Callable[..., dict[str, Any]]] = {
+        method.__name__: method
+        for method in (
+            commands.lower,
+            commands.open,
+            commands.predict,
+            commands.warm_up,
+            commands.round,
+            commands.close,
+        )
+    }
+    inbox: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+    threading.Thread(target=_receive, args=(requests, inbox), daemon=True).start()
+    name = ""
+    while name != "close":
+        message = decode(inbox.get())
+        name = message.pop("command")
+        answers.write(_answer(table[name], message))
+        answers.flush()
+
+
+def _answer(command: Callable[..., dict[str, Any]], arguments: dict[str, Any]) -> bytes:
+    try:
+        return encode({"result": command(**arguments)})
+    except ToolkitError as error:
+        return encode({"error": ErrorRecord.of(error).model_dump()})
+    except Exception as error:  # whatever a target raises is the parent's to judge
+        traceback.print_exc()
+        sys.stderr.flush()
+        return encode({"error": ErrorRecord.of(error).model_dump()})
+
+
+def _receive(requests: BinaryIO, inbox: queue.SimpleQueue[bytes]) -> None:
+    for line in requests:
+        inbox.put(line)
+    # The pipe ends when the parent does, even while the main thread is deep in native code.
+    os._exit(0)
+
+
+def _time_runs(session: Session, feeds: Arrays, num_runs: int) -> tuple[int, ...]:
+    clock, run = time.perf_counter_ns, session.run
+    times = []
+    for _ in range(num_runs):
+        start = clock()
+        run(feeds)
+        times.append(clock() - start)
+    return tuple(times)
+
+
+def _main() -> None:
+    faulthandler.enable(all_threads=False)
+    # Native libraries print to fd 1, and their children read fd 0: keep both off the protocol.
+    requests, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.dup2(2, 1)
+    serve(requests, answers)
+    # Runtimes have crashed while the interpreter takes itself apart; nothing is left to save.
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    _main()

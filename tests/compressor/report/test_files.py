@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+import json
+import math
+import os
+
+import pytest
+
+from compressor.errors import ReportError
+from compressor.report.files import read_report, write_report
+
+
+def test_a_report_survives_the_round_trip(report, tmp_path):
+    paths = write_report(report, tmp_path / "new" / "folder")
+    assert [path.name for path in paths] == ["report.json", "report.md", "report.html"]
+    assert read_report(paths[0]) == report
+    assert read_report(tmp_path / "new" / "folder") == report
+
+
+def test_the_raw_times_survive_it(report, tmp_path):
+    write_report(report, tmp_path)
+    before, after = (each.rows[0].latency["1x128"] for each in (report, read_report(tmp_path)))
+    assert after.rounds == before.rounds
+    assert after.median_ms == before.median_ms
+
+
+def test_a_loss_that_is_not_a_number_survives_it_as_valid_json(report, tmp_path):
+    step = report.steps["half-width"][1]
+    step = step.model_copy(update={"history": ({"step": 10.0, "loss": math.nan},)})
+    write_report(report.model_copy(update={"steps": {"v": (step,)}}), tmp_path)
+
+    def refuse(constant):
+        raise AssertionError(constant)
+
+    json.loads((tmp_path / "report.json").read_text(), parse_constant=refuse)
+    assert math.isnan(read_report(tmp_path).steps["v"][0].history[0]["loss"])
+
+
+def test_nothing_is_left_beside_the_files(report, tmp_path):
+    write_report(report, tmp_path)
+    write_report(report, tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "report.html",
+        "report.json",
+        "report.md",
+    ]
+
+
+def test_an_interrupted_write_leaves_the_old_file_whole(report, tmp_path, monkeypatch):
+    write_report(report, tmp_path)
+
+    def full_disk(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full_disk)
+    with pytest.raises(ReportError, match="cannot be written"):
+        write_report(report.model_copy(update={"seed": 18}), tmp_path)
+    assert read_report(tmp_path) == report
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_a_folder_that_is_a_file_is_named(report, tmp_path):
+    (tmp_path / "taken").write_text("")
+    with pytest.raises(ReportError, match="cannot be written") as caught:
+        write_report(report, tmp_path / "taken")
+    assert str(tmp_path / "taken") in str(caught.value)
+
+
+def test_a_missing_report_is_named(tmp_path):
+    with pytest.raises(ReportError, match="not a report") as caught:
+        read_report(tmp_path / "report.json")
+    assert str(tmp_path / "report.json") in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [b"{", b"\xff\xfe", b""])
+def test_a_damaged_file_is_refused(tmp_path, content):
+    (tmp_path / "report.json").write_bytes(content)
+    with pytest.raises(ReportError, match="not a report"):
+        read_report(tmp_path)
+
+
+@pytest.mark.parametrize("content", ['{"schema_version": 99}', "{}", "[]"])
+def test_another_schema_version_is_refused(tmp_path, content):
+    (tmp_path / "report.json").write_text(content)
+    with pytest.raises(ReportError, match="another schema version") as caught:
+        read_report(tmp_path)
+    assert "reads schema 1" in str(caught.value)
+
+
+def test_a_damaged_field_is_named(report, tmp_path):
+    data = json.loads(report.model_dump_json())
+    data["rows"][3]["status"] = "great"
+    (tmp_path / "report.json").write_text(json.dumps(data))
+    with pytest.raises(ReportError, match="damaged") as caught:
+        read_report(tmp_path)
+    assert "rows.3.status" in str(caught.value)

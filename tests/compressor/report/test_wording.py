@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+import pytest
+
+from compressor.report import wording
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0.01234, "0.0123"), (1.4666, "1.47"), (16.31, "16.3"), (1630.4, "1,630"), (8192.0, "8,192"),
+     (0.0, "0"), (-2.345, "-2.35"), (999.6, "1,000"), (float("nan"), "nan")],
+)  # fmt: skip
+def test_three_significant_digits(value, text):
+    assert wording.significant(value) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (812, "812 B"),
+        (999_400, "999 kB"),
+        (999_999, "1.00 MB"),
+        (22_700_000, "22.7 MB"),
+        (None, "-"),
+    ],
+)
+def test_sizes(value, text):
+    assert wording.bytes_text(value) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0.42, "0.4 s"),
+        (9.97, "10 s"),
+        (59.7, "1 min 0 s"),
+        (250, "4 min 10 s"),
+        (7380, "2 h 3 min"),
+    ],
+)
+def test_durations(seconds, text):
+    assert wording.duration_text(seconds) == text
+
+
+def test_counts():
+    assert wording.count_text(22_700_000) == "22.7 M"
+    assert wording.count_text(384) == "384"
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(-0.04, "0.0"), (0.0, "0.0"), (-0.5, "-0.5"), (1.44, "1.4")]
+)
+def test_a_drop_of_nothing_has_no_sign(value, text):
+    assert wording.points(value) == text
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "text"),
+    [(100, 52, "-48%"), (100, 100, None), (None, 5, None), (5, None, None), (1000, 1001, "+0.1%"),
+     (1000, 1, "-99.9%")],
+)  # fmt: skip
+def test_changes(before, after, text):
+    assert wording.change(before, after) == text
+
+
+def test_one_line_cannot_steer_a_terminal():
+    assert wording.one_line("two\n lines \x1b[31m red\x07") == "two lines [31m red"

@@ -1,0 +1,209 @@
+"""A predictor answers raw text as transformers and ONNX Runtime would, without transformers."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import targets
+from targets import Bundle, Manifest, Predictor, Signature, Source, TensorSpec
+from targets.bundle import SCHEMA_VERSION, Preprocessing
+from targets.errors import BundleError, InputError
+from targets.predictor import predict_lines, softmax
+
+TEXTS = ["w1 w2", "w3", "w4 w5 w6 w7 w8", "", "unseen w1", " ".join(["w9"] * 40), "w1 w2"]
+LABELS = ("negative", "neutral", "positive")
+MAX_LENGTH = 12
+
+
+def small_onnx(path: Path) -> None:
+    """Masked mean of embeddings, then a linear layer: depends on ids, mask and token types."""
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    random = np.random.default_rng(0)
+    weights = {
+        "table": random.normal(size=(20, 8)).astype(np.float32),
+        "classes": random.normal(size=(8, 3)).astype(np.float32),
+        "last": np.array([-1], dtype=np.int64),
+        "rows": np.array([1], dtype=np.int64),
+    }
+    nodes = [
+        helper.make_node("Gather", ["table", "input_ids"], ["embedded"]),
+        helper.make_node("Cast", ["attention_mask"], ["mask"], to=TensorProto.FLOAT),
+        helper.make_node("Unsqueeze", ["mask", "last"], ["column"]),
+        helper.make_node("Mul", ["embedded", "column"], ["masked"]),
+        helper.make_node("ReduceSum", ["masked", "rows"], ["sum"], keepdims=0),
+        helper.make_node("ReduceSum", ["mask", "rows"], ["count"], keepdims=1),
+        helper.make_node("Div", ["sum", "count"], ["mean"]),
+        helper.make_node("MatMul", ["mean", "classes"], ["logits"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "small",
+        [
+            helper.make_tensor_value_info(name, TensorProto.INT64, ["batch", "sequence"])
+            for name in ("input_ids", "attention_mask")
+        ],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", 3])],
+        [numpy_helper.from_array(value, name) for name, value in weights.items()],
+    )
+    onnx.save(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path
+    )
+
+
+@pytest.fixture
+def bundle(tmp_path: Path, write_tokenizer: Callable[[Path], None]) -> Bundle:
+    pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    small_onnx(tmp_path / "source.onnx")
+    signature = Signature(
+        inputs=tuple(
+            TensorSpec(name=name, dtype="int64", shape=("batch", "sequence"))
+            for name in ("input_ids", "attention_mask")
+        ),
+        outputs=(TensorSpec(name="logits", dtype="float32", shape=("batch", 3)),),
+    )
+    folder = tmp_path / "bundle"
+    folder.mkdir()
+    target = targets.get("onnxruntime")
+    lowered = target.lower(Source(tmp_path / "source.onnx", signature), folder)
+    write_tokenizer(folder)
+    manifest = Manifest(
+        schema_version=SCHEMA_VERSION,
+        name="small",
+        task="text-classification",
+        target=target.name,
+        target_settings=target.settings(),
+        precision="fp32",
+        signature=signature,
+        model=lowered.model,
+        options=dict(lowered.options),
+        labels=LABELS,
+        preprocessing=Preprocessing(max_length=MAX_LENGTH, pad_token_id=0),
+        files={},
+    )
+    return Bundle.create(folder, manifest)
+
+
+def reference_logits(bundle: Bundle, texts: list[str]) -> np.ndarray[Any, Any]:
+    """One text at a time, by transformers' tokenizer and ONNX Runtime itself."""
+    import onnxruntime
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(bundle.path("tokenizer.json")))
+    session = onnxruntime.InferenceSession(bundle.model_path, providers=["CPUExecutionProvider"])
+    rows = []
+    for text in texts:
+        encoded = tokenizer(text, truncation=True, max_length=MAX_LENGTH, return_tensors="np")
+        feeds = {name: encoded[name].astype(np.int64) for name in ("input_ids", "attention_mask")}
+        rows.append(session.run(None, feeds)[0][0])
+    return np.stack(rows)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 32])
+def test_predictions_match_transformers_and_onnxruntime(bundle: Bundle, batch_size: int) -> None:
+    expected = reference_logits(bundle, TEXTS)
+    with targets.load(bundle.folder, batch_size=batch_size) as predictor:
+        np.testing.assert_allclose(predictor.logits(TEXTS), expected, rtol=1e-5, atol=1e-6)
+        predictions = predictor.predict(TEXTS)
+    assert [each.label for each in predictions] == [LABELS[row.argmax()] for row in expected]
+    for prediction, row in zip(predictions, softmax(expected), strict=True):
+        assert list(prediction.scores) == list(LABELS)
+        assert prediction.score == max(prediction.scores.values())
+        assert list(prediction.scores.values()) == pytest.approx(row, abs=1e-5)
+        assert sum(prediction.scores.values()) == pytest.approx(1)
+
+
+def test_tokens_are_exactly_those_of_transformers(bundle: Bundle) -> None:
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(bundle.path("tokenizer.json")))
+    expected = tokenizer(TEXTS, truncation=True, max_length=MAX_LENGTH)["input_ids"]
+    with Predictor(bundle) as predictor:
+        pack = predictor.tokenize(TEXTS)
+    assert np.split(pack.inputs["input_ids"], pack.offsets[1:])[5].shape == (MAX_LENGTH,)
+    assert pack.inputs["input_ids"].tolist() == [value for row in expected for value in row]
+
+
+def test_padding_in_the_tokenizer_file_is_not_used(bundle: Bundle) -> None:
+    from tokenizers import Tokenizer
+
+    path = bundle.path("tokenizer.json")
+    tokenizer = Tokenizer.from_file(str(path))
+    tokenizer.enable_padding(length=12)
+    tokenizer.save(str(path))
+    with Predictor(bundle) as predictor:
+        assert predictor.tokenize(["w1", "w1 w2"]).lengths.tolist() == [3, 4]
+
+
+def test_no_texts_give_no_predictions(bundle: Bundle) -> None:
+    with Predictor(bundle) as predictor:
+        assert predictor.predict([]) == []
+
+
+@pytest.mark.parametrize(
+    ("texts", "message", "given"),
+    [
+        (["w1", None], "a text is not a string", "NoneType None"),
+        (["w1", 3.5], "a text is not a string", "float 3.5"),
+        ("w1 w2", "takes a list of texts", "str 'w1 w2'"),
+        ("", "takes a list of texts", "str ''"),
+        (5, "takes a list of texts", "int 5"),
+    ],
+)
+def test_what_is_not_text_is_refused(
+    bundle: Bundle, texts: object, message: str, given: str
+) -> None:
+    with Predictor(bundle) as predictor, pytest.raises(InputError, match=message) as caught:
+        predictor.predict(texts)  # type: ignore[arg-type]
+    assert caught.value.given == given
+    if isinstance(texts, list):
+        assert caught.value.where == "texts[1]"
+
+
+def test_lines_are_predicted_in_their_order_across_chunks(bundle: Bundle) -> None:
+    lines = [f"w{index % 16}\n" for index in range(7)]
+    with Predictor(bundle) as predictor:
+        streamed = list(predict_lines(predictor, iter(lines), chunk=3))
+        at_once = predictor.predict([line.strip() for line in lines])
+    assert [each.label for each in streamed] == [each.label for each in at_once]
+
+
+def test_broken_tokenizer_names_the_file(bundle: Bundle) -> None:
+    bundle.path("tokenizer.json").write_text("{}")
+    with pytest.raises(BundleError, match="tokenizer of the bundle cannot be read") as caught:
+        Predictor(bundle)
+    assert caught.value.where == str(bundle.path("tokenizer.json"))
+
+
+def test_changed_bundle_is_refused(bundle: Bundle) -> None:
+    bundle.path("tokenizer.json").write_text("{}")
+    with pytest.raises(BundleError, match="changed"):
+        targets.load(bundle.folder)
+
+
+def test_prediction_imports_neither_torch_nor_transformers_nor_onnx(bundle: Bundle) -> None:
+    script = f"""
+import json, sys, targets
+prediction = targets.load({str(bundle.folder)!r}).predict(["w1"])[0]
+heavy = [n for n in ("torch", "transformers", "onnx", "datasets", "pandas") if n in sys.modules]
+print(json.dumps([prediction.model_dump(), heavy]))
+"""
+    output = subprocess.run([sys.executable, "-c", script], capture_output=True, check=True).stdout
+    prediction, heavy = json.loads(output)
+    assert heavy == []
+    assert prediction["label"] in LABELS
+
+
+def test_softmax_of_large_logits_is_finite() -> None:
+    scores = softmax(np.array([[1000.0, 0.0], [-1000.0, -1000.0]], dtype=np.float32))
+    assert scores.tolist() == [[1, 0], [0.5, 0.5]]
