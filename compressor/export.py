@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import nn
@@ -23,6 +23,7 @@ from targets.signature import Signature
 
 if TYPE_CHECKING:
     import onnx
+    from torch.onnx import ONNXProgram
 
     from compressor.model import TorchModel
 
@@ -155,7 +156,7 @@ def _eager_copy(module: nn.Module) -> nn.Module:
     shared = {id(each): each for each in (*module.parameters(), *module.buffers())}
     copied = copy.deepcopy(module, memo=dict(shared)).eval()
     if hasattr(copied, "set_attn_implementation"):
-        copied.set_attn_implementation("eager")
+        cast("Any", copied).set_attn_implementation("eager")
     return copied
 
 
@@ -229,8 +230,7 @@ def _run_exporter(
             optimize=False,
             verbose=False,
         )
-    assert program is not None  # it is for dynamo=True
-    return program.model
+    return cast("ONNXProgram", program).model  # None only without dynamo
 
 
 @contextlib.contextmanager

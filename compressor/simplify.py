@@ -53,8 +53,7 @@ def simplify(model: ir.Model, *, root: str, shapes: dict[str, Sequence[int | str
 
 
 def _name(value: ir.Value) -> str:
-    assert value.name is not None  # torch's exporter names every value
-    return value.name
+    return value.name or ""  # torch's exporter names every value
 
 
 def _module_of(node: ir.Node, root: str) -> str:

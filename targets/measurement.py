@@ -91,7 +91,7 @@ class Measurement(_Frozen):
     sequence_length: int = Field(ge=1)
     num_cpus: int = Field(ge=1)
     load_time_ms: float = Field(ge=0)
-    """From a fresh process to a loaded model, the import of the runtime included."""
+    """Time to load the model in a fresh process, the import of the runtime's library included."""
     peak_memory_bytes: int = Field(ge=0)
     """Largest resident size of the whole process."""
     size_bytes: int = Field(ge=0)
@@ -221,7 +221,7 @@ def warm_up_until_stable(
     window: int = 5,
     tolerance: float = 0.05,
     min_s: float = 0.2,
-    max_s: float = 1.0,
+    max_s: float = 0.8,
 ) -> tuple[int, ...]:
     """Run until the times stop changing.
 

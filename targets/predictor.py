@@ -98,14 +98,10 @@ class Predictor:
         Raises:
             InputError: Something passed is not a string.
         """
-        return _tokenized(
-            self._tokenizer, texts, np.zeros(len(texts), dtype=np.int64), self.bundle
-        )
+        return _tokenized(self._tokenizer, texts, None, self.bundle)
 
 
-def tokenize(
-    bundle: Bundle, texts: Sequence[str], labels: NDArray[np.int64]
-) -> EvaluationPack:
+def tokenize(bundle: Bundle, texts: Sequence[str], labels: NDArray[np.int64]) -> EvaluationPack:
     """Turn labelled texts into the inputs of a bundle's model, without loading the model.
 
     Args:
@@ -120,7 +116,7 @@ def tokenize(
 
 
 def _tokenized(
-    tokenizer: Tokenizer, texts: Sequence[str], labels: NDArray[np.int64], bundle: Bundle
+    tokenizer: Tokenizer, texts: Sequence[str], labels: NDArray[np.int64] | None, bundle: Bundle
 ) -> EvaluationPack:
     _check_texts(texts)
     encodings = tokenizer.encode_batch(list(texts))
@@ -129,7 +125,7 @@ def _tokenized(
             IDS: [encoding.ids for encoding in encodings],
             "token_type_ids": [encoding.type_ids for encoding in encodings],
         },
-        labels,
+        np.zeros(len(texts), dtype=np.int64) if labels is None else labels,
         pad_token_id=bundle.manifest.preprocessing.pad_token_id,
     )
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import copy
-from typing import ClassVar
+from typing import ClassVar, cast
 
 from pydantic import Field
 
 from compressor.errors import PassError
-from compressor.model import Model, OnnxModel, TorchModel, tokenizer_files
+from compressor.model import Model, OnnxModel, TorchModel
 from compressor.passes.base import Pass, PassContext, PassResult
 from targets.base import Form
 
@@ -110,11 +110,11 @@ class Export(Pass):
         """See the base class."""
         from compressor.parity import measure_parity
 
-        assert isinstance(model, TorchModel)
-        assert isinstance(result.model, OnnxModel)
+        exported = cast("OnnxModel", result.model)
         difference = result.metrics["max_relative_difference"]
         if not difference <= self.tolerance:
-            parity = measure_parity(model, result.model.path, context.splits.validation.texts)
+            texts = context.splits.validation.texts
+            parity = measure_parity(cast("TorchModel", model), exported.path, texts)
             raise PassError(
                 "the ONNX model does not compute what the torch model computes",
                 where=parity.worst_case,
@@ -122,7 +122,7 @@ class Export(Pass):
                 f"{result.metrics['max_abs_difference']:.2g} in all",
                 fix=f"report the model, or allow it with tolerance above {self.tolerance:g}",
             )
-        _check_interface(result.model)
+        _check_interface(exported)
 
     def _usual_length(self, model: TorchModel, context: PassContext) -> int:
         from compressor.tasks import get_task
@@ -140,7 +140,6 @@ def _save_tokenizer(model: TorchModel, exported: OnnxModel) -> None:
     tokenizer.backend_tokenizer.no_padding()
     tokenizer.backend_tokenizer.no_truncation()
     tokenizer.save_pretrained(exported.folder)
-    assert tokenizer_files(exported.folder)
 
 
 def _num_nodes(exported: OnnxModel) -> int:

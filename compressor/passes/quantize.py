@@ -74,13 +74,19 @@ class Quantize(Pass):
 
     @model_validator(mode="after")
     def _settings_have_effect(self) -> Self:
+        # Defaults are let through: a report writes every setting out, and has to load again.
+        changed = {
+            name
+            for name, field in type(self).model_fields.items()
+            if getattr(self, name) != field.default
+        }
         for setting, methods in _METHODS_WITH.items():
-            if setting in self.model_fields_set and self.method not in methods:
+            if setting in changed and self.method not in methods:
                 raise ValueError(
                     f"{setting} has no effect with method {self.method}; "
                     f"it belongs to {', '.join(methods)}"
                 )
-        if "percentile" in self.model_fields_set and self.calibration != "percentile":
+        if "percentile" in changed and self.calibration != "percentile":
             raise ValueError(f"percentile has no effect with calibration {self.calibration}")
         return self
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, cast
 
 from pydantic import Field
 
@@ -67,11 +67,8 @@ class TrimVocabulary(Pass):
         from dataclasses import replace
 
         from compressor.embeddings import trim_embeddings
-        from compressor.vocabulary import (
-            changed_tokenization_rate,
-            trim_tokenizer,
-            unknown_token_rate,
-        )
+        from compressor.tokenizer_json import trim_tokenizer
+        from compressor.vocabulary import changed_tokenization_rate, unknown_token_rate
 
         kept = self._choose(model, context)
         trimmed = model.clone()
@@ -103,9 +100,7 @@ class TrimVocabulary(Pass):
         """See the base class. Covered text must get the same tokens, rows and logits."""
         from compressor.vocabulary import covered_texts, kept_tokens
 
-        before, after = model, result.model
-        assert before.form == "torch"
-        assert after.form == "torch"
+        before, after = cast("TorchModel", model), cast("TorchModel", result.model)
         kept = kept_tokens(before.tokenizer, after.tokenizer)
         _check_weights(before, after, kept)
         texts = [*context.splits.train.texts, *context.splits.validation.texts]

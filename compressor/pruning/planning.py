@@ -57,9 +57,9 @@ def plan_sizes(
         step = head_multiple(layer.num_heads, architecture.head_size, multiple)
         heads = kept_heads(layer.num_heads, ratios.heads, step=step)
         if heads == 0 and not at_least_one_head:
-            raise _no_head(number, layer, ratios.heads)
+            raise _no_head(number, layer, ratios.heads, step)
         width = kept_width(layer.ffn_width, ratios.ffn, multiple=multiple)
-        layers.append(LayerShape(num_heads=max(heads, 1), ffn_width=width))
+        layers.append(LayerShape(num_heads=max(heads, step), ffn_width=width))
     hidden = kept_width(architecture.hidden_size, ratios.hidden, multiple=multiple)
     if architecture.embedding_size == hidden != architecture.hidden_size:
         raise PassError(
@@ -71,8 +71,8 @@ def plan_sizes(
     return replace(architecture, layers=tuple(layers), hidden_size=hidden)
 
 
-def _no_head(number: int, layer: LayerShape, ratio: float) -> PassError:
-    largest = largest_head_ratio(layer.num_heads)
+def _no_head(number: int, layer: LayerShape, ratio: float, step: int) -> PassError:
+    largest = largest_head_ratio(layer.num_heads, step=step)
     return PassError(
         f"layer {number} has {layer.num_heads} heads, and pruning would leave none",
         where=f"layer {number}",

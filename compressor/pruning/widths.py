@@ -26,13 +26,14 @@ def kept_heads(num_heads: int, ratio: float, *, step: int = 1) -> int:
 
     The result may be 0: the caller refuses it.
     """
-    kept = _round(num_heads * (1 - ratio))
-    return min(num_heads, _round(kept / step) * step) if kept and ratio > 0 else kept
+    if ratio <= 0:
+        return num_heads
+    return min(num_heads // step, _round(num_heads * (1 - ratio) / step)) * step
 
 
-def largest_head_ratio(num_heads: int) -> float:
-    """The largest ratio that leaves one head, cut to three digits."""
-    return math.floor((1 - 1 / num_heads) * 1000) / 1000
+def largest_head_ratio(num_heads: int, *, step: int = 1) -> float:
+    """The largest ratio that leaves ``step`` heads, cut to three digits."""
+    return math.floor((1 - step / num_heads) * 1000) / 1000
 
 
 def kept_width(width: int, ratio: float, *, multiple: int) -> int:
@@ -43,7 +44,7 @@ def kept_width(width: int, ratio: float, *, multiple: int) -> int:
     if ratio <= 0:
         return width
     unit = multiple if width >= multiple else 1
-    return max(unit, min(width, _round(width * (1 - ratio) / unit) * unit))
+    return max(1, min(width // unit, _round(width * (1 - ratio) / unit))) * unit
 
 
 def step_ratio(ratio: float, step: int, num_steps: int) -> float:

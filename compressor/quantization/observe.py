@@ -63,10 +63,13 @@ def observe(
         path = Path(folder) / "observed.onnx"
         save_model(_with_outputs(model, names), path)
         session = create_session(path, threads=threads)
-        known = {value.name for value in session.get_inputs()}
+        inputs = {value.name for value in session.get_inputs()}
+        inner = [name for name in names if name not in inputs]
         for batch in batches:
-            feeds = {name: array for name, array in batch.items() if name in known}
-            for name, values in zip(names, session.run(names, feeds), strict=True):
+            feeds = {name: array for name, array in batch.items() if name in inputs}
+            seen_values = dict(zip(inner, session.run(inner, feeds), strict=True)) | feeds
+            for name in names:
+                values = seen_values[name]
                 _check_finite(name, values)
                 if name in result.histograms:
                     result.histograms[name] = result.histograms[name].add(values)

@@ -47,7 +47,7 @@ def smooth(
     for node in changed.graph.node:
         if node.name not in exclude and graph.is_linear(node):
             groups.setdefault(node.input[0], []).append(node)
-    observed = observe(model, batches, channel_maxima=sorted(groups), threads=threads)
+    observed = observe(model, batches, channel_maxima=list(groups), threads=threads)
     before: dict[str, onnx.NodeProto] = {}
     for tensor, readers in groups.items():
         weights = [graph.weight(node.input[1]) for node in readers]

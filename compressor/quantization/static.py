@@ -90,7 +90,7 @@ def quantize_static(
         model = smooth(model, inputs, strength=smooth_quant, exclude=exclude, threads=threads)
     sites = _sites(Graph(model), exclude, activation_matmuls)
     observed = observe(
-        model, inputs, histograms=sorted({site.tensor for site in sites}), threads=threads
+        model, inputs, histograms=list(dict.fromkeys(site.tensor for site in sites)), threads=threads
     )
     thresholds = {
         name: _threshold(histogram, calibration, percentile)

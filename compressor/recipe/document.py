@@ -42,8 +42,8 @@ def read_document(path: Path) -> dict[str, Any]:
         RecipeError: It is not valid YAML, no mapping, or too large.
     """
     try:
-        text = path.read_text(encoding="utf-8")
-        document = _unshared(yaml.load(text, _UniqueKeyLoader))  # noqa: S506  (a SafeLoader)
+        with path.open(encoding="utf-8") as stream:
+            document = _unshared(yaml.load(stream, _UniqueKeyLoader))  # noqa: S506  (a SafeLoader)
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         problem = Problem(
             "the file is not valid YAML",

@@ -74,9 +74,7 @@ def render_html(report: Report) -> str:
         latency=[latency_chart(report, width) for width in (WIDE, NARROW)],
         sizes=[size_chart(report, width) for width in (WIDE, NARROW)],
         curves=training_curves(report),
-        recipe=_yaml(report.recipe),
-        budget=_yaml(report.budget),
-        data=_yaml(report.data),
+        **{name: _yaml(values) for name, values in _provenance(report).items()},
     )
 
 
@@ -89,6 +87,11 @@ def _source(environment: Environment, name: str) -> Markup:
 def _hash(text: str) -> str:
     digest = hashlib.sha256(text.encode()).digest()
     return f"'sha256-{base64.b64encode(digest).decode()}'"
+
+
+def _provenance(report: Report) -> dict[str, dict[str, object]]:
+    """Recipe, budget and data as JSON values, which YAML can write whatever they were."""
+    return report.model_dump(mode="json", include={"recipe", "budget", "data"})
 
 
 def _yaml(values: dict[str, object]) -> str:

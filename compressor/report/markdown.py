@@ -126,14 +126,13 @@ def _result(text: RowText) -> tuple[str, ...]:
 
 def _missed(report: Report) -> list[str]:
     missed = [text for text in row_texts(report) if text.mark == "missed"]
-    lines = [f"#{text.number} {_name(text)}: {'; '.join(text.row.unmet)}" for text in missed]
+    lines = [f"{_name(text)}: {'; '.join(text.row.unmet)}" for text in missed]
     return ["### Missed the budget", _bullets(lines)] if lines else []
 
 
 def _absent(report: Report) -> list[str]:
     lines = [
-        f"{', '.join(f'#{text.number} {_name(text)}' for text in group)}: "
-        f"{group[0].state}: {group[0].reason}"
+        f"{', '.join(_name(text) for text in group)}: {group[0].state}: {group[0].reason}"
         for group in absent_groups(report)
     ]
     return ["### Not measured here", _bullets(lines)] if lines else []
@@ -175,8 +174,8 @@ def _provenance(report: Report) -> list[str]:
         ("took", duration_text(report.duration_s)),
         ("seed", str(report.seed)),
     ]
-    recipe = {"recipe": report.recipe, "budget": report.budget, "data": report.data}
-    notes = [f"#{t.number} {_name(t)}: {note}" for t in row_texts(report) for note in t.row.notes]
+    recipe = report.model_dump(mode="json", include={"recipe", "budget", "data"})
+    notes = [f"{_name(t)}: {note}" for t in row_texts(report) for note in t.row.notes]
     return [
         "## How it was measured",
         *([_bullets(how_measured(report))] if how_measured(report) else ["Nothing was measured."]),
@@ -189,7 +188,10 @@ def _provenance(report: Report) -> list[str]:
 
 
 def _name(text: RowText) -> str:
-    return f"{one_line(text.row.variant)} on {text.target} ({text.row.precision})"
+    # Not "#5": where this is pasted into a ticket, that would link to another ticket.
+    return (
+        f"row {text.number}, {one_line(text.row.variant)} on {text.target} ({text.row.precision})"
+    )
 
 
 def _with(value: str, more: str) -> str:

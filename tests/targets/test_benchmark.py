@@ -89,15 +89,20 @@ def test_failure_to_load_is_a_row_and_the_others_go_on(make_bundle: MakeBundle) 
 
 
 def test_crash_in_the_rounds_is_a_row_and_the_others_go_on(make_bundle: MakeBundle) -> None:
+    # The warm-up ends before 45 runs of 20 ms, and 30 rounds make more of them.
+    settings = QUICK.model_copy(update={"batch_sizes": (1,), "rounds": 30})
     results = benchmark(
         {
-            "bad": BenchmarkCase(make_bundle("bad", delay_ms=5, fault="crash@60")),
+            "bad": BenchmarkCase(make_bundle("bad", delay_ms=20, fault="crash@45")),
             "good": BenchmarkCase(make_bundle("good")),
         },
-        QUICK,
+        settings,
     )
-    assert "SIGSEGV" in failed(results["bad"], TWO).error.what
-    assert len(measured(results["good"], TWO).rounds) == 3
+    assert results["bad"].measurements == ()
+    (failure,) = results["bad"].failures
+    assert (failure.error.where, failure.shape) == ("command round", ONE)
+    assert "SIGSEGV" in failure.error.what
+    assert len(measured(results["good"]).rounds) == 30
 
 
 def test_shape_that_fails_leaves_the_other_shapes(make_bundle: MakeBundle) -> None:

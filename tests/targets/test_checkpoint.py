@@ -146,7 +146,7 @@ def test_a_trimmed_vocabulary_stays_plain(tmp_path: Path) -> None:
     assert_equal(module, load_module(tmp_path, TASK))
 
 
-def test_half_the_heads_and_half_the_stream_fit_a_plain_config(tmp_path: Path) -> None:
+def test_a_stream_as_wide_as_its_heads_comes_back_with_the_right_head_size(tmp_path: Path) -> None:
     module = keep_units(make(), Kept([(0, 1)] * 3, [range(64)] * 3, range(16)), INPUTS)
     save_module(module, tmp_path)
     assert_equal(module, load_module(tmp_path, TASK))
@@ -229,7 +229,7 @@ def test_code_in_a_checkpoint_is_not_run(tmp_path: Path) -> None:
 def test_a_missing_manifest_is_named(tmp_path: Path, pruned: nn.Module) -> None:
     save_module(pruned, tmp_path)
     (tmp_path / "shapes.json").unlink()
-    with pytest.raises(CheckpointError, match="needs its shapes.json") as error:
+    with pytest.raises(CheckpointError, match=r"needs its shapes\.json") as error:
         load_module(tmp_path, TASK)
     assert "do not belong together" in error.value.what
 

@@ -16,7 +16,7 @@ import targets
 from targets import Bundle, Manifest, Predictor, Signature, Source, TensorSpec
 from targets.bundle import SCHEMA_VERSION, Preprocessing
 from targets.errors import BundleError, InputError
-from targets.predictor import predict_lines, softmax
+from targets.predictor import predict_lines, softmax, tokenize
 
 TEXTS = ["w1 w2", "w3", "w4 w5 w6 w7 w8", "", "unseen w1", " ".join(["w9"] * 40), "w1 w2"]
 LABELS = ("negative", "neutral", "positive")
@@ -143,6 +143,14 @@ def test_padding_in_the_tokenizer_file_is_not_used(bundle: Bundle) -> None:
     tokenizer.save(str(path))
     with Predictor(bundle) as predictor:
         assert predictor.tokenize(["w1", "w1 w2"]).lengths.tolist() == [3, 4]
+
+
+def test_labelled_texts_become_a_pack_without_loading_the_model(bundle: Bundle) -> None:
+    pack = tokenize(bundle, ["w1", "w1 w2"], np.array([2, 0]))
+    assert pack.labels.tolist() == [2, 0]
+    assert pack.lengths.tolist() == [3, 4]
+    with pytest.raises(InputError, match="labels do not fit"):
+        tokenize(bundle, ["w1", "w1 w2"], np.array([2]))
 
 
 def test_no_texts_give_no_predictions(bundle: Bundle) -> None:

@@ -10,8 +10,6 @@ import pytest
 from compressor.report.html import render_html
 from compressor.report.summary import row_texts
 
-VOID = {"meta", "path"}
-
 
 class Page(HTMLParser):
     """Checks nesting, and collects what a test wants to see."""

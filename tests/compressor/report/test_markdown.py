@@ -67,6 +67,11 @@ def test_the_recipe_can_be_read_back_whatever_fences_it_holds(report):
     assert yaml.safe_load(body)["recipe"] == report.recipe
 
 
+def test_settings_of_any_type_are_written(report, tmp_path):
+    recipe = {"model": tmp_path, "targets": ("openvino",)}
+    assert str(tmp_path) in render_markdown(report.model_copy(update={"recipe": recipe}))
+
+
 def test_nothing_measured_is_said(unmeasured_report):
     text = render_markdown(unmeasured_report)
     assert "No candidate could be measured." in text

@@ -1,0 +1,268 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pydantic import ValidationError
+
+from compressor.architecture import Architecture, LayerShape
+from compressor.data import Splits
+from compressor.errors import PassError
+from compressor.model import TorchModel
+from compressor.passes.base import PassContext, PassResult
+from compressor.passes.prune import Prune
+from compressor.training import distillation
+from compressor.training.settings import DistillSettings
+
+MakeModel = Callable[..., TorchModel]
+RECOVERY = DistillSettings(epochs=1, batch_size=32, augmentation=0.0, augmentation_copies=None)
+
+
+@pytest.fixture
+def model(word_model: MakeModel) -> TorchModel:
+    return word_model()
+
+
+@pytest.fixture
+def context(model: TorchModel, word_splits: Splits, tmp_path: Path) -> PassContext:
+    return PassContext(word_splits, load_original=lambda: model.clone(), seed=3, folder=tmp_path)
+
+
+def state(model: TorchModel) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in model.module.state_dict().items()}
+
+
+def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
+    return first.keys() == second.keys() and all(
+        torch.equal(first[name], second[name]) for name in first
+    )
+
+
+def run(step: Prune, model: TorchModel, context: PassContext) -> PassResult:
+    step.requires(model, context)
+    result = step.run(model, context)
+    step.ensures(model, result, context)
+    return result
+
+
+@pytest.mark.parametrize("settings", [{}, {"heads": 0.0}, {"heads": 0.0, "ffn": 0.0}])
+def test_pruning_nothing_is_an_error(settings: dict[str, float]) -> None:
+    with pytest.raises(ValidationError, match="nothing to prune: set ratio, or heads"):
+        Prune(**settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"ratio": 0.5, "heads": 0.5, "ffn": 0.5}, "ratio has no effect"),
+        ({"ratio": 0.5, "importance": "magnitude", "examples": 64}, "examples has no effect"),
+        ({"ratio": 1.0}, "less than 1"),
+        ({"ratio": 0.0}, "greater than 0"),
+        ({"ratio": 0.5, "steps": 0}, "greater than or equal to 1"),
+        ({"ratio": 0.5, "importance": "hessian"}, "'taylor', 'magnitude' or 'random'"),
+        ({"ratio": 0.5, "ration": 0.5}, "Extra inputs"),
+    ],
+)
+def test_settings_without_effect_or_out_of_range_are_refused(
+    settings: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValidationError, match=message):
+        Prune(**settings)
+
+
+def test_ratio_stands_for_heads_and_ffn_unless_they_are_given() -> None:
+    assert Prune(ratio=0.3) != Prune(ratio=0.5)
+    assert (Prune(ratio=0.3).ratios.heads, Prune(ratio=0.3).ratios.ffn) == (0.3, 0.3)
+    mixed = Prune(ratio=0.3, heads=0.0).ratios
+    assert (mixed.heads, mixed.ffn, mixed.hidden) == (0.0, 0.3, 0.0)
+
+
+def test_settings_survive_a_round_trip() -> None:
+    step = Prune(ratio=0.5, importance="magnitude", steps=3, recovery=RECOVERY)
+    assert Prune.model_validate(step.settings()) == step
+
+
+def test_planning_imports_no_torch() -> None:
+    code = "import sys, compressor.passes.prune, compressor.passes.drop_layers as d\n"
+    code += "sys.exit(any(n in sys.modules for n in ('torch', 'transformers', 'torch_pruning')))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_the_plan_names_the_layer_that_would_lose_all_heads(model: TorchModel) -> None:
+    architecture = Architecture.of(model.module)
+    with pytest.raises(PassError, match="layer 0 has 4 heads") as error:
+        Prune(heads=0.9).plan(architecture)
+    assert error.value.fix == "use at most 0.75"
+    Prune(heads=0.75).plan(architecture)
+
+
+@pytest.mark.parametrize("importance", ["taylor", "magnitude", "random"])
+def test_the_result_has_the_planned_sizes(
+    model: TorchModel, context: PassContext, importance: Any
+) -> None:
+    step = Prune(ratio=0.5, hidden=0.25, importance=importance)
+    result = run(step, model, context)
+    planned = step.plan(Architecture.of(model.module))
+    assert planned.layers == (LayerShape(2, 32),) * 2
+    assert planned.hidden_size == 24
+    assert Architecture.of(result.model.module) == planned
+    metrics = result.metrics
+    assert metrics["num_parameters_before"] == model.num_parameters
+    assert metrics["num_parameters_after"] == result.model.num_parameters
+    assert (metrics["num_heads_before"], metrics["num_heads_after"]) == (8, 4)
+    assert (metrics["num_ffn_neurons_before"], metrics["num_ffn_neurons_after"]) == (128, 64)
+    assert (metrics["hidden_size_before"], metrics["hidden_size_after"]) == (32, 24)
+
+
+def test_layers_that_compete_share_out_the_planned_totals(
+    model: TorchModel, context: PassContext
+) -> None:
+    layer = model.module.bert.encoder.layer[0]
+    with torch.no_grad():  # what a layer without output computes does not matter
+        layer.attention.output.dense.weight.zero_()
+        layer.output.dense.weight.zero_()
+    result = run(Prune(ratio=0.5, scope="global"), model, context)
+    layers = Architecture.of(result.model.module).layers
+    assert layers == (LayerShape(1, 8), LayerShape(3, 56))
+
+
+def test_the_result_reloads_bit_equal(
+    model: TorchModel, context: PassContext, tmp_path: Path
+) -> None:
+    result = run(Prune(ratio=0.5, scope="global"), model, context)
+    result.model.save(tmp_path / "saved")
+    loaded = TorchModel.load(tmp_path / "saved")
+    assert same(state(result.model), state(loaded))
+    assert Architecture.read(tmp_path / "saved") == Architecture.of(result.model.module)
+
+
+@pytest.mark.parametrize("importance", ["taylor", "random"])
+def test_the_input_stays_untouched_and_the_result_repeats(
+    model: TorchModel, context: PassContext, importance: Any
+) -> None:
+    before, config = state(model), model.module.config.to_dict()
+    step = Prune(ratio=0.5, importance=importance)
+    first, again = run(step, model, context), run(step, model, context)
+    assert same(before, state(model))
+    assert model.module.config.to_dict() == config
+    assert same(state(first.model), state(again.model))
+
+
+def test_another_seed_chooses_other_units_at_random(
+    model: TorchModel, context: PassContext
+) -> None:
+    step = Prune(ratio=0.5, importance="random")
+    other = run(step, model, replace(context, seed=4))
+    assert not same(state(run(step, model, context).model), state(other.model))
+
+
+def test_rounding_is_noted(model: TorchModel, context: PassContext) -> None:
+    result = run(Prune(ratio=0.4), model, context)
+    assert result.notes == (
+        "2 layers x 4 heads x 64 FFN, hidden 32, vocabulary 29 -> "
+        "2 layers x 2 heads x 40 FFN, hidden 32, vocabulary 29",
+        "heads: 50.0% removed instead of 40.0%, rounded to whole heads and multiples of 8",
+        "feed-forward neurons: 37.5% removed instead of 40.0%, "
+        "rounded to whole heads and multiples of 8",
+    )
+    assert len(run(Prune(ratio=0.5), model, context).notes) == 1
+
+
+def test_widths_are_rounded_to_what_the_targets_run_best(
+    model: TorchModel, context: PassContext
+) -> None:
+    result = run(Prune(ffn=0.4), model, replace(context, width_multiple=32))
+    assert Architecture.of(result.model.module).layers == (LayerShape(4, 32),) * 2
+
+
+def test_steps_end_at_the_planned_sizes(model: TorchModel, context: PassContext) -> None:
+    reported: list[float] = []
+    telling = replace(context, progress=lambda fraction, line: reported.append(fraction))
+    step = Prune(ratio=0.75, steps=3)
+    result = run(step, model, telling)
+    assert Architecture.of(result.model.module) == step.plan(Architecture.of(model.module))
+    assert reported == sorted(reported)
+    assert reported[-1] == pytest.approx(1.0)
+
+
+def test_a_model_of_another_kind_is_refused(model: TorchModel, context: PassContext) -> None:
+    other = replace(model, module=torch.nn.Linear(2, 2))
+    with pytest.raises(PassError, match="no BERT-like encoder"):
+        Prune(ratio=0.5).requires(other, context)
+
+
+def test_outputs_that_are_not_finite_break_the_promise(
+    model: TorchModel, context: PassContext
+) -> None:
+    step = Prune(ratio=0.5)
+    result = step.run(model, context)
+    result.model.module.classifier.bias.data[0] = float("nan")
+    with pytest.raises(PassError, match="not finite"):
+        step.ensures(model, result, context)
+
+
+def test_other_sizes_than_planned_break_the_promise(
+    model: TorchModel, context: PassContext
+) -> None:
+    result = PassResult(model)
+    for scope in ("layer", "global"):
+        with pytest.raises(PassError, match="did not reach the planned sizes"):
+            Prune(ratio=0.5, scope=scope).ensures(model, result, context)
+
+
+def test_recovery_brings_the_pruned_model_nearer_to_the_original(
+    model: TorchModel, context: PassContext
+) -> None:
+    settings = RECOVERY.model_copy(update={"epochs": 4, "learning_rate": 2e-3})
+    cut = run(Prune(ratio=0.5), model, context)
+    result = run(Prune(ratio=0.5, steps=2, recovery=settings), model, context)
+    ids = torch.tensor([[2, 5, 9, 12, 3], [2, 7, 15, 20, 3]])
+    with torch.inference_mode():
+        wanted, without, recovered = (
+            each.module(input_ids=ids).logits for each in (model, cut.model, result.model)
+        )
+    assert (recovered - wanted).square().mean() < 0.7 * (without - wanted).square().mean()
+    assert {entry["prune_step"] for entry in result.history} == {1, 2}
+
+
+class Interrupted(Exception):
+    pass
+
+
+def test_finished_steps_are_not_redone_after_an_interruption(
+    model: TorchModel, context: PassContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[Path] = []
+    broken = True
+    genuine = distillation.distill
+
+    def distill(*args: Any, folder: Path, **kwargs: Any) -> Any:
+        calls.append(folder)
+        if broken and len(calls) == 3:
+            raise Interrupted
+        return genuine(*args, folder=folder, **kwargs)
+
+    monkeypatch.setattr(distillation, "distill", distill)
+    step = Prune(ratio=0.75, steps=3, recovery=RECOVERY)
+    with pytest.raises(Interrupted):
+        step.run(model, context)
+    broken = False
+    resumed = step.run(model, context)
+    names = [folder.relative_to(context.folder).parts[0] for folder in calls]
+    assert names == ["step-1", "step-2", "step-3", "step-3"]
+    whole = step.run(model, replace(context, folder=context.folder / "anew"))
+    assert same(state(resumed.model), state(whole.model))
+    assert resumed.history == whole.history
+
+
+def test_a_step_that_was_half_written_is_made_anew(model: TorchModel, context: PassContext) -> None:
+    unfinished = context.folder / "step-1" / "unfinished"
+    unfinished.mkdir(parents=True)
+    (unfinished / "config.json").write_text("{")
+    run(Prune(ratio=0.5, recovery=RECOVERY), model, context)

@@ -1,0 +1,110 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from transformers import (
+    AutoModelForSequenceClassification,
+    BertConfig,
+    DistilBertConfig,
+    ElectraConfig,
+    RobertaConfig,
+)
+
+from compressor.architecture import Architecture, LayerShape
+from compressor.errors import CheckpointError
+from compressor.pruning.slicing import Kept, keep_units
+from targets.checkpoint import save_module
+
+SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+SMALL = {"vocab_size": 50, "num_labels": 3, "max_position_embeddings": 20, "pad_token_id": 1}
+CONFIGS: dict[str, Callable[[], object]] = {
+    "bert": lambda: BertConfig(**SIZES, **SMALL, intermediate_size=64),
+    "roberta": lambda: RobertaConfig(**SIZES, **SMALL, intermediate_size=64, type_vocab_size=1),
+    "electra": lambda: ElectraConfig(**SIZES, **SMALL, intermediate_size=64, embedding_size=16),
+    "distilbert": lambda: DistilBertConfig(dim=32, n_layers=2, n_heads=4, hidden_dim=64, **SMALL),
+}
+INPUTS = {"input_ids": torch.tensor([[5, 9, 30], [6, 40, 3]])}
+
+
+def make(family: str) -> nn.Module:
+    return AutoModelForSequenceClassification.from_config(CONFIGS[family]()).eval()
+
+
+@pytest.mark.parametrize("family", CONFIGS)
+def test_sizes_are_read_from_the_config(tmp_path: Path, family: str) -> None:
+    module = make(family)
+    save_module(module, tmp_path)
+    read = Architecture.read(tmp_path)
+    assert read == Architecture.of(module)
+    assert read.layers == (LayerShape(4, 64),) * 2
+    assert (read.family, read.head_size, read.hidden_size) == (family, 8, 32)
+    assert (read.vocabulary_size, read.num_labels) == (50, 3)
+    assert read.max_positions == (18 if family == "roberta" else 20)
+
+
+@pytest.mark.parametrize("family", CONFIGS)
+def test_the_longest_input_is_one_that_the_model_takes(family: str) -> None:
+    module = make(family)
+    limit = Architecture.of(module).max_positions
+    ids = torch.full((1, limit + 1), 7)
+    assert torch.isfinite(module(input_ids=ids[:, :limit]).logits).all()
+    with pytest.raises((IndexError, RuntimeError)):
+        module(input_ids=ids)
+
+
+@pytest.mark.parametrize("family", CONFIGS)
+def test_parameters_are_counted_exactly_also_of_unlike_layers(family: str) -> None:
+    module = make(family)
+    pruned = keep_units(module, Kept([(0, 3), (1,)], [range(8), range(24)]), INPUTS)
+    for each in (module, pruned):
+        counted = sum(parameter.numel() for parameter in each.parameters())
+        assert Architecture.of(each).num_parameters == counted
+
+
+def test_a_pruned_checkpoint_tells_its_real_sizes(tmp_path: Path) -> None:
+    kept = Kept([(0, 3), (1,)], [range(8), range(24)], range(24))
+    module = keep_units(make("bert"), kept, INPUTS)
+    save_module(module, tmp_path)
+    read = Architecture.read(tmp_path)
+    assert read == Architecture.of(module)
+    assert read.layers == (LayerShape(2, 8), LayerShape(1, 24))
+    assert (read.head_size, read.hidden_size) == (8, 24)
+    assert read.describe() == "2 layers x 1-2 heads x 8-24 FFN, hidden 24, vocabulary 50"
+    counted = sum(parameter.numel() for parameter in module.parameters())
+    assert read.num_parameters == pytest.approx(counted, rel=0.05)
+
+
+def test_two_labels_are_what_a_config_without_labels_means(tmp_path: Path) -> None:
+    save_module(make("bert"), tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    del config["id2label"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert Architecture.read(tmp_path).num_labels == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [({"num_attention_heads": 0}, "num_attention_heads"), ({"hidden_size": None}, "hidden_size")],
+)
+def test_the_config_of_another_kind_of_model_is_refused(
+    tmp_path: Path, change: dict[str, object], named: str
+) -> None:
+    save_module(make("bert"), tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text()) | change
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match="not that of a transformer encoder") as error:
+        Architecture.read(tmp_path)
+    assert named in str(error.value.given)
+
+
+@pytest.mark.parametrize("text", [None, "{", "[]"])
+def test_an_unreadable_config_is_named(tmp_path: Path, text: str | None) -> None:
+    if text is not None:
+        (tmp_path / "config.json").write_text(text)
+    with pytest.raises(CheckpointError, match=r"config\.json"):
+        Architecture.read(tmp_path)

@@ -1,0 +1,131 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import BertForMaskedLM, BertModel
+
+from compressor.checkpoint import check_checkpoint, check_weights
+from compressor.errors import CheckpointError
+from compressor.model import TorchModel
+from compressor.tasks import get_task
+
+HEAD = "ForSequenceClassification"
+MakeModel = Callable[..., TorchModel]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, word_model: MakeModel) -> Path:
+    word_model().save(tmp_path)
+    return tmp_path
+
+
+def test_a_good_checkpoint_passes_and_loads(folder: Path) -> None:
+    check_checkpoint(folder, head=HEAD)
+    assert get_task("text-classification").load_checkpoint(folder).labels[0] == "person"
+
+
+def test_a_missing_folder_is_named(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="the checkpoint does not exist") as error:
+        check_checkpoint(tmp_path / "nowhere", head=HEAD)
+    assert error.value.where == str(tmp_path / "nowhere")
+
+
+def test_a_file_is_not_a_checkpoint(folder: Path) -> None:
+    with pytest.raises(CheckpointError, match="this is not a folder"):
+        check_checkpoint(folder / "model.safetensors", head=HEAD)
+
+
+def test_a_folder_without_config_is_named(folder: Path) -> None:
+    (folder / "config.json").unlink()
+    with pytest.raises(CheckpointError, match=r"it has no config\.json"):
+        check_checkpoint(folder, head=HEAD)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"), [("{", "cannot be read"), ("[1]", "not a JSON object")]
+)
+def test_a_broken_config_is_named(folder: Path, text: str, message: str) -> None:
+    (folder / "config.json").write_text(text)
+    with pytest.raises(CheckpointError, match=message):
+        check_checkpoint(folder, head=HEAD)
+
+
+def test_pickled_weights_are_refused_with_the_way_to_convert_them(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    torch.save({}, folder / "pytorch_model.bin")
+    with pytest.raises(CheckpointError, match="runs whatever code it holds") as error:
+        check_checkpoint(folder, head=HEAD)
+    assert "save_pretrained" in str(error.value.fix)
+    assert str(folder) in str(error.value.fix)
+
+
+def test_a_pickle_beside_safetensors_does_no_harm(folder: Path) -> None:
+    torch.save({}, folder / "pytorch_model.bin")
+    check_checkpoint(folder, head=HEAD)
+
+
+def test_a_checkpoint_without_weights_is_named(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match="has no weights"):
+        check_checkpoint(folder, head=HEAD)
+
+
+@pytest.mark.parametrize("kind", [BertForMaskedLM, BertModel])
+def test_another_head_is_told_to_fine_tune_first(
+    tmp_path: Path, word_model: MakeModel, kind: type[BertModel]
+) -> None:
+    kind(word_model().module.config).save_pretrained(tmp_path)
+    with pytest.raises(CheckpointError, match="no head for this task") as error:
+        check_checkpoint(tmp_path, head=HEAD)
+    assert error.value.given == kind.__name__
+    assert error.value.fix == "fine-tune first: compressor finetune"
+
+
+def test_a_config_that_names_no_class_is_told_to_fine_tune_first(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    del config["architectures"]
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match="no head for this task"):
+        check_checkpoint(folder, head=HEAD)
+
+
+@pytest.mark.parametrize("keep", [0, 5, 200, -10])
+def test_truncated_weights_are_named(folder: Path, keep: int) -> None:
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(CheckpointError, match="truncated") as error:
+        check_checkpoint(folder, head=HEAD)
+    assert error.value.where == str(path)
+
+
+def test_sharded_weights_pass_unless_one_is_missing(tmp_path: Path, word_model: MakeModel) -> None:
+    word_model().module.save_pretrained(tmp_path, max_shard_size="20KB")
+    check_checkpoint(tmp_path, head=HEAD)
+    next(tmp_path.glob("model-00001-*")).unlink()
+    with pytest.raises(CheckpointError, match="lacks some of its weight files") as error:
+        check_checkpoint(tmp_path, head=HEAD)
+    assert "model-00001-" in str(error.value.given)
+
+
+def test_a_broken_index_is_named(tmp_path: Path, word_model: MakeModel) -> None:
+    word_model().module.save_pretrained(tmp_path, max_shard_size="20KB")
+    (tmp_path / "model.safetensors.index.json").write_text('{"weight_map": 3}')
+    with pytest.raises(CheckpointError, match="index of the weights cannot be read"):
+        check_checkpoint(tmp_path, head=HEAD)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_named(
+    tmp_path: Path, word_model: MakeModel, value: float
+) -> None:
+    module = word_model().module
+    check_weights(module, tmp_path)
+    module.classifier.weight.data[0, 0] = value
+    module.bert.pooler.dense.bias.data[2] = value
+    with pytest.raises(CheckpointError, match="NaN or infinite") as error:
+        check_weights(module, tmp_path)
+    assert error.value.given == "bert.pooler.dense.bias, classifier.weight"

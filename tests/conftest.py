@@ -1,0 +1,141 @@
+"""A small transformer written straight in ONNX: no torch, no export, ready in milliseconds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from targets.signature import Arrays, Signature, TensorSpec
+
+VOCABULARY, WIDTH, HEADS, HIDDEN, LABELS = 700, 32, 2, 64, 3
+
+
+@pytest.fixture(scope="session")
+def encoder_signature() -> Signature:
+    free = ("batch", "sequence")
+    return Signature(
+        inputs=tuple(
+            TensorSpec(name=name, dtype="int64", shape=free)
+            for name in ("input_ids", "attention_mask")
+        ),
+        outputs=(TensorSpec(name="logits", dtype="float32", shape=("batch", LABELS)),),
+    )
+
+
+@pytest.fixture
+def make_encoder() -> Callable[..., Any]:
+    """Build the model; ``outliers`` scales some channels of the activations up."""
+    return _make_encoder
+
+
+@pytest.fixture
+def encoder_path(tmp_path: Path) -> Path:
+    import onnx
+
+    path = tmp_path / "encoder.onnx"
+    onnx.save(_make_encoder(), path)
+    return path
+
+
+@pytest.fixture
+def make_feeds() -> Callable[..., Arrays]:
+    """Token ids of sequences of different lengths, padded to the longest."""
+
+    def make(batch: int = 4, sequence: int = 12, *, seed: int = 0) -> Arrays:
+        generator = np.random.default_rng(seed)
+        lengths = generator.integers(2, sequence, batch)
+        lengths[0] = sequence
+        mask = (np.arange(sequence) < lengths[:, None]).astype(np.int64)
+        return {
+            "input_ids": generator.integers(1, VOCABULARY, (batch, sequence)) * mask,
+            "attention_mask": mask,
+        }
+
+    return make
+
+
+def _make_encoder(*, outliers: float = 1.0, seed: int = 0) -> Any:
+    from onnx import TensorProto, checker, helper, numpy_helper
+
+    generator = np.random.default_rng(seed)
+    nodes: list[Any] = []
+    constants: list[Any] = []
+
+    def constant(name: str, value: Any) -> str:
+        constants.append(numpy_helper.from_array(np.asarray(value), name))
+        return name
+
+    def weight(name: str, *shape: int) -> str:
+        return constant(name, generator.normal(0, shape[0] ** -0.5, shape).astype(np.float32))
+
+    def add(kind: str, *inputs: str, name: str, **attributes: Any) -> str:
+        nodes.append(helper.make_node(kind, list(inputs), [f"{name}_out"], name=name, **attributes))
+        return f"{name}_out"
+
+    def linear(tensor: str, name: str, fan_in: int, fan_out: int) -> str:
+        product = add("MatMul", tensor, weight(f"{name}_weight", fan_in, fan_out), name=name)
+        bias = constant(f"{name}_bias", generator.normal(0, 0.1, fan_out).astype(np.float32))
+        return add("Add", product, bias, name=f"{name}_add")
+
+    def norm(tensor: str, name: str) -> str:
+        gain = np.ones(WIDTH, np.float32)
+        gain[:2] = outliers
+        scale = constant(f"{name}_scale", gain)
+        shift = constant(f"{name}_shift", np.full(WIDTH, 0.1, np.float32))
+        return add("LayerNormalization", tensor, scale, shift, name=name, axis=-1)
+
+    def heads(tensor: str, name: str, order: list[int]) -> str:
+        split = add("Reshape", tensor, "head_shape", name=f"{name}_split")
+        return add("Transpose", split, name=f"{name}_heads", perm=order)
+
+    constant("head_shape", np.array([0, 0, HEADS, WIDTH // HEADS], np.int64))
+    table = constant("table", generator.normal(0, 1, (VOCABULARY, WIDTH)).astype(np.float32))
+    hidden = norm(add("Gather", table, "input_ids", name="embed", axis=0), "norm0")
+    query = heads(linear(hidden, "query", WIDTH, WIDTH), "query", [0, 2, 1, 3])
+    key = heads(linear(hidden, "key", WIDTH, WIDTH), "key", [0, 2, 3, 1])
+    value = heads(linear(hidden, "value", WIDTH, WIDTH), "value", [0, 2, 1, 3])
+    mask = add("Cast", "attention_mask", name="mask_float", to=TensorProto.FLOAT)
+    mask = add("Sub", mask, constant("one", np.float32(1)), name="mask_minus_one")
+    mask = add("Mul", mask, constant("large", np.float32(1e9)), name="mask_large")
+    mask = add("Unsqueeze", mask, constant("axes", np.array([1, 2], np.int64)), name="mask_4d")
+    scores = add("MatMul", query, key, name="scores")
+    scores = add("Add", scores, mask, name="masked")
+    mixed = add("MatMul", add("Softmax", scores, name="softmax", axis=-1), value, name="mixed")
+    mixed = add("Transpose", mixed, name="merge", perm=[0, 2, 1, 3])
+    mixed = add(
+        "Reshape", mixed, constant("flat", np.array([0, 0, WIDTH], np.int64)), name="flatten"
+    )
+    hidden = norm(add("Add", hidden, linear(mixed, "output", WIDTH, WIDTH), name="residual"), "n1")
+    wide = add("Relu", linear(hidden, "up", WIDTH, HIDDEN), name="relu")
+    down = linear(wide, "down", HIDDEN, WIDTH)
+    hidden = norm(add("Add", hidden, down, name="residual2"), "norm2")
+    first = add("Gather", hidden, constant("zero", np.int64(0)), name="first", axis=1)
+    weight("classifier_weight", LABELS, WIDTH)
+    constant("classifier_bias", np.zeros(LABELS, np.float32))
+    nodes.append(
+        helper.make_node(
+            "Gemm",
+            [first, "classifier_weight", "classifier_bias"],
+            ["logits"],
+            name="classifier",
+            transB=1,
+        )
+    )
+    shape = ["batch", "sequence"]
+    graph = helper.make_graph(
+        nodes,
+        "encoder",
+        [
+            helper.make_tensor_value_info(name, TensorProto.INT64, shape)
+            for name in ("input_ids", "attention_mask")
+        ],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", LABELS])],
+        constants,
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    checker.check_model(model)
+    return model
