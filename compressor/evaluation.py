@@ -54,7 +54,8 @@ def wilson_interval(hits: int, count: int, z: float = Z_95) -> tuple[float, floa
     center = share + z * z / (2 * count)
     spread = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
     scale = 1 + z * z / count
-    return max(0.0, (center - spread) / scale), min(1.0, (center + spread) / scale)
+    low, high = (center - spread) / scale, (center + spread) / scale
+    return max(0.0, min(low, share)), min(1.0, max(high, share))  # rounding must not leave it out
 
 
 def paired_interval(lost: int, gained: int, count: int, z: float = Z_95) -> tuple[float, float]:

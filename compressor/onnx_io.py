@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import heapq
+import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -20,11 +22,13 @@ __all__ = [
     "DATA_SUFFIX",
     "Graph",
     "copy_model",
+    "infer_shapes",
     "load_model",
     "node_types",
     "prune_unused",
     "save_model",
     "set_opset",
+    "sort_nodes",
     "weights_size_bytes",
 ]
 
@@ -102,6 +106,42 @@ def set_opset(model: onnx.ModelProto, version: int) -> onnx.ModelProto:
     if current >= version:
         return model
     return onnx.version_converter.convert_version(model, version)
+
+
+def infer_shapes(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy with the types and shapes of inner values, whatever the model's size."""
+    if weights_size_bytes(model) <= SINGLE_FILE_LIMIT_BYTES:
+        return onnx.shape_inference.infer_shapes(model)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.onnx"
+        save_model(model, path)
+        onnx.shape_inference.infer_shapes_path(path, path)
+        return onnx.load(path)
+
+
+def sort_nodes(model: onnx.ModelProto) -> None:
+    """Bring the nodes of the main graph into topological order, in place; keep it where it is."""
+    graph = model.graph
+    made_by = {name: index for index, node in enumerate(graph.node) for name in node.output}
+    needs = [
+        {made_by[name] for name in _all_inputs(node) if name in made_by} for node in graph.node
+    ]
+    readers: list[list[int]] = [[] for _ in needs]
+    for index, before in enumerate(needs):
+        for producer in before:
+            readers[producer].append(index)
+    ready = [index for index, before in enumerate(needs) if not before]
+    order = []
+    while ready:  # a heap: of what is ready, what came first goes first
+        order.append(heapq.heappop(ready))
+        for reader in readers[order[-1]]:
+            needs[reader].discard(order[-1])
+            if not needs[reader]:
+                heapq.heappush(ready, reader)
+    if order != list(range(len(needs))):
+        nodes = [onnx.NodeProto.FromString(graph.node[i].SerializeToString()) for i in order]
+        del graph.node[:]
+        graph.node.extend(nodes)
 
 
 @dataclass

@@ -40,6 +40,7 @@ TokenIds = NDArray[np.int64]
 
 CHUNK = 4096  # texts that are tokenised at once: enough to use all cores, little memory
 _ASCII = tuple(chr(code) for code in range(0x21, 0x7F))
+_SPACE = "\u2581"  # stands for a space in SentencePiece's tokens
 
 
 def count_tokens(tokenizer: PreTrainedTokenizerFast, texts: Iterable[str]) -> TokenIds:
@@ -102,7 +103,7 @@ def safe_tokens(
     special += [] if unknown is None else [unknown]
     # Byte-level tokenizers spell every byte with one character: all of them are the alphabet.
     all_characters = all_characters or model["type"] == "BPE"
-    alphabet = set(_ASCII)
+    alphabet = {*_ASCII, _SPACE}
     for index in seen.tolist():
         alphabet.update(_without_prefix(names.get(index, ""), prefix))
     single = [
@@ -207,7 +208,7 @@ def _without_prefix(name: str, prefix: str) -> str:
     """The characters of a token without the mark of a continuation or of a space."""
     if prefix and name.startswith(prefix) and name != prefix:
         return name.removeprefix(prefix)
-    return name.removeprefix("\u2581") or name
+    return name.removeprefix(_SPACE) or name
 
 
 def _is_byte(name: str) -> bool:

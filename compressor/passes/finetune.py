@@ -33,11 +33,12 @@ class Finetune(Pass, FinetuneSettings):
         Raises:
             PassError: They do not.
         """
-        if len(model.labels) != len(context.splits.label_names):
+        if model.labels != context.splits.label_names:
             raise PassError(
-                "the model and the data do not have the same number of classes",
+                "the model and the data do not have the same classes",
                 where="pass finetune",
-                given=f"model {len(model.labels)}, data {len(context.splits.label_names)}",
+                given=f"model {', '.join(model.labels)}; "
+                f"data {', '.join(context.splits.label_names)}",
                 fix="give the model a fresh head: compressor finetune",
             )
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import onnx
 
-from compressor.onnx_io import load_model, save_model
+from compressor.onnx_io import infer_shapes, load_model, save_model, sort_nodes
 from compressor.quantization.gemm import check_names, name_nodes
 from compressor.quantization.summary import QUANTIZABLE, QuantizationSummary
 
@@ -51,15 +51,15 @@ def convert_fp16(
     model = name_nodes(load_model(source))
     check_names(model, exclude)
     names = {node.name for node in model.graph.node if node.op_type in QUANTIZABLE}
-    inferred = onnx.shape_inference.infer_shapes(model)
     converted = convert_float_to_float16(
-        inferred,
+        infer_shapes(model),
         keep_io_types=True,
         disable_shape_infer=True,
         op_block_list=[*DEFAULT_OP_BLOCK_LIST, *FP16_BLOCKED_OPS],
         node_block_list=list(exclude),
     )
     del converted.graph.value_info[:]
+    sort_nodes(converted)  # the converter puts its casts at the end
     _set_metadata(converted, "fp16")
     save_model(converted, destination)
     return QuantizationSummary.of(model, names - set(exclude))

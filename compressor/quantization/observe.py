@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx
@@ -16,6 +17,9 @@ from compressor.onnx_io import copy_model, save_model
 from compressor.quantization.histogram import Histogram
 from targets.runtimes.onnxruntime import create_session
 from targets.signature import Arrays
+
+if TYPE_CHECKING:
+    import onnxruntime
 
 __all__ = ["Observations", "observe"]
 
@@ -63,13 +67,8 @@ def observe(
         path = Path(folder) / "observed.onnx"
         save_model(_with_outputs(model, names), path)
         session = create_session(path, threads=threads)
-        inputs = {value.name for value in session.get_inputs()}
-        inner = [name for name in names if name not in inputs]
         for batch in batches:
-            feeds = {name: array for name, array in batch.items() if name in inputs}
-            seen_values = dict(zip(inner, session.run(inner, feeds), strict=True)) | feeds
-            for name in names:
-                values = seen_values[name]
+            for name, values in _run(session, names, batch).items():
                 _check_finite(name, values)
                 if name in result.histograms:
                     result.histograms[name] = result.histograms[name].add(values)
@@ -83,6 +82,17 @@ def observe(
             "calibration got no data", fix="pass at least one batch of representative inputs"
         )
     return result
+
+
+def _run(
+    session: onnxruntime.InferenceSession, names: Sequence[str], batch: Arrays
+) -> dict[str, NDArray[np.float32]]:
+    """Values of the named tensors, inputs of the model among them."""
+    inputs = {value.name for value in session.get_inputs()}
+    feeds = {name: array for name, array in batch.items() if name in inputs}
+    inner = [name for name in names if name not in inputs]
+    made = dict(zip(inner, session.run(inner, feeds), strict=True)) if inner else {}
+    return {name: made[name] if name in made else feeds[name] for name in names}
 
 
 def _with_outputs(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:

@@ -61,12 +61,11 @@ class TappedEncoder(nn.Module):
                 where=type(classifier).__name__,
                 fix="set hidden_weight and relation_weight to 0",
             )
-        width = encoder_layers(classifier)[0].query.in_features if self.hidden_layers else 0
-        self.projection: nn.Module = (
-            nn.Identity()
-            if hidden_size in (None, width)
-            else nn.Linear(width, hidden_size, bias=False)
-        )
+        self.projection: nn.Module = nn.Identity()
+        if self.hidden_layers and hidden_size is not None:
+            width = encoder_layers(classifier)[0].query.in_features
+            if width != hidden_size:
+                self.projection = nn.Linear(width, hidden_size, bias=False)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> TappedOutputs:
         """Run the classifier.

@@ -102,9 +102,8 @@ class OnnxRuntime(Target):
         model = onnx.load(source.path)
         notes = []
         options: dict[str, Any] = {"session": {}}
-        tables = 0
+        tables = qdq.gather_before_dequantize(model)
         if qdq.quantizes_activations(model):
-            tables = qdq.gather_before_dequantize(model)
             turned = qdq.activations_to_uint8(model) if self.device == "cpu" else 0
             if turned:
                 notes.append(f"{turned} int8 activations re-encoded as uint8, value for value")

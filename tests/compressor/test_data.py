@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from compressor.data import DataSpec, Split, Splits, data_fingerprint, read_splits
@@ -352,6 +352,7 @@ def test_a_validation_file_leaves_the_training_data_whole(tmp_path: Path) -> Non
     assert (len(splits.train), len(splits.validation)) == (4, 2)
 
 
+@settings(max_examples=50, deadline=None)
 @given(st.lists(st.integers(0, 5), min_size=0, max_size=20))
 def test_take_picks_rows_in_order(indices: list[int]) -> None:
     split = Split(tuple("abcdef"), np.arange(6, dtype=np.int64))

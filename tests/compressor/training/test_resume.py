@@ -24,7 +24,7 @@ DISTILL = DistillSettings(epochs=4, batch_size=16, learning_rate=3e-3)
 STEPS = 24  # of either: 4 epochs of 6
 
 
-class Stop(Exception):
+class CrashError(Exception):
     """Stands for a crash."""
 
 
@@ -35,7 +35,7 @@ def silent(fraction, line):
 def stop_at(step):
     def progress(fraction, line):
         if round(fraction * STEPS) >= step:
-            raise Stop
+            raise CrashError
 
     return progress
 
@@ -68,7 +68,7 @@ def test_equal_seeds_give_equal_weights_and_others_do_not(train, tmp_path):
 @pytest.mark.parametrize("step", [7, 14, 23])
 def test_resumed_finetuning_equals_an_undisturbed_one(train, tmp_path, step):
     undisturbed = train(tmp_path / "a")
-    with pytest.raises(Stop):
+    with pytest.raises(CrashError):
         train(tmp_path / "b", progress=stop_at(step))
     steps = []
     resumed = train(tmp_path / "b", progress=lambda f, line: steps.append(round(f * STEPS)))
@@ -94,7 +94,7 @@ def test_resumed_distillation_equals_an_undisturbed_one(word_model, word_splits,
         )
 
     undisturbed = run(tmp_path / "a")
-    with pytest.raises(Stop):
+    with pytest.raises(CrashError):
         run(tmp_path / "b", stop_at(14))
     assert same(weights(undisturbed), weights(run(tmp_path / "b")))
 
@@ -102,7 +102,7 @@ def test_resumed_distillation_equals_an_undisturbed_one(word_model, word_splits,
 def test_best_weights_survive_an_interruption(train, tmp_path):
     settings = SETTINGS.model_copy(update={"keep": "best", "learning_rate": 2e-2})
     undisturbed = train(tmp_path / "a", settings=settings)
-    with pytest.raises(Stop):
+    with pytest.raises(CrashError):
         train(tmp_path / "b", settings=settings, progress=stop_at(20))
     resumed = train(tmp_path / "b", settings=settings)
     assert same(weights(undisturbed), weights(resumed))
@@ -121,7 +121,8 @@ from compressor.data import Splits
 from compressor.training.finetuning import finetune
 from compressor.training.settings import FinetuneSettings
 settings = FinetuneSettings.model_validate_json(sys.argv[3])
-splits = Splits(words.make_split(96, 1), words.make_split(48, 2), words.make_split(48, 3), words.LABELS)
+parts = [words.make_split(96, 1), words.make_split(48, 2), words.make_split(48, 3)]
+splits = Splits(*parts, words.LABELS)
 
 def progress(fraction, line):
     if fraction > 0.6:
@@ -157,7 +158,7 @@ def test_a_killed_process_is_taken_up_again(train, tmp_path):
 
 
 def test_checkpoints_of_other_settings_are_not_taken_up(train, tmp_path):
-    with pytest.raises(Stop):
+    with pytest.raises(CrashError):
         train(tmp_path / "b", progress=stop_at(14))
     others = SETTINGS.model_copy(update={"learning_rate": 1e-3})
     fresh = train(tmp_path / "a", settings=others)

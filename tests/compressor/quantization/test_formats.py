@@ -1,0 +1,86 @@
+"""Dynamic int8, int8 weights, fp16 and bf16."""
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+from onnx.reference import ReferenceEvaluator
+
+from compressor.errors import PassError
+from compressor.onnx_io import load_model, node_types
+from compressor.quantization import convert_fp16, quantize_dynamic, quantize_weights, request_bf16
+from compressor.quantization.floats import PRECISION_KEY
+
+FORMATS = {
+    "dynamic": (quantize_dynamic, 0.03),
+    "weights": (quantize_weights, 0.03),
+    "fp16": (convert_fp16, 3e-3),
+}
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_stays_close_to_the_float_model_on_padded_rows(name, encoder_path, tmp_path, make_feeds):
+    function, tolerance = FORMATS[name]
+    function(encoder_path, tmp_path / "new.onnx")
+    feeds = make_feeds(seed=3)
+    run = [
+        ReferenceEvaluator(onnx.load(path)).run(None, feeds)[0]
+        for path in (encoder_path, tmp_path / "new.onnx")
+    ]
+    assert run[1].dtype == np.float32
+    assert np.linalg.norm(run[1] - run[0]) < tolerance * np.linalg.norm(run[0])
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_excluded_products_stay_float(name, encoder_path, tmp_path):
+    summary = FORMATS[name][0](encoder_path, tmp_path / "new.onnx", exclude=("up",))
+    assert "up" in summary.float_nodes
+    assert "down" in summary.quantized_nodes
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_unknown_excluded_names_are_refused(name, encoder_path, tmp_path):
+    with pytest.raises(PassError, match="no node of that name"):
+        FORMATS[name][0](encoder_path, tmp_path / "new.onnx", exclude=("nothing",))
+
+
+def test_dynamic_products_that_read_one_tensor_quantize_it_once(encoder_path, tmp_path):
+    quantize_dynamic(encoder_path, tmp_path / "new.onnx")
+    types = node_types(load_model(tmp_path / "new.onnx"))
+    assert types["MatMulInteger"] == 7
+    assert types["DynamicQuantizeLinear"] == 5  # query, key and value read one tensor
+
+
+def test_weights_leave_activations_float(encoder_path, tmp_path):
+    summary = quantize_weights(encoder_path, tmp_path / "new.onnx")
+    types = node_types(load_model(tmp_path / "new.onnx"))
+    assert types["QuantizeLinear"] == 0
+    assert types["DequantizeLinear"] == 8
+    assert len(summary.quantized_nodes) == 7
+
+
+def test_fp16_keeps_sums_in_float32_and_halves_the_weights(encoder_path, tmp_path):
+    convert_fp16(encoder_path, tmp_path / "new.onnx")
+    model = load_model(tmp_path / "new.onnx")
+    onnx.checker.check_model(model, full_check=True)
+    inferred = onnx.shape_inference.infer_shapes(model, strict_mode=True)
+    types = {value.name: value.type.tensor_type.elem_type for value in inferred.graph.value_info}
+    outputs = {node.op_type: types.get(node.output[0]) for node in model.graph.node}
+    assert outputs["Softmax"] == outputs["LayerNormalization"] == onnx.TensorProto.FLOAT
+    assert outputs["MatMul"] == onnx.TensorProto.FLOAT16
+    table = next(tensor for tensor in model.graph.initializer if tensor.name == "table")
+    assert table.data_type == onnx.TensorProto.FLOAT16
+
+
+def test_fp16_mask_constants_stay_finite(encoder_path, tmp_path):
+    convert_fp16(encoder_path, tmp_path / "new.onnx")
+    for tensor in load_model(tmp_path / "new.onnx").graph.initializer:
+        values = numpy_helper.to_array(tensor)
+        assert values.dtype != np.float16 or np.isfinite(values).all()
+
+
+def test_bf16_is_asked_for_in_the_metadata_and_changes_no_node(encoder_path, tmp_path):
+    request_bf16(encoder_path, tmp_path / "new.onnx")
+    model = load_model(tmp_path / "new.onnx")
+    assert model.graph == load_model(encoder_path).graph
+    assert {each.key: each.value for each in model.metadata_props} == {PRECISION_KEY: "bf16"}

@@ -1,0 +1,182 @@
+"""Intervals and tests of accuracy against scipy, by their properties, and by simulation."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import binomtest
+
+from compressor.evaluation import (
+    Z_95,
+    accuracy,
+    compare,
+    mcnemar_p_value,
+    paired_interval,
+    wilson_interval,
+)
+
+counts = st.integers(1, 3000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n)))
+"""(hits, rows)."""
+
+tables = st.integers(1, 2000).flatmap(
+    lambda n: st.integers(0, n).flatmap(
+        lambda lost: st.tuples(st.just(lost), st.integers(0, n - lost), st.just(n))
+    )
+)
+"""(lost, gained, rows)."""
+
+labelled = st.integers(1, 40).flatmap(
+    lambda n: st.tuples(*[st.lists(st.integers(0, 3), min_size=n, max_size=n)] * 3)
+)
+"""(reference, candidate, labels)."""
+
+
+@settings(max_examples=100, deadline=None)
+@given(counts)
+def test_wilson_matches_scipy(case: tuple[int, int]) -> None:
+    hits, count = case
+    expected = binomtest(hits, count).proportion_ci(0.95, method="wilson")
+    assert wilson_interval(hits, count) == pytest.approx((expected.low, expected.high), abs=1e-12)
+
+
+@settings(max_examples=100, deadline=None)
+@given(counts)
+def test_wilson_holds_the_share_and_stays_between_0_and_1(case: tuple[int, int]) -> None:
+    hits, count = case
+    low, high = wilson_interval(hits, count)
+    assert 0 <= low <= hits / count <= high <= 1
+    assert high > low
+    mirrored = wilson_interval(count - hits, count)
+    assert mirrored == pytest.approx((1 - high, 1 - low), abs=1e-12)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(0, 1500), st.integers(0, 1500))
+def test_mcnemar_matches_the_exact_binomial_test(lost: int, gained: int) -> None:
+    total = lost + gained
+    expected = binomtest(min(lost, gained), total, 0.5).pvalue if total else 1.0
+    assert mcnemar_p_value(lost, gained) == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("lost", "gained", "expected"),
+    [(0, 0, 1.0), (1, 0, 1.0), (0, 5, 0.0625), (5, 0, 0.0625), (1, 8, 0.0390625), (4, 4, 1.0)],
+)
+def test_mcnemar_of_small_tables(lost: int, gained: int, expected: float) -> None:
+    assert mcnemar_p_value(lost, gained) == expected
+
+
+def test_mcnemar_of_a_large_test_set_takes_no_time() -> None:
+    start = time.process_time()
+    assert mcnemar_p_value(5_000, 5_200) == pytest.approx(
+        binomtest(5_000, 10_200, 0.5).pvalue, rel=1e-9
+    )
+    assert time.process_time() - start < 2
+
+
+@settings(max_examples=100, deadline=None)
+@given(tables)
+def test_the_paired_interval_is_ordered_inside_and_symmetric(case: tuple[int, int, int]) -> None:
+    lost, gained, count = case
+    low, high = paired_interval(lost, gained, count)
+    assert -1 <= low < high <= 1
+    swapped = paired_interval(gained, lost, count)
+    assert swapped == pytest.approx((-high, -low), abs=1e-12)
+    if lost == gained:
+        assert low == pytest.approx(-high, abs=1e-12)
+
+
+@settings(max_examples=100, deadline=None)
+@given(tables)
+def test_more_loss_moves_the_paired_interval_up(case: tuple[int, int, int]) -> None:
+    lost, gained, count = case
+    shifted = paired_interval(lost + 1, gained, count + 1)
+    assert sum(shifted) > sum(paired_interval(lost, gained, count + 1))
+
+
+def test_the_paired_interval_of_models_that_agree_everywhere_is_no_point() -> None:
+    low, high = paired_interval(0, 0, 100)
+    assert low == pytest.approx(-high)
+    assert 0.01 < high < 0.03
+
+
+def test_the_paired_interval_is_the_published_formula() -> None:
+    # Half an observation in each of the four cells, then Wald: p12* - p21*, n* = n + 2.
+    b, c, n = 12.5, 5.5, 202
+    p12, p21 = b / n, c / n
+    spread = Z_95 * ((p12 + p21 - (p12 - p21) ** 2) / n) ** 0.5
+    expected = (p12 - p21 - spread, p12 - p21 + spread)
+    assert paired_interval(12, 5, 200) == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("num_rows", "lost", "gained"),
+    [(100, 0.02, 0.02), (100, 0.08, 0.03), (500, 0.01, 0.0), (1000, 0.03, 0.02), (50, 0.2, 0.1)],
+)
+def test_the_paired_interval_covers_the_truth_in_95_of_100_samples(
+    num_rows: int, lost: float, gained: float
+) -> None:
+    generator = np.random.default_rng(0)
+    samples = generator.multinomial(num_rows, [lost, gained, 1 - lost - gained], size=4000)
+    covered = [
+        low <= lost - gained <= high
+        for low, high in (paired_interval(int(b), int(c), num_rows) for b, c, _ in samples)
+    ]
+    # 4,000 samples: standard error 0.35 points; the method itself errs to the wide side.
+    assert 0.935 <= np.mean(covered) <= 1.0
+
+
+def test_the_paired_interval_is_no_wider_than_needed() -> None:
+    generator = np.random.default_rng(1)
+    samples = generator.multinomial(1000, [0.06, 0.04, 0.9], size=4000)
+    intervals = np.array([paired_interval(int(b), int(c), 1000) for b, c, _ in samples])
+    covered = (intervals[:, 0] <= 0.02) & (intervals[:, 1] >= 0.02)
+    assert 0.94 <= covered.mean() <= 0.965
+
+
+def test_accuracy_counts_hits() -> None:
+    found = accuracy(np.array([True, True, False, True]))
+    assert found.value == 0.75
+    assert found.num_rows == 4
+    assert (found.low, found.high) == wilson_interval(3, 4)
+
+
+def test_a_drop_is_positive_where_accuracy_was_lost() -> None:
+    labels = np.array([0, 1, 2, 0, 1, 2, 0, 1, 2, 0])
+    reference = labels.copy()
+    reference[9] = 1  # 9 of 10 right
+    candidate = labels.copy()
+    candidate[:3] = [1, 2, 0]  # 7 of 10 right: loses three, gains one
+    found = compare(reference, candidate, labels)
+    assert found.drop_points == pytest.approx(20)
+    assert found.agreement == pytest.approx(0.6)
+    assert found.p_value == mcnemar_p_value(3, 1)
+    low, high = paired_interval(3, 1, 10)
+    assert (found.low_points, found.high_points) == (100 * low, 100 * high)
+
+
+def test_two_wrong_answers_agree_only_when_they_are_the_same() -> None:
+    labels = np.array([0, 0, 0])
+    found = compare(np.array([1, 1, 0]), np.array([1, 2, 0]), labels)
+    assert found.agreement == pytest.approx(2 / 3)
+    assert found.drop_points == 0
+    assert found.p_value == 1
+
+
+@settings(max_examples=100, deadline=None)
+@given(labelled)
+def test_the_drop_is_the_difference_of_the_accuracies(case: tuple[list[int], ...]) -> None:
+    reference, candidate, labels = (np.array(each) for each in case)
+    found = compare(reference, candidate, labels)
+    before, after = accuracy(reference == labels), accuracy(candidate == labels)
+    assert found.drop_points == pytest.approx(100 * (before.value - after.value), abs=1e-9)
+    assert found.low_points < found.high_points
+    back = compare(candidate, reference, labels)
+    assert back.drop_points == pytest.approx(-found.drop_points, abs=1e-9)
+    assert back.p_value == pytest.approx(found.p_value)
+    assert back.agreement == found.agreement
+    assert compare(reference, reference, labels).agreement == 1

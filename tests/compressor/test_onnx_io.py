@@ -1,0 +1,91 @@
+import numpy as np
+import onnx
+import pytest
+from onnx.reference import ReferenceEvaluator
+
+from compressor.errors import CheckpointError
+from compressor.onnx_io import (
+    Graph,
+    load_model,
+    prune_unused,
+    save_model,
+    sort_nodes,
+    weights_size_bytes,
+)
+
+
+def test_weights_above_the_limit_go_to_a_second_file(tmp_path, make_encoder, make_feeds):
+    model = make_encoder()
+    before = model.SerializeToString()
+    path = tmp_path / "big.onnx"
+    save_model(model, path, single_file_limit_bytes=1000)
+    assert path.stat().st_size < 20_000
+    assert (tmp_path / "big.onnx.data").stat().st_size > 50_000
+    expected = ReferenceEvaluator(model).run(None, make_feeds())[0]
+    np.testing.assert_array_equal(
+        ReferenceEvaluator(load_model(path)).run(None, make_feeds())[0], expected
+    )
+    assert weights_size_bytes(model) > 50_000  # saving took nothing out of the model
+    assert len(model.SerializeToString()) == pytest.approx(len(before), rel=0.01)
+
+
+def test_saving_again_does_not_append_to_the_weights(tmp_path, make_encoder):
+    path = tmp_path / "big.onnx"
+    for _ in range(2):
+        save_model(make_encoder(), path, single_file_limit_bytes=1000)
+    once = tmp_path / "once.onnx"
+    save_model(make_encoder(), once, single_file_limit_bytes=1000)
+    data = [each.with_name(each.name + ".data").stat().st_size for each in (path, once)]
+    assert data[0] == data[1]
+
+
+def test_a_small_model_leaves_no_stale_weights_behind(tmp_path, make_encoder):
+    path = tmp_path / "model.onnx"
+    save_model(make_encoder(), path, single_file_limit_bytes=1000)
+    save_model(make_encoder(), path)
+    assert [each.name for each in tmp_path.iterdir()] == ["model.onnx"]
+
+
+@pytest.mark.parametrize("content", [None, b"not a model"])
+def test_what_is_no_model_is_refused_by_name(tmp_path, content):
+    path = tmp_path / "model.onnx"
+    if content:
+        path.write_bytes(content)
+    with pytest.raises(CheckpointError, match="not an ONNX model") as caught:
+        load_model(path)
+    assert caught.value.where == str(path)
+
+
+def test_new_names_never_collide(make_encoder):
+    graph = Graph(make_encoder())
+    assert graph.new_name("up") == "up_2"
+    assert graph.new_name("up") == "up_3"
+    assert graph.add_initializer("table", np.zeros(1, np.float32)) == "table_2"
+
+
+def test_pruning_removes_what_nothing_reads_and_keeps_the_rest(make_encoder):
+    model = make_encoder()
+    count = len(model.graph.initializer)
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.zeros(3), "unused"))
+    prune_unused(model)
+    assert len(model.graph.initializer) == count
+    onnx.checker.check_model(model)
+
+
+def test_sorting_repairs_an_order_that_no_runtime_takes(make_encoder, make_feeds):
+    model = make_encoder()
+    expected = ReferenceEvaluator(model).run(None, make_feeds())[0]
+    nodes = list(reversed(make_encoder().graph.node))
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    with pytest.raises(onnx.checker.ValidationError, match="topologically"):
+        onnx.checker.check_model(model)
+    sort_nodes(model)
+    onnx.checker.check_model(model)
+    np.testing.assert_array_equal(ReferenceEvaluator(model).run(None, make_feeds())[0], expected)
+
+
+def test_sorting_keeps_an_order_that_holds(make_encoder):
+    model = make_encoder()
+    sort_nodes(model)
+    assert model == make_encoder()

@@ -1,0 +1,164 @@
+import numpy as np
+import pytest
+import torch
+
+from compressor.errors import PassError
+from compressor.training.batches import collator, encode
+from compressor.training.distillation import distill, distillation_loss
+from compressor.training.losses import logits_kl
+from compressor.training.settings import DistillSettings
+from compressor.training.taps import TappedOutputs
+
+SETTINGS = DistillSettings(epochs=8, batch_size=16, learning_rate=3e-3)
+
+
+@pytest.fixture
+def run(word_model, word_splits, tmp_path):
+    def train(student, teacher, *, settings=SETTINGS, layer_map=None, seed=0, folder="work"):
+        return distill(
+            student,
+            teacher,
+            word_splits,
+            settings,
+            layer_map=layer_map,
+            seed=seed,
+            folder=tmp_path / folder,
+            progress=lambda fraction, line: None,
+        )
+
+    return train
+
+
+def divergence(student, teacher, split):
+    """From the teacher, in nats; each model reads the text with its own tokenizer."""
+    logits = []
+    for model in (student, teacher):
+        rows = encode(model, split)
+        batch = collator(model)(rows)
+        with torch.inference_mode():
+            outputs = model.module(
+                input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]
+            )
+        logits.append(outputs.logits)
+    return logits_kl(*logits, temperature=1.0).item()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"augmentation_copies": None},
+        {"augmentation": 0.0, "labels_weight": 0.0},
+        {"relation_weight": 1.0, "relation_heads": 4},
+        {"hidden_weight": 0.0},
+    ],
+    ids=str,
+)
+def test_student_comes_closer_to_its_teacher(run, word_model, word_splits, changes):
+    teacher = word_model(seed=1)
+    student = word_model(num_layers=1, seed=2)
+    settings = SETTINGS.model_copy(update=changes)
+    trained = run(student, teacher, settings=settings).model
+    before = divergence(student, teacher, word_splits.validation)
+    assert divergence(trained, teacher, word_splits.validation) < 0.75 * before
+
+
+def test_student_and_teacher_stay_as_they_were(run, word_model):
+    student, teacher = word_model(num_layers=1), word_model(seed=1)
+    before = [
+        {name: tensor.clone() for name, tensor in each.module.state_dict().items()}
+        for each in (student, teacher)
+    ]
+    trained = run(student, teacher).model
+    for model, state in zip((student, teacher), before, strict=True):
+        now = model.module.state_dict()
+        assert all(torch.equal(now[name], state[name]) for name in state)
+        assert not any(len(part._forward_hooks) for part in model.module.modules())
+    assert not trained.module.training
+    assert all(each.requires_grad for each in trained.module.parameters())
+    assert not any(len(part._forward_hooks) for part in trained.module.modules())
+
+
+def test_projection_for_another_hidden_size_is_thrown_away(run, word_model, word_splits):
+    teacher, student = word_model(seed=1), word_model(num_layers=1, hidden_size=16, seed=2)
+    trained = run(student, teacher).model
+    assert trained.module.state_dict().keys() == student.module.state_dict().keys()
+    before = divergence(student, teacher, word_splits.validation)
+    assert divergence(trained, teacher, word_splits.validation) < before
+
+
+def test_outputs_from_memory_train_like_outputs_made_anew(run, word_model):
+    models = word_model(num_layers=1), word_model(seed=1)
+    live = SETTINGS.model_copy(update={"cache_mib": 0, "epochs": 2})
+    remembered = SETTINGS.model_copy(update={"epochs": 2})
+    first = run(*models, settings=live, folder="a").history[-1]["loss"]
+    second = run(*models, settings=remembered, folder="b").history[-1]["loss"]
+    assert first == pytest.approx(second, rel=1e-3)
+
+
+def test_layer_map_decides_which_layers_are_compared(run, word_model):
+    models = word_model(num_layers=1), word_model(seed=1)
+    low = run(*models, layer_map=((0, 0),), folder="low").model.module.state_dict()
+    high = run(*models, layer_map=((0, 1),), folder="high").model.module.state_dict()
+    even = run(*models, folder="even").model.module.state_dict()
+    assert all(torch.equal(even[name], high[name]) for name in even)
+    assert not all(torch.equal(low[name], high[name]) for name in low)
+
+
+def test_student_with_a_smaller_vocabulary_in_another_order(
+    run, word_model, word_splits, vocabulary
+):
+    teacher = word_model(seed=1)
+    words = [*reversed(vocabulary[:20]), "new"]
+    student = word_model(num_layers=1, seed=2, words=words)
+    trained = run(student, teacher).model
+    before = divergence(student, teacher, word_splits.validation)
+    assert divergence(trained, teacher, word_splits.validation) < 0.75 * before
+
+
+@pytest.mark.parametrize(
+    ("changes", "layer_map", "message"),
+    [
+        ({}, ((0, 2),), "the layer map does not fit"),
+        ({}, (), "the layer map does not fit"),
+        ({"relation_weight": 1.0, "relation_heads": 5}, None, "relation_heads does not divide"),
+    ],
+)
+def test_what_does_not_fit_is_named(run, word_model, changes, layer_map, message):
+    settings = SETTINGS.model_copy(update=changes)
+    with pytest.raises(PassError, match=message) as caught:
+        run(word_model(num_layers=1), word_model(), settings=settings, layer_map=layer_map)
+    assert caught.value.fix
+
+
+def test_other_classes_are_refused(run, word_model):
+    student = word_model()
+    student.module.config.id2label = {0: "person", 1: "time", 2: "place"}
+    with pytest.raises(PassError, match="do not have the same classes"):
+        run(student, word_model())
+
+
+def outputs(logits):
+    return TappedOutputs(torch.tensor(logits), (), ())
+
+
+def test_labels_count_on_clean_rows_only():
+    batch = {
+        "attention_mask": torch.ones(2, 1),
+        "labels": torch.tensor([0, 1]),
+        "noisy": torch.tensor([0, 1]),
+    }
+    settings = DistillSettings(logits_weight=0.0, labels_weight=2.0)
+    student = outputs([[1.0, 0.0], [3.0, -3.0]])
+    found = distillation_loss(student, outputs([[0.0, 0.0]] * 2), batch, settings)
+    assert found.item() == pytest.approx(2 * np.log(1 + np.exp(-1)))
+
+
+def test_a_batch_of_noisy_rows_only_has_a_finite_loss():
+    batch = {
+        "attention_mask": torch.ones(1, 1),
+        "labels": torch.tensor([0]),
+        "noisy": torch.tensor([1]),
+    }
+    student = outputs([[1.0, 0.0]])
+    assert distillation_loss(student, student, batch, DistillSettings()).item() == 0

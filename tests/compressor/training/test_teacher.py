@@ -1,0 +1,82 @@
+import pytest
+import torch
+
+from compressor.errors import PassError
+from compressor.training.batches import collator, encode
+from compressor.training.taps import TappedEncoder
+from compressor.training.teacher import Teacher, vocabulary_table
+
+
+@pytest.fixture
+def teacher(word_model):
+    encoder = TappedEncoder(word_model().module, hidden_layers=(0, 1), relation_layer=1)
+    return Teacher(encoder, None)
+
+
+def rows_of(model, split):
+    return [{**row, "slot": slot} for slot, row in enumerate(encode(model, split))]
+
+
+def test_remembered_outputs_are_those_of_a_run(teacher, word_model, word_splits):
+    model = word_model()
+    rows, collate = rows_of(model, word_splits.train), collator(model)
+    batch = collate([rows[3], rows[70], rows[1]])
+    live = teacher.outputs(batch)
+    assert teacher.remember(rows, collate, limit_bytes=2**30)
+    recalled = teacher.outputs(batch)
+    mask = batch["attention_mask"][..., None]
+    torch.testing.assert_close(recalled.logits, live.logits)
+    for name in ("hidden", "projections"):
+        for ours, theirs in zip(getattr(recalled, name), getattr(live, name), strict=True):
+            torch.testing.assert_close(ours * mask, theirs * mask, rtol=2e-3, atol=2e-3)
+
+
+def test_memory_limit_is_kept(teacher, word_model, word_splits):
+    rows = rows_of(word_model(), word_splits.train)
+    assert not teacher.remember(rows, collator(word_model()), limit_bytes=1000)
+    assert not teacher.is_cached
+
+
+def test_hidden_states_are_those_of_transformers(word_model, word_splits):
+    model = word_model()
+    batch = collator(model)(encode(model, word_splits.train)[:4])
+    inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    expected = model.module(**inputs, output_hidden_states=True).hidden_states
+    found = TappedEncoder(model.module, hidden_layers=(1, 0)).eval()(**inputs)
+    torch.testing.assert_close(found.hidden, (expected[2], expected[1]))
+
+
+@pytest.mark.parametrize("family", ["Bert", "Roberta", "Electra", "DistilBert", "XLMRoberta"])
+def test_projections_of_every_family_are_found(family):
+    import transformers
+
+    names = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+    names |= {"intermediate_size": 64}
+    if family == "DistilBert":
+        names = {"dim": 32, "n_layers": 2, "n_heads": 4, "hidden_dim": 64}
+    config = getattr(transformers, family + "Config")(vocab_size=40, num_labels=3, **names)
+    module = getattr(transformers, family + "ForSequenceClassification")(config)
+    encoder = TappedEncoder(module, hidden_layers=(0, 1), relation_layer=1).eval()
+    ids = torch.randint(5, 40, (2, 6))
+    found = encoder(ids, torch.ones_like(ids))
+    assert [tuple(part.shape) for part in (*found.hidden, *found.projections)] == [(2, 6, 32)] * 5
+
+
+def test_table_maps_tokens_by_their_text(word_model, vocabulary):
+    teacher = word_model()
+    student = word_model(words=[*reversed(vocabulary), "new"])
+    table = vocabulary_table(student, teacher)
+    for token, index in student.tokenizer.get_vocab().items():
+        known = "[UNK]" if index == len(table) - 1 else token
+        assert teacher.tokenizer.convert_ids_to_tokens(int(table[index])) == known
+
+
+def test_equal_vocabularies_need_no_table(word_model):
+    assert vocabulary_table(word_model(), word_model()) is None
+
+
+def test_foreign_vocabularies_are_refused(word_model):
+    student = word_model(words=[f"other{number}" for number in range(40)])
+    with pytest.raises(PassError, match="too few tokens in common") as caught:
+        vocabulary_table(student, word_model())
+    assert "5 of the student's 45 tokens" in str(caught.value)

@@ -1,0 +1,45 @@
+"""Lower a model with a target and open what comes out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from targets import Bundle, Manifest, Signature, Source, Target
+from targets.bundle import SCHEMA_VERSION, Preprocessing
+
+
+@pytest.fixture
+def lower(
+    tmp_path: Path, encoder_signature: Signature, write_tokenizer: Callable[[Path], None]
+) -> Callable[..., Bundle]:
+    """Make a bundle of a model with the inputs and outputs of the small encoder."""
+
+    def make(target: Target, path: Path, precision: str = "fp32", name: str = "bundle") -> Bundle:
+        folder = tmp_path / name
+        folder.mkdir()
+        source = Source(path, encoder_signature, precision)  # type: ignore[arg-type]
+        target.requires(source)
+        lowered = target.lower(source, folder)
+        write_tokenizer(folder)
+        manifest = Manifest(
+            schema_version=SCHEMA_VERSION,
+            name=name,
+            task="text-classification",
+            target=target.name,
+            target_settings=target.settings(),
+            precision=source.precision,
+            signature=encoder_signature,
+            model=lowered.model,
+            options=dict(lowered.options),
+            notes=lowered.notes,
+            labels=("a", "b", "c"),
+            preprocessing=Preprocessing(max_length=16, pad_token_id=0),
+            files={},
+        )
+        Bundle.create(folder, manifest)
+        return Bundle.open(folder)
+
+    return make

@@ -1,0 +1,130 @@
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+from onnx.reference import ReferenceEvaluator
+
+from compressor.quantization import quantize_dynamic, quantize_static, quantize_weights
+from targets import qdq
+
+
+@pytest.fixture
+def int8(encoder_path, tmp_path, make_feeds):
+    def make(**settings):
+        path = tmp_path / "int8.onnx"
+        quantize_static(encoder_path, path, [make_feeds(seed=seed) for seed in range(3)], **settings)
+        return onnx.load(path)
+
+    return make
+
+
+def run(model, feeds):
+    return ReferenceEvaluator(model).run(None, feeds)[0]
+
+
+@pytest.mark.parametrize("matmuls", [False, True])
+def test_uint8_activations_give_the_same_bits_on_padded_rows(int8, make_feeds, matmuls):
+    model = int8(activation_matmuls=matmuls, percentile=99.0)  # clips, so that the ends are reached
+    feeds = make_feeds(seed=7)
+    before = run(model, feeds)
+    assert qdq.activations_to_uint8(model) == (9 if matmuls else 5)
+    onnx.checker.check_model(model, full_check=True)
+    # -128 is the one value that int8 holds and that stays in uint8 too: 0
+    np.testing.assert_array_equal(run(model, feeds), before)
+
+
+def test_uint8_leaves_weights_int8(int8):
+    model = int8()
+    qdq.activations_to_uint8(model)
+    constants = {tensor.name: tensor for tensor in model.graph.initializer}
+    weights = [
+        constants[node.input[0]].data_type
+        for node in model.graph.node
+        if node.op_type == "DequantizeLinear" and node.input[0] in constants
+    ]
+    assert weights == [onnx.TensorProto.INT8] * 8
+
+
+def test_uint8_keeps_the_shapes_that_runtimes_need_to_fuse(int8):
+    model = onnx.shape_inference.infer_shapes(int8())
+    before = len(model.graph.value_info)
+    qdq.activations_to_uint8(model)
+    assert len(model.graph.value_info) == before
+    onnx.checker.check_model(model, full_check=True)
+
+
+def test_uint8_does_not_touch_a_float_model(make_encoder):
+    model = make_encoder()
+    assert qdq.activations_to_uint8(model) == 0
+    assert model == make_encoder()
+
+
+def test_looking_up_first_gives_the_same_bits_and_leaves_no_whole_table(int8, make_feeds):
+    model = int8()
+    feeds = make_feeds(seed=7)
+    before = run(model, feeds)
+    assert qdq.gather_before_dequantize(model) == 1
+    onnx.checker.check_model(model, full_check=True)
+    np.testing.assert_array_equal(run(model, feeds), before)
+    dequantized = {n.input[0] for n in model.graph.node if n.op_type == "DequantizeLinear"}
+    assert "table_quantized" not in dequantized
+
+
+def test_a_table_that_a_product_reads_too_is_left_alone(int8):
+    model = int8()
+    table = next(n.input[0] for n in model.graph.node if n.name == "embed")
+    transposed = onnx.helper.make_node("Transpose", [table], ["tied"], name="tied", perm=[1, 0])
+    model.graph.node.append(transposed)
+    before = model.SerializeToString()
+    assert qdq.gather_before_dequantize(model) == 0
+    assert model.SerializeToString() == before
+
+
+def test_only_full_int8_weights_can_saturate(int8):
+    assert qdq.can_saturate(int8())
+    assert not qdq.can_saturate(int8(weight_bits=7))
+
+
+def test_dynamic_weights_can_saturate_too(encoder_path, tmp_path):
+    quantize_dynamic(encoder_path, tmp_path / "new.onnx")
+    assert qdq.can_saturate(onnx.load(tmp_path / "new.onnx"))
+    quantize_dynamic(encoder_path, tmp_path / "new.onnx", weight_bits=7)
+    assert not qdq.can_saturate(onnx.load(tmp_path / "new.onnx"))
+
+
+def test_narrowing_rules_out_saturation_and_costs_half_a_step(int8):
+    model = int8()
+    before = weights(model)
+    assert qdq.narrow_weights(model) == 7
+    assert not qdq.can_saturate(model)
+    after = weights(model)
+    for name, (values, scale) in before.items():
+        narrow, wide = after[name]
+        assert (np.abs(values * scale - narrow * wide) <= 0.501 * wide).all(), name
+    assert qdq.narrow_weights(model) == 0
+
+
+def test_narrowing_leaves_the_table_at_eight_bits(int8):
+    model = int8()
+    qdq.narrow_weights(model)
+    table = next(t for t in model.graph.initializer if t.name == "table_quantized")
+    assert np.abs(numpy_helper.to_array(table)).max() == 127
+
+
+def test_tells_which_models_quantize_while_they_run(int8, encoder_path, tmp_path, make_encoder):
+    quantize_weights(encoder_path, tmp_path / "weights.onnx")
+    stored = onnx.load(tmp_path / "weights.onnx")
+    assert [qdq.quantizes_activations(each) for each in (int8(), stored)] == [True, False]
+    models = (stored, make_encoder())
+    assert [qdq.has_int8_weights(each) for each in models] == [True, False]
+
+
+def weights(model):
+    constants = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
+    return {
+        node.name: (constants[node.input[0]].astype(np.float32), constants[node.input[1]])
+        for node in model.graph.node
+        if node.op_type == "DequantizeLinear"
+        and node.input[0] in constants
+        and "table" not in node.name
+    }
