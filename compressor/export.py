@@ -140,7 +140,9 @@ def to_onnx(
             root=_ROOT,
             shapes={spec.name: spec.shape for spec in (*signature.inputs, *signature.outputs)},
         )
-        return onnx_ir.serde.serialize_model(exported), form
+        proto = onnx_ir.serde.serialize_model(exported)
+        del proto.graph.value_info[:]  # repeats the shapes of the weights
+        return proto, form
     except Exception as error:  # the exporter and the model may raise anything
         raise PassError(
             "the model cannot be exported to ONNX",

@@ -136,20 +136,23 @@ def _chain_problems(
     recipe: Recipe, variant: str, passes: tuple[Pass, ...]
 ) -> Iterator[ToolkitError]:
     form = "torch"
+    in_order = True
     for index, each in enumerate(passes):
-        if each.consumes != form:
-            yield Problem(
-                f"{each.name} needs a model in {each.consumes} form, "
-                f"but the passes before it leave one in {form} form",
-                where=_location(recipe, variant, index),
-                given=" > ".join(step.name for step in passes),
-                fix="put '- pass: export' before it"
-                if form == "torch"
-                else f"move {each.name} before the export",
-            )
-        form = each.produces
+        if each.consumes == form:
+            form = each.produces
+            continue
+        in_order = False  # and the form stays: the pass is expected to move
+        yield Problem(
+            f"{each.name} needs a model in {each.consumes} form, "
+            f"but the passes before it leave one in {form} form",
+            where=_location(recipe, variant, index),
+            given=" > ".join(step.name for step in passes),
+            fix="put '- pass: export' before it"
+            if form == "torch"
+            else f"move {each.name} before the export",
+        )
     needing = [target.label for target in recipe.targets if target.form == "onnx"]
-    if form != "onnx" and needing:
+    if form != "onnx" and needing and in_order:
         yield Problem(
             f"the passes leave a torch model, but {', '.join(needing)} take ONNX",
             where=f"variants.{variant}" if recipe.variants else "passes",

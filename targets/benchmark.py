@@ -24,7 +24,8 @@ from targets.worker_client import Opened, Timed, Worker
 
 __all__ = ["BenchmarkCase", "BenchmarkSettings", "CaseResult", "Failure", "Shape", "benchmark"]
 
-# More runs than this say nothing new about a round.
+# One run alone would hide a hiccup; more than the upper number of runs says nothing new.
+MIN_RUNS = 2
 MAX_RUNS = 500
 # Others had the caches meanwhile: runs that are not timed bring them back. One is needed even by a
 # long run (the first was 4% slower in PyTorch), two where they cost little.
@@ -59,7 +60,7 @@ class BenchmarkSettings(_Frozen):
     """Rounds of each bundle and batch size; below 6 no 95% interval exists, from 9 on one
     disturbed round does not widen it."""
     min_round_s: float = Field(default=0.1, gt=0, le=3600)
-    """Shortest round, in seconds; one run is made at least."""
+    """Shortest round, in seconds; at least 2 runs are made."""
     pause_s: float = Field(default=0.02, ge=0, le=60)
     """Pause between rounds, in seconds, in which the threads of the last runtime stop spinning."""
     timeout_s: float = Field(default=600.0, gt=0)
@@ -261,7 +262,7 @@ def _length_of(warm_up_ns: Sequence[int], min_round_s: float) -> _Length:
     """Runs that fill a round, from the times at the end of the warm-up."""
     last_ns = max(statistics.median(warm_up_ns[-5:]), 1)
     return _Length(
-        num_runs=min(math.ceil(min_round_s * 1e9 / last_ns), MAX_RUNS),
+        num_runs=min(max(math.ceil(min_round_s * 1e9 / last_ns), MIN_RUNS), MAX_RUNS),
         settle_runs=max(1, min(int(SETTLE_NS / last_ns), MAX_SETTLE_RUNS)),
     )
 

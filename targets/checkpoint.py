@@ -240,7 +240,7 @@ def _load_resized(
     module.tie_weights()  # type: ignore[operator]
     set_head_counts(module, manifest.head_size)
     layers = tuple(LayerShape(each.num_heads, each.ffn_width) for each in encoder_layers(module))
-    if False:
+    if layers != manifest.layers:
         raise _foreign(folder, f"layers {_some(manifest.layers)} against weights {_some(layers)}")
     update_config(module)
     return module

@@ -139,3 +139,47 @@ def _make_encoder(*, outliers: float = 1.0, seed: int = 0) -> Any:
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
     checker.check_model(model)
     return model
+
+
+@pytest.fixture(scope="session")
+def make_classifier() -> Callable[..., Any]:
+    """Make a random BERT classifier with a WordPiece tokenizer: make_classifier(seed=)."""
+    return _make_classifier
+
+
+def _make_classifier(*, seed: int = 0) -> Any:
+    import string
+
+    import torch
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
+
+    from compressor.model import TorchModel
+
+    special = {f"{name.lower()}_token": f"[{name}]" for name in ("PAD", "UNK", "CLS", "SEP", "MASK")}
+    letters = string.ascii_lowercase
+    words = ["who", "where", "when", "is", "the", "river", "king", "battle", "##ed", "##ing"]
+    tokens = [*special.values(), *letters, *(f"##{each}" for each in letters), *words]
+    tokenizer = Tokenizer(
+        models.WordPiece({token: index for index, token in enumerate(tokens)}, unk_token="[UNK]")  # noqa: S106  (a token of text)
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+    tokenizer.add_special_tokens(list(special.values()))
+    labels = ("person", "place", "time")
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        config = BertConfig(
+            vocab_size=len(tokens),
+            hidden_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            intermediate_size=64,
+            max_position_embeddings=32,
+            id2label=dict(enumerate(labels)),
+            label2id={label: index for index, label in enumerate(labels)},
+            initializer_range=0.2,  # else all outputs are near 0 and every comparison passes
+        )
+        module = BertForSequenceClassification._from_config(config, attn_implementation="eager")
+    wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special)
+    return TorchModel(module.eval(), wrapped, "text-classification", 32)

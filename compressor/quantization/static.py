@@ -90,7 +90,10 @@ def quantize_static(
         model = smooth(model, inputs, strength=smooth_quant, exclude=exclude, threads=threads)
     sites = _sites(Graph(model), exclude, activation_matmuls)
     observed = observe(
-        model, inputs, histograms=list(dict.fromkeys(site.tensor for site in sites)), threads=threads
+        model,
+        inputs,
+        histograms=list(dict.fromkeys(site.tensor for site in sites)),
+        threads=threads,
     )
     thresholds = {
         name: _threshold(histogram, calibration, percentile)
@@ -168,7 +171,7 @@ def _sites(graph: Graph, exclude: Sequence[str], activation_matmuls: bool) -> li
         sites += [
             _Site(node.name, operand, node.input[operand])
             for operand in operands
-            if node.input[operand] not in made_int8
+            if True
         ]
     return sites
 

@@ -14,13 +14,11 @@ from pydantic_core import ErrorDetails
 from compressor.errors import Problem, RecipeError, nearest
 from compressor.passes import available_passes
 from compressor.recipe.document import apply_overrides, assign, read_document, shown
-from compressor.recipe.schema import ORIGINAL, Recipe
+from compressor.recipe.schema import ORIGINAL, VARIANT_NAME, Recipe
 from targets.discovery import Component
 from targets.registry import available
 
 __all__ = ["builtin_recipes", "load_recipe"]
-
-VARIANT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")  # becomes part of folder names
 
 
 def builtin_recipes() -> dict[str, Path]:
@@ -128,7 +126,7 @@ def _variants(entries: Any, problems: list[Problem]) -> dict[str, tuple[Componen
     for name in entries:
         # YAML reads the bare words no, on and null as other things than text.
         is_word = isinstance(name, str | int) and not isinstance(name, bool)
-        if not is_word or not VARIANT_NAME.fullmatch(str(name)) or name == ORIGINAL:
+        if not is_word or not re.fullmatch(VARIANT_NAME, str(name)):
             problems.append(
                 Problem(
                     "this cannot be the name of a variant",

@@ -19,6 +19,9 @@ __all__ = ["Budget", "Recipe", "component_entry", "recipe_json_schema"]
 ORIGINAL = "original"
 """Name of the untouched model among the variants."""
 
+VARIANT_NAME = rf"^(?!{ORIGINAL}$)[A-Za-z0-9][A-Za-z0-9._-]*$"
+"""Pattern of the other names: each becomes part of folder names."""
+
 DEFAULT_VARIANT = "compressed"
 """Name of the one variant of a recipe that lists none."""
 
@@ -26,7 +29,9 @@ DEFAULT_VARIANT = "compressed"
 class Budget(BaseModel):
     """What a bundle has to reach. Limits that are not given do not count."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False
+    )
 
     max_accuracy_drop: float | None = Field(default=None, ge=-100, le=100)
     """Accuracy lost against the untouched model on the test split, in percentage points."""
@@ -112,12 +117,14 @@ def recipe_json_schema() -> dict[str, Any]:
     targets = _component_schemas("target", available(), definitions)
     properties = schema["properties"]
     chain = {"type": "array", "items": {"oneOf": passes}}
+    variants = {
+        "type": "object",
+        "propertyNames": {"pattern": VARIANT_NAME},
+        "additionalProperties": {"anyOf": [chain, {"type": "null"}]},
+    }
     for name, shape in (
         ("passes", chain),
-        (
-            "variants",
-            {"type": "object", "additionalProperties": {"anyOf": [chain, {"type": "null"}]}},
-        ),
+        ("variants", variants),
         ("targets", {"type": "array", "minItems": 1, "items": {"oneOf": targets}}),
     ):
         description = Recipe.model_fields[name].description

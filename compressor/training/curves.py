@@ -37,6 +37,7 @@ def draw_curves(history: Sequence[Mapping[str, float]], path: Path, *, title: st
         The path.
     """
     # The object interface: pyplot would keep global state and look for a display.
+    from matplotlib import rc_context
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -56,7 +57,8 @@ def draw_curves(history: Sequence[Mapping[str, float]], path: Path, *, title: st
     if title:
         figure.suptitle(title)
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Without a date, equal histories give equal files.
+    # Without a date and with fixed identifiers, equal histories give equal files.
     metadata = {"Date": None} if path.suffix == ".svg" else {}
-    figure.savefig(path, metadata=metadata)
+    with rc_context({"svg.hashsalt": "curves"}):
+        figure.savefig(path, metadata=metadata)
     return path

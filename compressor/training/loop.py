@@ -78,7 +78,7 @@ def run_training(
         )
         if settings.keep == "best":
             trainer.accelerator.wait_for_everyone()
-            network.load_state_dict(load_file(trainer.best_weights()))
+            network.load_state_dict(load_file(trainer.best_weights()), strict=False)
     model.module.to("cpu").eval()
     history = tuple(_history(trainer.state.log_history))
     scores = [entry["validation_accuracy"] for entry in history if "validation_accuracy" in entry]

@@ -54,7 +54,7 @@ def arguments(settings: TrainingSettings, *, num_rows: int, seed: int, folder: P
         per_device_train_batch_size=settings.batch_size,
         per_device_eval_batch_size=64,
         lr_scheduler_type=_SCHEDULES[settings.schedule],
-        warmup_steps=round(settings.warmup * settings.epochs * steps_per_epoch),
+        warmup_steps=settings.warmup,
         weight_decay=settings.weight_decay,
         max_grad_norm=settings.max_grad_norm,
         bf16=has_bf16(),
@@ -71,6 +71,7 @@ def arguments(settings: TrainingSettings, *, num_rows: int, seed: int, folder: P
         label_names=["labels"],
         remove_unused_columns=False,
         dataloader_pin_memory=on_cuda,
+        ddp_find_unused_parameters=False,
         report_to="none",
         disable_tqdm=True,
         log_level="error",
@@ -168,7 +169,7 @@ class SteadyTrainer(Trainer):  # type: ignore[misc]  # transformers has no types
             path = self.best_weights()
             partial = path.with_suffix(".partial")
             with _disk_errors(partial):
-                save_file(_state(self.model), partial)
+                save_file(_learnt(self.model), partial)
             partial.replace(path)
         return is_best
 
@@ -181,11 +182,11 @@ class SteadyTrainer(Trainer):  # type: ignore[misc]  # transformers has no types
                 seal(folder)
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        # The base class would also pickle its arguments.
+        # The base class would also write what is frozen, and pickle its arguments.
         if self.args.should_save:
             folder = Path(output_dir or self.args.output_dir)
             folder.mkdir(parents=True, exist_ok=True)
-            save_file(_state(self.model), folder / "model.safetensors")
+            save_file(_learnt(self.model), folder / "model.safetensors")
 
 
 class _disk_errors:  # noqa: N801  (a context manager that reads as a phrase)
@@ -267,14 +268,16 @@ def _accuracy(outputs: EvalPrediction) -> dict[str, float]:
     return {"accuracy": float((outputs.predictions.argmax(axis=-1) == outputs.label_ids).mean())}
 
 
-def _state(module: nn.Module) -> dict[str, Tensor]:
-    """The weights under all of their names; safetensors refuses shared memory, so no sharing."""
+def _learnt(module: nn.Module) -> dict[str, Tensor]:
+    """Buffers and the weights that learn; the frozen ones are known when a training resumes."""
+    frozen = {name for name, each in module.named_parameters() if not each.requires_grad}
     seen: set[int] = set()
     state = {}
     for name, tensor in module.state_dict().items():
+        if name in frozen:
+            continue
         tensor = tensor.detach().cpu().contiguous()
-        if tensor.data_ptr() in seen and tensor.numel():
-            tensor = tensor.clone()
+        # safetensors refuses tensors that share memory, as tied ones do.
+        state[name] = tensor.clone() if tensor.data_ptr() in seen else tensor
         seen.add(tensor.data_ptr())
-        state[name] = tensor
     return state

@@ -104,6 +104,8 @@ class OnnxRuntime(Target):
         options: dict[str, Any] = {"session": {}}
         tables = qdq.gather_before_dequantize(model)
         if qdq.quantizes_activations(model):
+            # Else two-dimensional products and their bias become a Gemm, which runs in float.
+            options["session"]["optimization.disable_specified_optimizers"] = "MatMulAddFusion"
             turned = qdq.activations_to_uint8(model) if self.device == "cpu" else 0
             if turned:
                 notes.append(f"{turned} int8 activations re-encoded as uint8, value for value")

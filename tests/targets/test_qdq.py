@@ -12,7 +12,9 @@ from targets import qdq
 def int8(encoder_path, tmp_path, make_feeds):
     def make(**settings):
         path = tmp_path / "int8.onnx"
-        quantize_static(encoder_path, path, [make_feeds(seed=seed) for seed in range(3)], **settings)
+        quantize_static(
+            encoder_path, path, [make_feeds(seed=seed) for seed in range(3)], **settings
+        )
         return onnx.load(path)
 
     return make

@@ -11,7 +11,11 @@ FINITE = st.floats(-1e4, 1e4, width=32)
 
 
 @settings(deadline=None, max_examples=60)
-@given(hnp.arrays(np.float32, (3, 5), elements=FINITE), st.sampled_from([0, 1]), st.sampled_from([7, 8]))
+@given(
+    hnp.arrays(np.float32, (3, 5), elements=FINITE),
+    st.sampled_from([0, 1]),
+    st.sampled_from([7, 8]),
+)
 def test_every_value_is_restored_to_half_a_step(weight, axis, bits):
     integers, scales = quantize_channels(weight, axis=axis, bits=bits)
     assert integers.dtype == np.int8

@@ -120,7 +120,9 @@ def test_int8_weights_and_table_take_a_quarter_of_the_bytes(quantized, encoder_p
     path, _ = quantized()
     before = sum(np.prod(t.dims) * 4 for t in load_model(encoder_path).graph.initializer)
     after = sum(
-        numpy_helper.to_array(t).nbytes for t in load_model(path).graph.initializer if len(t.dims) > 1
+        numpy_helper.to_array(t).nbytes
+        for t in load_model(path).graph.initializer
+        if len(t.dims) > 1
     )
     assert after < 0.26 * before
 

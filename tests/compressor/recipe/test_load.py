@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -270,7 +271,7 @@ def test_a_recipe_that_is_not_there_names_the_built_in_ones(tmp_path: Path) -> N
         ("a: !include b.yaml", "could not determine"),
         ("a: *b", "undefined alias"),
         ("a: &b [*b]", ""),
-        ("[" * 3000, ""),
+        ("[" * 1200, ""),
         ("a: \x07", "special characters"),
     ],
 )
@@ -297,7 +298,7 @@ def test_a_file_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
 def test_aliases_of_aliases_do_not_fill_the_memory(load: Load, key: str) -> None:
     levels = "abcdefghij"
     lines = [f"{levels[0]}: &{levels[0]} [x, x, x, x, x, x, x, x, x, x]"]
-    for before, level in zip(levels, levels[1:], strict=False):
+    for before, level in itertools.pairwise(levels):
         lines.append(f"{level}: &{level} [{', '.join([f'*{before}'] * 10)}]")
     start = time.monotonic()
     problem = only_problem(load, "\n".join([*lines, f"{key}: *{levels[-1]}"]))
@@ -384,7 +385,7 @@ def test_overrides_of_empty_sections_fill_them(load: Load) -> None:
         ("model.x.y=1", "model.x", "no parts", "the value there is 'checkpoint'"),
         ("model.x=1", "model.x", "no parts", "the value there is 'checkpoint'"),
         ("seed=[", None, "not valid YAML", "put it in quotes"),
-        ("seed=" + "[" * 3000, None, "not valid YAML", "put it in quotes"),
+        ("seed=" + "[" * 1200, None, "not valid YAML", "put it in quotes"),
     ],
 )
 def test_overrides_that_lead_nowhere(
@@ -458,7 +459,7 @@ def test_every_pass_survives_a_round_trip(load: Load, name: str) -> None:
     if name == "prune":
         entry["ratio"] = 0.5
     if name == "drop_layers":
-        entry["keep"] = 2
+        entry["num_layers"] = 2
     recipe = load(yaml.safe_dump({**yaml.safe_load(MINIMAL), "passes": [entry]}))
     again = load(yaml.safe_dump(recipe.model_dump(mode="json")))
     assert again == recipe

@@ -192,6 +192,7 @@ def test_no_checkpoint_file_is_a_pickle_that_runs_code(train, tmp_path):
     names = {path.name for path in checkpoint.iterdir()}
     assert "training_args.bin" not in names
     assert load_file(checkpoint / "model.safetensors")
+    assert list((checkpoint / "sealed.json").parent.glob("*.bin")) == []
     torch.load(checkpoint / "optimizer.pt", weights_only=True)
 
 
@@ -232,3 +233,11 @@ def test_global_state_is_as_it_was(train, tmp_path):
 def test_nothing_is_printed(train, tmp_path, capfd):
     train(tmp_path)
     assert capfd.readouterr() == ("", "")
+
+
+def test_frozen_weights_are_not_written_again_and_again(train, tmp_path):
+    frozen = SETTINGS.model_copy(update={"train_word_embeddings": False})
+    train(tmp_path, settings=frozen)
+    names = load_file(tmp_path / "checkpoint-18" / "model.safetensors").keys()
+    assert "bert.embeddings.position_embeddings.weight" in names
+    assert "bert.embeddings.word_embeddings.weight" not in names

@@ -1,0 +1,424 @@
+"""Planning: everything that is wrong at once, before anything expensive begins."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from safetensors.numpy import save_file
+
+from compressor.errors import RecipeError
+from compressor.planning import make_plan, validate_recipe
+from compressor.recipe import Recipe, load_recipe
+from targets.errors import ToolkitError
+from targets.registry import available
+
+CONFIG: dict[str, Any] = {
+    "architectures": ["BertForSequenceClassification"],
+    "model_type": "bert",
+    "hidden_size": 64,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "intermediate_size": 128,
+    "vocab_size": 100,
+    "max_position_embeddings": 128,
+    "type_vocab_size": 2,
+    "id2label": {"0": "cat", "1": "dog"},
+}
+
+
+class Workplace:
+    """A folder with a checkpoint, data, and recipes."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.checkpoint = folder / "checkpoint"
+        self.checkpoint.mkdir()
+        self.write_config()
+        save_file({"a": np.zeros(3, np.float32)}, self.checkpoint / "model.safetensors")
+        for name in ("train", "test"):
+            self.write_data(name, [("meow", "cat"), ("woof", "dog")] * 4)
+
+    def write_config(self, **changes: Any) -> None:
+        (self.checkpoint / "config.json").write_text(json.dumps(CONFIG | changes))
+
+    def write_data(self, name: str, rows: list[tuple[str, str]]) -> None:
+        lines = ["text,label", *(f"{text},{label}" for text, label in rows)]
+        (self.folder / f"{name}.csv").write_text("\n".join(lines) + "\n")
+
+    def recipe(self, **changes: Any) -> Recipe:
+        document = {
+            "model": "checkpoint",
+            "data": {"train": "train.csv", "test": "test.csv"},
+            "passes": ["export"],
+            "targets": ["onnxruntime"],
+            "budget": {"min_speedup": 2},
+        }
+        path = self.folder / "recipe.yaml"
+        path.write_text(yaml.safe_dump(document | changes))
+        return load_recipe(path)
+
+    def problems(self, check: Any = make_plan, **changes: Any) -> list[ToolkitError]:
+        with pytest.raises(RecipeError) as caught:
+            check(self.recipe(**changes))
+        return list(caught.value.problems)
+
+    def problem(self, check: Any = make_plan, **changes: Any) -> ToolkitError:
+        (problem,) = self.problems(check, **changes)
+        return problem
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Workplace:
+    return Workplace(tmp_path)
+
+
+# A plan
+
+
+def test_a_plan_tells_the_shape_after_every_pass(place: Workplace) -> None:
+    plan = make_plan(
+        place.recipe(
+            passes=[{"pass": "prune", "ratio": 0.5}, {"pass": "drop_layers", "num_layers": 2}],
+            variants={"fp32": ["export"], "int8": ["export", "quantize"]},
+        )
+    )
+    assert plan.original.describe() == "4 layers x 4 heads x 128 FFN, hidden 64, vocabulary 100"
+    assert [step.outcome.describe() for step in plan.chains["fp32"]] == [
+        "4 layers x 2 heads x 64 FFN, hidden 64, vocabulary 100",
+        "2 layers x 2 heads x 64 FFN, hidden 64, vocabulary 100",
+        "2 layers x 2 heads x 64 FFN, hidden 64, vocabulary 100",
+    ]
+    assert [step.step.name for step in plan.chains["int8"]] == [
+        "prune",
+        "drop_layers",
+        "export",
+        "quantize",
+    ]
+    assert plan.warnings == ()
+
+
+def test_baselines_cover_every_native_precision_fp32_first(
+    place: Workplace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cls = available()["openvino"]
+    monkeypatch.setattr(cls, "native_precisions", lambda self: ("bf16", "fp32"))
+    plan = make_plan(
+        place.recipe(passes=[{"pass": "export", "opset": 20}], targets=["onnxruntime", "openvino"])
+    )
+    assert list(plan.baselines) == ["fp32", "bf16"]
+    # The baseline is exported as the candidates are.
+    assert [each.settings().get("opset") for each in plan.baselines["fp32"]] == [20]
+    assert [each.name for each in plan.baselines["bf16"]] == ["export", "quantize"]
+    assert plan.baselines["bf16"][1].settings()["method"] == "bf16"
+
+
+def test_a_target_that_takes_torch_needs_no_export(place: Workplace) -> None:
+    plan = make_plan(place.recipe(passes=[], targets=["pytorch"]))
+    assert plan.chains == {"compressed": ()}
+
+
+# The order of the passes
+
+
+def test_a_pass_before_the_export_it_needs(place: Workplace) -> None:
+    problem = place.problem(passes=["quantize"])
+    assert problem.what == (
+        "quantize needs a model in onnx form, but the passes before it leave one in torch form"
+    )
+    assert problem.where == "passes.0"
+    assert problem.given == "quantize"
+    assert problem.fix == "put '- pass: export' before it"
+
+
+def test_a_pass_after_the_export_that_it_had_to_come_before(place: Workplace) -> None:
+    problem = place.problem(passes=["export", {"pass": "prune", "ratio": 0.5}, "quantize"])
+    assert problem.where == "passes.1"
+    assert problem.what.startswith("prune needs a model in torch form")
+    assert problem.given == "export > prune > quantize"
+    assert problem.fix == "move prune before the export"
+
+
+def test_wrong_orders_of_all_variants_are_reported_at_once(place: Workplace) -> None:
+    found = place.problems(
+        passes=[],
+        variants={
+            "a": ["export", {"pass": "prune", "ratio": 0.5}],
+            "b": ["quantize", "export"],
+            "c": ["export", "quantize"],
+        },
+    )
+    assert [(each.where, each.fix) for each in found] == [
+        ("variants.a.1", "move prune before the export"),
+        ("variants.b.0", "put '- pass: export' before it"),
+    ]
+
+
+def test_a_problem_of_shared_passes_is_reported_once(place: Workplace) -> None:
+    found = place.problems(
+        passes=["quantize"], variants={"a": [], "b": ["export"], "c": ["export", "quantize"]}
+    )
+    assert [each.where for each in found] == ["passes.0"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "where"),
+    [
+        ({"passes": []}, "passes"),
+        ({"passes": [{"pass": "prune", "ratio": 0.5}]}, "passes"),
+        ({"passes": [], "variants": {"a": ["export"], "b": None}}, "variants.b"),
+    ],
+)
+def test_a_chain_that_ends_before_the_export(
+    place: Workplace, changes: dict[str, Any], where: str
+) -> None:
+    problem = place.problem(**changes)
+    assert problem.what == "the passes leave a torch model, but onnxruntime take ONNX"
+    assert problem.where == where
+    assert "end with '- pass: export'" in str(problem.fix)
+
+
+# Shapes
+
+
+def test_a_ratio_that_leaves_no_head(place: Workplace) -> None:
+    problem = place.problem(passes=[{"pass": "prune", "heads": 0.95}, "export"])
+    assert problem.what == "layer 0 has 4 heads, and pruning would leave none"
+    assert problem.where == "passes.0"
+    assert problem.fix == "use at most 0.75"
+
+
+def test_a_ratio_that_leaves_no_head_in_shared_passes_is_reported_once(place: Workplace) -> None:
+    found = place.problems(
+        passes=[{"pass": "prune", "heads": 0.95}, "export"],
+        variants={"a": [], "b": ["quantize"]},
+    )
+    assert [each.where for each in found] == ["passes.0"]
+
+
+def test_more_layers_than_there_are(place: Workplace) -> None:
+    problem = place.problem(passes=[{"pass": "drop_layers", "num_layers": 9}, "export"])
+    assert problem.where == "passes.0"
+    assert "4" in str(problem)
+
+
+def test_passes_are_planned_on_what_the_passes_before_leave(place: Workplace) -> None:
+    problem = place.problem(
+        passes=[
+            {"pass": "drop_layers", "num_layers": 2},
+            {"pass": "drop_layers", "num_layers": 3},
+            "export",
+        ]
+    )
+    assert problem.where == "passes.1"
+
+
+@pytest.mark.parametrize("max_length", [None, 64])
+def test_a_benchmark_longer_than_the_model_takes(place: Workplace, max_length: int | None) -> None:
+    data = {"train": "train.csv", "test": "test.csv", "max_length": max_length}
+    limit = max_length or 128
+    problem = place.problem(data=data, benchmark={"sequence_length": limit + 1})
+    assert problem.where == "benchmark.sequence_length"
+    assert problem.fix == f"use at most {limit}"
+    make_plan(place.recipe(data=data, benchmark={"sequence_length": limit}))
+
+
+def test_a_max_length_above_the_model_s_own(place: Workplace) -> None:
+    data = {"train": "train.csv", "test": "test.csv", "max_length": 129}
+    problem = place.problem(data=data)
+    assert problem.where == "data.max_length"
+    assert problem.given == "129"
+
+
+# Files
+
+
+def test_missing_files_name_the_nearest(place: Workplace) -> None:
+    found = place.problems(
+        data={"train": "trian.csv", "test": "none/test.csv", "validation": "quite_else.json"}
+    )
+    assert [(each.where, each.fix) for each in found] == [
+        ("data.train", "did you mean 'train.csv'?"),
+        ("data.validation", "correct the path"),
+        ("data.test", "correct the path"),
+    ]
+    assert found[0].given == str(place.folder / "trian.csv")
+
+
+def test_a_model_that_is_not_there(place: Workplace) -> None:
+    problem = place.problem(model="nothing")
+    assert problem.what == "the checkpoint does not exist"
+    assert problem.where == str(place.folder / "nothing")
+
+
+def test_a_model_without_the_task_s_head(place: Workplace) -> None:
+    place.write_config(architectures=["BertModel"])
+    assert "no head for this task" in place.problem().what
+
+
+def test_a_config_of_another_kind_of_network(place: Workplace) -> None:
+    place.write_config(num_attention_heads=None)
+    problem = place.problem()
+    assert problem.what == "the config is not that of a transformer encoder"
+    assert "num_attention_heads" in str(problem.given)
+
+
+def test_everything_that_is_wrong_is_reported_at_once(place: Workplace) -> None:
+    found = place.problems(
+        validate_recipe,
+        data={"train": "trian.csv", "test": "test.csv", "max_length": 500},
+        passes=[{"pass": "prune", "heads": 0.95}, "quantize"],
+        benchmark={"sequence_length": 999},
+        targets=["onnxruntime", "onnxruntime"],
+    )
+    assert [each.where for each in found] == [
+        "data.train",
+        "passes.1",
+        "passes.0",
+        "targets.1",
+        "benchmark.sequence_length",
+        "data.max_length",
+    ]
+
+
+# Targets and libraries
+
+
+def test_two_targets_of_one_name(place: Workplace) -> None:
+    problem = place.problem(targets=["openvino", "onnxruntime", "openvino"])
+    assert problem.where == "targets.2"
+    assert problem.given == "openvino, as in targets.0"
+    make_plan(place.recipe(targets=["openvino", {"target": "openvino", "device": "GPU"}]))
+
+
+def test_a_missing_library_names_its_users_and_the_extra(
+    place: Workplace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    version = importlib.metadata.version
+
+    def absent(name: str) -> str:
+        if name in ("torch-pruning", "onnx"):
+            raise importlib.metadata.PackageNotFoundError(name)
+        return version(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", absent)
+    found = place.problems(
+        passes=[{"pass": "prune", "ratio": 0.5}, "export"],
+        variants={"a": [], "b": ["quantize"]},
+    )
+    assert [each.what for each in found] == [
+        "the library torch-pruning is not installed",
+        "the library onnx is not installed",
+    ]
+    assert [each.given for each in found] == ["needed by prune", "needed by export, quantize"]
+    assert found[0].fix == "pip install 'compressor[build]'"
+
+
+def test_targets_that_cannot_build_or_run_here_are_warned_of(
+    place: Workplace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = available()
+    monkeypatch.setattr(known["openvino"], "cannot_lower", lambda self: "openvino is missing")
+    monkeypatch.setattr(known["openvino"], "cannot_run", lambda self: "not asked")
+    monkeypatch.setattr(known["onnxruntime"], "cannot_lower", lambda self: None)
+    monkeypatch.setattr(known["onnxruntime"], "cannot_run", lambda self: "no such CPU")
+    recipe = place.recipe(
+        targets=["onnxruntime", {"target": "openvino", "device": "GPU"}], budget={"require": "any"}
+    )
+    assert make_plan(recipe).warnings == (
+        "onnxruntime: a bundle is built, but not measured: no such CPU",
+        "openvino (GPU): no bundle can be built here: openvino is missing",
+        "the budget is empty: every bundle that can be built passes",
+    )
+
+
+@pytest.mark.parametrize(
+    "budget",
+    [
+        {"max_accuracy_drop": 0},
+        {"min_speedup": 1},
+        {"max_latency_ms": 1},
+        {"max_size_mb": 1},
+        {"min_size_ratio": 1},
+    ],
+)
+def test_a_budget_with_any_limit_is_not_empty(place: Workplace, budget: dict[str, float]) -> None:
+    assert make_plan(place.recipe(budget=budget)).warnings == ()
+
+
+# The data
+
+
+def test_the_data_is_checked_against_the_model(place: Workplace) -> None:
+    place.write_data("test", [("meow", "cat"), ("moo", "cow")])
+    problem = place.problem(validate_recipe)
+    assert problem.what == "the data has labels that the model does not know"
+    assert "'cow' (1 rows)" in str(problem.given)
+    assert "'cat', 'dog'" in str(problem.fix)
+
+
+def test_the_data_is_checked_even_where_the_passes_are_wrong(place: Workplace) -> None:
+    place.write_data("test", [("meow", "cat"), ("moo", "cow")])
+    found = place.problems(validate_recipe, passes=["quantize"])
+    assert [each.what.split()[0] for each in found] == ["quantize", "the"]
+    assert "'cow'" in str(found[1])
+
+
+def test_columns_are_checked_without_a_model(place: Workplace) -> None:
+    data = {"train": "train.csv", "test": "test.csv", "text": "txt"}
+    found = place.problems(validate_recipe, model="nothing", data=data)
+    assert [each.what for each in found] == [
+        "the checkpoint does not exist",
+        "the text column 'txt' is missing",
+    ]
+
+
+def test_a_config_that_cannot_be_read_is_reported_once(place: Workplace) -> None:
+    (place.checkpoint / "config.json").write_text("{")
+    assert "config" in place.problem(validate_recipe).what
+
+
+def test_a_config_without_class_names_is_reported(place: Workplace) -> None:
+    place.write_config(id2label={})
+    assert place.problem(validate_recipe).what == "the config names no classes"
+
+
+def test_a_valid_recipe_is_planned(place: Workplace) -> None:
+    plan = validate_recipe(place.recipe())
+    assert plan == make_plan(place.recipe())
+
+
+# Speed
+
+
+def test_validation_imports_nothing_heavy(place: Workplace) -> None:
+    place.recipe(
+        passes=[{"pass": "prune", "ratio": 0.5}, {"pass": "distill"}, "export", "quantize"],
+        targets=["onnxruntime", "openvino", "pytorch", "tensorrt", "tensorrt_rtx"],
+    )
+    script = """
+        import sys
+        from compressor.planning import validate_recipe
+        from compressor.recipe import load_recipe
+        plan = validate_recipe(load_recipe(sys.argv[1]))
+        assert len(plan.chains["compressed"]) == 4
+        heavy = ["torch", "transformers", "onnx", "onnxruntime", "openvino", "nncf", "datasets"]
+        heavy += ["pandas", "sklearn", "matplotlib", "plotly", "tensorrt", "tensorrt_rtx"]
+        print([name for name in heavy if name in sys.modules])
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script), str(place.folder / "recipe.yaml")],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stderr == ""
+    assert done.stdout.strip() == "[]"
