@@ -38,7 +38,7 @@ from targets.errors import ToolkitError
 from targets.measurement import Measurement, speedup
 from targets.runtimes.pytorch import PyTorch
 
-__all__ = ["run"]
+__all__ = ["run", "shape_key"]
 
 BUNDLES = "bundles"
 

@@ -147,9 +147,7 @@ def _chain_problems(
             f"but the passes before it leave one in {form} form",
             where=_location(recipe, variant, index),
             given=" > ".join(step.name for step in passes),
-            fix="put '- pass: export' before it"
-            if form == "torch"
-            else f"move {each.name} before the export",
+            fix=_order_fix(each, form),
         )
     needing = [target.label for target in recipe.targets if target.form == "onnx"]
     if form != "onnx" and needing and in_order:
@@ -159,6 +157,14 @@ def _chain_problems(
             given=" > ".join(step.name for step in passes) or "no passes",
             fix="end with '- pass: export' (and a quantize after it, where you want one)",
         )
+
+
+def _order_fix(each: Pass, form: str) -> str:
+    if form == "torch":
+        return "put '- pass: export' before it"
+    if each.produces == form:
+        return f"remove it: the model is in {form} form already"
+    return f"move {each.name} before the export"
 
 
 def _plan_chain(

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from compressor.recipe.schema import Budget
 from compressor.report.schema import Comparison, Row, Verdict
 
-__all__ = ["choose", "judge", "shortfalls"]
+__all__ = ["choose", "judge", "shortfalls", "target_label"]
 
 MET, BUDGET_UNMET, NOTHING_MEASURED = 0, 5, 6
 

@@ -19,7 +19,15 @@ from targets.registry import open_session
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-__all__ = ["Prediction", "Predictor", "load", "read_tokenizer", "softmax", "tokenize"]
+__all__ = [
+    "Prediction",
+    "Predictor",
+    "load",
+    "predict_lines",
+    "read_tokenizer",
+    "softmax",
+    "tokenize",
+]
 
 
 class Prediction(BaseModel):

@@ -18,6 +18,7 @@ __all__ = [
     "RecipeArgument",
     "SetOption",
     "StoreOption",
+    "find_splits",
     "open_store",
     "read_recipe",
 ]

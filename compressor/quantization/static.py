@@ -171,7 +171,7 @@ def _sites(graph: Graph, exclude: Sequence[str], activation_matmuls: bool) -> li
         sites += [
             _Site(node.name, operand, node.input[operand])
             for operand in operands
-            if True
+            if node.input[operand] not in made_int8
         ]
     return sites
 

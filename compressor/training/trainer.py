@@ -188,6 +188,9 @@ class SteadyTrainer(Trainer):  # type: ignore[misc]  # transformers has no types
             folder.mkdir(parents=True, exist_ok=True)
             save_file(_learnt(self.model), folder / "model.safetensors")
 
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        """The frozen weights are missing by design."""
+
 
 class _disk_errors:  # noqa: N801  (a context manager that reads as a phrase)
     """Removes what a failed write left behind, and names a full disk as such."""

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from targets.bundle import Bundle
 
-__all__ = ["OnnxRuntime", "create_session"]
+__all__ = ["OnnxRuntime", "OnnxRuntimeSession", "create_session"]
 
 MODEL_FILE = "model.onnx"
 _SINGLE_FILE_LIMIT_BYTES = 1_800_000_000

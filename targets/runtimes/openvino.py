@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from targets.bundle import Bundle
 
-__all__ = ["OpenVINO"]
+__all__ = ["OpenVINO", "OpenVINOSession"]
 
 MODEL_FILE = "model.xml"
 _BF16_FEATURES = frozenset({"avx512_bf16", "amx_bf16", "bf16"})

@@ -154,11 +154,13 @@ def test_wrong_orders_of_all_variants_are_reported_at_once(place: Workplace) -> 
             "a": ["export", {"pass": "prune", "ratio": 0.5}],
             "b": ["quantize", "export"],
             "c": ["export", "quantize"],
+            "d": ["export", "export"],
         },
     )
     assert [(each.where, each.fix) for each in found] == [
         ("variants.a.1", "move prune before the export"),
         ("variants.b.0", "put '- pass: export' before it"),
+        ("variants.d.1", "remove it: the model is in onnx form already"),
     ]
 
 

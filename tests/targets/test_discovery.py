@@ -1,0 +1,176 @@
+"""Discovery: modules of a package and entry points of other distributions, by name."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import ClassVar
+
+import pytest
+from pydantic import Field, ValidationError
+
+from targets.discovery import Component, discover
+from targets.errors import PluginError
+
+GROUP = "test.shapes"
+
+
+class Shape(Component):
+    """Base of the components of these tests."""
+
+
+class Sized(Shape):
+    """A shape with a size.
+
+    And more on it.
+    """
+
+    name: ClassVar[str] = "sized"
+
+    size: int = Field(default=3, ge=1)
+    """How large."""
+    parts: tuple[str, ...] = ()
+
+
+@pytest.fixture
+def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., ModuleType]:
+    """Make a package with the given modules."""
+
+    def make(**modules: str) -> ModuleType:
+        folder = tmp_path / "shapes_of_test"
+        folder.mkdir()
+        (folder / "__init__.py").write_text("")
+        for name, text in modules.items():
+            head = "from test_discovery_base import Shape\n"
+            (folder / f"{name}.py").write_text(head + text)
+        monkeypatch.syspath_prepend(str(tmp_path))
+        base = ModuleType("test_discovery_base")
+        base.Shape = Shape  # type: ignore[attr-defined]
+        monkeypatch.setitem(sys.modules, "test_discovery_base", base)
+        for name in [name for name in sys.modules if name.startswith("shapes_of_test")]:
+            monkeypatch.delitem(sys.modules, name)
+        importlib.invalidate_caches()
+        return importlib.import_module("shapes_of_test")
+
+    return make
+
+
+@pytest.fixture
+def announce(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Install a distribution that announces a value of a module under an entry point."""
+
+    def install(text: str, value: str, *, distribution: str = "other") -> None:
+        site = tmp_path / f"site_{distribution}"
+        info = site / f"{distribution}-1.0.dist-info"
+        info.mkdir(parents=True)
+        (info / "METADATA").write_text(
+            f"Metadata-Version: 2.1\nName: {distribution}\nVersion: 1.0\n"
+        )
+        (info / "entry_points.txt").write_text(f"[{GROUP}]\nplugin = {value}\n")
+        (site / f"{distribution}_module.py").write_text(
+            "from test_discovery_base import Shape\n" + text
+        )
+        monkeypatch.syspath_prepend(str(site))
+        monkeypatch.delitem(sys.modules, f"{distribution}_module", raising=False)
+
+    return install
+
+
+def test_public_modules_are_searched_and_sorted_by_name(
+    package: Callable[..., ModuleType],
+) -> None:
+    found = discover(
+        package(
+            b="class Round(Shape):\n    name = 'round'\n",
+            a="class Square(Shape):\n    name = 'square'\nclass Oval(Shape):\n    name = 'oval'\n",
+            _hidden="class Hidden(Shape):\n    name = 'hidden'\n",
+        ),
+        Shape,
+        GROUP,
+    )
+    assert list(found) == ["oval", "round", "square"]
+    assert found["round"].__name__ == "Round"
+
+
+def test_bases_imports_and_other_values_are_left_out(package: Callable[..., ModuleType]) -> None:
+    found = discover(
+        package(
+            a="class Base(Shape):\n    '''Has no name.'''\nclass A(Base):\n    name = 'a'\n"
+            "class Child(A):\n    '''Has no name of its own.'''\nalias = A\nname = 'x'\n",
+            b="from shapes_of_test.a import A\nclass Other:\n    name = 'other'\n",
+        ),
+        Shape,
+        GROUP,
+    )
+    assert list(found) == ["a"]
+
+
+def test_two_classes_of_one_name_in_the_package_are_a_bug(
+    package: Callable[..., ModuleType],
+) -> None:
+    both = package(a="class A(Shape):\n    name = 'x'\n", b="class B(Shape):\n    name = 'x'\n")
+    with pytest.raises(ValueError, match="two classes are named 'x'"):
+        discover(both, Shape, GROUP)
+
+
+def test_entry_points_add_components(
+    package: Callable[..., ModuleType], announce: Callable[..., None]
+) -> None:
+    announce("class Star(Shape):\n    name = 'star'\n", "other_module:Star")
+    found = discover(package(a="class A(Shape):\n    name = 'a'\n"), Shape, GROUP)
+    assert list(found) == ["a", "star"]
+    assert found["star"].__module__ == "other_module"
+
+
+@pytest.mark.parametrize(
+    ("text", "value", "reason"),
+    [
+        ("import no_such_module\n", "other_module:Star", "ModuleNotFoundError: No module named"),
+        ("raise RuntimeError('boom')\n", "other_module:Star", "RuntimeError: boom"),
+        ("", "other_module:Star", "AttributeError"),
+        ("class Star:\n    name = 'star'\n", "other_module:Star", "no subclass of Shape"),
+        ("class Star(Shape):\n    '''No name.'''\n", "other_module:Star", "no subclass of Shape"),
+        ("class Star(Shape):\n    name = 'a'\n", "other_module:Star", "'a' is taken by shapes_of"),
+    ],
+)
+def test_a_plugin_that_cannot_be_used_is_named_with_its_distribution(
+    package: Callable[..., ModuleType],
+    announce: Callable[..., None],
+    text: str,
+    value: str,
+    reason: str,
+) -> None:
+    announce(text, value)
+    with pytest.raises(PluginError) as caught:
+        discover(package(a="class A(Shape):\n    name = 'a'\n"), Shape, GROUP)
+    error = caught.value
+    assert error.exit_code == 7
+    assert error.what == "other announces 'plugin', which cannot be used"
+    assert error.where == f"entry point {GROUP}: {value}"
+    assert reason in str(error.given)
+    assert error.fix == "update or uninstall other"
+
+
+def test_a_component_is_frozen_and_checked() -> None:
+    sized = Sized()
+    with pytest.raises(ValidationError, match="frozen"):
+        sized.size = 4  # type: ignore[misc]
+    with pytest.raises(ValidationError, match="greater than or equal to 1"):
+        Sized(size=0)
+    with pytest.raises(ValidationError, match="Extra inputs"):
+        Sized.model_validate({"sise": 3})
+    assert Sized() == Sized(size=3)
+    assert Sized() != Sized(size=4)
+
+
+def test_settings_are_json_values_without_the_name() -> None:
+    assert Sized(parts=("a",)).settings() == {"size": 3, "parts": ["a"]}
+    assert Sized.model_validate(Sized(size=9).settings()) == Sized(size=9)
+
+
+def test_docstrings_become_descriptions() -> None:
+    assert Sized.summary() == "A shape with a size."
+    assert Sized.model_fields["size"].description == "How large."
