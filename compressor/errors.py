@@ -54,7 +54,12 @@ class RecipeError(ToolkitError):
         super().__init__(f"the recipe has {count} problem{'s' if count != 1 else ''}", where=where)
 
     def __str__(self) -> str:
-        return "\n".join([super().__str__(), *(str(problem) for problem in self.problems)])
+        parts = [super().__str__()]
+        for number, problem in enumerate(self.problems, 1):
+            bullet = f"{number}. " if len(self.problems) > 1 else "- "
+            text = str(problem).replace("\n", "\n" + " " * len(bullet))
+            parts.append(f"  {bullet}{text}".replace("\n", "\n  "))
+        return "\n\n".join(parts)
 
     def __reduce__(self) -> tuple[object, ...]:
         return (_rebuild_recipe_error, (self.problems, self.where))

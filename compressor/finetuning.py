@@ -9,14 +9,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
 
 from compressor.data import DataSpec, Splits, data_fingerprint, read_splits
-from compressor.errors import Problem, RecipeError, nearest
+from compressor.errors import Problem, RecipeError, StoreError, nearest
 from compressor.passes import PassContext
 from compressor.passes.finetune import Finetune
 from compressor.progress import Progress
+from compressor.recipe.document import apply_overrides
 from compressor.report.schema import Accuracy
 from compressor.store import RunStore
 from targets.bundle import hash_file
@@ -25,6 +25,7 @@ from targets.environment import library_versions
 __all__ = ["finetune_checkpoint"]
 
 VERSION = 1  # goes up when the same settings give another checkpoint
+SETTINGS = "the settings of finetune"
 
 
 def finetune_checkpoint(
@@ -127,31 +128,37 @@ def _train(
 
 def _settings(overrides: Sequence[str]) -> Finetune:
     values: dict[str, Any] = {}
-    for override in overrides:
-        name, _, value = override.partition("=")
-        values[name] = yaml.safe_load(value)
+    apply_overrides(values, overrides, Path(SETTINGS))
     try:
         return Finetune.model_validate(values)
     except ValidationError as error:
         problems = []
         for each in error.errors():
             name = ".".join(map(str, each["loc"]))
-            guess = nearest(name, Finetune.model_fields)
+            what, fix = each["msg"], None
+            if each["type"] == "extra_forbidden":
+                guess = nearest(name, Finetune.model_fields)
+                what = f"there is no setting {name!r}"
+                fix = (f"did you mean {guess!r}? " if guess else "") + "known: "
+                fix += ", ".join(Finetune.model_fields)
             problems.append(
-                Problem(
-                    each["msg"],
-                    where=f"--set {name}",
-                    given=repr(each["input"]),
-                    fix=f"did you mean {guess!r}?" if guess and guess != name else None,
-                )
+                Problem(what, where=f"--set {name}", given=repr(each["input"]), fix=fix)
             )
-        raise RecipeError(problems, where="the settings of finetune") from error
+        raise RecipeError(problems, where=SETTINGS) from error
 
 
 def _publish(source: Path, output: Path) -> None:
     """Copy the checkpoint to where the user wants it, each file in one step."""
-    output.mkdir(parents=True, exist_ok=True)
-    for path in source.iterdir():
-        temporary = output / f".{path.name}.tmp"
-        shutil.copyfile(path, temporary)
-        os.replace(temporary, output / path.name)
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        for path in source.iterdir():
+            temporary = output / f".{path.name}.tmp"
+            shutil.copyfile(path, temporary)
+            os.replace(temporary, output / path.name)
+    except OSError as error:
+        raise StoreError(
+            "the checkpoint cannot be written",
+            where=output,
+            given=error.strerror or error,
+            fix="free some space there, or pass another folder with --output",
+        ) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -62,6 +63,7 @@ def lower(
     *,
     store: RunStore,
     hand_over: Path,
+    earlier: Sequence[Candidate] = (),
 ) -> Candidate:
     """Lower the last model of the form that the target takes.
 
@@ -72,6 +74,8 @@ def lower(
         steps: The variant's steps, the imported checkpoint first.
         store: Where the bundle is kept.
         hand_over: Folder for what a target leaves where it cannot build here.
+        earlier: What was lowered before. A variant that is on this target the same model as an
+            earlier one is not built again: it says so.
     """
     source = next(
         (step for step in reversed(steps) if step.record.facts.get("form") == target.form), None
@@ -79,23 +83,26 @@ def lower(
     precision: Precision = source.record.facts["precision"] if source else "fp32"
 
     def outcome(status: Any, reason: object, **more: Any) -> Candidate:
-        text = None if reason is None else str(reason)
+        text = None if reason is None else store.without_paths(str(reason))
         return Candidate(variant, kind, target, precision, status, text, **more)
 
     if source is None:
         return outcome("refused", f"no pass leaves a model in {target.form} form")
     unavailable = target.cannot_lower()
     if unavailable is not None:
-        left = target.hand_over(
-            _source(load_model(source.folder), source.folder),
-            hand_over / f"{variant}-{target.name}",
+        left = "; ".join(_hand_over(target, source, hand_over / outcome("unavailable", None).key))
+        return outcome("unavailable", unavailable + (f"\n  left:  {left}" if left else ""))
+    same = next((each for each in earlier if _is_same(each, kind, target, source)), None)
+    if same is not None:
+        return outcome(
+            "refused", f"the same model as {same.variant} there: it takes {target.form} form"
         )
-        return outcome("unavailable", "; ".join([unavailable, *left]))
     try:
         bundle = store.step(
             f"lower:{target.name}",
             {
                 "model": source.content_hash,
+                "name": variant,
                 "target": target.name,
                 "settings": target.settings(),
                 "versions": target.versions(),
@@ -110,6 +117,21 @@ def lower(
         return outcome("failed", error)
     cannot_run = target.cannot_run()
     return outcome("built", cannot_run, bundle=bundle, runs_here=cannot_run is None)
+
+
+def _is_same(earlier: Candidate, kind: str, target: Target, source: StoredStep) -> bool:
+    """Whether an earlier candidate was made from the same model for the same target."""
+    if earlier.bundle is None or earlier.kind != kind or earlier.target != target:
+        return False
+    return bool(earlier.bundle.record.inputs["model"] == source.content_hash)
+
+
+def _hand_over(target: Target, source: StoredStep, folder: Path) -> tuple[str, ...]:
+    """What the target leaves in a folder, with paths as seen from the output folder."""
+    model = _source(load_model(source.folder), source.folder)
+    lines = target.hand_over(model, folder)
+    output = f"{folder.parent.parent}{os.sep}"
+    return tuple(line.replace(output, "") for line in lines)
 
 
 def _build(target: Target, step: StoredStep, variant: str, files: Path) -> Mapping[str, Any]:
@@ -133,7 +155,9 @@ def _build(target: Target, step: StoredStep, variant: str, files: Path) -> Mappi
             options=dict(lowered.options),
             notes=lowered.notes,
             labels=model.labels,
-            preprocessing=Preprocessing(max_length=model.max_length, pad_token_id=_pad_token_id(step.folder)),
+            preprocessing=Preprocessing(
+                max_length=model.max_length, pad_token_id=_pad_token_id(step.folder)
+            ),
             provenance={"model": step.content_hash, "libraries": target.versions()},
             files={},
         ),

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compressor.errors import PassError
 from compressor.passes import Pass, PassContext, PassResult
 from compressor.progress import Progress
-from compressor.store import RunStore, StoredStep
+from compressor.store import RunStore, StoredStep, step_key
 from targets.environment import library_versions
 from targets.errors import ToolkitError, is_disk_full
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = ["PassManager", "import_checkpoint", "predict_classes"]
 
-IMPORT_VERSION = 1  # goes up when importing a checkpoint gives another result
+IMPORT_VERSION = 2  # goes up when importing a checkpoint gives another result
 
 
 def import_checkpoint(
@@ -57,12 +57,24 @@ def import_checkpoint(
     def make(files: Path, work: Path) -> dict[str, Any]:
         model = get_task(task).load_checkpoint(folder, max_length=max_length)
         model.save(files)
-        return _facts(model, files, {}, (), (), splits())
+        data = splits()
+        return _facts(model, files, {}, _cut_texts(model, data), (), data)
 
     progress.start("load the checkpoint")
     step = store.step("import", inputs, make)
-    progress.finish(str(step.record.facts["architecture"]), cached=step.cached)
+    facts = step.record.facts
+    progress.finish("; ".join([facts["architecture"], *facts["notes"]]), cached=step.cached)
     return step
+
+
+def _cut_texts(model: TorchModel, splits: Splits) -> tuple[str, ...]:
+    """A note on the texts that are longer than the model's longest input."""
+    texts = [text for each in (splits.train, splits.validation, splits.test) for text in each.texts]
+    encoded = model.tokenizer(texts, truncation=False, verbose=False)["input_ids"]
+    longer = sum(len(ids) > model.max_length for ids in encoded)
+    if not longer:
+        return ()
+    return (f"NOTE: {longer} of {len(texts)} texts are cut to {model.max_length} tokens",)
 
 
 @dataclass(frozen=True)
@@ -86,6 +98,8 @@ class PassManager:
     seed: int
     width_multiple: int
     progress: Progress
+    _done: dict[str, StoredStep] = field(default_factory=dict, init=False, repr=False)
+    """What this run made or found so far: variants share their first steps."""
 
     def run(self, passes: Sequence[Pass]) -> list[StoredStep]:
         """Run the passes one after the other on the original.
@@ -105,10 +119,13 @@ class PassManager:
         def make(files: Path, work: Path) -> Mapping[str, Any]:
             return self._make(each, source, files, work)
 
-        self.progress.start(each.name)
-        step = self.store.step(f"pass:{each.name}", self._inputs(each, source), make)
-        self.progress.finish(_headline(step), cached=step.cached)
-        return step
+        kind, inputs = f"pass:{each.name}", self._inputs(each, source)
+        key = step_key(kind, inputs)
+        if key not in self._done:
+            self.progress.start(each.name)
+            self._done[key] = self.store.step(kind, inputs, make)
+            self.progress.finish(_headline(self._done[key]), cached=self._done[key].cached)
+        return self._done[key]
 
     def _inputs(self, each: Pass, source: StoredStep) -> dict[str, Any]:
         return {
@@ -129,7 +146,7 @@ class PassManager:
 
         model = load_model(source.folder)
         context = PassContext(
-            splits=self.splits(),
+            splits=_without_test(self.splits()),
             load_original=lambda: TorchModel.load(self.original.folder),
             seed=self.seed,
             folder=work,
@@ -156,6 +173,11 @@ class PassManager:
         return _facts(
             result.model, files, result.metrics, result.notes, result.history, context.splits
         )
+
+
+def _without_test(splits: Splits) -> Splits:
+    """What passes may see: with an empty test split."""
+    return replace(splits, test=splits.test.take(()))
 
 
 def _check_form(each: Pass, result: PassResult) -> None:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
 from compressor.lowering import Candidate
-from compressor.store import RunStore, StoredStep
+from compressor.store import RunStore, StoredStep, step_key
 from targets.benchmark import BenchmarkCase, BenchmarkSettings, CaseResult, benchmark
 from targets.bundle import Bundle
 from targets.environment import Environment
@@ -64,7 +64,8 @@ def evaluate(
                 outputs = worker.predict(work / f"{name}.safetensors")
                 arrays[name] = outputs[opened.manifest.signature.outputs[0].name]
                 arrays[f"{name}_labels"] = split.labels
-        save_file({key: np.ascontiguousarray(value) for key, value in arrays.items()}, files / OUTPUTS)
+        whole = {key: np.ascontiguousarray(value) for key, value in arrays.items()}
+        save_file(whole, files / OUTPUTS)
         return {"unknown_token_rate": _unknown_rate(opened, work)}
 
     step = store.step(
@@ -87,8 +88,17 @@ def measure_latency(
     store: RunStore,
     environment: Environment,
     on_progress: Callable[[float, str], None],
+    again: bool = False,
 ) -> tuple[StoredStep, dict[str, CaseResult]]:
-    """Time all bundles side by side in one go; a cached result is of this machine and these bundles.
+    """Time all bundles side by side; a cached result is of this machine and these bundles.
+
+    Args:
+        candidates: What to measure.
+        settings: How.
+        store: Where the result is kept.
+        environment: This machine.
+        on_progress: Called with (fraction done, one line).
+        again: Forget a cached result.
 
     Returns:
         The step, and a result for each candidate's key.
@@ -106,16 +116,15 @@ def measure_latency(
             (files / key / RESULTS).write_text(result.model_dump_json(), encoding="utf-8")
         return {"environment": Environment.here().model_dump(mode="json")}
 
-    step = store.step(
-        "benchmark",
-        {
-            "bundles": {key: each.content_hash for key, each in bundles.items()},
-            "settings": settings.model_dump(mode="json"),
-            "machine": environment.machine,
-            "version": BENCHMARK_VERSION,
-        },
-        make,
-    )
+    inputs = {
+        "bundles": {key: each.content_hash for key, each in bundles.items()},
+        "settings": settings.model_dump(mode="json"),
+        "machine": environment.machine,
+        "version": BENCHMARK_VERSION,
+    }
+    if again:
+        store.remove(step_key("benchmark", inputs))
+    step = store.step("benchmark", inputs, make)
     results = {
         key: CaseResult.model_validate_json((step.folder / key / RESULTS).read_bytes())
         for key in bundles

@@ -8,7 +8,7 @@ import shutil
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from compressor import evaluation
 from compressor.checkpoint import label_names
 from compressor.data import Splits, data_fingerprint, read_splits
+from compressor.errors import ReportError, StoreError
 from compressor.lowering import Candidate, lower
 from compressor.manager import PassManager, import_checkpoint
 from compressor.measuring import Predictions, evaluate, measure_latency
@@ -34,7 +35,7 @@ from compressor.verdict import choose, judge, shortfalls
 from targets.base import Target
 from targets.benchmark import CaseResult, Failure
 from targets.environment import Environment
-from targets.errors import ToolkitError
+from targets.errors import BundleError, MissingLibraryError, TargetError, ToolkitError
 from targets.measurement import Measurement, speedup
 from targets.runtimes.pytorch import PyTorch
 
@@ -51,13 +52,21 @@ class _Chain:
     steps: tuple[StoredStep, ...]
 
 
-def run(recipe: Recipe, *, store: RunStore, progress: Progress | None = None) -> Report:
+def run(
+    recipe: Recipe,
+    *,
+    store: RunStore,
+    progress: Progress | None = None,
+    measure_again: bool = False,
+) -> Report:
     """Run a recipe; everything finished is kept in the store and found again.
 
     Args:
         recipe: What to do.
         store: Where finished steps are kept.
         progress: Is told what happens.
+        measure_again: Take the latencies anew also where the store has them, such as after a noisy
+            run.
 
     Returns:
         The report, also written to ``recipe.output`` with the bundles beside it.
@@ -67,7 +76,7 @@ def run(recipe: Recipe, *, store: RunStore, progress: Progress | None = None) ->
     """
     plan = validate_recipe(recipe)
     with _recorded(recipe, store) as record:
-        return _Run(recipe, plan, store, progress or Silent(), record).report()
+        return _Run(recipe, plan, store, progress or Silent(), record, measure_again).report()
 
 
 class _Run:
@@ -80,15 +89,17 @@ class _Run:
         store: RunStore,
         progress: Progress,
         record: Callable[[StoredStep], None],
+        measure_again: bool,
     ) -> None:
         self.recipe = recipe
         self.plan = plan
         self.store = store
         self.progress = progress
         self.record = record
+        self.measure_again = measure_again
         self.started = time.monotonic()
         self.environment = Environment.here()
-        self.data_hash = data_fingerprint(recipe.data)
+        self.data_hash = data_fingerprint(recipe.data, seed=recipe.seed)
         self.task = get_task(recipe.task)
 
     @functools.cached_property
@@ -172,9 +183,11 @@ class _Run:
                     if precision in target.native_precisions():
                         jobs.append((chain, "baseline", target))
             jobs.extend((chain, "candidate", target) for chain in chains)
-        candidates = []
+        candidates: list[Candidate] = []
         for chain, kind, target in jobs:
-            self.progress.start(f"lower {chain.variant} to {target.label}")
+            precision = chain.steps[-1].record.facts["precision"]
+            which = f" ({precision})" if kind == "baseline" else ""
+            self.progress.start(f"lower {chain.variant}{which} to {target.label}")
             candidate = lower(
                 chain.variant,
                 kind,
@@ -182,6 +195,7 @@ class _Run:
                 chain.steps,
                 store=self.store,
                 hand_over=self.recipe.output / "hand_over",
+                earlier=candidates,
             )
             candidates.append(candidate)
             if candidate.bundle is not None:
@@ -214,10 +228,8 @@ class _Run:
                     data_hash=self.data_hash,
                     environment=self.environment,
                 )
-            except ToolkitError as error:
-                if error.exit_code != 6:  # only what concerns the target is a row of the report
-                    raise
-                failures[each.key] = str(error)
+            except (TargetError, BundleError, MissingLibraryError) as error:
+                failures[each.key] = self.store.without_paths(str(error))
                 self.progress.finish(error.what, cached=False)
                 continue
             self.record(step)
@@ -238,6 +250,7 @@ class _Run:
             store=self.store,
             environment=self.environment,
             on_progress=self.progress.update,
+            again=self.measure_again,
         )
         self.record(step)
         self.progress.finish("", cached=step.cached)
@@ -355,7 +368,9 @@ class _Rows:
     def latency_failure(self, candidate: Candidate) -> str | None:
         result = self.latencies.get(candidate.key)
         failed = None if result is None else result.at(self.primary)
-        return str(failed.error) if isinstance(failed, Failure) else None
+        if not isinstance(failed, Failure):
+            return None
+        return self.run.store.without_paths(str(failed.error))
 
     def speedups(self, candidate: Candidate) -> dict[str, Any]:
         own = self.primary_measurement(candidate)
@@ -405,11 +420,21 @@ def shape_key(shape: tuple[int, int]) -> str:
 def _replace_folder(source: Path, destination: Path) -> None:
     """Copy a folder so that a reader sees the old one or the new one, never a part."""
     temporary = destination.with_name(f".{destination.name}.{os.getpid()}")
-    shutil.rmtree(temporary, ignore_errors=True)
-    destination.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copytree(source, temporary)
-    shutil.rmtree(destination, ignore_errors=True)
-    os.rename(temporary, destination)
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copytree(source, temporary)
+        shutil.rmtree(destination, ignore_errors=True)
+        os.rename(temporary, destination)
+    except OSError as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise ReportError(
+            "a bundle cannot be copied to the output folder",
+            where=destination,
+            given=error.strerror or error,
+            fix="free some space there, or pass another folder with --output; "
+            "the store has kept every finished step",
+        ) from error
 
 
 def _outcome(candidate: Candidate) -> str:
@@ -481,7 +506,9 @@ def _recorded(recipe: Recipe, store: RunStore) -> Iterator[Callable[[StoredStep]
     except KeyboardInterrupt:
         write("interrupted")
         raise
-    except ToolkitError as error:
-        write(f"failed: {error.what}")
+    except Exception as error:
+        what = error.what if isinstance(error, ToolkitError) else type(error).__name__
+        with suppress(StoreError):  # the store may be what failed
+            write(f"failed: {what}")
         raise
     write("finished")

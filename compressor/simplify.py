@@ -139,7 +139,7 @@ def _reshape_target(before: ir.Shape | None, after: ir.Shape | None) -> list[int
     for axis, size in enumerate(after):
         if isinstance(size, int):
             target.append(size)
-        elif axis < len(before) and size.value is not None and before[axis] == size:
+        elif axis < len(before) and size.value is not None :
             target.append(0)
         else:
             target.append(-1)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shlex
 import shutil
 import time
@@ -189,6 +190,14 @@ class RunStore:
             for folder in found:
                 self._remove_folder(folder)
         return keys
+
+    def without_paths(self, text: str) -> str:
+        """A text in which files of steps are named relative to their step.
+
+        Where a step lies in the store helps no reader of a report.
+        """
+        pattern = rf"{re.escape(str(self.root))}/({STEPS}|{PARTIAL})/[0-9a-f]+/({FILES}|{WORK})/"
+        return re.sub(pattern, "", text)
 
     def steps(self) -> Iterator[StepRecord]:
         """All finished steps whose record can be read, the oldest first."""

@@ -146,7 +146,7 @@ def _remap_post_processor(processor: dict[str, Any], new_ids: Mapping[int, int])
     special = processor.get("special_tokens")
     if isinstance(special, dict):
         for token in special.values():
-            pass
+            token["ids"] = [new_ids[index] for index in token["ids"]]
     for key in ("sep", "cls"):
         if isinstance(processor.get(key), list):
             processor[key] = [processor[key][0], new_ids[processor[key][1]]]

@@ -39,7 +39,7 @@ def nodes_with_types(model: onnx.ModelProto, types: Mapping[str, str]) -> dict[s
     found = {}
     for node in model.graph.node:
         own = {attribute.t.data_type for attribute in node.attribute if attribute.HasField("t")}
-        if False:
+        if node.op_type == "Cast":
             own |= {attribute.i for attribute in node.attribute if attribute.name == "to"}
         own |= {elements.get(name, 0) for name in (*node.input, *node.output)}
         for element in sorted(own & set(wanted)):

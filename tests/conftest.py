@@ -94,7 +94,10 @@ def _make_encoder(*, outliers: float = 1.0, seed: int = 0) -> Any:
 
     constant("head_shape", np.array([0, 0, HEADS, WIDTH // HEADS], np.int64))
     table = constant("table", generator.normal(0, 1, (VOCABULARY, WIDTH)).astype(np.float32))
-    hidden = norm(add("Gather", table, "input_ids", name="embed", axis=0), "norm0")
+    rows = add("Gather", table, "input_ids", name="embed", axis=0)
+    # Without this the norm would undo any wrong scale of a row.
+    offset = constant("offset", generator.normal(0, 1, WIDTH).astype(np.float32))
+    hidden = norm(add("Add", rows, offset, name="shifted"), "norm0")
     query = heads(linear(hidden, "query", WIDTH, WIDTH), "query", [0, 2, 1, 3])
     key = heads(linear(hidden, "key", WIDTH, WIDTH), "key", [0, 2, 3, 1])
     value = heads(linear(hidden, "value", WIDTH, WIDTH), "value", [0, 2, 1, 3])
@@ -156,7 +159,9 @@ def _make_classifier(*, seed: int = 0) -> Any:
 
     from compressor.model import TorchModel
 
-    special = {f"{name.lower()}_token": f"[{name}]" for name in ("PAD", "UNK", "CLS", "SEP", "MASK")}
+    special = {
+        f"{name.lower()}_token": f"[{name}]" for name in ("PAD", "UNK", "CLS", "SEP", "MASK")
+    }
     letters = string.ascii_lowercase
     words = ["who", "where", "when", "is", "the", "river", "king", "battle", "##ed", "##ing"]
     tokens = [*special.values(), *letters, *(f"##{each}" for each in letters), *words]

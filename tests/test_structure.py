@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import importlib
 import re
 import subprocess
 import sys
@@ -76,6 +75,21 @@ def offenders(inside: str, *forbidden: str) -> list[str]:
         for name in imports(path)
         if any(f"{name}.".startswith(f"{each}.") for each in forbidden)
     ]
+
+
+def top_level_names(tree: ast.Module) -> set[str]:
+    """Names that a module binds."""
+    names: set[str] = set()
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            names.add(node.name)
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            names.update(alias.asname or alias.name for alias in node.names)
+        elif isinstance(node, ast.AnnAssign):
+            names.add(ast.unparse(node.target))
+        elif isinstance(node, ast.Assign):
+            names.update(ast.unparse(target) for target in node.targets)
+    return names
 
 
 def is_public(module: str) -> bool:
@@ -167,20 +181,14 @@ def test_importing_is_light(statement: str) -> None:
 
 
 def test_the_command_line_starts_without_the_parts_it_does_not_need() -> None:
-    extra = (
-        "compressor.recipe",
-        "compressor.pipeline",
-        "compressor.report",
-        "numpy",
-        "targets.base",
-    )
+    extra = ("compressor.recipe", "compressor.pipeline", "compressor.report", "rich.progress")
     assert imported_by("import compressor.cli.app", without=extra) == []
 
 
-@pytest.mark.parametrize("name", builtin_recipes())
-def test_loading_a_recipe_is_light(name: str) -> None:
-    statement = f"from compressor.recipe import load_recipe; load_recipe({name!r})"
-    assert imported_by(statement) == []
+def test_loading_recipes_is_light() -> None:
+    assert builtin_recipes()
+    calls = "; ".join(f"load_recipe({name!r})" for name in builtin_recipes())
+    assert imported_by(f"from compressor.recipe import load_recipe; {calls}") == []
 
 
 def test_the_device_half_runs_without_the_build_half_installed() -> None:
@@ -210,16 +218,20 @@ def test_public_modules_have_a_docstring_and_an_honest_all(module: str) -> None:
     assert docstring, f"{module} has no docstring"
     first = docstring.splitlines()[0]
     assert first.endswith((".", ":")), first
-    loaded = importlib.import_module(module)
-    names = getattr(loaded, "__all__", None)
-    if modules()[module].name == "__init__.py" and names is None:
-        # A package that gathers nothing: its modules are its interface.
-        assert len(tree.body) == 1
+    bound = top_level_names(tree)
+    if modules()[module].name == "__init__.py" and "__all__" not in bound:
+        assert len(tree.body) == 1  # a package that gathers nothing: its modules are its interface
         return
-    assert names is not None, f"{module} has no __all__"
+    assert "__all__" in bound, f"{module} has no __all__"
+    names = next(
+        ast.literal_eval(node.value)
+        for node in tree.body
+        if isinstance(node, ast.Assign | ast.AnnAssign)
+        and node.value is not None
+        and "__all__" in ast.unparse(node).partition("=")[0]
+    )
     assert len(set(names)) == len(names)
-    assert [name for name in names if not hasattr(loaded, name)] == []
-    assert [name for name in names if name.startswith("_")] == []
+    assert [name for name in names if name not in bound or name.startswith("_")] == []
     if module.startswith("compressor.cli"):
         return  # commands are reached through the command tree
     defined = {
@@ -302,10 +314,8 @@ def test_no_file_holds_paths_of_a_machine_or_hosts_of_a_mirror() -> None:
 
 
 def test_modules_stay_small() -> None:
-    sizes = {
-        name: len(path.read_text(encoding="utf-8").splitlines()) for name, path in modules().items()
-    }
-    assert {name: size for name, size in sizes.items() if size > 500} == {}
+    texts = {name: path.read_text(encoding="utf-8") for name, path in modules().items()}
+    assert [name for name, text in texts.items() if text.count("\n") > 600] == []
 
 
 def test_no_unsafe_loading_and_no_shell() -> None:

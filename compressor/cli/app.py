@@ -16,6 +16,8 @@ __all__ = ["app", "main"]
 INTERRUPTED = 130
 BUG = 1
 
+INTERRUPTED_MESSAGE = "interrupted; what was finished is kept, the same command goes on there"
+
 app = typer.Typer(
     name="compressor",
     help="Compress fine-tuned models for the hardware they will run on, and measure the result.",
@@ -65,8 +67,11 @@ def main(arguments: list[str] | None = None) -> None:
     except ToolkitError as error:
         _fail(str(error), error.exit_code, debug)
     except (KeyboardInterrupt, typer.Abort):
-        _fail("interrupted; what was finished is kept, the same command goes on there",
-              INTERRUPTED, debug)
+        _fail(INTERRUPTED_MESSAGE, INTERRUPTED, debug)
+    except SystemExit as leaving:
+        if leaving.code == INTERRUPTED:  # typer turns Ctrl-C into this without a word
+            _fail(INTERRUPTED_MESSAGE, INTERRUPTED, debug)
+        raise
     except BrokenPipeError:
         sys.exit(0)
     except Exception as error:  # the last resort: a bug must not look like a verdict

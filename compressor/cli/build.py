@@ -35,6 +35,10 @@ def run(
     output: OutputOption = None,
     set_: SetOption = None,
     store: StoreOption = None,
+    measure_again: Annotated[
+        bool,
+        typer.Option("--measure-again", help="Take the latencies anew, as after a noisy run."),
+    ] = False,
 ) -> None:
     """Compress a model, lower it to every target, measure it, and judge it against the budget."""
     from compressor.cli.progress import ConsoleProgress, console
@@ -43,9 +47,13 @@ def run(
 
     loaded = read_recipe(recipe, model=model, data=data, output=output, overrides=set_)
     with ConsoleProgress() as progress:
-        report = run_recipe(loaded, store=open_store(store), progress=progress)
+        report = run_recipe(
+            loaded, store=open_store(store), progress=progress, measure_again=measure_again
+        )
     console().print(results_table(report))
     console().print(verdict_panel(report))
+    if report.verdict.noisy:
+        console().print("to measure again on an idle machine, add --measure-again")
     console().print(f"report: {loaded.output / 'report.html'}", soft_wrap=True)
     raise typer.Exit(report.verdict.exit_code)
 

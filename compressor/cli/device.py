@@ -53,7 +53,7 @@ def bench(
         bundles,
         threads=threads,
         sequence_length=sequence_length,
-        batch_sizes=tuple(batch_size or (1, 8)),
+        batch_sizes=tuple(batch_size or (1, 4)),
         rounds=rounds,
         output=output,
     )

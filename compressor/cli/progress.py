@@ -66,7 +66,10 @@ class ConsoleProgress:
         self._drop_task()
         took = "cached" if cached else f"{time.monotonic() - self._started:.1f} s"
         text = f"  [bold]{escape(self._title):<44}[/] [cyan]{took:>8}[/]  {escape(line)}"
-        console().print(text, soft_wrap=not console().is_terminal)
+        if console().is_terminal:
+            console().print(text, no_wrap=True, overflow="ellipsis")
+        else:
+            console().print(text, soft_wrap=True)
 
     def _drop_task(self) -> None:
         if self._task is not None:

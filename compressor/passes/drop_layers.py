@@ -162,7 +162,7 @@ class DropLayers(Pass):
                 rest = tuple(each for each in keep if each != layer)
                 trial = replace(model, module=select_layers(model.module, rest))
                 losses[rest] = mean_loss(trial, batches)
-            keep = max(losses, key=lambda rest: losses[rest])
+            keep = min(losses, key=lambda rest: losses[rest])
             metrics["loss_after_nats"] = losses[keep]
             context.progress((drop + 1) / num_drops, f"{len(keep)} layers left")
         return keep, metrics

@@ -31,7 +31,8 @@ def quantize_channels(
     largest = 127 if bits == 8 else 63
     others = tuple(index for index in range(weight.ndim) if index != axis)
     maxima = np.abs(weight).max(axis=others)
-    scales = np.where(maxima > 0, maxima / largest, 1.0).astype(np.float32)
+    smallest = np.finfo(np.float32).tiny  # below it a scale loses digits, and then is 0
+    scales = np.where(maxima > 0, np.maximum(maxima / largest, smallest), 1.0).astype(np.float32)
     shape = [1] * weight.ndim
     shape[axis] = -1
     levels = np.rint(weight / scales.reshape(shape))

@@ -92,7 +92,7 @@ def _run(
     feeds = {name: array for name, array in batch.items() if name in inputs}
     inner = [name for name in names if name not in inputs]
     made = dict(zip(inner, session.run(inner, feeds), strict=True)) if inner else {}
-    return {name: made[name] if name in made else feeds[name] for name in names}
+    return {name: np.asarray(made.get(name, feeds.get(name)), np.float32) for name in names}
 
 
 def _with_outputs(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:

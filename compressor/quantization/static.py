@@ -180,7 +180,8 @@ def _qdq(
     graph: Graph, tensor: str, threshold: float, *, output: str | None = None
 ) -> list[onnx.NodeProto]:
     """A QuantizeLinear and a DequantizeLinear behind ``tensor``."""
-    scale = np.float32(threshold / 127) if threshold > 0 else np.float32(1 / 127)
+    smallest = float(np.finfo(np.float32).tiny)
+    scale = np.float32(max(threshold / 127, smallest) if threshold > 0 else 1 / 127)
     names = [
         graph.add_initializer(f"{tensor}_scale", np.asarray(scale)),
         graph.add_initializer(f"{tensor}_zero_point", np.asarray(np.int8(0))),

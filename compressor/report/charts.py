@@ -34,7 +34,15 @@ from compressor.report.summary import (
 from compressor.report.wording import bytes_text, significant
 from targets.measurement import Measurement
 
-__all__ = ["NUM_COLOURS", "Series", "latency_chart", "scatter_chart", "series_of", "size_chart"]
+__all__ = [
+    "NUM_COLOURS",
+    "Series",
+    "latency_chart",
+    "name_of",
+    "scatter_chart",
+    "series_of",
+    "size_chart",
+]
 
 NUM_COLOURS = 5
 MAX_DOTS = 90

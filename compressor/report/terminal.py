@@ -105,10 +105,10 @@ class _Results:
         if misses:
             yield Text("\nMissed the budget", style="bold")
             yield _list([([text], "; ".join(text.row.unmet)) for text in misses])
-        absent = absent_groups(self.report)
+        absent = _absent_lines(self.report)
         if absent:
             yield Text("\nNot measured here", style="bold")
-            yield _list([(group, f"{group[0].state}: {group[0].reason}") for group in absent])
+            yield _list([(group, line) for line, group in absent.items()])
 
     def _widest_table(
         self,
@@ -185,6 +185,16 @@ def _legend(report: Report, texts: Sequence[RowText], marks: dict[str, str]) -> 
         + (f"; accuracy: on the {split} data; drop: accuracy lost, in points" if split else ""),
         style="dim",
     )
+
+
+def _absent_lines(report: Report) -> dict[str, list[RowText]]:
+    """First line of why rows were not measured -> these rows; the report has the whole text."""
+    lines: dict[str, list[RowText]] = {}
+    for group in absent_groups(report):
+        for text in group:
+            reason = one_line((text.row.reason or text.reason).strip().splitlines()[0])
+            lines.setdefault(f"{text.state}: {reason}", []).append(text)
+    return lines
 
 
 def _list(entries: Sequence[tuple[Sequence[RowText], str]]) -> Table:

@@ -25,7 +25,7 @@ from compressor.training.teacher import Teacher, vocabulary_table
 from compressor.training.trainer import Progress, SteadyTrainer
 from targets.encoder import encoder_layers
 
-__all__ = ["DistillSettings", "LayerMap", "distill"]
+__all__ = ["DistillSettings", "LayerMap", "distill", "distillation_loss"]
 
 LayerMap = tuple[tuple[int, int], ...]
 """Pairs (student layer, teacher layer), from 0."""

@@ -25,7 +25,7 @@ from targets.errors import is_disk_full
 if TYPE_CHECKING:
     from transformers import EvalPrediction, TrainerControl, TrainerState
 
-__all__ = ["Progress", "SteadyTrainer", "arguments"]
+__all__ = ["Progress", "SteadyTrainer", "arguments", "has_bf16"]
 
 Progress = Callable[[float, str], None]
 

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
 
 from compressor.data import Split, Splits
@@ -85,3 +90,157 @@ def word_model() -> Callable[..., TorchModel]:
 @pytest.fixture
 def vocabulary() -> list[str]:
     return list(WORDS)
+
+
+NOUNS = ["cat", "dog", "house", "tree", "river", "stone", "music", "paper", "window", "garden"]
+QUESTIONS = WORDS[:3]
+
+
+def make_wordpiece() -> PreTrainedTokenizerFast:
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    pieces = [*letters, *(f"##{letter}" for letter in letters)]
+    unused = [f"unused{number}" for number in range(40)]
+    words = [*SPECIAL, *pieces, *QUESTIONS, *NOUNS, *unused]
+    names = dict(zip(("pad", "unk", "cls", "sep", "mask"), SPECIAL, strict=True))
+    tokenizer = Tokenizer(
+        models.WordPiece(
+            {word: index for index, word in enumerate(words)}, unk_token=names["unk"]
+        )
+    )
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    special = {f"{name}_token": token for name, token in names.items()}
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special)
+
+
+def make_rows(num_rows: int, seed: int, *, wrong: int = 0) -> list[tuple[str, str]]:
+    """Texts whose first word tells the label; every ``wrong``-th label is wrong."""
+    generator = random.Random(seed)
+    rows = []
+    for index in range(num_rows):
+        text = [QUESTIONS[index % 3], *generator.choices(NOUNS, k=generator.randint(2, 9))]
+        label = index + 1 if wrong and index % wrong == 0 else index
+        rows.append((" ".join(text), LABELS[label % 3]))
+    return rows
+
+
+def write_rows(path: Path, rows: Sequence[tuple[str, str]]) -> None:
+    with path.open("w", encoding="utf-8", newline="") as stream:
+        csv.writer(stream).writerows([("text", "label"), *rows])
+
+
+RECIPE = """
+model: model
+data: {train: train.csv, validation: validation.csv, test: test.csv}
+passes:
+  - {pass: trim_vocabulary, keep_first: 0}
+  - {pass: prune, ratio: 0.5, steps: 1, recovery: null}
+  - {pass: distill, epochs: 3, batch_size: 16}
+  - export
+variants:
+  fp32: []
+  int8: [{pass: quantize, method: static, num_samples: 32}]
+  int8-dynamic: [{pass: quantize, method: dynamic}]
+targets: [onnxruntime, openvino, tensorrt_rtx, tensorrt, pytorch]
+budget: {max_accuracy_drop: 90}
+benchmark: {rounds: 2, min_round_s: 0.001, pause_s: 0, sequence_length: 16, batch_sizes: [1]}
+output: out
+"""
+
+
+@pytest.fixture(scope="session")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder as a user has it: a fine-tuned checkpoint, data and a recipe. Nobody writes to it."""
+    folder = tmp_path_factory.mktemp("home")
+    for name, rows in (
+        ("train", make_rows(120, 1)),
+        ("validation", make_rows(36, 2, wrong=9)),
+        ("test", make_rows(48, 3, wrong=7)),
+    ):
+        write_rows(folder / f"{name}.csv", rows)
+    tokenizer = make_wordpiece()
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        module = BertForSequenceClassification(
+            BertConfig(
+                vocab_size=len(tokenizer),
+                hidden_size=32,
+                num_hidden_layers=2,
+                num_attention_heads=4,
+                intermediate_size=64,
+                max_position_embeddings=32,
+                id2label=dict(enumerate(LABELS)),
+                label2id={name: index for index, name in enumerate(LABELS)},
+                initializer_range=0.1,
+            )
+        )
+        fit(module, tokenizer, make_rows(120, 1))
+    module.eval().save_pretrained(folder / "model")
+    tokenizer.save_pretrained(folder / "model")
+    (folder / "recipe.yaml").write_text(RECIPE, encoding="utf-8")
+    return folder
+
+
+def fit(
+    module: BertForSequenceClassification,
+    tokenizer: PreTrainedTokenizerFast,
+    rows: list[tuple[str, str]],
+) -> None:
+    optimizer = torch.optim.AdamW(module.parameters(), lr=3e-3)
+    for step in range(30):
+        batch = random.Random(step).sample(rows, 32)
+        encoded = tokenizer(
+            [text for text, _ in batch],
+            padding=True,
+            return_tensors="pt",
+            return_token_type_ids=False,
+        )
+        labels = torch.tensor([LABELS.index(label) for _, label in batch])
+        module(**encoded, labels=labels).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a command left: its exit code and what it printed."""
+
+    code: int
+    out: str
+    err: str
+
+
+def call(*arguments: object) -> Outcome:
+    from compressor.cli import main
+
+    out, err = io.StringIO(), io.StringIO()
+    with redirect_stdout(out), redirect_stderr(err), pytest.raises(SystemExit) as left:
+        main([str(argument) for argument in arguments])
+    return Outcome(int(left.value.code or 0), out.getvalue(), err.getvalue())
+
+
+@pytest.fixture(scope="session")
+def compressor() -> Callable[..., Outcome]:
+    """Runs a command in this process: compressor("run", recipe, "--store", store)."""
+    return call
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A run of the whole recipe."""
+
+    outcome: Outcome
+    output: Path
+    store: Path
+
+
+@pytest.fixture(scope="session")
+def finished(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    """One run of the whole recipe; later runs may use its store, none may damage it."""
+    folder = tmp_path_factory.mktemp("finished")
+    arguments = ("--output", folder / "out", "--store", folder / "store")
+    outcome = call("run", home / "recipe.yaml", *arguments)
+    return Finished(outcome, folder / "out", folder / "store")

@@ -1,0 +1,365 @@
+"""One whole run of a recipe, and what a second one finds."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+
+import targets
+from compressor import pipeline
+from compressor.data import DataSpec, data_fingerprint, read_splits
+from compressor.manager import PassManager, import_checkpoint
+from compressor.passes import Pass, PassResult
+from compressor.passes.trim_vocabulary import TrimVocabulary
+from compressor.progress import Silent
+from compressor.recipe import load_recipe
+from compressor.report.files import read_report
+from compressor.store import RunStore, StoredStep
+from targets.bundle import Bundle, hash_file
+from targets.errors import TargetError
+
+LABELS = ("person", "place", "time")
+
+
+@pytest.fixture(scope="module")
+def rows(finished) -> dict[tuple[str, str, str], Any]:
+    report = read_report(finished.output)
+    return {(row.variant, row.target, row.precision): row for row in report.rows}
+
+
+@pytest.fixture(scope="module")
+def test_rows(home) -> tuple[list[str], np.ndarray]:
+    with (home / "test.csv").open(encoding="utf-8") as stream:
+        read = list(csv.DictReader(stream))
+    labels = np.array([LABELS.index(row["label"]) for row in read])
+    return [row["text"] for row in read], labels
+
+
+def predicted(folder: Path, texts: list[str]) -> np.ndarray:
+    with targets.load(folder) as predictor:
+        return predictor.logits(texts).argmax(axis=-1)
+
+
+def bundle_hashes(output: Path) -> dict[str, str]:
+    return {
+        path.relative_to(output).as_posix(): hash_file(path)
+        for path in sorted((output / "bundles").rglob("*"))
+        if path.is_file()
+    }
+
+
+def test_a_run_within_the_budget_exits_0_and_leaves_the_report_in_three_forms(finished):
+    assert finished.outcome.code == 0, finished.outcome.err
+    assert "BUDGET MET" in finished.outcome.out
+    for name in ("report.json", "report.md", "report.html"):
+        assert (finished.output / name).stat().st_size > 0
+
+
+def test_every_candidate_on_every_target_has_a_row_with_its_status(rows):
+    statuses = {key[:2]: row.status for key, row in rows.items() if row.kind == "candidate"}
+    assert statuses == {
+        ("fp32", "onnxruntime"): "measured",
+        ("int8", "onnxruntime"): "measured",
+        ("int8-dynamic", "onnxruntime"): "measured",
+        ("fp32", "openvino"): "measured",
+        ("int8", "openvino"): "measured",
+        ("int8-dynamic", "openvino"): "refused",
+        ("fp32", "tensorrt_rtx"): "built",
+        ("int8", "tensorrt_rtx"): "built",
+        ("int8-dynamic", "tensorrt_rtx"): "refused",
+        ("fp32", "tensorrt"): "unavailable",
+        ("int8", "tensorrt"): "unavailable",
+        ("int8-dynamic", "tensorrt"): "unavailable",
+        ("fp32", "pytorch"): "measured",
+        ("int8", "pytorch"): "refused",
+        ("int8-dynamic", "pytorch"): "refused",
+    }
+
+
+def test_each_target_has_the_untouched_model_as_its_baseline(rows):
+    bases = {key[1] for key, row in rows.items() if row.kind != "candidate"}
+    assert bases == {"onnxruntime", "openvino", "tensorrt_rtx", "tensorrt", "pytorch"}
+    assert rows["original", "pytorch", "fp32"].kind == "reference"
+    assert {row.variant for row in rows.values() if row.kind != "candidate"} == {"original"}
+
+
+def test_every_bundle_opens_verifies_and_bears_the_name_of_its_variant(finished, rows):
+    bundles = [row for row in rows.values() if row.kind == "candidate" and row.bundle]
+    assert len(bundles) == 8
+    for row in bundles:
+        opened = Bundle.open(finished.output / row.bundle)
+        assert (opened.manifest.name, opened.manifest.target) == (row.variant, row.target)
+        assert opened.size_bytes == row.size_bytes
+
+
+def test_accuracy_is_what_the_bundle_in_the_output_folder_predicts(finished, rows, test_rows):
+    texts, labels = test_rows
+    checked = 0
+    for row in rows.values():
+        if row.status == "measured" and row.bundle and row.target != "pytorch":
+            hits = predicted(finished.output / row.bundle, texts) == labels
+            assert row.test.value == pytest.approx(hits.mean(), abs=1e-12)
+            assert row.test.num_rows == len(labels) == 48
+            checked += 1
+    assert checked == 5
+
+
+def test_the_comparison_is_paired_with_the_untouched_model(finished, rows, test_rows, home):
+    from compressor.tasks import get_task
+
+    texts, labels = test_rows
+    model = get_task("text-classification").load_checkpoint(home / "model")
+    feeds = get_task("text-classification").encode(model, texts)
+    import torch
+
+    with torch.no_grad():
+        before = np.array(
+            [
+                model.module(**{name: torch.tensor([ids]) for name, ids in each.items()})
+                .logits.argmax()
+                .item()
+                for each in feeds
+            ]
+        )
+    row = rows["int8", "onnxruntime", "int8"]
+    after = predicted(finished.output / row.bundle, texts)
+    lost = ((before == labels) & (after != labels)).sum()
+    gained = ((before != labels) & (after == labels)).sum()
+    found = row.test_comparison
+    assert found.drop_points == pytest.approx(100 * (lost - gained) / len(labels))
+    assert found.agreement == pytest.approx((before == after).mean())
+    assert rows["original", "pytorch", "fp32"].test.value == pytest.approx(
+        (before == labels).mean()
+    )
+    assert 0.6 < (before == labels).mean() < 1  # the model is above chance, the labels are noisy
+
+
+def test_a_row_says_why_in_one_short_line_without_a_path_into_the_store(finished, rows):
+    for row in rows.values():
+        if row.reason:
+            assert str(finished.store) not in row.reason
+            assert len(row.reason.splitlines()[0]) < 120
+    refused = rows["int8-dynamic", "openvino", "int8-dynamic"].reason
+    assert "where: model.onnx" in refused
+    assert str(finished.store) not in finished.outcome.out
+    assert "given:" not in finished.outcome.out
+
+
+def test_two_precisions_of_one_model_leave_two_folders_for_another_machine(finished):
+    names = {path.name for path in (finished.output / "hand_over").iterdir()}
+    assert {"original-tensorrt-fp32", "original-tensorrt-fp16", "fp32-tensorrt"} <= names
+
+
+def test_a_torch_target_tells_variants_that_are_one_model_there(rows):
+    assert "the same model as fp32" in rows["int8", "pytorch", "fp32"].reason
+
+
+def test_a_step_that_variants_share_is_told_once(finished):
+    lines = [line.split()[0] for line in finished.outcome.out.splitlines() if line.strip()]
+    assert lines.count("distill") == 1
+    assert lines.count("quantize") == 3  # fp16 of the baselines, and two variants
+
+
+def test_the_report_tells_which_steps_this_run_made(finished):
+    steps = read_report(finished.output).steps
+    assert set(steps) == {"original", "fp32", "int8", "int8-dynamic"}
+    assert [step.pass_name for step in steps["int8"]] == [
+        "trim_vocabulary",
+        "prune",
+        "distill",
+        "export",
+        "quantize",
+    ]
+    assert not any(step.cached for chain in steps.values() for step in chain)
+
+
+SECOND = """
+import sys
+from compressor.cli import main
+try:
+    main(sys.argv[1:])
+except SystemExit as left:
+    code = left.code
+print("HEAVY", [name for name in ("torch", "transformers", "openvino") if name in sys.modules])
+sys.exit(code)
+"""
+
+
+def test_a_second_run_finds_every_step_imports_no_torch_and_gives_the_same_bundles(
+    finished, home, tmp_path
+):
+    arguments = ["run", home / "recipe.yaml", "--output", tmp_path, "--store", finished.store]
+    done = subprocess.run(
+        [sys.executable, "-c", SECOND, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "HEAVY []" in done.stdout
+    first, second = read_report(finished.output), read_report(tmp_path)
+    assert all(step.cached for chain in second.steps.values() for step in chain)
+    progress = done.stdout.partition("HEAVY")[0].splitlines()
+    steps = [line for line in progress if line.startswith("  evaluate") or "latency" in line[:24]]
+    assert len(steps) >= 8
+    assert all(" cached " in line for line in steps if line.startswith("  "))
+    assert bundle_hashes(tmp_path) == bundle_hashes(finished.output)
+    assert [row.latency for row in first.rows] == [row.latency for row in second.rows]
+
+
+def test_the_checkpoint_stays_untouched(finished, home):
+    before = {path.name for path in (home / "model").iterdir()}
+    assert before == {
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    }
+    record = next(r for r in RunStore(finished.store).steps() if r.kind == "import")
+    hashes = {path.name: hash_file(path) for path in (home / "model").iterdir()}
+    assert record.inputs["files"] == hashes
+    assert {path.name for path in home.iterdir()} == {
+        "model",
+        "recipe.yaml",
+        "train.csv",
+        "validation.csv",
+        "test.csv",
+    }
+
+
+def test_a_missed_budget_exits_5_and_keeps_the_bundles(finished, home, tmp_path, compressor):
+    outcome = compressor(
+        "run", home / "recipe.yaml", "--output", tmp_path, "--store", finished.store,
+        "--set", "budget.max_size_mb=0.001",
+    )  # fmt: skip
+    assert outcome.code == 5
+    assert "BUDGET NOT MET" in outcome.out
+    assert bundle_hashes(tmp_path) == bundle_hashes(finished.output)
+    assert all(row.unmet for row in read_report(tmp_path).rows if row.test and row.bundle)
+
+
+def test_other_quantization_settings_use_the_trunk_again(finished, home, tmp_path, compressor):
+    outcome = compressor(
+        "run", home / "recipe.yaml", "--output", tmp_path, "--store", finished.store,
+        "--set", "targets=[onnxruntime]",
+        "--set", "variants={int8: [{pass: quantize, method: static, num_samples: 8}]}",
+    )  # fmt: skip
+    assert outcome.code == 0, outcome.err
+    steps = read_report(tmp_path).steps["int8"]
+    assert [step.cached for step in steps] == [True, True, True, True, False]
+
+
+class Spy(Pass):
+    """Looks at what it gets."""
+
+    name: ClassVar[str] = "spy"
+    consumes: ClassVar[Any] = "torch"
+    produces: ClassVar[Any] = "torch"
+    paper: ClassVar[str] = "none"
+    seen: ClassVar[list[Any]] = []
+
+    def run(self, model: Any, context: Any) -> PassResult:
+        self.seen.append(context.splits)
+        return PassResult(model.clone())
+
+
+def run_passes(folder: Path, store: Path, *passes: Pass, seed: int = 0) -> list[StoredStep]:
+    spec = DataSpec(**{name: folder / f"{name}.csv" for name in ("train", "validation", "test")})
+    shared: Any = {
+        "store": RunStore(store),
+        "splits": lambda: read_splits(spec, label_names=LABELS, seed=seed),
+        "data_hash": data_fingerprint(spec, seed=seed),
+        "progress": Silent(),
+    }
+    original = import_checkpoint(
+        folder / "model", task="text-classification", max_length=None, **shared
+    )
+    manager = PassManager(original=original, seed=seed, width_multiple=8, **shared)
+    return [original, *manager.run(passes)]
+
+
+def test_passes_never_see_the_test_data(home, tmp_path):
+    Spy.seen.clear()
+    run_passes(home, tmp_path, Spy())
+    (splits,) = Spy.seen
+    assert (len(splits.train), len(splits.validation), len(splits.test)) == (120, 36, 0)
+
+
+def test_a_step_is_found_again_unless_the_data_or_the_seed_changed(home, tmp_path):
+    copied, trim = tmp_path / "copied", TrimVocabulary(keep_first=0)
+    shutil.copytree(home, copied)
+
+    def cached(seed: int = 0) -> list[bool]:
+        return [step.cached for step in run_passes(copied, tmp_path / "s", trim, seed=seed)]
+
+    assert cached() == [False, False]
+    assert cached() == [True, True]
+    assert cached(seed=1) == [True, False]
+    with (copied / "train.csv").open("a", encoding="utf-8") as stream:
+        stream.write("who owl,person\n")
+    assert cached() == [False, False]
+    assert cached() == [True, True]
+
+
+def test_the_seed_is_part_of_the_data_where_it_sets_the_validation_data_apart(
+    home, tmp_path, monkeypatch
+):
+    hashes = []
+
+    def stop(*_: Any, data_hash: str, **__: Any) -> None:
+        hashes.append(data_hash)
+        raise TargetError("that is enough")
+
+    monkeypatch.setattr(pipeline, "import_checkpoint", stop)
+    store = RunStore(tmp_path)
+    for override in ("seed=0", "seed=1"):
+        recipe = load_recipe(
+            home / "recipe.yaml", overrides=[override, "data.validation=null"]
+        )
+        with pytest.raises(TargetError, match="enough"):
+            pipeline.run(recipe, store=store)
+    assert hashes[0] != hashes[1]
+    assert store.runs()[0].status == "failed: that is enough"
+
+
+def test_a_run_that_a_bug_ended_is_not_recorded_as_running(home, tmp_path, monkeypatch):
+    def fail(*_: Any, **__: Any) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(pipeline, "import_checkpoint", fail)
+    with pytest.raises(ZeroDivisionError):
+        pipeline.run(load_recipe(home / "recipe.yaml"), store=RunStore(tmp_path))
+    assert RunStore(tmp_path).runs()[0].status == "failed: ZeroDivisionError"
+
+
+def test_latencies_are_taken_again_on_request_only(tmp_path, monkeypatch):
+    from compressor import measuring
+    from targets.benchmark import BenchmarkSettings
+    from targets.environment import Environment
+
+    calls = []
+
+    def benchmark(*_: Any) -> dict[str, Any]:
+        calls.append(1)
+        return {}
+
+    monkeypatch.setattr(measuring, "benchmark", benchmark)
+    here: Any = SimpleNamespace(machine="here")
+    monkeypatch.setattr(Environment, "here", staticmethod(lambda: SimpleNamespace(
+        model_dump=lambda mode: json.loads("{}")
+    )))
+    for again in (False, False, True, False):
+        measuring.measure_latency(
+            [], BenchmarkSettings(), store=RunStore(tmp_path), environment=here,
+            on_progress=lambda *_: None, again=again,
+        )  # fmt: skip
+    assert len(calls) == 2
