@@ -6,7 +6,7 @@ import hashlib
 import random
 from collections import Counter
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -75,6 +75,10 @@ class Splits:
     validation: Split
     test: Split
     label_names: tuple[str, ...]
+
+    def without_test(self) -> Splits:
+        """What passes may see: the same with an empty test split."""
+        return replace(self, test=self.test.take(()))
 
 
 def data_fingerprint(spec: DataSpec, *, seed: int = 0) -> str:

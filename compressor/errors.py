@@ -34,7 +34,7 @@ __all__ = [
 ]
 
 
-class Problem(ToolkitError):
+class Problem(ToolkitError):  # noqa: N818  (it is part of an error, and raised seldom)
     """One thing that is wrong with a recipe; collected by :class:`RecipeError`."""
 
 

@@ -214,9 +214,10 @@ def _run_exporter(
     signature: Signature,
     opset: int,
 ) -> Any:
-    dims = {name: torch.export.Dim(name, min=1) for name in signature.free_dimensions}
+    # Free without bounds of ours: networks that look positions up bound the length themselves.
+    free = torch.export.Dim.DYNAMIC
     shapes = [
-        {axis: dims[dim] for axis, dim in enumerate(spec.shape) if isinstance(dim, str)}
+        {axis: free for axis, dim in enumerate(spec.shape) if isinstance(dim, str)}
         for spec in signature.inputs
     ]
     with torch.no_grad(), _quiet(), _no_garbage_collection():

@@ -100,12 +100,13 @@ def _train(
 ) -> dict[str, Any]:
     from compressor.evaluation import accuracy
     from compressor.manager import predict_classes
+    from compressor.model import TorchModel
     from compressor.training.curves import save_curves
     from compressor.training.finetuning import new_classifier
 
     start = new_classifier(model, splits.label_names, seed=seed)
     context = PassContext(
-        splits=splits,
+        splits=splits.without_test(),
         load_original=lambda: start,
         seed=seed,
         folder=work,
@@ -114,6 +115,7 @@ def _train(
     settings.requires(start, context)
     result = settings.run(start, context)
     trained = result.model
+    assert isinstance(trained, TorchModel)  # noqa: S101  (the pass produces the torch form)
     trained.save(files)
     save_curves(result.history, files)
     found = {

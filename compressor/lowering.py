@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from compressor.model import Model, OnnxModel, TorchModel, load_model, tokenizer_files
+from compressor.model import Model, OnnxModel, load_model, tokenizer_files
 from compressor.store import RunStore, StoredStep
 from targets.base import Precision, Source, Target
 from targets.bundle import SCHEMA_VERSION, Bundle, Manifest, Preprocessing

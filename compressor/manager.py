@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -139,14 +139,12 @@ class PassManager:
             "original": self.original.content_hash if each.uses_original else None,
         }
 
-    def _make(
-        self, each: Pass, source: StoredStep, files: Path, work: Path
-    ) -> Mapping[str, Any]:
+    def _make(self, each: Pass, source: StoredStep, files: Path, work: Path) -> Mapping[str, Any]:
         from compressor.model import TorchModel, load_model
 
         model = load_model(source.folder)
         context = PassContext(
-            splits=_without_test(self.splits()),
+            splits=self.splits().without_test(),
             load_original=lambda: TorchModel.load(self.original.folder),
             seed=self.seed,
             folder=work,
@@ -173,11 +171,6 @@ class PassManager:
         return _facts(
             result.model, files, result.metrics, result.notes, result.history, context.splits
         )
-
-
-def _without_test(splits: Splits) -> Splits:
-    """What passes may see: with an empty test split."""
-    return replace(splits, test=splits.test.take(()))
 
 
 def _check_form(each: Pass, result: PassResult) -> None:

@@ -127,7 +127,9 @@ class _Run:
         baselines, chains = self.run_passes(original)
         candidates = self.lower_all(original, baselines, chains)
         predictions, failures = self.evaluate_all(candidates)
-        latencies, benchmark = self.time_all([each for each in candidates if each.key in predictions])
+        latencies, benchmark = self.time_all(
+            [each for each in candidates if each.key in predictions]
+        )
         rows = _Rows(self, candidates, predictions, failures, latencies).build()
         report = Report(
             name=self.recipe.name,
@@ -361,9 +363,7 @@ class _Rows:
         result = self.latencies.get(candidate.key)
         if result is None:
             return {}
-        return {
-            f"{each.batch_size}x{each.sequence_length}": each for each in result.measurements
-        }
+        return {f"{each.batch_size}x{each.sequence_length}": each for each in result.measurements}
 
     def latency_failure(self, candidate: Candidate) -> str | None:
         result = self.latencies.get(candidate.key)

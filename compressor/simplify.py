@@ -35,8 +35,8 @@ def simplify(model: ir.Model, *, root: str, shapes: dict[str, Sequence[int | str
     """
     scopes = {node.name or "": _module_of(node, root) for node in model.graph}
     _strip_prefix(model.graph, root)
-    weights = set(model.graph.initializers)
     _fold_weight_transposes(model.graph)
+    weights = set(model.graph.initializers)
     onnxscript.optimizer.optimize(model)
     _make_reshapes_constant(model.graph)
     for step in (
@@ -139,7 +139,7 @@ def _reshape_target(before: ir.Shape | None, after: ir.Shape | None) -> list[int
     for axis, size in enumerate(after):
         if isinstance(size, int):
             target.append(size)
-        elif axis < len(before) and size.value is not None :
+        elif axis < len(before) and size.value is not None and before[axis] == size:
             target.append(0)
         else:
             target.append(-1)

@@ -38,14 +38,18 @@ def loaded_by(code: str) -> set[str]:
     return {line.rpartition("|")[2].strip().partition(".")[0] for line in lines}
 
 
-@pytest.mark.parametrize("module", ["targets", "compressor", "compressor.passes", "compressor.recipe"])
+@pytest.mark.parametrize(
+    "module", ["targets", "compressor", "compressor.passes", "compressor.recipe"]
+)
 def test_importing_loads_nothing_heavy(module: str) -> None:
     found = loaded_by(f"import {module}")
     assert module.partition(".")[0] in found
     assert not found & HEAVY
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["passes"], ["targets"], ["schema"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["run", "--help"], ["passes"], ["targets"], ["schema"]]
+)
 def test_commands_that_explain_load_nothing_heavy(arguments: list[str]) -> None:
     found = loaded_by(f"from compressor.cli import main; main({arguments!r})")
     assert "typer" in found

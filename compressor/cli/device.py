@@ -26,7 +26,7 @@ def predict(
     ] = None,
     threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 1,
 ) -> None:
-    """Classify texts: those given with --text, or one a line from standard input. Prints JSON lines."""
+    """Classify texts, given with --text or one a line on standard input. Prints JSON lines."""
     from targets.predictor import load, predict_lines
 
     with load(bundle, threads=threads) as predictor:

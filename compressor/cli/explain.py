@@ -52,7 +52,9 @@ def passes() -> None:
     from compressor.passes import available_passes
 
     for name, cls in available_passes().items():
-        typer.echo(f"{name:<16} {cls.summary()}\n{'':<16} {cls.consumes} -> {cls.produces}; {cls.paper}")
+        typer.echo(
+            f"{name:<16} {cls.summary()}\n{'':<16} {cls.consumes} -> {cls.produces}; {cls.paper}"
+        )
 
 
 def targets() -> None:

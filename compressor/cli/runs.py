@@ -10,7 +10,9 @@ from compressor.cli.options import StoreOption, open_store
 
 __all__ = ["app"]
 
-app = typer.Typer(help="List, show and remove what earlier runs left in the store.", no_args_is_help=True)
+app = typer.Typer(
+    help="List, show and remove what earlier runs left in the store.", no_args_is_help=True
+)
 
 
 @app.command("list")

@@ -67,4 +67,4 @@ class Task(ABC):
 
     def correct(self, outputs: NDArray[np.floating], split: Split) -> NDArray[np.bool_]:
         """Which rows are right, (N,): what accuracy and the paired test are computed from."""
-        return self.predictions(outputs) == split.labels
+        return np.asarray(self.predictions(outputs) == split.labels)

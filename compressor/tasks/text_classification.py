@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from compressor.architecture import Architecture
 from compressor.errors import CheckpointError
 from compressor.tasks.base import Task
 from targets.signature import Signature, TensorSpec
@@ -36,7 +37,7 @@ class TextClassification(Task):
         check_checkpoint(folder, head=self.head)
         module = load_module(folder, self.name)
         check_weights(module, folder)
-        limit = int(module.config.max_position_embeddings)  # type: ignore[union-attr,arg-type]
+        limit = Architecture.read(folder).max_positions
         return TorchModel(
             module=module,
             tokenizer=self.load_tokenizer(folder),
@@ -111,4 +112,4 @@ class TextClassification(Task):
 
     def predictions(self, outputs: NDArray[np.floating]) -> NDArray[np.int64]:
         """See the base class."""
-        return np.asarray(outputs).argmax(axis=-1)
+        return np.asarray(np.asarray(outputs).argmax(axis=-1), dtype=np.int64)

@@ -82,5 +82,5 @@ def _log_relations(states: Tensor, mask: Tensor, num_heads: int) -> Tensor:
     head_size = width // num_heads
     heads = states.reshape(num_rows, length, num_heads, head_size).transpose(1, 2)
     scores = heads @ heads.transpose(-1, -2) / head_size**0.5  # (N, heads, L, L)
-    pass
+    scores = scores.masked_fill(mask[:, None, None, :] == 0, _MASKED)
     return torch.log_softmax(scores.float(), dim=-1)

@@ -103,9 +103,7 @@ def make_wordpiece() -> PreTrainedTokenizerFast:
     words = [*SPECIAL, *pieces, *QUESTIONS, *NOUNS, *unused]
     names = dict(zip(("pad", "unk", "cls", "sep", "mask"), SPECIAL, strict=True))
     tokenizer = Tokenizer(
-        models.WordPiece(
-            {word: index for index, word in enumerate(words)}, unk_token=names["unk"]
-        )
+        models.WordPiece({word: index for index, word in enumerate(words)}, unk_token=names["unk"])
     )
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
@@ -153,7 +151,7 @@ output: out
 
 @pytest.fixture(scope="session")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder as a user has it: a fine-tuned checkpoint, data and a recipe. Nobody writes to it."""
+    """What a user has: a fine-tuned checkpoint, data and a recipe. Nobody writes to it."""
     folder = tmp_path_factory.mktemp("home")
     for name, rows in (
         ("train", make_rows(120, 1)),

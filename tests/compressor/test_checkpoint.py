@@ -6,7 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import BertForMaskedLM, BertModel
+from transformers import (
+    BertForMaskedLM,
+    BertModel,
+    RobertaConfig,
+    RobertaForSequenceClassification,
+)
 
 from compressor.checkpoint import check_checkpoint, check_weights
 from compressor.errors import CheckpointError
@@ -26,6 +31,24 @@ def folder(tmp_path: Path, word_model: MakeModel) -> Path:
 def test_a_good_checkpoint_passes_and_loads(folder: Path) -> None:
     check_checkpoint(folder, head=HEAD)
     assert get_task("text-classification").load_checkpoint(folder).labels[0] == "person"
+
+
+def test_roberta_takes_fewer_tokens_than_its_position_table_has_rows(
+    tmp_path: Path, word_model: MakeModel
+) -> None:
+    config = RobertaConfig(
+        vocab_size=29,
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=16,
+        max_position_embeddings=12,
+    )
+    RobertaForSequenceClassification(config).save_pretrained(tmp_path)
+    word_model().tokenizer.save_pretrained(tmp_path)
+    model = get_task("text-classification").load_checkpoint(tmp_path)
+    assert model.max_length == 10
+    model.module(input_ids=torch.full((1, 10), 7))
 
 
 def test_a_missing_folder_is_named(tmp_path: Path) -> None:

@@ -270,12 +270,30 @@ class Branching(Plain):
         raise ValueError("no tokens")
 
 
+class OwnMasks(BertForSequenceClassification):
+    """A network that insists on making masks, positions and token types by itself."""
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> Any:
+        if attention_mask.dim() != 2:
+            raise ValueError("the mask must have a row for each text")
+        return super().forward(input_ids=input_ids, attention_mask=attention_mask)
+
+
 def test_a_network_that_takes_no_additive_mask_gets_the_plain_one(tmp_path: Path) -> None:
-    model = TorchModel(Plain().eval(), None, "text-classification", 32)  # type: ignore[arg-type]
-    proto, form = to_onnx(model, SIGNATURE, opset=20)
-    assert form == InputForm()
-    assert {value.name for value in proto.graph.input} == {"input_ids", "attention_mask"}
-    assert proto.opset_import[0].version == 20
+    torch.manual_seed(0)
+    module = OwnMasks(BertConfig(**{**SMALL, "num_hidden_layers": 1})).eval()
+    model = TorchModel(module, None, "text-classification", 32)  # type: ignore[arg-type]
+    path = tmp_path / "model.onnx"
+    assert export_onnx(model, SIGNATURE, path, opset=20) == InputForm()
+    assert onnx.load(path).opset_import[0].version == 20
+    session = open_session(path)
+    for length in (1, 5, 40):
+        ids, mask = np.full((3, length), 7), np.ones((3, length), np.int64)
+        mask[0, 1:] = 0
+        (found,) = session.run(None, {"input_ids": ids, "attention_mask": mask})
+        with torch.no_grad():
+            expected = module(torch.from_numpy(ids), torch.from_numpy(mask)).logits
+        np.testing.assert_allclose(found, expected.numpy(), atol=2e-5)
 
 
 def test_weights_above_the_limit_lie_in_a_file_of_their_own(tmp_path: Path) -> None:

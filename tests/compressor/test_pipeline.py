@@ -322,9 +322,7 @@ def test_the_seed_is_part_of_the_data_where_it_sets_the_validation_data_apart(
     monkeypatch.setattr(pipeline, "import_checkpoint", stop)
     store = RunStore(tmp_path)
     for override in ("seed=0", "seed=1"):
-        recipe = load_recipe(
-            home / "recipe.yaml", overrides=[override, "data.validation=null"]
-        )
+        recipe = load_recipe(home / "recipe.yaml", overrides=[override, "data.validation=null"])
         with pytest.raises(TargetError, match="enough"):
             pipeline.run(recipe, store=store)
     assert hashes[0] != hashes[1]
@@ -354,9 +352,11 @@ def test_latencies_are_taken_again_on_request_only(tmp_path, monkeypatch):
 
     monkeypatch.setattr(measuring, "benchmark", benchmark)
     here: Any = SimpleNamespace(machine="here")
-    monkeypatch.setattr(Environment, "here", staticmethod(lambda: SimpleNamespace(
-        model_dump=lambda mode: json.loads("{}")
-    )))
+    monkeypatch.setattr(
+        Environment,
+        "here",
+        staticmethod(lambda: SimpleNamespace(model_dump=lambda mode: json.loads("{}"))),
+    )
     for again in (False, False, True, False):
         measuring.measure_latency(
             [], BenchmarkSettings(), store=RunStore(tmp_path), environment=here,

@@ -85,8 +85,12 @@ def make_splits() -> Splits:
     def split(num_rows: int, seed: int) -> Split:
         generator = random.Random(seed)
         labels = [row % 3 for row in range(num_rows)]
-        rest = [" ".join(generator.choices("abcdefghij", k=generator.randint(0, 8))) for _ in labels]
-        texts = (f"{TOPICS[label]} {tail}".strip() for label, tail in zip(labels, rest, strict=True))
+        rest = [
+            " ".join(generator.choices("abcdefghij", k=generator.randint(0, 8))) for _ in labels
+        ]
+        texts = (
+            f"{TOPICS[label]} {tail}".strip() for label, tail in zip(labels, rest, strict=True)
+        )
         return Split(tuple(texts), np.array(labels, np.int64))
 
     return Splits(split(42, 1), split(18, 2), _Sealed(), ("person", "place", "time"))
@@ -113,7 +117,9 @@ def fingerprint(model: Model) -> str:
     digest.update(config.to_json_string(use_diff=False).encode())
     digest.update(repr(sorted(model.tokenizer.get_vocab().items())).encode())
     for name, module in model.module.named_modules():
-        digest.update(f"{name} {type(module)} {module.training} {len(module._forward_hooks)}".encode())
+        digest.update(
+            f"{name} {type(module)} {module.training} {len(module._forward_hooks)}".encode()
+        )
     for name, parameter in model.module.named_parameters():
         digest.update(f"{name} {parameter.requires_grad} {parameter.grad is None}".encode())
     return digest.hexdigest()
@@ -368,7 +374,7 @@ class _Faulty(Pass):
         if self.fault == "reads test":
             assert context.splits.test.texts
         if self.fault == "lossy":
-            made.module.config.hidden_act = "relu"  # the module itself keeps its gelu
+            made.module.bert.pooler.activation = torch.nn.Identity()  # the config knows of no such
         if self.fault == "unplanned":
             layers = made.module.bert.encoder
             layers.layer = layers.layer[:1]

@@ -20,7 +20,7 @@ from transformers import (
 )
 
 from compressor.data import Split, Splits
-from compressor.embeddings import trim_embeddings
+from compressor.embeddings import rows_that_stay, trim_embeddings
 from compressor.errors import PassError
 from compressor.model import TorchModel
 from compressor.passes import PassContext
@@ -146,6 +146,14 @@ def test_roberta_keeps_the_place_of_the_padding_token(context: PassContext) -> N
     model = make_model("roberta")
     result = SETTINGS.run(model, context)
     assert result.model.module.config.pad_token_id == 1
+
+
+def test_a_family_that_counts_from_the_padding_token_keeps_all_before_it() -> None:
+    roberta = RobertaForSequenceClassification(
+        RobertaConfig(**{**bert().to_dict(), "pad_token_id": 4, "eos_token_id": 2})
+    )
+    assert set(rows_that_stay(roberta)) >= {0, 1, 2, 3, 4}
+    assert rows_that_stay(BertForSequenceClassification(bert(pad_token_id=4))) == [4, 4]
 
 
 def test_tied_output_layers_follow() -> None:

@@ -1,0 +1,390 @@
+"""The command line: exit codes and messages of errors, and the commands that explain."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import yaml
+
+import compressor.errors
+import targets.errors
+from compressor.cli import main
+from compressor.cli.app import app
+from compressor.errors import Problem, RecipeError
+from compressor.passes import available_passes
+from compressor.recipe import builtin_recipes, recipe_json_schema
+from compressor.store import RunRecord, RunStore, StoredStep
+from targets.errors import ToolkitError
+from targets.registry import available
+
+
+class Outcome(NamedTuple):
+    """What a command left."""
+
+    code: int
+    out: str
+    err: str
+
+
+Call = Callable[..., Outcome]
+
+
+@pytest.fixture
+def call(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Call:
+    """Run the command line in this process."""
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def run(*arguments: str | Path) -> Outcome:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as caught:
+            main([str(argument) for argument in arguments])
+        code = caught.value.code
+        out, err = capsys.readouterr()
+        return Outcome(0 if code is None else int(code), out, err)
+
+    return run
+
+
+@pytest.fixture
+def fails(call: Call, monkeypatch: pytest.MonkeyPatch) -> Call:
+    """Run a command that raises the given error."""
+
+    def run(error: BaseException, *arguments: str) -> Outcome:
+        def fail() -> Any:
+            raise error
+
+        monkeypatch.setattr("targets.registry.available", fail)
+        return call("targets", *arguments)
+
+    return run
+
+
+def error_classes() -> Iterator[type[ToolkitError]]:
+    for module in (targets.errors, compressor.errors):
+        for name in module.__all__:
+            cls = getattr(module, name)
+            if isinstance(cls, type) and cls not in (RecipeError, Problem):
+                yield cls
+
+
+# Errors
+
+
+@pytest.mark.parametrize("cls", list(dict.fromkeys(error_classes())), ids=lambda cls: cls.__name__)
+def test_every_kind_of_error_has_its_exit_code_and_its_message(
+    fails: Call, cls: type[ToolkitError]
+) -> None:
+    error = cls("it broke", where="a.bin", given=3, fix="mend it")
+    outcome = fails(error)
+    assert outcome.code == cls.exit_code
+    assert outcome.err == "error: it broke\n  where: a.bin\n  given: 3\n  fix:   mend it\n"
+    assert outcome.out == ""
+
+
+def test_exit_codes_are_those_that_the_help_documents(call: Call) -> None:
+    text = " ".join(call("--help").out.split())
+    documented = dict(re.findall(r"(\d+) (recipe|a pass|budget|target|missing|run store)", text))
+    kinds = {
+        "recipe": ("RecipeError", "DataError", "CheckpointError"),
+        "a pass": ("PassError",),
+        "budget": ("BudgetError",),
+        "target": ("TargetError", "BundleError", "UnsupportedModelError", "WorkerError"),
+        "missing": ("MissingLibraryError",),
+        "run store": ("StoreError",),
+    }
+    for code, kind in documented.items():
+        for name in kinds.pop(kind):
+            module = compressor.errors if hasattr(compressor.errors, name) else targets.errors
+            assert getattr(module, name).exit_code == int(code), name
+    assert kinds == {}
+
+
+def test_all_problems_of_a_recipe_are_printed(fails: Call) -> None:
+    problems = [Problem("first", where="a"), Problem("second", where="b", fix="mend it")]
+    outcome = fails(RecipeError(problems, where="r.yaml"))
+    assert outcome.code == 3
+    assert [line.strip() for line in outcome.err.splitlines() if line] == [
+        "error: the recipe has 2 problems",
+        "where: r.yaml",
+        "1. first",
+        "where: a",
+        "2. second",
+        "where: b",
+        "fix:   mend it",
+    ]
+
+
+def test_a_bug_is_no_verdict(fails: Call) -> None:
+    outcome = fails(ValueError("what?"))
+    assert outcome.code == 1
+    assert outcome.err.startswith("error: unexpected ValueError: what?\n  fix:   this is a bug")
+    assert "Traceback" not in outcome.err
+
+
+@pytest.mark.parametrize("error", [ToolkitError("it broke"), ValueError("what?")])
+def test_debug_shows_the_traceback_wherever_it_stands(fails: Call, error: Exception) -> None:
+    outcome = fails(error, "--debug")
+    assert "Traceback (most recent call last)" in outcome.err
+    assert "in fail" in outcome.err
+    assert outcome.err.rstrip().splitlines()[-1].startswith(("error: it broke", "  fix:   this is"))
+    assert "Traceback" not in fails(error).err
+
+
+def test_an_interruption_has_its_own_exit_code(fails: Call) -> None:
+    assert fails(KeyboardInterrupt()).code == 130
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["nonsense"], "No such command 'nonsense'"),
+        (["verify"], "Missing argument"),
+        (["targets", "--nonsense"], "No such option"),
+        (["runs", "nonsense"], "No such command 'nonsense'"),
+        (["runs", "prune", "--keep", "-1"], "Invalid value for '--keep'"),
+        (["bench", "a", "--rounds", "0"], "Invalid value for '--rounds'"),
+        (["predict", "a", "--threads", "x"], "Invalid value for '--threads'"),
+    ],
+)
+def test_mistakes_on_the_command_line(call: Call, arguments: list[str], words: str) -> None:
+    outcome = call(*arguments)
+    assert outcome.code == 2
+    assert words in outcome.err
+
+
+def test_errors_go_to_standard_error_of_a_real_process(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", "from compressor.cli import main; main()", "verify"]
+    done = subprocess.run([*command, str(tmp_path)], capture_output=True, text=True, check=False)
+    assert done.returncode == 6
+    assert done.stdout == ""
+    assert done.stderr.startswith("error: this is not a bundle")
+    assert f"where: {tmp_path / 'manifest.json'}" in done.stderr
+
+
+# Help
+
+
+def commands(group: Any, prefix: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    for info in group.registered_commands:
+        yield (*prefix, info.name or info.callback.__name__.strip("_"))
+    for info in group.registered_groups:
+        yield (*prefix, info.name)
+        yield from commands(info.typer_instance, (*prefix, info.name))
+
+
+@pytest.mark.parametrize("command", list(commands(app)), ids=" ".join)
+@pytest.mark.parametrize("option", ["-h", "--help"])
+def test_every_command_explains_itself(call: Call, command: tuple[str, ...], option: str) -> None:
+    outcome = call(*command, option)
+    assert outcome.code == 0
+    assert "Usage: compressor " + " ".join(command) in outcome.out
+
+
+def test_the_commands_are_those_that_are_documented(call: Call) -> None:
+    names = {command[0] for command in commands(app)}
+    assert names >= {"run", "validate", "plan", "finetune", "predict", "bench", "verify"}
+    assert names >= {"schema", "recipes", "passes", "targets", "runs"}
+    text = call("--help").out
+    assert all(name in text for name in names)
+
+
+def test_the_version_is_printed(call: Call) -> None:
+    outcome = call("--version")
+    assert outcome.code == 0
+    assert re.fullmatch(r"\d+\.\d+\.\d+\S*\n", outcome.out)
+
+
+# Commands that explain
+
+
+def test_the_schema_is_valid_json(call: Call) -> None:
+    outcome = call("schema")
+    assert outcome.code == 0
+    assert json.loads(outcome.out) == recipe_json_schema()
+
+
+def test_recipes_lists_and_prints(call: Call) -> None:
+    listed = call("recipes")
+    assert listed.code == 0
+    assert [line.split()[0] for line in listed.out.splitlines()] == list(builtin_recipes())
+    for name, path in builtin_recipes().items():
+        printed = call("recipes", name)
+        assert printed.out == path.read_text(encoding="utf-8")
+        assert yaml.safe_load(printed.out)
+
+
+def test_a_misspelt_recipe_names_the_nearest(call: Call) -> None:
+    name = next(iter(builtin_recipes()))
+    outcome = call("recipes", name[:-1])
+    assert outcome.code == 3
+    assert f"did you mean {name!r}?" in outcome.err
+
+
+def test_passes_lists_every_pass_with_its_paper(call: Call) -> None:
+    outcome = call("passes")
+    assert outcome.code == 0
+    for name, cls in available_passes().items():
+        assert re.search(rf"^{name} +{re.escape(cls.summary())}$", outcome.out, re.MULTILINE)
+        assert f"{cls.consumes} -> {cls.produces}; {cls.paper}" in outcome.out
+
+
+def test_targets_says_for_each_whether_it_builds_and_runs_here(
+    call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cls = available()["openvino"]
+    monkeypatch.setattr(cls, "cannot_lower", lambda self: None)
+    monkeypatch.setattr(cls, "cannot_run", lambda self: "no such CPU")
+    outcome = call("targets")
+    assert outcome.code == 0
+    lines = outcome.out.splitlines()
+    starts = [line.split()[0] for line in lines[::2]]
+    assert starts == list(available())
+    place = 2 * starts.index("openvino")
+    assert lines[place].split("build:")[1].strip() == "yes"
+    assert lines[place + 1].split("run:")[1].strip() == "no such CPU"
+
+
+# Recipes on the command line
+
+
+def test_validate_reports_everything_that_is_wrong(call: Call, tmp_path: Path) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_text("model: m\ndata: {train: a.csv, test: b.csv}\ntargets: [onnxruntime]\n")
+    outcome = call("validate", path, "--set", "sead=1", "--set", "budget.min_speedup=0")
+    assert outcome.code == 3
+    assert "did you mean 'seed'?" in outcome.err
+    assert "where: budget.min_speedup" in outcome.err
+    outcome = call("validate", path)
+    assert outcome.code == 3
+    assert "the checkpoint does not exist" in outcome.err
+    assert outcome.err.count("the file does not exist") == 2
+
+
+def test_a_data_folder_without_splits_says_what_it_holds(call: Call, tmp_path: Path) -> None:
+    (tmp_path / "training.csv").write_text("x")
+    name = next(iter(builtin_recipes()))
+    outcome = call("validate", name, "--data", tmp_path)
+    assert outcome.code == 3
+    assert "the data folder has no train and no test file" in outcome.err
+    assert "given: training.csv" in outcome.err
+    outcome = call("plan", name, "--data", tmp_path / "none")
+    assert "given: no such folder" in outcome.err
+
+
+def test_a_recipe_that_is_not_there(call: Call) -> None:
+    name = next(iter(builtin_recipes()))
+    outcome = call("run", name + "x")
+    assert outcome.code == 3
+    assert f"did you mean {name!r}?" in outcome.err
+
+
+# The run store
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> RunStore:
+    """A store with two steps and two runs."""
+    store = RunStore(tmp_path / "store")
+    old, new = make_step(store, "a"), make_step(store, "b")
+    for run, steps in (("20250101T000000-aaa", (old,)), ("20250102T000000-bbb", (old, new))):
+        store.write_run(
+            RunRecord(
+                run=run,
+                name="balanced",
+                started=run,
+                status="finished",
+                steps=tuple(step.record.key for step in steps),
+                output="/out",
+            )
+        )
+    return store
+
+
+def make_step(store: RunStore, name: str) -> StoredStep:
+    def make(files: Path, work: Path) -> dict[str, Any]:
+        (files / "model.bin").write_bytes(bytes(2_000_000))
+        return {}
+
+    return store.step(f"pass:{name}", {}, make)
+
+
+def test_runs_list_is_newest_first(call: Call, store: RunStore) -> None:
+    outcome = call("runs", "list", "--store", store.root)
+    assert outcome.code == 0
+    assert [line.split() for line in outcome.out.splitlines()] == [
+        ["20250102T000000-bbb", "balanced", "2", "steps", "finished"],
+        ["20250101T000000-aaa", "balanced", "1", "steps", "finished"],
+    ]
+
+
+def test_runs_list_of_an_empty_store_is_empty(call: Call, tmp_path: Path) -> None:
+    assert call("runs", "list", "--store", tmp_path / "none") == Outcome(0, "", "")
+
+
+def test_the_store_may_come_from_the_environment(
+    call: Call, store: RunStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COMPRESSOR_STORE", str(store.root))
+    assert call("runs", "list").out.count("finished") == 2
+
+
+def test_runs_show_names_the_steps(call: Call, store: RunStore) -> None:
+    outcome = call("runs", "show", "20250102", "--store", store.root)
+    assert outcome.code == 0
+    assert "output: /out" in outcome.out
+    kinds = re.findall(r"^  [0-9a-f]{12}  (pass:\w) .*2\.0 MB$", outcome.out, re.MULTILINE)
+    assert kinds == ["pass:a", "pass:b"]
+
+
+@pytest.mark.parametrize(
+    ("run", "what"), [("2024", "there is no such run"), ("2025", "several runs begin like this")]
+)
+def test_runs_show_needs_one_run(call: Call, store: RunStore, run: str, what: str) -> None:
+    outcome = call("runs", "show", run, "--store", store.root)
+    assert outcome.code == 8
+    assert outcome.err.startswith(f"error: {what}\n  where: {store.root}\n  given: {run}\n")
+
+
+def test_runs_remove_takes_the_beginning_of_a_key(call: Call, store: RunStore) -> None:
+    key = next(record.key for record in store.steps() if record.kind == "pass:a")
+    outcome = call("runs", "remove", key[:12], "--store", store.root)
+    assert outcome == Outcome(0, f"removed {key}\n", "")
+    shown = call("runs", "show", "20250101", "--store", store.root)
+    assert f"{key[:12]}  (removed or damaged)" in shown.out
+    again = call("runs", "remove", key[:12], "--store", store.root)
+    assert again.code == 8
+    assert "there is no such step" in again.err
+
+
+@pytest.mark.parametrize("key", ["*", "../runs", ""])
+def test_runs_remove_takes_no_pattern(call: Call, store: RunStore, key: str) -> None:
+    assert call("runs", "remove", key, "--store", store.root).code == 8
+    assert len(list(store.steps())) == 2
+    assert len(store.runs()) == 2
+
+
+def test_the_command_that_a_damaged_step_names_mends_it(call: Call, store: RunStore) -> None:
+    step = make_step(store, "a")
+    (step.folder / "model.bin").write_bytes(b"damaged")
+    with pytest.raises(compressor.errors.StoreError) as caught:
+        make_step(store, "a")
+    command = re.search(r"`compressor ([^`]+)`", str(caught.value.fix))
+    assert command is not None
+    assert call(*command.group(1).split()).code == 0
+    assert not make_step(store, "a").cached
+
+
+def test_runs_prune_keeps_the_newest(call: Call, store: RunStore) -> None:
+    assert call("runs", "prune", "--store", store.root).out.startswith("removed 0 steps")
+    make_step(store, "unused")
+    outcome = call("runs", "prune", "--keep", "1", "--store", store.root)
+    assert outcome.code == 0
+    assert re.fullmatch(r"removed 1 steps, 2\.0 MB\n", outcome.out)
+    assert [run.run for run in store.runs()] == ["20250102T000000-bbb"]

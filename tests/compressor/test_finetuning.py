@@ -1,0 +1,94 @@
+"""The command ``compressor finetune``."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import BertConfig, BertModel
+
+from compressor.checkpoint import check_checkpoint, label_names
+
+
+@pytest.fixture(scope="module")
+def encoder(home, tmp_path_factory) -> Path:
+    """A bare encoder: no head, no classes."""
+    folder = tmp_path_factory.mktemp("encoder")
+    config = BertConfig.from_pretrained(home / "model")
+    plain = BertConfig(
+        **{
+            name: getattr(config, name)
+            for name in (
+                "vocab_size",
+                "hidden_size",
+                "num_hidden_layers",
+                "num_attention_heads",
+                "intermediate_size",
+                "max_position_embeddings",
+            )
+        }
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        BertModel(plain).save_pretrained(folder)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copyfile(home / "model" / name, folder / name)
+    return folder
+
+
+def test_a_bare_encoder_becomes_a_classifier_and_is_found_again(
+    home, encoder, tmp_path, compressor
+):
+    arguments = (
+        "finetune", encoder, home, "--output", tmp_path / "out", "--store", tmp_path / "store",
+        "--set", "epochs=2", "--set", "learning_rate=1e-3",
+    )  # fmt: skip
+    outcome = compressor(*arguments)
+    assert outcome.code == 0, outcome.err
+    assert "test accuracy: " in outcome.out
+    output = tmp_path / "out"
+    check_checkpoint(output, head="ForSequenceClassification")
+    assert label_names(output) == ("person", "place", "time")
+    assert json.loads((output / "curves.json").read_text())
+    assert "<svg" in (output / "curves.svg").read_text()
+    assert not list(output.glob(".*"))
+
+    weights = (output / "model.safetensors").read_bytes()
+    shutil.rmtree(output)
+    outcome = compressor(*arguments)
+    assert " cached " in outcome.out
+    assert (output / "model.safetensors").read_bytes() == weights
+
+
+def test_a_misspelt_setting_names_the_nearest_one(home, encoder, tmp_path, compressor):
+    outcome = compressor("finetune", encoder, home, "--output", tmp_path, "--set", "epohcs=2")
+    assert outcome.code == 3
+    assert "there is no setting 'epohcs'" in outcome.err
+    assert "--set epohcs" in outcome.err
+    assert "did you mean 'epochs'?" in outcome.err
+
+
+def test_a_setting_without_a_value_is_refused(home, encoder, tmp_path, compressor):
+    outcome = compressor("finetune", encoder, home, "--output", tmp_path, "--set", "epochs")
+    assert outcome.code == 3
+    assert "an override has no value" in outcome.err
+
+
+def test_an_output_that_cannot_be_written_exits_8(home, encoder, tmp_path, monkeypatch):
+    from compressor import finetuning
+    from compressor.errors import StoreError
+
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(StoreError, match="the checkpoint cannot be written") as caught:
+        finetuning._publish(encoder, tmp_path / "file")
+    assert caught.value.fix is not None
+
+
+def test_a_data_folder_without_files_says_what_it_should_hold(encoder, tmp_path, compressor):
+    outcome = compressor("finetune", encoder, tmp_path / "none", "--output", tmp_path / "out")
+    assert outcome.code == 3
+    assert "the data folder has no train and no test file" in outcome.err
+    assert "given: no such folder" in outcome.err

@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+from onnx.reference import ReferenceEvaluator
+
+from compressor.simplify import simplify
+
+
+def simplified(body: str, result: str) -> onnx.ModelProto:
+    text = f"""
+        <ir_version: 10, opset_import: ["" : 21]>
+        main (float[b, s, 6] x) => ({result} y)
+        <float[6, 4] network_weight = {{{", ".join(map(str, range(24)))}}}>
+        {{ {body} }}
+    """
+    model = ir.serde.deserialize_model(onnx.parser.parse_model(text))
+    simplify(model, root="network_", shapes={"x": ("b", "s", 6), "y": ("any", "any2", "any3")})
+    return ir.serde.serialize_model(model)
+
+
+SIZES = """
+    b = Shape<start = 0, end = 1>(x)
+    s = Shape<start = 1, end = 2>(x)
+    six = Constant<value_ints = [6]>()
+    two = Constant<value_ints = [2]>()
+    three = Constant<value_ints = [3]>()
+"""
+
+
+@pytest.mark.parametrize(
+    ("target", "shape", "is_constant"),
+    [
+        ("b, s, six", "b, s, 6", True),
+        ("b, six, s", "b, 6, s", True),
+        ("b, s, two, three", "b, s, 2, 3", True),
+        ("s, b, six", "s, b, 6", False),  # neither size stands where it stood
+    ],
+)
+def test_reshapes_get_constant_targets_where_one_constant_fits(
+    target: str, shape: str, is_constant: bool
+) -> None:
+    body = SIZES + f"target = Concat<axis = 0>({target})\n y = Reshape<allowzero = 1>(x, target)"
+    model = simplified(body, f"float[{shape}]")
+    types = {node.op_type for node in model.graph.node}
+    assert ({"Concat", "Shape"} & types == set()) == is_constant
+    x = np.arange(36, dtype=np.float32).reshape(2, 3, 6)
+    sizes = {"b": 2, "s": 3}
+    wanted = [sizes.get(dim.strip()) or int(dim) for dim in shape.split(",")]
+    (found,) = ReferenceEvaluator(model).run(None, {"x": x})
+    np.testing.assert_array_equal(found, x.reshape(wanted))
+
+
+def test_a_transposed_weight_is_stored_transposed_under_its_own_name() -> None:
+    body = """
+        turned = Transpose<perm = [1, 0]>(network_weight)
+        other = Transpose<perm = [1, 0]>(turned)
+        y = MatMul(x, other)
+    """
+    model = simplified(body, "float[b, s, 4]")
+    assert [node.op_type for node in model.graph.node] == ["MatMul"]
+    weight = np.arange(24, dtype=np.float32).reshape(6, 4)
+    x = np.ones((1, 2, 6), np.float32)
+    np.testing.assert_array_equal(ReferenceEvaluator(model).run(None, {"x": x})[0], x @ weight)
+
+
+def test_a_weight_that_is_read_both_ways_is_kept_both_ways() -> None:
+    body = """
+        turned = Transpose<perm = [1, 0]>(network_weight)
+        narrow = MatMul(x, network_weight)
+        y = MatMul(narrow, turned)
+    """
+    model = simplified(body, "float[b, s, 6]")
+    shapes = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
+    assert shapes == {"weight": (6, 4), "weight.transposed": (4, 6)}
+
+
+def test_names_come_from_modules_and_not_from_the_exporters_counting() -> None:
+    body = "val_7 = Relu(x)\n val_9 = Relu(val_7)\n y = Add(val_9, val_7)"
+    other = body.replace("val_7", "val_70").replace("val_9", "val_90")
+    model = simplified(body, "float[b, s, 6]")
+    assert model == simplified(other, "float[b, s, 6]")
+    assert [node.name for node in model.graph.node] == ["Relu", "Relu_2", "Add"]
