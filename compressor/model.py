@@ -78,6 +78,7 @@ class TorchModel:
         folder.mkdir(parents=True, exist_ok=True)
         save_module(self.module, folder)
         self.tokenizer.save_pretrained(folder)
+        _forget_padding(folder / "tokenizer.json")
         description = {"form": self.form, "task": self.task, "max_length": self.max_length}
         (folder / _DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n")
 
@@ -189,6 +190,16 @@ def load_model(folder: Path) -> Model:
 def tokenizer_files(folder: Path) -> list[Path]:
     """The tokenizer's files in a model folder."""
     return [folder / name for name in _TOKENIZER_FILES if (folder / name).is_file()]
+
+
+def _forget_padding(path: Path) -> None:
+    """Take out of a tokenizer file how the last call padded and cut: it is no part of the model."""
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(path))
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    tokenizer.save(str(path))
 
 
 def _read_description(folder: Path) -> dict[str, Any]:

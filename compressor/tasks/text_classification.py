@@ -21,6 +21,10 @@ if TYPE_CHECKING:
 __all__ = ["TextClassification"]
 
 
+# These families count positions from the id of the padding token on, not from 0.
+_POSITIONS_FROM_PADDING = ("roberta", "xlm-roberta", "camembert", "xlm-roberta-xl")
+
+
 class TextClassification(Task):
     """Sequence classification with a transformer encoder."""
 

@@ -145,7 +145,7 @@ def make_trial(step: Pass, source: Model, original: TorchModel, folder: Path) ->
     for number in range(2):
         # Not even the state of the global generators may have an effect.
         torch.manual_seed(number)
-        np.random.seed(number)  # noqa: NPY002  (the generator that libraries share)
+        np.random.seed(number)
         random.seed(number)
         results.append(run_once(step, source, original, folder / f"work-{number}"))
         folders.append(folder / f"result-{number}")
