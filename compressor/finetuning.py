@@ -115,7 +115,7 @@ def _train(
     settings.requires(start, context)
     result = settings.run(start, context)
     trained = result.model
-    assert isinstance(trained, TorchModel)  # noqa: S101  (the pass produces the torch form)
+    assert isinstance(trained, TorchModel)
     trained.save(files)
     save_curves(result.history, files)
     found = {

@@ -49,7 +49,7 @@ def evaluate(
         TargetError: The target failed.
     """
     bundle = candidate.bundle
-    assert bundle is not None  # noqa: S101  (the caller asks for those that run here)
+    assert bundle is not None
     opened = Bundle.open(bundle.folder, verify=False)
 
     def make(files: Path, work: Path) -> dict[str, Any]:

@@ -76,7 +76,7 @@ def library_versions(names: Iterable[str]) -> dict[str, str]:
 
 @functools.cache
 def cpu_features() -> tuple[str, ...]:
-    """The instruction sets that matter for inference, as the kernel names them; empty if unknown."""
+    """The instruction sets that matter for inference, as the kernel names them; may be empty."""
     wanted = ("avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16")
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as stream:

@@ -96,7 +96,7 @@ class Pass(Component, ABC):
         """
         return architecture
 
-    def requires(self, model: Model, context: PassContext) -> None:  # noqa: B027
+    def requires(self, model: Model, context: PassContext) -> None:
         """Check the model and the data before any work.
 
         Raises:
@@ -107,7 +107,7 @@ class Pass(Component, ABC):
     def run(self, model: Any, context: PassContext) -> PassResult:
         """Do the work. ``model`` is of the form that the pass consumes, and stays untouched."""
 
-    def ensures(self, model: Model, result: PassResult, context: PassContext) -> None:  # noqa: B027
+    def ensures(self, model: Model, result: PassResult, context: PassContext) -> None:
         """Check what the pass promises about its result.
 
         Raises:

@@ -180,7 +180,7 @@ class Prune(Pass):
         from compressor.training.distillation import distill
         from targets.encoder import encoder_layers
 
-        assert self.recovery is not None  # noqa: S101  (the caller checked)
+        assert self.recovery is not None
         teacher = context.load_original()
         pairs = layer_map(len(encoder_layers(student.module)), len(encoder_layers(teacher.module)))
         result = distill(

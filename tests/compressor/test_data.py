@@ -42,6 +42,9 @@ WRITERS: dict[str, Callable[[Path, list[tuple[Any, Any]]], object]] = {
     "list.json": lambda path, rows: path.write_text(
         " \n" + json.dumps([{"text": text, "label": label} for text, label in rows], indent=1)
     ),
+    "LIST.JSON": lambda path, rows: path.write_text(
+        json.dumps([{"text": text, "label": label} for text, label in rows])
+    ),
     "lines.json": lambda path, rows: path.write_text(
         "".join(json.dumps({"text": text, "label": label}) + "\n" for text, label in rows)
     ),

@@ -101,6 +101,8 @@ def test_bases_imports_and_other_values_are_left_out(package: Callable[..., Modu
             a="class Base(Shape):\n    '''Has no name.'''\nclass A(Base):\n    name = 'a'\n"
             "class Child(A):\n    '''Has no name of its own.'''\nalias = A\nname = 'x'\n",
             b="from shapes_of_test.a import A\nclass Other:\n    name = 'other'\n",
+            c="from shapes_of_test._hidden import Hidden\n",
+            _hidden="class Hidden(Shape):\n    name = 'hidden'\n",
         ),
         Shape,
         GROUP,

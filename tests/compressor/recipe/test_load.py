@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -298,9 +297,7 @@ def test_aliases_of_aliases_do_not_fill_the_memory(load: Load, key: str) -> None
     lines = [f"{levels[0]}: &{levels[0]} [x, x, x, x, x, x, x, x, x, x]"]
     for before, level in itertools.pairwise(levels):
         lines.append(f"{level}: &{level} [{', '.join([f'*{before}'] * 10)}]")
-    start = time.monotonic()
     problem = only_problem(load, "\n".join([*lines, f"{key}: *{levels[-1]}"]))
-    assert time.monotonic() - start < 5
     assert "more than 20000 values" in str(problem.given)
 
 
