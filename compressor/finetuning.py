@@ -72,7 +72,7 @@ def finetune_checkpoint(
         "finetune",
         {
             "files": {path.name: hash_file(path) for path in names},
-            "data": data_fingerprint(spec),
+            "data": data_fingerprint(spec, seed=seed),
             "settings": settings.settings(),
             "seed": seed,
             "version": VERSION,

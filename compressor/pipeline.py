@@ -314,7 +314,9 @@ class _Rows:
             row = row.model_copy(update=self.accuracies(predictions))
         measured = self.measurements(candidate)
         if measured:
-            update = {"latency": measured, "status": "measured", **self.speedups(candidate)}
+            update = {"latency": measured, **self.speedups(candidate)}
+            if shape_key(self.primary) in measured:
+                update["status"] = "measured"
             row = row.model_copy(update=update)
         return row
 

@@ -9,12 +9,13 @@ from typing import Annotated
 import typer
 
 from compressor.cli import build, device, explain, runs
-from targets.errors import ToolkitError
+from targets.errors import ToolkitError, is_disk_full
 
 __all__ = ["app", "main"]
 
 INTERRUPTED = 130
 BUG = 1
+STORAGE = 8
 
 INTERRUPTED_MESSAGE = "interrupted; what was finished is kept, the same command goes on there"
 
@@ -75,6 +76,8 @@ def main(arguments: list[str] | None = None) -> None:
     except BrokenPipeError:
         sys.exit(0)
     except Exception as error:  # the last resort: a bug must not look like a verdict
+        if is_disk_full(error):
+            _fail(f"the disk is full\n  given: {error}\n  fix:   free some space", STORAGE, debug)
         _fail(
             f"unexpected {type(error).__name__}: {error}\n"
             "  fix:   this is a bug; run again with --debug and report what it prints",

@@ -92,7 +92,7 @@ def plan(
             changed = {
                 name: value
                 for name, value in step.step.settings().items()
-                if value != type(step.step).model_fields[name].default
+                if value and value != type(step.step).model_fields[name].default
             }
             settings = ", ".join(f"{name}={value}" for name, value in changed.items())
             typer.echo(f"  {number}. {step.step.name}" + (f" ({settings})" if settings else ""))

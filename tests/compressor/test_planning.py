@@ -112,7 +112,7 @@ def test_baselines_cover_every_native_precision_fp32_first(
     cls = available()["openvino"]
     monkeypatch.setattr(cls, "native_precisions", lambda self: ("bf16", "fp32"))
     plan = make_plan(
-        place.recipe(passes=[{"pass": "export", "opset": 20}], targets=["onnxruntime", "openvino"])
+        place.recipe(passes=[{"pass": "export", "opset": 20}], targets=["openvino", "onnxruntime"])
     )
     assert list(plan.baselines) == ["fp32", "bf16"]
     # The baseline is exported as the candidates are.

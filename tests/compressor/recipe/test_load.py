@@ -235,6 +235,13 @@ def test_passes_are_lists(load: Load, key: str, value: str) -> None:
     assert str(problem.where).startswith(key)
 
 
+@pytest.mark.parametrize("value", ["0", "false", "''", "{}"])
+def test_only_a_blank_tail_of_a_variant_means_no_passes(load: Load, value: str) -> None:
+    problem = only_problem(load, MINIMAL + f"variants: {{a: {value}}}")
+    assert problem.where == "variants.a"
+    assert problem.what == "variants.a is a list"
+
+
 @pytest.mark.parametrize(
     "name", ["no", "null", "1.5", "2024-01-01", "a/b", "'../a'", "''", "original", "-a", "a b"]
 )
