@@ -101,6 +101,7 @@ class _Run:
         self.environment = Environment.here()
         self.data_hash = data_fingerprint(recipe.data, seed=recipe.seed)
         self.task = get_task(recipe.task)
+        self.notes: dict[str, str] = {}  # candidate key -> what its evaluation found
 
     @functools.cached_property
     def label_names(self) -> tuple[str, ...]:
@@ -235,6 +236,8 @@ class _Run:
                 self.progress.finish(error.what, cached=False)
                 continue
             self.record(step)
+            unknown = step.record.facts["unknown_token_rate"]
+            self.notes[each.key] = f"{unknown:.2%} of the tokens of the test split are unknown"
             accuracy = self.accuracy(predictions[each.key], "test")
             self.progress.finish(f"test accuracy {100 * accuracy.value:.1f}%", cached=step.cached)
         return predictions, failures
@@ -344,8 +347,14 @@ class _Rows:
             reason=reason,
             size_bytes=size,
             size_ratio=ratio,
-            notes=() if step is None else tuple(step.record.facts["notes"]),
+            notes=self.notes(candidate),
         )
+
+    def notes(self, candidate: Candidate) -> tuple[str, ...]:
+        """What lowering and evaluation said about a bundle."""
+        lowered = () if candidate.bundle is None else candidate.bundle.record.facts["notes"]
+        evaluated = self.run.notes.get(candidate.key)
+        return (*lowered, *(() if evaluated is None else (evaluated,)))
 
     def accuracies(self, predictions: Predictions) -> dict[str, Any]:
         """Accuracy on both splits, and what was lost against the untouched model in eager torch."""

@@ -104,7 +104,9 @@ def validate_recipe(recipe: Recipe) -> Plan:
 
 def _read_architecture(recipe: Recipe, problems: list[ToolkitError]) -> Architecture | None:
     try:
-        check_checkpoint(recipe.model, head=get_task(recipe.task).head)
+        task = get_task(recipe.task)
+        check_checkpoint(recipe.model, head=task.head)
+        task.check_tokenizer(recipe.model)
         return Architecture.read(recipe.model)
     except ToolkitError as error:
         problems.append(error)

@@ -40,6 +40,14 @@ class Task(ABC):
         """
 
     @abstractmethod
+    def check_tokenizer(self, folder: Path) -> None:
+        """Check cheaply, without its library, that a checkpoint has the tokenizer that is needed.
+
+        Raises:
+            CheckpointError: It has none.
+        """
+
+    @abstractmethod
     def load_tokenizer(self, folder: Path) -> Any:
         """Load the fast tokenizer of a checkpoint folder.
 

@@ -21,6 +21,14 @@ if TYPE_CHECKING:
 __all__ = ["TextClassification"]
 
 
+_USUAL_TOKENS = {
+    "pad_token": "[PAD]",
+    "unk_token": "[UNK]",
+    "cls_token": "[CLS]",
+    "sep_token": "[SEP]",
+    "mask_token": "[MASK]",
+}
+
 # These families count positions from the id of the padding token on, not from 0.
 _POSITIONS_FROM_PADDING = ("roberta", "xlm-roberta", "camembert", "xlm-roberta-xl")
 
@@ -49,10 +57,8 @@ class TextClassification(Task):
             max_length=min(max_length or limit, limit),
         )
 
-    def load_tokenizer(self, folder: Path) -> Any:
+    def check_tokenizer(self, folder: Path) -> None:
         """See the base class."""
-        from transformers import PreTrainedTokenizerFast
-
         path = folder / "tokenizer.json"
         if not path.is_file():
             raise CheckpointError(
@@ -61,19 +67,23 @@ class TextClassification(Task):
                 fix="save it with AutoTokenizer.from_pretrained(..., use_fast=True)"
                 ".save_pretrained(folder)",
             )
-        try:
-            config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            config = {}
-        # The generic class reads exactly tokenizer.json: no model-specific code, no hub.
+
+    def load_tokenizer(self, folder: Path) -> Any:
+        """See the base class."""
+        from tokenizers import Tokenizer
+        from transformers import PreTrainedTokenizerFast
+
+        self.check_tokenizer(folder)
+        path = folder / "tokenizer.json"
+        vocabulary = Tokenizer.from_file(str(path))
+        # The generic class reads exactly tokenizer.json: no model-specific code, no hub. A special
+        # token that the vocabulary lacks would be added to it, beyond the rows of the model.
         special = {
-            key: value
-            for key, value in config.items()
-            if key.endswith("_token") and isinstance(value, str)
+            role: token
+            for role, token in (_USUAL_TOKENS | _configured_tokens(folder)).items()
+            if vocabulary.token_to_id(token) is not None
         }
-        defaults = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]"}
-        defaults |= {"sep_token": "[SEP]", "mask_token": "[MASK]"}
-        return PreTrainedTokenizerFast(tokenizer_file=str(path), **(defaults | special))
+        return PreTrainedTokenizerFast(tokenizer_file=str(path), **special)
 
     def signature(self, model: TorchModel) -> Signature:
         """See the base class."""
@@ -117,3 +127,18 @@ class TextClassification(Task):
     def predictions(self, outputs: NDArray[np.floating]) -> NDArray[np.int64]:
         """See the base class."""
         return np.asarray(np.asarray(outputs).argmax(axis=-1), dtype=np.int64)
+
+
+def _configured_tokens(folder: Path) -> dict[str, str]:
+    """The special tokens that a checkpoint names: role -> token."""
+    found: dict[str, str] = {}
+    for name in ("special_tokens_map.json", "tokenizer_config.json"):
+        try:
+            config = json.loads((folder / name).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue
+        for role, value in config.items():
+            token = value.get("content") if isinstance(value, dict) else value
+            if role.endswith("_token") and isinstance(token, str):
+                found[role] = token
+    return found

@@ -49,6 +49,7 @@ class Workplace:
 
     def write_config(self, **changes: Any) -> None:
         (self.checkpoint / "config.json").write_text(json.dumps(CONFIG | changes))
+        (self.checkpoint / "tokenizer.json").write_text("{}")
 
     def write_data(self, name: str, rows: list[tuple[str, str]]) -> None:
         lines = ["text,label", *(f"{text},{label}" for text, label in rows)]
@@ -424,3 +425,9 @@ def test_validation_imports_nothing_heavy(place: Workplace) -> None:
     )
     assert done.stderr == ""
     assert done.stdout.strip() == "[]"
+
+
+def test_a_missing_tokenizer_is_reported(place: Workplace) -> None:
+    (place.checkpoint / "tokenizer.json").unlink()
+    with pytest.raises(RecipeError, match="no fast tokenizer"):
+        make_plan(place.recipe())

@@ -116,6 +116,7 @@ import importlib.util, os, signal, sys
 from pathlib import Path
 spec = importlib.util.spec_from_file_location("words", sys.argv[1])
 words = importlib.util.module_from_spec(spec)
+sys.modules[spec.name] = words
 spec.loader.exec_module(words)
 from compressor.data import Splits
 from compressor.training.finetuning import finetune
