@@ -1,14 +1,21 @@
 """The device half: load, run, measure and check bundles, with the runtime as the only need.
 
-Imports no torch, transformers, onnx or datasets; importing it loads no runtime either.
+Imports no torch, transformers, onnx or datasets. Importing it loads nothing at all: each name is
+imported when it is first used, so that a command line starts at once.
 """
 
-from targets.base import Lowered, Precision, Session, Source, Target
-from targets.bundle import Bundle, Manifest
-from targets.errors import ToolkitError
-from targets.predictor import Prediction, Predictor, load
-from targets.registry import available, get, open_session
-from targets.signature import Arrays, Signature, TensorSpec
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from targets.base import Lowered, Precision, Session, Source, Target
+    from targets.bundle import Bundle, Manifest
+    from targets.errors import ToolkitError
+    from targets.predictor import Prediction, Predictor, load
+    from targets.registry import available, get, open_session
+    from targets.signature import Arrays, Signature, TensorSpec
 
 __all__ = [
     "Arrays",
@@ -29,3 +36,19 @@ __all__ = [
     "load",
     "open_session",
 ]
+
+_MODULES = {
+    "base": ("Lowered", "Precision", "Session", "Source", "Target"),
+    "bundle": ("Bundle", "Manifest"),
+    "errors": ("ToolkitError",),
+    "predictor": ("Prediction", "Predictor", "load"),
+    "registry": ("available", "get", "open_session"),
+    "signature": ("Arrays", "Signature", "TensorSpec"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    for module, names in _MODULES.items():
+        if name in names:
+            return getattr(importlib.import_module(f"targets.{module}"), name)
+    raise AttributeError(f"module 'targets' has no attribute {name!r}")
