@@ -182,11 +182,15 @@ def test_a_mistake_is_found_before_anything_starts(case, user, compressor):
 
 LOADING: dict[str, tuple[Break, tuple[str, ...]]] = {
     "NaN weights": (with_nan, ("NaN or infinite", "classifier.weight", "fix:")),
-    "no tokenizer": (
-        lambda user: (user / "model" / "tokenizer.json").unlink(),
-        ("no fast tokenizer", "tokenizer.json", "fix:"),
-    ),
 }
+
+
+def test_a_missing_tokenizer_is_found_before_anything_is_loaded(user, compressor):
+    (user / "model" / "tokenizer.json").unlink()
+    outcome = compressor("validate", user / "recipe.yaml")
+    assert outcome.code == 3, outcome.err
+    for fragment in ("no fast tokenizer", "tokenizer.json", "fix:"):
+        assert fragment in outcome.err
 
 
 @pytest.mark.parametrize("case", LOADING)
