@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from compressor.errors import CheckpointError
+from targets.bundle import hash_file
 from targets.shapes import tensor_shapes
 
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["check_checkpoint", "check_weights", "label_names"]
+__all__ = ["check_checkpoint", "check_weights", "file_hashes", "label_names"]
 
 _NUM_NAMED = 5  # tensors that an error names before it counts the rest
 
@@ -133,3 +134,9 @@ def label_names(folder: Path) -> tuple[str, ...]:
             fix="save the model with id2label, or fine-tune first: compressor finetune",
         )
     return tuple(str(names[key]) for key in sorted(names, key=int))
+
+
+def file_hashes(folder: Path) -> dict[str, str]:
+    """Name -> sha256 of every file of a checkpoint that is read; part of the key of its steps."""
+    read = sorted(path for path in folder.glob("*") if path.suffix in (".json", ".safetensors"))
+    return {path.name: hash_file(path) for path in read}

@@ -11,6 +11,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from compressor.checkpoint import file_hashes
 from compressor.data import DataSpec, Splits, data_fingerprint, read_splits
 from compressor.errors import Problem, RecipeError, StoreError, nearest
 from compressor.passes import PassContext
@@ -19,7 +20,6 @@ from compressor.progress import Progress
 from compressor.recipe.document import apply_overrides
 from compressor.report.schema import Accuracy
 from compressor.store import RunStore
-from targets.bundle import hash_file
 from targets.environment import library_versions
 
 __all__ = ["finetune_checkpoint"]
@@ -66,12 +66,11 @@ def finetune_checkpoint(
         splits = read_splits(spec, label_names=None, seed=seed)
         return _train(model, splits, settings, seed, files, work, progress)
 
-    names = sorted(path for path in model.glob("*") if path.suffix in (".json", ".safetensors"))
     progress.start("finetune")
     step = store.step(
         "finetune",
         {
-            "files": {path.name: hash_file(path) for path in names},
+            "files": file_hashes(model),
             "data": data_fingerprint(spec, seed=seed),
             "settings": settings.settings(),
             "seed": seed,

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from compressor.checkpoint import file_hashes
 from compressor.errors import PassError
 from compressor.passes import Pass, PassContext, PassResult
 from compressor.progress import Progress
@@ -42,11 +43,9 @@ def import_checkpoint(
         CheckpointError: It cannot be used.
     """
     from compressor.tasks import get_task
-    from targets.bundle import hash_file
 
-    names = sorted(path for path in folder.glob("*") if path.suffix in (".json", ".safetensors"))
     inputs = {
-        "files": {path.name: hash_file(path) for path in names},
+        "files": file_hashes(folder),
         "task": task,
         "max_length": max_length,
         "data": data_hash,

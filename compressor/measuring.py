@@ -54,19 +54,20 @@ def evaluate(
 
     def make(files: Path, work: Path) -> dict[str, Any]:
         arrays: dict[str, NDArray[np.generic]] = {}
+        packs: dict[str, EvaluationPack] = {}
         data = splits()
         with Worker(threads=EVALUATION_THREADS) as worker:
             worker.open(bundle.folder)
             for name in SPLITS:
                 split: Split = getattr(data, name)
-                pack = tokenize(opened, split.texts, split.labels)
-                pack.save(work / f"{name}.safetensors")
+                packs[name] = tokenize(opened, split.texts, split.labels)
+                packs[name].save(work / f"{name}.safetensors")
                 outputs = worker.predict(work / f"{name}.safetensors")
                 arrays[name] = outputs[opened.manifest.signature.outputs[0].name]
                 arrays[f"{name}_labels"] = split.labels
         whole = {key: np.ascontiguousarray(value) for key, value in arrays.items()}
         save_file(whole, files / OUTPUTS)
-        return {"unknown_token_rate": _unknown_rate(opened, work)}
+        return {"unknown_token_rate": _unknown_rate(opened, packs["test"])}
 
     step = store.step(
         "evaluate",
@@ -132,8 +133,8 @@ def measure_latency(
     return step, results
 
 
-def _unknown_rate(bundle: Bundle, work: Path) -> float:
-    """Share of the test split's tokens that the tokenizer does not know, in [0, 1]."""
+def _unknown_rate(bundle: Bundle, pack: EvaluationPack) -> float:
+    """Share of the tokens of a split that the tokenizer does not know, in [0, 1]."""
     from tokenizers import Tokenizer
 
     path = bundle.path(bundle.manifest.preprocessing.tokenizer)
@@ -142,5 +143,4 @@ def _unknown_rate(bundle: Bundle, work: Path) -> float:
     unknown = None if token is None else model.token_to_id(token)
     if unknown is None:
         return 0.0
-    ids = EvaluationPack.load(work / "test.safetensors").inputs["input_ids"]
-    return float((ids == unknown).mean())
+    return float((pack.inputs["input_ids"] == unknown).mean())

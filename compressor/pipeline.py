@@ -14,32 +14,28 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from compressor import evaluation
 from compressor.checkpoint import label_names
 from compressor.data import Splits, data_fingerprint, read_splits
 from compressor.errors import ReportError, StoreError
 from compressor.lowering import Candidate, lower
 from compressor.manager import PassManager, import_checkpoint
-from compressor.measuring import Predictions, evaluate, measure_latency
+from compressor.measuring import SPLITS, Predictions, evaluate, measure_latency
 from compressor.planning import Plan, validate_recipe
 from compressor.progress import Progress, Silent
 from compressor.recipe.schema import ORIGINAL, Recipe
 from compressor.report.files import write_report
-from compressor.report.schema import ModelFacts, Report, Row, Step
+from compressor.report.schema import ModelFacts, Report, Step
+from compressor.rows import Rows, accuracy
 from compressor.store import RunRecord, RunStore, StoredStep
 from compressor.tasks import get_task
-from compressor.verdict import choose, judge, shortfalls
+from compressor.verdict import judge
 from targets.base import Target
-from targets.benchmark import CaseResult, Failure
+from targets.benchmark import CaseResult
 from targets.environment import Environment
 from targets.errors import BundleError, MissingLibraryError, TargetError, ToolkitError
-from targets.measurement import Measurement, speedup
 from targets.runtimes.pytorch import PyTorch
 
-__all__ = ["run", "shape_key"]
+__all__ = ["run"]
 
 BUNDLES = "bundles"
 
@@ -131,7 +127,18 @@ class _Run:
         latencies, benchmark = self.time_all(
             [each for each in candidates if each.key in predictions]
         )
-        rows = _Rows(self, candidates, predictions, failures, latencies).build()
+        rows = Rows(
+            recipe=self.recipe,
+            store=self.store,
+            task=self.task,
+            candidates=candidates,
+            predictions=predictions,
+            failures=failures,
+            found=self.notes,
+            latencies=latencies,
+            bundles=self.publish(candidates),
+        )
+        built = rows.build()
         report = Report(
             name=self.recipe.name,
             created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -142,10 +149,10 @@ class _Run:
             model=_model_facts(self.recipe, original),
             data=self.describe_data(predictions),
             environment=benchmark or self.environment,
-            primary_shape=shape_key(self.recipe.benchmark.shapes[0]),
-            rows=tuple(rows),
+            primary_shape=rows.primary,
+            rows=tuple(built),
             steps={chain.variant: _describe_steps(chain) for chain in [baselines[0], *chains]},
-            verdict=judge(rows, self.recipe.budget, shape_key(self.recipe.benchmark.shapes[0])),
+            verdict=judge(built, self.recipe.budget, rows.primary),
         )
         write_report(report, self.recipe.output)
         return report
@@ -238,8 +245,8 @@ class _Run:
             self.record(step)
             unknown = step.record.facts["unknown_token_rate"]
             self.notes[each.key] = f"{unknown:.2%} of the tokens of the test split are unknown"
-            accuracy = self.accuracy(predictions[each.key], "test")
-            self.progress.finish(f"test accuracy {100 * accuracy.value:.1f}%", cached=step.cached)
+            found = accuracy(self.task, predictions[each.key], "test")
+            self.progress.finish(f"test accuracy {100 * found.value:.1f}%", cached=step.cached)
         return predictions, failures
 
     def time_all(
@@ -261,171 +268,26 @@ class _Run:
         self.progress.finish("", cached=step.cached)
         return results, Environment.model_validate(step.record.facts["environment"])
 
-    def accuracy(self, predictions: Predictions, split: str) -> Any:
-        correct = self.classes(predictions, split) == predictions[f"{split}_labels"]
-        return evaluation.accuracy(correct)
+    def publish(self, candidates: Sequence[Candidate]) -> dict[str, str]:
+        """Copy the candidates' bundles beside the report.
 
-    def classes(self, predictions: Predictions, split: str) -> NDArray[np.int64]:
-        return self.task.predictions(predictions[split])  # type: ignore[arg-type]
+        Returns:
+            Key -> folder of the copy, relative to the report.
+        """
+        published = {}
+        for each in candidates:
+            if each.kind == "candidate" and each.bundle is not None:
+                published[each.key] = f"{BUNDLES}/{each.key}"
+                _replace_folder(each.bundle.folder, self.recipe.output / published[each.key])
+        return published
 
     def describe_data(self, predictions: Mapping[str, Predictions]) -> dict[str, Any]:
         sizes: dict[str, Any] = {"sha256": self.data_hash, "labels": list(self.label_names)}
         for arrays in predictions.values():
-            for split in ("validation", "test"):
+            for split in SPLITS:
                 sizes[split] = len(arrays[split])
             break
         return sizes
-
-
-class _Rows:
-    """Turns what was built and measured into the rows of the report."""
-
-    def __init__(
-        self,
-        run: _Run,
-        candidates: Sequence[Candidate],
-        predictions: Mapping[str, Predictions],
-        failures: Mapping[str, str],
-        latencies: Mapping[str, CaseResult],
-    ) -> None:
-        self.run = run
-        self.candidates = candidates
-        self.predictions = predictions
-        self.failures = failures
-        self.latencies = latencies
-        self.primary = run.recipe.benchmark.shapes[0]
-
-    def build(self) -> list[Row]:
-        rows = [self.row(each) for each in self.candidates]
-        budget, primary = self.run.recipe.budget, shape_key(self.primary)
-        chosen = set(choose(rows, budget, primary).values())
-        judged = []
-        for index, (row, candidate) in enumerate(zip(rows, self.candidates, strict=True)):
-            unmet: tuple[str, ...] = ()
-            if row.kind == "candidate" and row.status == "measured":
-                missed = shortfalls(row, budget, row.test_comparison, primary)
-                unmet = tuple(text for _, text in missed.values())
-            bundle = self.keep_bundle(candidate) if row.kind == "candidate" else None
-            changes = {"unmet": unmet, "chosen": index in chosen, "bundle": bundle}
-            judged.append(row.model_copy(update=changes))
-        return judged
-
-    def row(self, candidate: Candidate) -> Row:
-        row = self.facts(candidate)
-        predictions = self.predictions.get(candidate.key)
-        if predictions is not None:
-            row = row.model_copy(update=self.accuracies(predictions))
-        measured = self.measurements(candidate)
-        if measured:
-            update = {"latency": measured, **self.speedups(candidate)}
-            if shape_key(self.primary) in measured:
-                update["status"] = "measured"
-            row = row.model_copy(update=update)
-        return row
-
-    def facts(self, candidate: Candidate) -> Row:
-        status: Any = candidate.status
-        reason = self.failures.get(candidate.key, candidate.reason)
-        failure = self.latency_failure(candidate)
-        if candidate.key in self.failures or failure is not None:
-            status, reason = "failed", reason or failure
-        device = getattr(candidate.target, "device", None)
-        is_default = candidate.target.label == candidate.target.name
-        step = candidate.bundle
-        size = None if step is None else int(step.record.facts["size_bytes"])
-        base = self.baseline(candidate.target, "fp32")
-        ratio = None
-        if size and base is not None and base.bundle is not None:
-            ratio = base.bundle.record.facts["size_bytes"] / size
-        return Row(
-            variant=candidate.variant,
-            kind=candidate.kind,
-            target=candidate.target.name,
-            device=None if is_default else device,
-            precision=candidate.precision,
-            status=status,
-            reason=reason,
-            size_bytes=size,
-            size_ratio=ratio,
-            notes=self.notes(candidate),
-        )
-
-    def notes(self, candidate: Candidate) -> tuple[str, ...]:
-        """What lowering and evaluation said about a bundle."""
-        lowered = () if candidate.bundle is None else candidate.bundle.record.facts["notes"]
-        evaluated = self.run.notes.get(candidate.key)
-        return (*lowered, *(() if evaluated is None else (evaluated,)))
-
-    def accuracies(self, predictions: Predictions) -> dict[str, Any]:
-        """Accuracy on both splits, and what was lost against the untouched model in eager torch."""
-        update: dict[str, Any] = {}
-        reference = self.predictions.get(self.candidates[0].key)
-        for split in ("validation", "test"):
-            update[split] = self.run.accuracy(predictions, split)
-            if reference is not None:
-                update[f"{split}_comparison"] = evaluation.compare(
-                    self.run.classes(reference, split),
-                    self.run.classes(predictions, split),
-                    predictions[f"{split}_labels"],  # type: ignore[arg-type]
-                )
-        return update
-
-    def measurements(self, candidate: Candidate) -> dict[str, Measurement]:
-        result = self.latencies.get(candidate.key)
-        if result is None:
-            return {}
-        return {f"{each.batch_size}x{each.sequence_length}": each for each in result.measurements}
-
-    def latency_failure(self, candidate: Candidate) -> str | None:
-        result = self.latencies.get(candidate.key)
-        failed = None if result is None else result.at(self.primary)
-        if not isinstance(failed, Failure):
-            return None
-        return self.run.store.without_paths(str(failed.error))
-
-    def speedups(self, candidate: Candidate) -> dict[str, Any]:
-        own = self.primary_measurement(candidate)
-        if own is None:
-            return {}
-        bases = [each for each in self.candidates if self.is_baseline(each, candidate.target)]
-        timed = [each for each in map(self.primary_measurement, bases) if each is not None]
-        eager = self.primary_measurement(self.candidates[0])
-        update: dict[str, Any] = {}
-        if timed:
-            fastest = min(timed, key=lambda each: each.median_ms)
-            update["speedup"] = speedup(fastest, own)
-        if eager is not None:
-            update["speedup_eager"] = speedup(eager, own)
-        return update
-
-    def primary_measurement(self, candidate: Candidate) -> Measurement | None:
-        return self.measurements(candidate).get(shape_key(self.primary))
-
-    def is_baseline(self, each: Candidate, target: Target) -> bool:
-        """Whether ``each`` is the untouched model on ``target``."""
-        return each.kind != "candidate" and each.target == target
-
-    def baseline(self, target: Target, precision: str) -> Candidate | None:
-        found = (
-            each
-            for each in self.candidates
-            if self.is_baseline(each, target) and each.precision == precision
-        )
-        return next(found, None)
-
-    def keep_bundle(self, candidate: Candidate) -> str | None:
-        """Copy a bundle beside the report; returns its folder relative to it."""
-        if candidate.bundle is None:
-            return None
-        output = self.run.recipe.output
-        relative = f"{BUNDLES}/{candidate.key}"
-        _replace_folder(candidate.bundle.folder, output / relative)
-        return relative
-
-
-def shape_key(shape: tuple[int, int]) -> str:
-    """How a shape is named in a report: batch x tokens."""
-    return f"{shape[0]}x{shape[1]}"
 
 
 def _replace_folder(source: Path, destination: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -18,6 +18,10 @@ from compressor.cli.options import (
     open_store,
     read_recipe,
 )
+
+if TYPE_CHECKING:
+    from compressor.planning import Plan
+    from compressor.recipe import Recipe
 
 __all__ = ["add_commands"]
 
@@ -65,12 +69,8 @@ def validate(
     set_: SetOption = None,
 ) -> None:
     """Check a recipe, its files, columns, passes, targets and libraries; trains nothing."""
-    from compressor.planning import validate_recipe
-
-    loaded = read_recipe(recipe, model=model, data=data, output=None, overrides=set_)
-    planned = validate_recipe(loaded)
-    for warning in planned.warnings:
-        typer.echo(f"warning: {warning}")
+    loaded, planned = _read_and_check(recipe, model, data, set_)
+    _echo_warnings(planned)
     typer.echo(f"{loaded.name}: valid")
 
 
@@ -81,27 +81,19 @@ def plan(
     set_: SetOption = None,
 ) -> None:
     """Print what a run would do: every pass, the shapes it leaves, and the targets."""
-    from compressor.planning import validate_recipe
-
-    loaded = read_recipe(recipe, model=model, data=data, output=None, overrides=set_)
-    planned = validate_recipe(loaded)
+    loaded, planned = _read_and_check(recipe, model, data, set_)
     typer.echo(f"original: {planned.original.describe()}")
     for variant, steps in planned.chains.items():
         typer.echo(f"\n{variant}:")
         for number, step in enumerate(steps, 1):
-            changed = {
-                name: value
-                for name, value in step.step.settings().items()
-                if value and value != type(step.step).model_fields[name].default
-            }
+            changed = step.step.model_dump(mode="json", exclude_defaults=True)
             settings = ", ".join(f"{name}={value}" for name, value in changed.items())
             typer.echo(f"  {number}. {step.step.name}" + (f" ({settings})" if settings else ""))
             typer.echo(f"     {step.outcome.describe()}")
     typer.echo(f"\ntargets: {', '.join(target.label for target in loaded.targets)}")
     limits = loaded.budget.model_dump(exclude_none=True)
     typer.echo(f"budget: {', '.join(f'{name} {value}' for name, value in limits.items())}")
-    for warning in planned.warnings:
-        typer.echo(f"warning: {warning}")
+    _echo_warnings(planned)
 
 
 def finetune(
@@ -139,3 +131,17 @@ def finetune(
             f"({100 * accuracy.low:.1f} to {100 * accuracy.high:.1f}, {accuracy.num_rows} rows)"
         )
     typer.echo(f"checkpoint: {output}")
+
+
+def _read_and_check(
+    recipe: str, model: Path | None, data: Path | None, overrides: list[str] | None
+) -> tuple[Recipe, Plan]:
+    from compressor.planning import validate_recipe
+
+    loaded = read_recipe(recipe, model=model, data=data, output=None, overrides=overrides)
+    return loaded, validate_recipe(loaded)
+
+
+def _echo_warnings(planned: Plan) -> None:
+    for warning in planned.warnings:
+        typer.echo(f"warning: {warning}")

@@ -37,7 +37,7 @@ def rows(finished) -> dict[tuple[str, str, str], Any]:
 
 
 @pytest.fixture(scope="module")
-def test_rows(home) -> tuple[list[str], np.ndarray]:
+def held_out(home) -> tuple[list[str], np.ndarray]:
     with (home / "test.csv").open(encoding="utf-8") as stream:
         read = list(csv.DictReader(stream))
     labels = np.array([LABELS.index(row["label"]) for row in read])
@@ -55,6 +55,16 @@ def bundle_hashes(output: Path) -> dict[str, str]:
         for path in sorted((output / "bundles").rglob("*"))
         if path.is_file()
     }
+
+
+def test_a_plan_shows_every_setting_that_differs_from_its_default(home, compressor):
+    given = ("--set", "passes.2.dropout=0", "--set", "passes.2.labels_weight=0")
+    outcome = compressor("plan", home / "recipe.yaml", *given)
+    assert outcome.code == 0, outcome.err
+    line = next(line for line in outcome.out.splitlines() if " distill" in line)
+    assert "dropout=0" in line
+    assert "labels_weight=0" in line
+    assert "exclude" not in outcome.out
 
 
 def test_a_run_within_the_budget_exits_0_and_leaves_the_report_in_three_forms(finished):
@@ -101,8 +111,8 @@ def test_every_bundle_opens_verifies_and_bears_the_name_of_its_variant(finished,
         assert opened.size_bytes == row.size_bytes
 
 
-def test_accuracy_is_what_the_bundle_in_the_output_folder_predicts(finished, rows, test_rows):
-    texts, labels = test_rows
+def test_accuracy_is_what_the_bundle_in_the_output_folder_predicts(finished, rows, held_out):
+    texts, labels = held_out
     checked = 0
     for row in rows.values():
         if row.status == "measured" and row.bundle and row.target != "pytorch":
@@ -113,10 +123,10 @@ def test_accuracy_is_what_the_bundle_in_the_output_folder_predicts(finished, row
     assert checked == 5
 
 
-def test_the_comparison_is_paired_with_the_untouched_model(finished, rows, test_rows, home):
+def test_the_comparison_is_paired_with_the_untouched_model(finished, rows, held_out, home):
     from compressor.tasks import get_task
 
-    texts, labels = test_rows
+    texts, labels = held_out
     model = get_task("text-classification").load_checkpoint(home / "model")
     feeds = get_task("text-classification").encode(model, texts)
     import torch

@@ -269,4 +269,7 @@ def test_a_step_that_was_half_written_is_made_anew(model: TorchModel, context: P
     unfinished = context.folder / "step-1" / "unfinished"
     unfinished.mkdir(parents=True)
     (unfinished / "config.json").write_text("{")
-    run(Prune(ratio=0.5, recovery=RECOVERY), model, context)
+    step = Prune(ratio=0.5, recovery=RECOVERY)
+    again = run(step, model, context)
+    whole = run(step, model, replace(context, folder=context.folder / "anew"))
+    assert same(state(again.model), state(whole.model))

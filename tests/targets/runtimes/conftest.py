@@ -7,8 +7,17 @@ from pathlib import Path
 
 import pytest
 
-from targets import Bundle, Manifest, Signature, Source, Target
+from compressor.quantization import quantize_static
+from targets import Arrays, Bundle, Manifest, Signature, Source, Target
 from targets.bundle import SCHEMA_VERSION, Preprocessing
+
+
+@pytest.fixture
+def int8_path(encoder_path: Path, tmp_path: Path, make_feeds: Callable[..., Arrays]) -> Path:
+    """The small encoder in the portable int8 form."""
+    path = tmp_path / "int8.onnx"
+    quantize_static(encoder_path, path, [make_feeds(seed=seed) for seed in range(3)])
+    return path
 
 
 @pytest.fixture

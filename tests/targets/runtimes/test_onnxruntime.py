@@ -18,13 +18,6 @@ from targets.errors import InputError, MissingLibraryError, TargetError, Unsuppo
 from targets.runtimes.onnxruntime import OnnxRuntime, OnnxRuntimeSession, create_session
 
 
-@pytest.fixture
-def int8_path(encoder_path, tmp_path, make_feeds):
-    path = tmp_path / "int8.onnx"
-    quantize_static(encoder_path, path, [make_feeds(seed=seed) for seed in range(3)])
-    return path
-
-
 def reference(path, feeds):
     return ReferenceEvaluator(onnx.load(path)).run(None, feeds)[0]
 

@@ -28,13 +28,6 @@ def cpu(monkeypatch):
     return lambda *features: monkeypatch.setattr(module, "cpu_features", lambda: features)
 
 
-@pytest.fixture
-def int8_path(encoder_path, tmp_path, make_feeds):
-    path = tmp_path / "int8.onnx"
-    quantize_static(encoder_path, path, [make_feeds(seed=seed) for seed in range(3)])
-    return path
-
-
 def reference(path, feeds):
     return ReferenceEvaluator(onnx.load(path)).run(None, feeds)[0]
 
