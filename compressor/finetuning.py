@@ -67,19 +67,21 @@ def finetune_checkpoint(
         return _train(model, splits, settings, seed, files, work, progress)
 
     progress.start("finetune")
-    step = store.step(
-        "finetune",
-        {
-            "files": file_hashes(model),
-            "data": data_fingerprint(spec, seed=seed),
-            "settings": settings.settings(),
-            "seed": seed,
-            "version": VERSION,
-            "libraries": library_versions(("torch", "transformers", "accelerate")),
-        },
-        make,
-    )
-    _publish(step.folder, output)
+    with store.run("finetune", output) as record:
+        step = store.step(
+            "finetune",
+            {
+                "files": file_hashes(model),
+                "data": data_fingerprint(spec, seed=seed),
+                "settings": settings.settings(),
+                "seed": seed,
+                "version": VERSION,
+                "libraries": library_versions(("torch", "transformers", "accelerate")),
+            },
+            make,
+        )
+        record(step)
+        _publish(step.folder, output)
     accuracies = {
         split: Accuracy.model_validate(found)
         for split, found in step.record.facts["accuracy"].items()

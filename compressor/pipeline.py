@@ -6,9 +6,7 @@ import functools
 import os
 import shutil
 import time
-import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,7 +14,7 @@ from typing import Any
 
 from compressor.checkpoint import label_names
 from compressor.data import Splits, data_fingerprint, read_splits
-from compressor.errors import ReportError, StoreError
+from compressor.errors import ReportError
 from compressor.lowering import Candidate, lower
 from compressor.manager import PassManager, import_checkpoint
 from compressor.measuring import SPLITS, Predictions, evaluate, measure_latency
@@ -26,13 +24,13 @@ from compressor.recipe.schema import ORIGINAL, Recipe
 from compressor.report.files import write_report
 from compressor.report.schema import ModelFacts, Report, Step
 from compressor.rows import Rows, accuracy
-from compressor.store import RunRecord, RunStore, StoredStep
+from compressor.store import RunStore, StoredStep
 from compressor.tasks import get_task
 from compressor.verdict import judge
 from targets.base import Target
 from targets.benchmark import CaseResult
 from targets.environment import Environment
-from targets.errors import BundleError, MissingLibraryError, TargetError, ToolkitError
+from targets.errors import BundleError, MissingLibraryError, TargetError
 from targets.runtimes.pytorch import PyTorch
 
 __all__ = ["run"]
@@ -71,8 +69,11 @@ def run(
         ToolkitError: The recipe does not hold, a pass failed, or the store cannot be written.
     """
     plan = validate_recipe(recipe)
-    with _recorded(recipe, store) as record:
-        return _Run(recipe, plan, store, progress or Silent(), record, measure_again).report()
+    progress = progress or Silent()
+    for warning in plan.warnings:
+        progress.warn(warning)
+    with store.run(recipe.name, recipe.output) as record:
+        return _Run(recipe, plan, store, progress, record, measure_again).report()
 
 
 class _Run:
@@ -348,40 +349,3 @@ def _describe_steps(chain: _Chain) -> tuple[Step, ...]:
             )
         )
     return tuple(described)
-
-
-@contextmanager
-def _recorded(recipe: Recipe, store: RunStore) -> Iterator[Callable[[StoredStep], None]]:
-    """Keep a record of the run in the store, however it ends."""
-    started = datetime.now(UTC)
-    keys: list[str] = []
-    name = f"{started:%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:6]}"
-
-    def write(status: str) -> None:
-        store.write_run(
-            RunRecord(
-                run=name,
-                name=recipe.name,
-                started=started.isoformat(timespec="seconds"),
-                status=status,
-                steps=tuple(dict.fromkeys(keys)),
-                output=str(recipe.output),
-            )
-        )
-
-    def record(step: StoredStep) -> None:
-        keys.append(step.record.key)
-        write("running")
-
-    write("running")
-    try:
-        yield record
-    except KeyboardInterrupt:
-        write("interrupted")
-        raise
-    except Exception as error:
-        what = error.what if isinstance(error, ToolkitError) else type(error).__name__
-        with suppress(StoreError):  # the store may be what failed
-            write(f"failed: {what}")
-        raise
-    write("finished")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from compressor.architecture import Architecture
-from compressor.checkpoint import check_checkpoint, label_names
+from compressor.checkpoint import check_checkpoint, check_weights, label_names
 from compressor.data import read_splits
 from compressor.errors import PassError, Problem, RecipeError, nearest
 from compressor.passes import Pass
@@ -48,7 +48,7 @@ class Plan:
 
 
 def make_plan(recipe: Recipe) -> Plan:
-    """Plan a run; loads no weights and imports no torch.
+    """Plan a run; trains nothing and imports no torch.
 
     Raises:
         RecipeError: Carries every problem: order of the passes, settings that do not fit the model,
@@ -106,6 +106,7 @@ def _read_architecture(recipe: Recipe, problems: list[ToolkitError]) -> Architec
     try:
         task = get_task(recipe.task)
         check_checkpoint(recipe.model, head=task.head)
+        check_weights(recipe.model)
         task.check_tokenizer(recipe.model)
         return Architecture.read(recipe.model)
     except ToolkitError as error:

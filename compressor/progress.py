@@ -10,6 +10,9 @@ __all__ = ["Progress", "Silent"]
 class Progress(Protocol):
     """Receives what happens in a run, in order."""
 
+    def warn(self, line: str) -> None:
+        """Something will not be as one may expect; the run goes on."""
+
     def start(self, title: str) -> None:
         """A step begins."""
 
@@ -22,6 +25,9 @@ class Progress(Protocol):
 
 class Silent:
     """Says nothing."""
+
+    def warn(self, line: str) -> None:
+        """See `Progress`."""
 
     def start(self, title: str) -> None:
         """See `Progress`."""

@@ -14,6 +14,7 @@ import re
 import shlex
 import shutil
 import time
+import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -32,6 +33,7 @@ from compressor.storage import (
     write_atomically,
 )
 from targets.bundle import FileRecord
+from targets.errors import ToolkitError
 
 if TYPE_CHECKING:
     from filelock import BaseFileLock
@@ -43,6 +45,10 @@ FILES = "files"
 WORK = "work"
 STEPS = "steps"
 PARTIAL = "partial"
+RUNS = "runs"
+LOCKS = "locks"
+RUNNING = "running"
+KILLED = "killed"
 
 
 class StepRecord(BaseModel):
@@ -209,36 +215,81 @@ class RunStore:
                 continue  # `find` names a damaged record when it is needed
         return iter(sorted(records, key=lambda record: record.created))
 
+    @contextmanager
+    def run(self, name: str, output: Path) -> Iterator[Callable[[StoredStep], None]]:
+        """Keep a record of a run, however it ends; yields what notes that it used a step."""
+        started = datetime.now(UTC)
+        run = f"{started:%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:6]}"
+        keys: list[str] = []
+
+        def write(status: str) -> None:
+            self.write_run(
+                RunRecord(
+                    run=run,
+                    name=name,
+                    started=started.isoformat(timespec="seconds"),
+                    status=status,
+                    steps=tuple(dict.fromkeys(keys)),
+                    output=str(output),
+                )
+            )
+
+        def record(step: StoredStep) -> None:
+            keys.append(step.record.key)
+            write(RUNNING)
+
+        with self._locked(run):
+            write(RUNNING)
+            try:
+                yield record
+            except KeyboardInterrupt:
+                write("interrupted")
+                raise
+            except Exception as error:
+                what = error.what if isinstance(error, ToolkitError) else type(error).__name__
+                with suppress(StoreError):  # the store may be what failed
+                    write(f"failed: {what}")
+                raise
+            write("finished")
+
     def write_run(self, record: RunRecord) -> None:
         """Write or replace the record of a run."""
         with storage_errors(self.root):
-            path = self.root / "runs" / f"{record.run}.json"
+            path = self.root / RUNS / f"{record.run}.json"
             path.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(path, record.model_dump_json(indent=2))
 
     def runs(self) -> list[RunRecord]:
         """All runs, the newest first."""
         records = []
-        for path in sorted((self.root / "runs").glob("*.json"), reverse=True):
+        for path in sorted((self.root / RUNS).glob("*.json"), reverse=True):
             try:
-                records.append(RunRecord.model_validate_json(path.read_bytes()))
+                record = RunRecord.model_validate_json(path.read_bytes())
             except (OSError, ValidationError):
                 continue  # a run that was cut off while writing leaves nothing worth showing
+            if record.status == RUNNING and self._is_free(record.run):
+                record = record.model_copy(update={"status": KILLED})
+            records.append(record)
         return records
 
     def prune(self, keep_runs: int) -> tuple[int, int]:
         """Forget all but the newest runs, and remove the steps that none of them used.
 
-        What another run is making at the moment is left alone.
+        Runs that go on at the moment, and what they are making, are left alone.
 
         Returns:
             (number of steps removed, bytes freed).
         """
         runs = self.runs()
-        kept = {key for run in runs[:keep_runs] for key in run.steps}
+        staying = [
+            run for place, run in enumerate(runs) if place < keep_runs or run.status == RUNNING
+        ]
+        kept = {key for run in staying for key in run.steps}
         with storage_errors(self.root):
-            for run in runs[keep_runs:]:
-                (self.root / "runs" / f"{run.run}.json").unlink(missing_ok=True)
+            for run in runs:
+                if run not in staying:
+                    (self.root / RUNS / f"{run.run}.json").unlink(missing_ok=True)
+                    (self.root / LOCKS / run.run).unlink(missing_ok=True)
         count = size = 0
         for folder in self._step_folders(""):
             if folder.name in kept:
@@ -312,11 +363,18 @@ class RunStore:
         finally:
             lock.release()
 
+    def _is_free(self, key: str) -> bool:
+        """Whether nobody holds a lock: its holder ended, perhaps without a word."""
+        if not (self.root / LOCKS / key).exists():
+            return True
+        with self._locked_now(key) as free:
+            return free
+
     def _lock(self, key: str) -> BaseFileLock:
         from filelock import FileLock
 
         with storage_errors(self.root):
-            folder = self.root / "locks"
+            folder = self.root / LOCKS
             folder.mkdir(parents=True, exist_ok=True)
             return FileLock(folder / key)
 

@@ -50,6 +50,10 @@ class ConsoleProgress:
     ) -> None:
         self._live.stop()
 
+    def warn(self, line: str) -> None:
+        """See `compressor.progress.Progress`."""
+        console().print(f"[yellow]warning:[/] {escape(line)}", soft_wrap=True)
+
     def start(self, title: str) -> None:
         """See `compressor.progress.Progress`."""
         self._drop_task()

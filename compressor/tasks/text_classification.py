@@ -47,11 +47,10 @@ class TextClassification(Task):
         from targets.checkpoint import load_module
 
         check_checkpoint(folder, head=self.head)
-        module = load_module(folder, self.name)
-        check_weights(module, folder)
+        check_weights(folder)
         limit = Architecture.read(folder).max_positions
         return TorchModel(
-            module=module,
+            module=load_module(folder, self.name),
             tokenizer=self.load_tokenizer(folder),
             task=self.name,
             max_length=min(max_length or limit, limit),

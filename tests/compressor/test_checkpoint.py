@@ -141,14 +141,25 @@ def test_a_broken_index_is_named(tmp_path: Path, word_model: MakeModel) -> None:
         check_checkpoint(tmp_path, head=HEAD)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_weights_that_are_not_finite_are_named(
-    tmp_path: Path, word_model: MakeModel, value: float
+    tmp_path: Path, word_model: MakeModel, value: float, dtype: torch.dtype
 ) -> None:
-    module = word_model().module
-    check_weights(module, tmp_path)
+    module = word_model().module.to(dtype)
+    module.save_pretrained(tmp_path)
+    check_weights(tmp_path)
     module.classifier.weight.data[0, 0] = value
     module.bert.pooler.dense.bias.data[2] = value
+    module.save_pretrained(tmp_path)
     with pytest.raises(CheckpointError, match="NaN or infinite") as error:
-        check_weights(module, tmp_path)
+        check_weights(tmp_path)
     assert error.value.given == "bert.pooler.dense.bias, classifier.weight"
+
+
+def test_weights_are_checked_in_every_shard(tmp_path: Path, word_model: MakeModel) -> None:
+    module = word_model().module
+    module.classifier.weight.data[0, 0] = float("nan")
+    module.save_pretrained(tmp_path, max_shard_size="20KB")
+    with pytest.raises(CheckpointError, match="NaN or infinite"):
+        check_weights(tmp_path)

@@ -58,6 +58,9 @@ def test_a_bare_encoder_becomes_a_classifier_and_is_found_again(
 
     weights = (output / "model.safetensors").read_bytes()
     shutil.rmtree(output)
+    listed = compressor("runs", "list", "--store", tmp_path / "store")
+    assert listed.out.split()[1:] == ["finetune", "1", "steps", "finished"]
+    assert compressor("runs", "prune", "--store", tmp_path / "store").out.startswith("removed 0 ")
     outcome = compressor(*arguments)
     assert " cached " in outcome.out
     assert (output / "model.safetensors").read_bytes() == weights

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -72,6 +73,12 @@ def test_a_run_within_the_budget_exits_0_and_leaves_the_report_in_three_forms(fi
     assert "BUDGET MET" in finished.outcome.out
     for name in ("report.json", "report.md", "report.html"):
         assert (finished.output / name).stat().st_size > 0
+
+
+def test_a_run_begins_with_the_warnings_that_validate_gives(finished, home, compressor):
+    warned = re.findall("^warning: .*", compressor("validate", home / "recipe.yaml").out, re.M)
+    assert any("tensorrt" in line for line in warned)
+    assert finished.outcome.out.splitlines()[: len(warned)] == warned
 
 
 def test_every_candidate_on_every_target_has_a_row_with_its_status(rows):

@@ -579,3 +579,56 @@ def test_of_processes_that_need_one_step_one_makes_it_and_the_others_wait(
     assert outputs == ["False 1000", "True 1000", "True 1000"]
     assert log.read_text() == "made\n"
     assert all(process.returncode == 0 for process in processes)
+
+
+KILLED_RUN = """
+import os, signal, sys
+from pathlib import Path
+from compressor.store import RunStore
+
+store = RunStore(Path(sys.argv[1]))
+with store.run("mine", Path("out")) as record:
+    record(store.step("pass:test", {}, lambda files, work: {}))
+    print(store.runs()[0].status, flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_killed_run_is_not_listed_as_running(store: RunStore) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED_RUN, str(store.root)],
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stdout) == (-signal.SIGKILL, "running\n")
+    (run,) = store.runs()
+    assert (run.name, run.status, run.output) == ("mine", "killed", "out")
+    assert len(run.steps) == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (KeyboardInterrupt(), "interrupted"),
+        (PassError("the loss is NaN"), "failed: the loss is NaN"),
+        (ZeroDivisionError("x"), "failed: ZeroDivisionError"),
+    ],
+)
+def test_a_run_records_how_it_ended(store: RunStore, error: BaseException, status: str) -> None:
+    with pytest.raises(type(error)), store.run("mine", Path("out")):
+        raise error
+    with store.run("next", Path("out")):
+        pass
+    assert {run.name: run.status for run in store.runs()} == {"mine": status, "next": "finished"}
+
+
+def test_a_run_that_goes_on_is_not_pruned(store: RunStore) -> None:
+    with store.run("mine", Path("out")) as record:
+        made = make_step(store)
+        record(made)
+        assert store.prune(0) == (0, 0)
+        assert [run.status for run in store.runs()] == ["running"]
+        assert make_step(store).cached
+    assert store.prune(0)[0] == 1
+    assert store.runs() == []

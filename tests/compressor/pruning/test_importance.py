@@ -116,3 +116,17 @@ def test_scoring_leaves_the_module_as_it_was(encoder: nn.Module, batch: Inputs) 
     assert encoder.config.to_dict() == config
     assert encoder.training
     assert not any(each.requires_grad or each.grad is not None for each in encoder.parameters())
+
+
+def test_a_wholly_frozen_module_is_scored_like_any_other_and_stays_frozen(
+    encoder: nn.Module, batch: Inputs
+) -> None:
+    expected = taylor_scores(copy.deepcopy(encoder), [batch])
+    scores = taylor_scores(encoder.requires_grad_(False), [batch])
+    for found, wanted in zip(
+        (*scores.heads, *scores.ffn, scores.hidden),
+        (*expected.heads, *expected.ffn, expected.hidden),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(found, wanted)
+    assert not any(parameter.requires_grad for parameter in encoder.parameters())
