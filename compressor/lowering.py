@@ -19,7 +19,7 @@ from targets.worker_client import Worker
 
 __all__ = ["Candidate", "lower"]
 
-LOWER_VERSION = 1  # goes up when the same model gives another bundle
+LOWER_VERSION = 2  # goes up when the same model gives another bundle
 
 
 @dataclass(frozen=True)
@@ -153,6 +153,7 @@ def _build(target: Target, step: StoredStep, variant: str, files: Path) -> Mappi
             signature=source.signature,
             model=lowered.model,
             options=dict(lowered.options),
+            cpu_features=lowered.cpu_features,
             notes=lowered.notes,
             labels=model.labels,
             preprocessing=Preprocessing(

@@ -166,7 +166,7 @@ class _Run:
             splits=self.splits,
             data_hash=self.data_hash,
             seed=self.recipe.seed,
-            width_multiple=max(target.width_multiple for target in self.recipe.targets),
+            width_multiple=self.recipe.width_multiple,
             progress=self.progress,
         )
 

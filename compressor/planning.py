@@ -180,7 +180,7 @@ def _plan_chain(
     planned = []
     for index, each in enumerate(passes):
         try:
-            architecture = each.plan(architecture)
+            architecture = each.plan(architecture, width_multiple=recipe.width_multiple)
         except PassError as error:
             where = _location(recipe, variant, index)
             if not any(problem.where == where for problem in problems):

@@ -56,11 +56,14 @@ class Lowered:
         model: Path of the main file, relative to the bundle folder.
         options: Settings that ``Target.load`` needs later; JSON values only.
         notes: One line each, for the report: what was rewritten, what was left as it was.
+        cpu_features: Instruction sets of which the CPU that runs the model has to have one, as
+            `targets.environment.cpu_features` names them; empty where every CPU will do.
     """
 
     model: str
     options: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    cpu_features: tuple[str, ...] = ()
 
 
 class Session(ABC):

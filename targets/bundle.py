@@ -63,6 +63,7 @@ class Manifest(_Frozen):
     signature: Signature
     model: str
     options: dict[str, Any] = Field(default_factory=dict)
+    cpu_features: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     labels: tuple[str, ...]
     preprocessing: Preprocessing

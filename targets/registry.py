@@ -11,6 +11,7 @@ import targets.runtimes
 from targets.base import Session, Target
 from targets.bundle import Bundle
 from targets.discovery import discover
+from targets.environment import cpu_features
 from targets.errors import TargetError
 
 __all__ = ["available", "get", "open_session"]
@@ -49,6 +50,18 @@ def get(name: str, **settings: Any) -> Target:
 
 
 def open_session(bundle: Bundle, *, threads: int = 1) -> Session:
-    """Load a bundle on the target it was made for."""
+    """Load a bundle on the target it was made for.
+
+    Raises:
+        TargetError: The CPU lacks what the bundle needs, or the runtime refused it.
+    """
     manifest = bundle.manifest
+    if manifest.cpu_features and not set(manifest.cpu_features) & set(cpu_features()):
+        raise TargetError(
+            "this CPU lacks instructions that the bundle needs for right results",
+            where=bundle.folder,
+            given=f"the bundle needs {' or '.join(manifest.cpu_features)}; "
+            f"the CPU has {', '.join(cpu_features()) or 'none of those that matter'}",
+            fix="lower the model on a CPU like this one, or use another precision here",
+        )
     return get(manifest.target, **manifest.target_settings).load(bundle, threads=threads)

@@ -133,7 +133,10 @@ class Worker:
             folder=str(folder),
         )
         return Lowered(
-            model=answer["model"], options=answer["options"], notes=tuple(answer["notes"])
+            model=answer["model"],
+            options=answer["options"],
+            notes=tuple(answer["notes"]),
+            cpu_features=tuple(answer["cpu_features"]),
         )
 
     def open(self, bundle: Path) -> Opened:

@@ -87,8 +87,12 @@ class Pass(Component, ABC):
     uses_original: ClassVar[bool] = False
     """Whether the result depends on the untouched model."""
 
-    def plan(self, architecture: Architecture) -> Architecture:
+    def plan(self, architecture: Architecture, *, width_multiple: int = 8) -> Architecture:
         """What the model will look like afterwards; loads no weights.
+
+        Args:
+            architecture: What the passes before it leave.
+            width_multiple: What the run will round widths to.
 
         Raises:
             PassError: The settings do not fit the architecture, such as a ratio that would leave

@@ -59,7 +59,7 @@ class Distill(Pass, DistillSettings):
             raise ValueError("all weights of the loss are 0; give one of them")
         return self
 
-    def plan(self, architecture: Architecture) -> Architecture:
+    def plan(self, architecture: Architecture, *, width_multiple: int = 8) -> Architecture:
         """The layers that the student keeps.
 
         Raises:

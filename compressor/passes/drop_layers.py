@@ -54,7 +54,7 @@ class DropLayers(Pass):
             raise ValueError(f"examples has no effect with strategy {self.strategy}")
         return self
 
-    def plan(self, architecture: Architecture) -> Architecture:
+    def plan(self, architecture: Architecture, *, width_multiple: int = 8) -> Architecture:
         """See the base class. With strategy "importance" layers of unlike sizes may differ."""
         num_layers = len(architecture.layers)
         self._check_count(num_layers)

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Prune"]
 
-_USUAL_MULTIPLE = 8  # what most targets run best; a run rounds to what its own targets say
 _SCORING_SHARE = 0.1  # of a step's time, where training follows
 
 
@@ -86,9 +85,9 @@ class Prune(Pass):
             hidden=self.hidden,
         )
 
-    def plan(self, architecture: Architecture) -> Architecture:
+    def plan(self, architecture: Architecture, *, width_multiple: int = 8) -> Architecture:
         """See the base class. With scope "global" the layers will differ; the totals hold."""
-        return self._sizes(architecture, self.ratios, _USUAL_MULTIPLE)
+        return self._sizes(architecture, self.ratios, width_multiple)
 
     def requires(self, model: Model, context: PassContext) -> None:
         """See the base class."""

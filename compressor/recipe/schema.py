@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any, Literal
 
@@ -84,6 +85,11 @@ class Recipe(BaseModel):
         if not self.variants:
             return {DEFAULT_VARIANT: self.passes}
         return {name: self.passes + tail for name, tail in self.variants.items()}
+
+    @property
+    def width_multiple(self) -> int:
+        """What widths are rounded to, so that the kernels of every target like them."""
+        return math.lcm(*(target.width_multiple for target in self.targets))
 
     @field_serializer("passes")
     def _dump_passes(self, passes: tuple[Pass, ...]) -> list[dict[str, Any]]:

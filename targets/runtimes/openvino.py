@@ -93,12 +93,15 @@ class OpenVINO(Target):
 
         self._refuse_bf16(source)
         model = onnx.load(source.path)
-        notes = []
+        notes: list[str] = []
+        needed: frozenset[str] = _BF16_FEATURES if source.precision == "bf16" else frozenset()
         tables = qdq.gather_before_dequantize(model)
         if tables:
             notes.append(f"{tables} embedding tables stay int8 in memory")
         if self.device in ("CPU", "AUTO") and qdq.quantizes_activations(model):
             notes += _fit_to_cpu(model)
+            if qdq.can_saturate(model):
+                needed = _INT8_FEATURES
         with tempfile.TemporaryDirectory() as temporary:
             path = Path(temporary) / "model.onnx"
             onnx.save(
@@ -110,6 +113,7 @@ class OpenVINO(Target):
             model=MODEL_FILE,
             options={"INFERENCE_PRECISION_HINT": hint},
             notes=(*notes, f"inference precision {hint}"),
+            cpu_features=tuple(sorted(needed)),
         )
 
     def load(self, bundle: Bundle, *, threads: int) -> Session:
@@ -118,13 +122,6 @@ class OpenVINO(Target):
         Threads are not pinned to cores: pinning loses on a machine that does other work as well.
         """
         options = dict(bundle.manifest.options)
-        if options.get("INFERENCE_PRECISION_HINT") == "bf16" and not _has_bf16():
-            raise TargetError(
-                "this CPU has no bf16 instructions",
-                where=bundle.folder,
-                given=f"a bundle in bf16; the CPU has {', '.join(cpu_features()) or 'none known'}",
-                fix="use the fp32 or int8 bundle here",
-            )
         options |= {"PERFORMANCE_HINT": "LATENCY"}
         if self.device == "CPU":
             options |= {

@@ -107,6 +107,18 @@ def test_a_plan_tells_the_shape_after_every_pass(place: Workplace) -> None:
     assert plan.warnings == ()
 
 
+def test_a_plan_rounds_widths_to_what_every_target_likes(
+    place: Workplace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(available()["onnxruntime"], "width_multiple", 12)
+    recipe = place.recipe(
+        passes=[{"pass": "prune", "ffn": 0.5}, "export"], targets=["onnxruntime", "openvino"]
+    )
+    assert recipe.width_multiple == 24
+    (pruned, _) = make_plan(recipe).chains["compressed"]
+    assert {layer.ffn_width for layer in pruned.outcome.layers} == {72}
+
+
 def test_baselines_cover_every_native_precision_fp32_first(
     place: Workplace, monkeypatch: pytest.MonkeyPatch
 ) -> None:

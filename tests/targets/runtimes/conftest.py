@@ -43,6 +43,7 @@ def lower(
             signature=encoder_signature,
             model=lowered.model,
             options=dict(lowered.options),
+            cpu_features=lowered.cpu_features,
             notes=lowered.notes,
             labels=("a", "b", "c"),
             preprocessing=Preprocessing(max_length=16, pad_token_id=0),

@@ -25,7 +25,11 @@ VNNI = ("avx2", "avx512_vnni")
 
 @pytest.fixture
 def cpu(monkeypatch):
-    return lambda *features: monkeypatch.setattr(module, "cpu_features", lambda: features)
+    def have(*features):
+        for each in (module, registry):
+            monkeypatch.setattr(each, "cpu_features", lambda: features)
+
+    return have
 
 
 def reference(path, feeds):
@@ -112,6 +116,24 @@ def test_without_vnni_full_int8_weights_are_narrowed_and_that_is_said(lower, int
     assert not any("narrowed" in note for note in notes)
 
 
+def test_weights_that_would_saturate_on_an_older_cpu_are_not_run_there(
+    lower, int8_path, encoder_path, cpu
+):
+    cpu(*NO_VNNI)
+    narrow = lower(OpenVINO(), int8_path, "int8", name="narrow")
+    cpu(*VNNI)
+    full = lower(OpenVINO(), int8_path, "int8", name="full")
+    floats = lower(OpenVINO(), encoder_path, name="floats")
+    for bundle in (narrow, full, floats):
+        registry.open_session(bundle).close()
+    cpu(*NO_VNNI)
+    for bundle in (narrow, floats):
+        registry.open_session(bundle).close()
+    with pytest.raises(TargetError, match="lacks instructions that the bundle needs") as refused:
+        registry.open_session(full)
+    assert "avx512_vnni" in refused.value.given
+
+
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
 def test_the_hint_is_f32_so_that_nothing_runs_in_bf16_unasked(
     lower, encoder_path, int8_path, precision
@@ -134,8 +156,9 @@ def test_bf16_follows_the_cpu(lower, encoder_path, encoder_signature, tmp_path, 
     bundle = lower(OpenVINO(), path, "bf16")
     assert bundle.manifest.options == {"INFERENCE_PRECISION_HINT": "bf16"}
     cpu(*VNNI)
-    with pytest.raises(TargetError, match="no bf16 instructions"):
-        OpenVINO().load(bundle, threads=1)
+    with pytest.raises(TargetError, match="lacks instructions that the bundle needs") as refused:
+        registry.open_session(bundle)
+    assert "needs amx_bf16 or avx512_bf16 or bf16; the CPU has avx2" in refused.value.given
 
 
 def test_lowering_leaves_the_source_alone_and_gives_the_same_bytes_again(lower, int8_path):
