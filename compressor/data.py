@@ -134,7 +134,8 @@ def _read_rows(path: Path, spec: DataSpec) -> tuple[tuple[str, ...], list[str]]:
                 f"the {role} column {column!r} is missing",
                 where=path,
                 given=f"columns {', '.join(names) or '(none)'}",
-                fix=f"set data.{role} to " + (f"{guess!r}" if guess else "one of them"),
+                fix=f"name it: data.{role} in a recipe, --{role} for finetune"
+                + (f"; did you mean {guess!r}?" if guess else ""),
             )
     labels = [_label_text(label) for label in values[spec.label]]
     for row, (text, label) in enumerate(zip(values[spec.text], labels, strict=True), 1):
@@ -187,7 +188,10 @@ def _check_labels(
     counts = Counter(labels)
     unknown = Counter({label: n for label, n in counts.items() if label not in known})
     if unknown:
-        names = ", ".join(f"{name!r} ({count} rows)" for name, count in unknown.most_common(5))
+        names = ", ".join(
+            f"{name!r} ({count} row{'s' if count != 1 else ''})"
+            for name, count in unknown.most_common(5)
+        )
         rest = len(label_names) - 20
         raise DataError(
             "the data has labels that the model does not know",
@@ -195,7 +199,7 @@ def _check_labels(
             given=names + (f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""),
             fix=f"the model knows {', '.join(map(repr, label_names[:20]))}"
             + (f" and {rest} more" if rest > 0 else "")
-            + "; correct the labels, or fine-tune a model on these ones",
+            + "; correct the labels, name another label column, or fine-tune a model on these",
         )
     if len(counts) < 2:
         raise DataError(

@@ -1,4 +1,4 @@
-"""Accuracy with its interval, and paired comparisons. Pure functions over arrays."""
+"""Paired comparisons of two models on the same rows. Pure functions over arrays."""
 
 from __future__ import annotations
 
@@ -7,22 +7,10 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from compressor.report.schema import Accuracy, Comparison
+from compressor.report.schema import Comparison
+from targets.scoring import Z_95
 
-__all__ = ["accuracy", "compare", "mcnemar_p_value", "paired_interval", "wilson_interval"]
-
-Z_95 = 1.959963984540054  # standard normal quantile for a two-sided 95% interval
-
-
-def accuracy(correct: NDArray[np.bool_]) -> Accuracy:
-    """Share of right answers with its 95% interval.
-
-    Args:
-        correct: (N,) whether each row is right; N >= 1.
-    """
-    hits, count = int(correct.sum()), len(correct)
-    low, high = wilson_interval(hits, count)
-    return Accuracy(value=hits / count, low=low, high=high, num_rows=count)
+__all__ = ["compare", "mcnemar_p_value", "paired_interval"]
 
 
 def compare(
@@ -46,16 +34,6 @@ def compare(
         p_value=mcnemar_p_value(lost, gained),
         agreement=float((reference == candidate).mean()),
     )
-
-
-def wilson_interval(hits: int, count: int, z: float = Z_95) -> tuple[float, float]:
-    """Interval of a proportion that holds near 0 and 1 and for small samples (Wilson, 1927)."""
-    share = hits / count
-    center = share + z * z / (2 * count)
-    spread = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
-    scale = 1 + z * z / count
-    low, high = (center - spread) / scale, (center + spread) / scale
-    return max(0.0, min(low, share)), min(1.0, max(high, share))  # rounding must not leave it out
 
 
 def paired_interval(lost: int, gained: int, count: int, z: float = Z_95) -> tuple[float, float]:

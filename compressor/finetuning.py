@@ -18,9 +18,10 @@ from compressor.passes import PassContext
 from compressor.passes.finetune import Finetune
 from compressor.progress import Progress
 from compressor.recipe.document import apply_overrides
-from compressor.report.schema import Accuracy
+from compressor.storage import why_not_writable
 from compressor.store import RunStore
 from targets.environment import library_versions
+from targets.scoring import Accuracy, accuracy
 
 __all__ = ["finetune_checkpoint"]
 
@@ -66,6 +67,9 @@ def finetune_checkpoint(
         splits = read_splits(spec, label_names=None, seed=seed)
         return _train(model, splits, settings, seed, files, work, progress)
 
+    reason = why_not_writable(output)
+    if reason is not None:
+        raise _unwritable(output, reason)
     progress.start("finetune")
     with store.run("finetune", output) as record:
         step = store.step(
@@ -99,7 +103,6 @@ def _train(
     work: Path,
     progress: Progress,
 ) -> dict[str, Any]:
-    from compressor.evaluation import accuracy
     from compressor.manager import predict_classes
     from compressor.model import TorchModel
     from compressor.training.curves import save_curves
@@ -159,9 +162,13 @@ def _publish(source: Path, output: Path) -> None:
             shutil.copyfile(path, temporary)
             os.replace(temporary, output / path.name)
     except OSError as error:
-        raise StoreError(
-            "the checkpoint cannot be written",
-            where=output,
-            given=error.strerror or error,
-            fix="free some space there, or pass another folder with --output",
-        ) from error
+        raise _unwritable(output, error.strerror or error) from error
+
+
+def _unwritable(output: Path, given: object) -> StoreError:
+    return StoreError(
+        "the checkpoint cannot be written",
+        where=output,
+        given=given,
+        fix="free some space there, or pass another folder with --output",
+    )

@@ -1,4 +1,4 @@
-"""Measure bundles: predictions on the held-out data, and latency side by side."""
+"""Measure bundles: held-out data as they read it, predictions on it, and latency side by side."""
 
 from __future__ import annotations
 
@@ -22,10 +22,11 @@ from targets.worker_client import Worker
 if TYPE_CHECKING:
     from compressor.data import Split, Splits
 
-__all__ = ["SPLITS", "Predictions", "evaluate", "measure_latency"]
+__all__ = ["SPLITS", "Predictions", "evaluate", "evaluation_packs", "measure_latency", "pack_file"]
 
 SPLITS = ("validation", "test")
-EVALUATE_VERSION = 1
+PACK_VERSION = 1
+EVALUATE_VERSION = 2
 BENCHMARK_VERSION = 1
 EVALUATION_THREADS = 2
 RESULTS = "latency.json"
@@ -35,15 +36,56 @@ Predictions = Mapping[str, NDArray[np.generic]]
 """``<split>`` -> outputs (N, classes) and ``<split>_labels`` -> true classes (N,)."""
 
 
+def pack_file(split: str) -> str:
+    """Name of the file with the tokens of a split."""
+    return f"{split}.safetensors"
+
+
+def evaluation_packs(
+    bundle: Bundle, *, store: RunStore, splits: Callable[[], Splits], data_hash: str
+) -> StoredStep:
+    """The validation and test data as the tokens that a bundle's model reads.
+
+    Bundles with equal tokenizers share them.
+    """
+    manifest = bundle.manifest
+
+    def make(files: Path, work: Path) -> dict[str, Any]:
+        data = splits()
+        facts = {}
+        for name in SPLITS:
+            split: Split = getattr(data, name)
+            pack = tokenize(bundle, split.texts, split.labels)
+            pack.save(files / pack_file(name))
+            facts[f"{name}_unknown_rate"] = _unknown_rate(bundle, pack)
+        return facts
+
+    return store.step(
+        "tokenize",
+        {
+            "tokenizer": manifest.files[manifest.preprocessing.tokenizer].sha256,
+            "preprocessing": manifest.preprocessing.model_dump(mode="json"),
+            "data": data_hash,
+            "version": PACK_VERSION,
+        },
+        make,
+    )
+
+
 def evaluate(
     candidate: Candidate,
     *,
     store: RunStore,
-    splits: Callable[[], Splits],
-    data_hash: str,
+    packs: StoredStep,
     environment: Environment,
 ) -> tuple[StoredStep, Predictions]:
     """Run a bundle on the whole validation and test data, on its own target.
+
+    Args:
+        candidate: Its bundle.
+        store: Where the answers are kept.
+        packs: What `evaluation_packs` made for the bundle.
+        environment: This machine.
 
     Raises:
         TargetError: The target failed.
@@ -54,26 +96,21 @@ def evaluate(
 
     def make(files: Path, work: Path) -> dict[str, Any]:
         arrays: dict[str, NDArray[np.generic]] = {}
-        packs: dict[str, EvaluationPack] = {}
-        data = splits()
         with Worker(threads=EVALUATION_THREADS) as worker:
             worker.open(bundle.folder)
             for name in SPLITS:
-                split: Split = getattr(data, name)
-                packs[name] = tokenize(opened, split.texts, split.labels)
-                packs[name].save(work / f"{name}.safetensors")
-                outputs = worker.predict(work / f"{name}.safetensors")
-                arrays[name] = outputs[opened.manifest.signature.outputs[0].name]
-                arrays[f"{name}_labels"] = split.labels
+                pack = packs.folder / pack_file(name)
+                arrays[name] = worker.predict(pack)[opened.manifest.signature.outputs[0].name]
+                arrays[f"{name}_labels"] = EvaluationPack.load(pack).labels
         whole = {key: np.ascontiguousarray(value) for key, value in arrays.items()}
         save_file(whole, files / OUTPUTS)
-        return {"unknown_token_rate": _unknown_rate(opened, packs["test"])}
+        return {}
 
     step = store.step(
         "evaluate",
         {
             "bundle": bundle.content_hash,
-            "data": data_hash,
+            "data": packs.content_hash,
             "machine": environment.machine,
             "version": EVALUATE_VERSION,
         },

@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import functools
-import os
-import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 from compressor.checkpoint import label_names
 from compressor.data import Splits, data_fingerprint, read_splits
-from compressor.errors import ReportError
 from compressor.lowering import Candidate, lower
 from compressor.manager import PassManager, import_checkpoint
-from compressor.measuring import SPLITS, Predictions, evaluate, measure_latency
+from compressor.measuring import (
+    SPLITS,
+    Predictions,
+    evaluate,
+    evaluation_packs,
+    measure_latency,
+)
 from compressor.planning import Plan, validate_recipe
 from compressor.progress import Progress, Silent
+from compressor.publishing import Publisher
 from compressor.recipe.schema import ORIGINAL, Recipe
 from compressor.report.files import write_report
 from compressor.report.schema import ModelFacts, Report, Step
@@ -29,6 +32,7 @@ from compressor.tasks import get_task
 from compressor.verdict import judge
 from targets.base import Target
 from targets.benchmark import CaseResult
+from targets.bundle import Bundle
 from targets.environment import Environment
 from targets.errors import BundleError, MissingLibraryError, TargetError
 from targets.runtimes.pytorch import PyTorch
@@ -124,7 +128,8 @@ class _Run:
         self.record(original)
         baselines, chains = self.run_passes(original)
         candidates = self.lower_all(original, baselines, chains)
-        predictions, failures = self.evaluate_all(candidates)
+        packs = self.tokenize_all(candidates)
+        predictions, failures = self.evaluate_all(candidates, packs)
         latencies, benchmark = self.time_all(
             [each for each in candidates if each.key in predictions]
         )
@@ -137,9 +142,22 @@ class _Run:
             failures=failures,
             found=self.notes,
             latencies=latencies,
-            bundles=self.publish(candidates),
+            bundles={each.key: f"{BUNDLES}/{each.key}" for each in self.shipped(candidates)},
         )
         built = rows.build()
+        model = _model_facts(self.recipe, original)
+        steps = {chain.variant: _describe_steps(chain) for chain in [baselines[0], *chains]}
+        environment = benchmark or self.environment
+        publisher = Publisher(self.recipe, model, self.data_hash, environment)
+        for candidate, row in zip(candidates, built, strict=True):
+            if row.bundle is not None and candidate.bundle is not None:
+                publisher.publish(
+                    candidate.bundle,
+                    row,
+                    steps[candidate.variant],
+                    packs[candidate.key],
+                    self.recipe.output / row.bundle,
+                )
         report = Report(
             name=self.recipe.name,
             created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -147,12 +165,12 @@ class _Run:
             seed=self.recipe.seed,
             recipe=self.recipe.model_dump(mode="json"),
             budget=self.recipe.budget.model_dump(mode="json"),
-            model=_model_facts(self.recipe, original),
+            model=model,
             data=self.describe_data(predictions),
-            environment=benchmark or self.environment,
+            environment=environment,
             primary_shape=rows.primary,
             rows=tuple(built),
-            steps={chain.variant: _describe_steps(chain) for chain in [baselines[0], *chains]},
+            steps=steps,
             verdict=judge(built, self.recipe.budget, rows.primary),
         )
         write_report(report, self.recipe.output)
@@ -217,8 +235,22 @@ class _Run:
             )
         return candidates
 
+    def tokenize_all(self, candidates: Sequence[Candidate]) -> dict[str, StoredStep]:
+        """Turn the held-out data into what each bundle's model reads; key -> packs."""
+        packs = {}
+        for each in candidates:
+            if each.bundle is not None:
+                packs[each.key] = evaluation_packs(
+                    Bundle.open(each.bundle.folder, verify=False),
+                    store=self.store,
+                    splits=self.splits,
+                    data_hash=self.data_hash,
+                )
+                self.record(packs[each.key])
+        return packs
+
     def evaluate_all(
-        self, candidates: Sequence[Candidate]
+        self, candidates: Sequence[Candidate], packs: Mapping[str, StoredStep]
     ) -> tuple[dict[str, Predictions], dict[str, str]]:
         """Predict the validation and test data with every bundle that runs here.
 
@@ -235,8 +267,7 @@ class _Run:
                 step, predictions[each.key] = evaluate(
                     each,
                     store=self.store,
-                    splits=self.splits,
-                    data_hash=self.data_hash,
+                    packs=packs[each.key],
                     environment=self.environment,
                 )
             except (TargetError, BundleError, MissingLibraryError) as error:
@@ -244,7 +275,7 @@ class _Run:
                 self.progress.finish(error.what, cached=False)
                 continue
             self.record(step)
-            unknown = step.record.facts["unknown_token_rate"]
+            unknown = packs[each.key].record.facts["test_unknown_rate"]
             self.notes[each.key] = f"{unknown:.2%} of the tokens of the test split are unknown"
             found = accuracy(self.task, predictions[each.key], "test")
             self.progress.finish(f"test accuracy {100 * found.value:.1f}%", cached=step.cached)
@@ -269,18 +300,9 @@ class _Run:
         self.progress.finish("", cached=step.cached)
         return results, Environment.model_validate(step.record.facts["environment"])
 
-    def publish(self, candidates: Sequence[Candidate]) -> dict[str, str]:
-        """Copy the candidates' bundles beside the report.
-
-        Returns:
-            Key -> folder of the copy, relative to the report.
-        """
-        published = {}
-        for each in candidates:
-            if each.kind == "candidate" and each.bundle is not None:
-                published[each.key] = f"{BUNDLES}/{each.key}"
-                _replace_folder(each.bundle.folder, self.recipe.output / published[each.key])
-        return published
+    def shipped(self, candidates: Sequence[Candidate]) -> list[Candidate]:
+        """Those whose bundles go beside the report."""
+        return [each for each in candidates if each.kind == "candidate" and each.bundle is not None]
 
     def describe_data(self, predictions: Mapping[str, Predictions]) -> dict[str, Any]:
         sizes: dict[str, Any] = {"sha256": self.data_hash, "labels": list(self.label_names)}
@@ -289,26 +311,6 @@ class _Run:
                 sizes[split] = len(arrays[split])
             break
         return sizes
-
-
-def _replace_folder(source: Path, destination: Path) -> None:
-    """Copy a folder so that a reader sees the old one or the new one, never a part."""
-    temporary = destination.with_name(f".{destination.name}.{os.getpid()}")
-    try:
-        shutil.rmtree(temporary, ignore_errors=True)
-        destination.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copytree(source, temporary)
-        shutil.rmtree(destination, ignore_errors=True)
-        os.rename(temporary, destination)
-    except OSError as error:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise ReportError(
-            "a bundle cannot be copied to the output folder",
-            where=destination,
-            given=error.strerror or error,
-            fix="free some space there, or pass another folder with --output; "
-            "the store has kept every finished step",
-        ) from error
 
 
 def _outcome(candidate: Candidate) -> str:

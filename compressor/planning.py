@@ -15,6 +15,7 @@ from compressor.passes import Pass
 from compressor.passes.export import Export
 from compressor.passes.quantize import Quantize
 from compressor.recipe.schema import Recipe
+from compressor.storage import why_not_writable
 from compressor.tasks import get_task
 from targets.base import Precision
 from targets.errors import ToolkitError
@@ -69,12 +70,13 @@ def make_plan(recipe: Recipe) -> Plan:
         )
         if original is not None:
             chains[variant] = _plan_chain(recipe, variant, passes, original, problems)
+    problems.extend(_output_problems(recipe))
     problems.extend(_target_problems(recipe))
     problems.extend(_library_problems(recipe))
     if original is not None:
         problems.extend(_shape_problems(recipe, original))
     if problems or original is None:
-        raise RecipeError(problems, where=recipe.name)
+        raise RecipeError(problems, where=f"recipe {recipe.name}")
     return Plan(original, chains, _baselines(recipe), tuple(_warnings(recipe)))
 
 
@@ -98,7 +100,7 @@ def validate_recipe(recipe: Recipe) -> Plan:
             if str(error) not in {str(each) for each in problems}:
                 problems.append(error)
     if problems or plan is None:
-        raise RecipeError(problems, where=recipe.name)
+        raise RecipeError(problems, where=f"recipe {recipe.name}")
     return plan
 
 
@@ -187,6 +189,17 @@ def _plan_chain(
                 problems.append(Problem(error.what, where=where, given=error.given, fix=error.fix))
         planned.append(PlannedPass(each, architecture))
     return tuple(planned)
+
+
+def _output_problems(recipe: Recipe) -> Iterator[ToolkitError]:
+    reason = why_not_writable(recipe.output)
+    if reason is not None:
+        yield Problem(
+            "the output folder cannot be written",
+            where="output",
+            given=f"{recipe.output} ({reason})",
+            fix="name another folder: --output FOLDER",
+        )
 
 
 def _target_problems(recipe: Recipe) -> Iterator[ToolkitError]:

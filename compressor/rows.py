@@ -13,13 +13,15 @@ from compressor import evaluation
 from compressor.lowering import Candidate
 from compressor.measuring import SPLITS, Predictions
 from compressor.recipe.schema import Recipe
-from compressor.report.schema import Accuracy, Row
+from compressor.report.schema import Row
 from compressor.store import RunStore
 from compressor.tasks import Task
 from compressor.verdict import choose, shortfalls
 from targets.base import Target
 from targets.benchmark import CaseResult, Failure
 from targets.measurement import Measurement, speedup
+from targets.scoring import Accuracy
+from targets.scoring import accuracy as accuracy_of
 
 __all__ = ["Rows", "accuracy", "shape_key"]
 
@@ -32,7 +34,7 @@ def shape_key(shape: tuple[int, int]) -> str:
 def accuracy(task: Task, predictions: Predictions, split: str) -> Accuracy:
     """Accuracy on a split with its interval."""
     correct = _classes(task, predictions, split) == predictions[f"{split}_labels"]
-    return evaluation.accuracy(np.asarray(correct))
+    return accuracy_of(np.asarray(correct))
 
 
 def _classes(task: Task, predictions: Predictions, split: str) -> NDArray[np.int64]:

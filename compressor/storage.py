@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +13,14 @@ from compressor.errors import StoreError
 from targets.bundle import FileRecord
 from targets.errors import is_disk_full
 
-__all__ = ["full_disk", "record_files", "storage_errors", "sync_folder", "write_atomically"]
+__all__ = [
+    "full_disk",
+    "record_files",
+    "storage_errors",
+    "sync_folder",
+    "why_not_writable",
+    "write_atomically",
+]
 
 
 @contextmanager
@@ -53,6 +61,18 @@ def _existing(path: Path) -> Path:
     while not path.exists():
         path = path.parent
     return path
+
+
+def why_not_writable(folder: Path) -> str | None:
+    """Why nothing can be written to a folder that may not exist yet, or None; leaves no trace."""
+    existing = _existing(folder)
+    if not existing.is_dir():
+        return f"{existing} is a file"
+    try:
+        with tempfile.TemporaryFile(dir=existing):
+            return None
+    except OSError as error:
+        return f"{existing}: {error.strerror or error}"
 
 
 def record_files(folder: Path) -> dict[str, FileRecord]:

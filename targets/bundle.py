@@ -1,4 +1,4 @@
-"""A bundle: a folder with one lowered model and all that is needed to run and check it.
+"""A bundle: one lowered model with all that it takes to run and check it, folder or archive.
 
 ``manifest.json`` describes it and holds the size and sha256 of every other file.
 """
@@ -6,20 +6,37 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
+import shutil
+import tempfile
+import weakref
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from targets.archive import MANIFEST, is_archive, unpack
 from targets.base import Precision
 from targets.errors import BundleError
+from targets.scoring import Accuracy
 from targets.signature import Signature
 
-__all__ = ["SCHEMA_VERSION", "Bundle", "FileRecord", "Manifest", "Preprocessing", "hash_file"]
+__all__ = [
+    "SCHEMA_VERSION",
+    "Bundle",
+    "FileRecord",
+    "Latency",
+    "Manifest",
+    "Measured",
+    "Preprocessing",
+    "hash_file",
+    "parse_manifest",
+]
 
 SCHEMA_VERSION = 1
-MANIFEST = "manifest.json"
+CARD = "README.md"
+EVALUATION = "evaluation.safetensors"
 
 
 class _Frozen(BaseModel):
@@ -47,6 +64,32 @@ class Preprocessing(_Frozen):
     pad_token_id: int = Field(ge=0)
 
 
+class Latency(_Frozen):
+    """How long one run of a bundle takes, in milliseconds."""
+
+    batch_size: int
+    sequence_length: int
+    threads: int
+    median_ms: float
+    low_ms: float
+    high_ms: float
+    """95% interval of the median."""
+    p90_ms: float
+    p99_ms: float
+    noisy: bool
+    """Whether the machine was too busy for this to be trusted."""
+
+
+class Measured(_Frozen):
+    """What the machine that built a bundle found when it ran it."""
+
+    machine: str
+    libraries: dict[str, str]
+    accuracy: Accuracy | None = None
+    """On the data in the bundle's evaluation pack."""
+    latency: Latency | None = None
+
+
 class _Versioned(BaseModel):
     schema_version: int
 
@@ -68,6 +111,8 @@ class Manifest(_Frozen):
     labels: tuple[str, ...]
     preprocessing: Preprocessing
     provenance: dict[str, Any] = Field(default_factory=dict)
+    evaluation: str | None = None
+    measured: Measured | None = None
     files: dict[str, FileRecord]
 
 
@@ -75,7 +120,8 @@ class Bundle:
     """A bundle on disk.
 
     Args:
-        folder: Where it lies.
+        folder: Where it lies. One that was opened from an archive lies in a temporary folder, for
+            as long as this object lives.
         manifest: Its description.
     """
 
@@ -101,17 +147,31 @@ class Bundle:
         return cls(folder, manifest)
 
     @classmethod
-    def open(cls, folder: str | Path, *, verify: bool = True) -> Bundle:
-        """Open a bundle folder.
+    def open(cls, path: str | Path, *, verify: bool = True) -> Bundle:
+        """Open a bundle.
 
         Args:
-            folder: The folder that holds ``manifest.json``.
+            path: The folder that holds ``manifest.json``, or an archive of one.
             verify: Compare every file with its recorded size and sha256.
 
         Raises:
             BundleError: Names the file that is absent, damaged or not allowed.
         """
-        folder = Path(folder)
+        folder = Path(path)
+        if not is_archive(folder) or folder.is_dir():
+            return cls._open(folder, verify=verify)
+        temporary = Path(tempfile.mkdtemp(prefix="bundle-"))
+        try:
+            unpack(folder, temporary)
+            bundle = cls._open(temporary, verify=verify)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+        weakref.finalize(bundle, shutil.rmtree, temporary, ignore_errors=True)
+        return bundle
+
+    @classmethod
+    def _open(cls, folder: Path, *, verify: bool) -> Bundle:
         path = folder / MANIFEST
         try:
             text = path.read_text(encoding="utf-8")
@@ -120,10 +180,9 @@ class Bundle:
                 "this is not a bundle: its manifest cannot be read",
                 where=path,
                 given=error,
-                fix="pass a folder that `compressor run` wrote",
+                fix="pass a folder that `compressor run` wrote, or an archive of one",
             ) from error
-        bundle = cls(folder, _parse_manifest(text, path))
-        bundle.check_names()
+        bundle = cls(folder, parse_manifest(text, path))
         if verify:
             bundle.verify()
         return bundle
@@ -139,32 +198,23 @@ class Bundle:
 
     @property
     def size_bytes(self) -> int:
-        """Size of all files but the manifest."""
-        return sum(record.size_bytes for record in self.manifest.files.values())
+        """Size of what the model needs to run: all files but the manifest, card and test data."""
+        extra = {CARD, self.manifest.evaluation}
+        files = self.manifest.files
+        return sum(record.size_bytes for name, record in files.items() if name not in extra)
 
-    def check_names(self) -> None:
-        """Refuse file names that lead out of the folder.
+    @property
+    def identity(self) -> str:
+        """The sha256 over all that the same build gives again, in hex.
 
-        Raises:
-            BundleError: Names the file.
+        That is every file and the whole manifest, without what was measured and the card that
+        tells it: two runs of one recipe give bundles of one identity.
         """
-        for name in (*self.manifest.files, self.manifest.model):
-            parts = PurePosixPath(name)
-            if parts.is_absolute() or ".." in parts.parts or "\\" in name or "\0" in name:
-                raise BundleError(
-                    "the manifest names a file outside of the bundle",
-                    where=self.folder / MANIFEST,
-                    given=repr(name),
-                    fix="do not use this bundle; get it again from where it was built",
-                )
-        for name in (self.manifest.model, self.manifest.preprocessing.tokenizer):
-            if name not in self.manifest.files:
-                raise BundleError(
-                    "the manifest does not record a file that it needs",
-                    where=self.folder / MANIFEST,
-                    given=repr(name),
-                    fix="build the bundle again",
-                )
+        described = self.manifest.model_dump(mode="json", exclude={"measured", "files"})
+        files = {
+            name: record.sha256 for name, record in self.manifest.files.items() if name != CARD
+        }
+        return hashlib.sha256(json.dumps([described, files], sort_keys=True).encode()).hexdigest()
 
     def verify(self) -> None:
         """Compare every file with its record.
@@ -207,10 +257,19 @@ def hash_file(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _parse_manifest(text: str, path: Path) -> Manifest:
+def parse_manifest(text: str, path: Path) -> Manifest:
+    """Read the text of a manifest.
+
+    Args:
+        text: JSON.
+        path: Where it stands, for messages.
+
+    Raises:
+        BundleError: It is not valid, of another version, or names files outside of the bundle.
+    """
     try:
         _check_version(text, path)  # first: another version may have other fields
-        return Manifest.model_validate_json(text)
+        manifest = Manifest.model_validate_json(text)
     except ValidationError as error:
         first = error.errors()[0]
         raise BundleError(
@@ -219,6 +278,33 @@ def _parse_manifest(text: str, path: Path) -> Manifest:
             given=first["msg"],
             fix="copy or build the bundle again",
         ) from error
+    _check_names(manifest, path)
+    return manifest
+
+
+def _check_names(manifest: Manifest, path: Path) -> None:
+    """Refuse file names that lead out of the folder."""
+    needed = [manifest.model, manifest.preprocessing.tokenizer]
+    if manifest.evaluation is not None:
+        needed.append(manifest.evaluation)
+    for name in (*manifest.files, *needed):
+        parts = PurePosixPath(name)
+        outside = parts.is_absolute() or ".." in parts.parts
+        if outside or any(sign in name for sign in "\\\0:"):
+            raise BundleError(
+                "the manifest names a file outside of the bundle",
+                where=path,
+                given=repr(name),
+                fix="do not use this bundle; get it again from where it was built",
+            )
+    for name in needed:
+        if name not in manifest.files:
+            raise BundleError(
+                "the manifest does not record a file that it needs",
+                where=path,
+                given=repr(name),
+                fix="build the bundle again",
+            )
 
 
 def _check_version(text: str, path: Path) -> None:

@@ -146,7 +146,7 @@ def _describe(module: nn.Module, config: Any, found: Shapes) -> ShapeManifest | 
     with _quiet_transformers(), torch.random.fork_rng(devices=[]), torch.device("meta"):
         reference = type(module)(_constructible(config))
     built = _shapes(reference)
-    _compare(found, {**built, **found}, reference, where=type(module).__name__)
+    _check_names(found, reference)
     resized = {name: shape for name, shape in found.items() if built[name] != shape}
     layers = encoder_layers(module)
     if not resized:
@@ -244,6 +244,24 @@ def _load_resized(
         raise _foreign(folder, f"layers {_some(manifest.layers)} against weights {_some(layers)}")
     update_config(module)
     return module
+
+
+def _check_names(found: Shapes, reference: nn.Module) -> None:
+    """Refuse a module whose tensors are not those of its class; their sizes may differ."""
+    known = _shapes(reference)
+    tied = getattr(reference, "all_tied_weights_keys", None) or {}
+    surplus = [name for name in found if name not in known]
+    missing = [name for name in known if name not in found and name not in tied]
+    if surplus or missing:
+        parts = (("unknown", surplus), ("missing", missing))
+        raise CheckpointError(
+            f"the module has other tensors than a {type(reference).__name__}, and could not be "
+            "loaded again",
+            where=type(reference).__name__,
+            given="; ".join(f"{kind}: {_some(names)}" for kind, names in parts if names),
+            fix="keep the modules and their names and change their sizes only; what replaces "
+            "modules is a pass on the ONNX form, after the export",
+        )
 
 
 def _compare(found: Shapes, expected: Shapes, module: nn.Module, *, where: object) -> None:

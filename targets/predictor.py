@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import json
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
@@ -24,6 +27,7 @@ __all__ = [
     "Predictor",
     "load",
     "predict_lines",
+    "read_jsonl",
     "read_tokenizer",
     "softmax",
     "tokenize",
@@ -44,7 +48,10 @@ class Prediction(BaseModel):
 
 
 class Predictor:
-    """A bundle, ready to classify raw text. Not thread-safe: use one a thread.
+    """A bundle, ready to classify raw text.
+
+    Safe to share between threads: their texts are tokenized side by side, and the model runs for
+    one of them at a time. To run it for several at once, open one predictor a thread.
 
     Args:
         bundle: A text classifier.
@@ -57,6 +64,8 @@ class Predictor:
         self.batch_size = batch_size
         self._tokenizer = read_tokenizer(bundle)
         self._session = open_session(bundle, threads=threads)
+        self._running = threading.Lock()
+        self._executor: ThreadPoolExecutor | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -65,8 +74,11 @@ class Predictor:
         self.close()
 
     def close(self) -> None:
-        """Free the model."""
-        self._session.close()
+        """Free the model, after what was asked for is done."""
+        if self._executor is not None:
+            self._executor.shutdown()
+        with self._running:
+            self._session.close()
 
     def predict(self, texts: Sequence[str]) -> list[Prediction]:
         """Classify texts; longer ones are cut to the length the model was built for.
@@ -90,14 +102,25 @@ class Predictor:
             for row in softmax(self.logits(texts))
         ]
 
+    async def predict_async(self, texts: Sequence[str]) -> list[Prediction]:
+        """Classify texts without holding up the event loop; see :meth:`predict`.
+
+        Calls are answered in the order in which they were made.
+        """
+        import asyncio
+
+        if self._executor is None:
+            self._executor = ThreadPoolExecutor(1, thread_name_prefix="predictor")
+        return await asyncio.get_running_loop().run_in_executor(self._executor, self.predict, texts)
+
     def logits(self, texts: Sequence[str]) -> NDArray[np.floating]:
         """The raw output for each text.  # (texts, labels)"""
         samples = self.tokenize(texts)
         signature = self._session.signature
-        answers = [
-            (batch, self._session.run(batch.feeds))
-            for batch in samples.batches(self.batch_size, signature)
-        ]
+        answers = []
+        for batch in samples.batches(self.batch_size, signature):
+            with self._running:
+                answers.append((batch, self._session.run(batch.feeds)))
         return samples.restore(answers, signature)[signature.outputs[0].name]  # type: ignore[return-value]
 
     def tokenize(self, texts: Sequence[str]) -> EvaluationPack:
@@ -139,7 +162,7 @@ def _tokenized(
 
 
 def load(path: str | Path, *, threads: int = 1, batch_size: int = 32) -> Predictor:
-    """Open a bundle folder for prediction.
+    """Open a bundle, a folder or an archive, for prediction.
 
     Raises:
         BundleError: The bundle is absent or damaged.
@@ -160,6 +183,39 @@ def predict_lines(
             yield from predictor.predict(waiting)
             waiting.clear()
     yield from predictor.predict(waiting)
+
+
+def read_jsonl(lines: Iterable[str], field: str) -> Iterator[str]:
+    """The texts in lines of JSON objects; empty lines are passed over.
+
+    Args:
+        lines: One object a line.
+        field: Where the text stands in it.
+
+    Raises:
+        InputError: Names the line that is no JSON object with such a text.
+    """
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            value = json.loads(line)
+        except ValueError as error:
+            raise InputError(
+                "a line is not valid JSON",
+                where=f"line {number}",
+                given=f"{line.strip():.60}: {error}",
+                fix="pass one JSON object a line, or leave out --jsonl for plain text",
+            ) from error
+        text = value.get(field) if isinstance(value, dict) else None
+        if not isinstance(text, str):
+            raise InputError(
+                f"a line has no text in the field {field!r}",
+                where=f"line {number}",
+                given=f"{line.strip():.60}",
+                fix=f'write {{"{field}": "..."}}, or name the field with --field',
+            )
+        yield text
 
 
 def read_tokenizer(bundle: Bundle) -> Tokenizer:

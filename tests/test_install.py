@@ -133,6 +133,11 @@ def test_the_commands_of_a_device_work(device: Path, bundle: Path, tmp_path: Pat
     [result] = json.loads(raw.read_text())["bundles"].values()
     assert not result["failures"]
     assert len(result["measurements"][0]["rounds"]) == 2
+    for name in ("small.tar.zst", "small.zip"):
+        archive = tmp_path / name
+        assert name in succeed(device / "compressor", "pack", bundle, archive)
+        assert "intact" in succeed(device / "compressor", "verify", archive)
+        assert "label" in succeed(device / "compressor", "predict", archive, "--text", TEXTS[0])
 
 
 def test_predictions_are_those_of_the_build_environment(device: Path, bundle: Path) -> None:

@@ -33,12 +33,11 @@ def bench_bundles(
     settings = BenchmarkSettings(
         threads=threads, sequence_length=sequence_length, batch_sizes=batch_sizes, rounds=rounds
     )
-    for bundle in bundles:
-        Bundle.open(bundle)
+    opened = {str(bundle): Bundle.open(bundle) for bundle in bundles}
     with ConsoleProgress() as progress:
         progress.start(f"measure {len(bundles)} bundles")
         results = benchmark(
-            {str(bundle): BenchmarkCase(bundle) for bundle in bundles},
+            {name: BenchmarkCase(bundle.folder) for name, bundle in opened.items()},
             settings,
             lambda done, total, line: progress.update(done / total, line),
         )

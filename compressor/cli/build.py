@@ -13,6 +13,7 @@ from compressor.cli.options import (
     OutputOption,
     RecipeArgument,
     SetOption,
+    SettingOption,
     StoreOption,
     find_splits,
     open_store,
@@ -22,6 +23,7 @@ from compressor.cli.options import (
 if TYPE_CHECKING:
     from compressor.planning import Plan
     from compressor.recipe import Recipe
+    from targets.base import Target
 
 __all__ = ["add_commands"]
 
@@ -86,14 +88,26 @@ def plan(
     for variant, steps in planned.chains.items():
         typer.echo(f"\n{variant}:")
         for number, step in enumerate(steps, 1):
-            changed = step.step.model_dump(mode="json", exclude_defaults=True)
-            settings = ", ".join(f"{name}={value}" for name, value in changed.items())
+            given = step.step.model_dump(mode="json", exclude_unset=True)
+            settings = ", ".join(f"{name}={value}" for name, value in given.items())
             typer.echo(f"  {number}. {step.step.name}" + (f" ({settings})" if settings else ""))
             typer.echo(f"     {step.outcome.describe()}")
-    typer.echo(f"\ntargets: {', '.join(target.label for target in loaded.targets)}")
+    typer.echo(f"\ntargets: {', '.join(map(_describe_target, loaded.targets))}")
     limits = loaded.budget.model_dump(exclude_none=True)
     typer.echo(f"budget: {', '.join(f'{name} {value}' for name, value in limits.items())}")
+    shapes = ", ".join(map(str, loaded.benchmark.shapes))
+    typer.echo(
+        f"latency: {shapes} (batch x tokens), {loaded.benchmark.threads} threads, "
+        f"{loaded.benchmark.rounds} rounds"
+    )
+    typer.echo(f"output: {loaded.output}")
     _echo_warnings(planned)
+
+
+def _describe_target(target: Target) -> str:
+    given = target.model_dump(mode="json", exclude_unset=True, exclude={"device"})
+    settings = ", ".join(f"{name}={value}" for name, value in given.items())
+    return f"{target.label} ({settings})" if settings else target.label
 
 
 def finetune(
@@ -103,7 +117,7 @@ def finetune(
     text: Annotated[str, typer.Option(help="Column with the text.")] = "text",
     label: Annotated[str, typer.Option(help="Column with the label.")] = "label",
     seed: Annotated[int, typer.Option(help="Of every random choice.")] = 0,
-    set_: SetOption = None,
+    set_: SettingOption = None,
     store: StoreOption = None,
 ) -> None:
     """Fine-tune a checkpoint on local data, as a starting point for compression.

@@ -1,4 +1,4 @@
-"""Commands of the device half: predict, bench, verify. They need the base install and a runtime."""
+"""Commands of the device half. They need the base install, and a runtime to run a bundle."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import typer
 
 __all__ = ["add_commands"]
 
-BundleArgument = Annotated[Path, typer.Argument(help="A bundle folder.")]
+BundleArgument = Annotated[Path, typer.Argument(help="A bundle: a folder, .tar.zst or .zip.")]
 
 
 def add_commands(app: typer.Typer) -> None:
     """Add the commands of this module."""
-    for command in (predict, bench, verify):
+    for command in (predict, bench, evaluate, verify, pack):
         app.command()(command)
 
 
@@ -24,18 +24,23 @@ def predict(
     text: Annotated[
         list[str] | None, typer.Option("--text", "-t", help="A text; repeatable.")
     ] = None,
+    jsonl: Annotated[
+        bool, typer.Option("--jsonl", help="Standard input has a JSON object a line.")
+    ] = False,
+    field: Annotated[str, typer.Option(help="Where the text stands in these objects.")] = "text",
     threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 1,
 ) -> None:
     """Classify texts, given with --text or one a line on standard input. Prints JSON lines."""
-    from targets.predictor import load, predict_lines
+    from targets.predictor import load, predict_lines, read_jsonl
 
     with load(bundle, threads=threads) as predictor:
-        for prediction in predict_lines(predictor, iter(text) if text else sys.stdin):
+        lines = read_jsonl(sys.stdin, field) if jsonl else sys.stdin
+        for prediction in predict_lines(predictor, iter(text) if text else lines):
             typer.echo(prediction.model_dump_json())
 
 
 def bench(
-    bundles: Annotated[list[Path], typer.Argument(help="Bundle folders, measured side by side.")],
+    bundles: Annotated[list[Path], typer.Argument(help="Bundles, measured side by side.")],
     threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 1,
     sequence_length: Annotated[int, typer.Option(min=1, help="Tokens of each text.")] = 128,
     batch_size: Annotated[
@@ -60,11 +65,33 @@ def bench(
     raise typer.Exit(0 if ok else 6)
 
 
+def evaluate(
+    bundle: BundleArgument,
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 1,
+) -> None:
+    """Measure the accuracy of a bundle again, on the test data that it carries."""
+    from compressor.cli.evaluate import evaluate_bundle
+
+    evaluate_bundle(bundle, threads=threads)
+
+
+def pack(
+    bundle: Annotated[Path, typer.Argument(help="A bundle folder.")],
+    archive: Annotated[Path, typer.Argument(help="File to write: .tar.zst or .zip.")],
+) -> None:
+    """Write a bundle as one file, which every command takes as it takes a folder."""
+    from targets.archive import pack as pack_bundle
+
+    pack_bundle(bundle, archive)
+    typer.echo(f"{archive}: {archive.stat().st_size / 1e6:.2f} MB")
+
+
 def verify(bundle: BundleArgument) -> None:
     """Compare every file of a bundle with its recorded size and sha256."""
     from targets.bundle import Bundle
 
     opened = Bundle.open(bundle)
     typer.echo(
-        f"{bundle}: {len(opened.manifest.files)} files, {opened.size_bytes / 1e6:.2f} MB, intact"
+        f"{bundle}: {len(opened.manifest.files)} files, {opened.size_bytes / 1e6:.2f} MB, intact, "
+        f"identity {opened.identity[:12]}"
     )

@@ -17,6 +17,7 @@ __all__ = [
     "OutputOption",
     "RecipeArgument",
     "SetOption",
+    "SettingOption",
     "StoreOption",
     "find_splits",
     "open_store",
@@ -41,6 +42,10 @@ OutputOption = Annotated[
 SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", "-s", help="Override a setting: passes.1.ratio=0.3. Repeatable."),
+]
+SettingOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", "-s", help="A setting of the training: epochs=4. Repeatable."),
 ]
 StoreOption = Annotated[
     Path | None,

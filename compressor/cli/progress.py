@@ -13,6 +13,9 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
 
 __all__ = ["ConsoleProgress", "console"]
 
+LOG_EVERY_S = 20.0
+"""Seconds between two lines on one step where no terminal shows it live, as in a log file."""
+
 
 @functools.cache
 def console() -> Console:
@@ -37,6 +40,7 @@ class ConsoleProgress:
         self._task: TaskID | None = None
         self._title = ""
         self._started = 0.0
+        self._told = 0.0
 
     def __enter__(self) -> Self:
         self._live.start()
@@ -58,12 +62,18 @@ class ConsoleProgress:
         """See `compressor.progress.Progress`."""
         self._drop_task()
         self._title, self._started = title, time.monotonic()
+        self._told = self._started
         self._task = self._live.add_task(escape(title), total=1.0, line="")
 
     def update(self, fraction: float, line: str) -> None:
         """See `compressor.progress.Progress`."""
         if self._task is not None:
             self._live.update(self._task, completed=fraction, line=escape(line))
+        now = time.monotonic()
+        if not console().is_terminal and now - self._told >= LOG_EVERY_S:
+            self._told = now
+            text = f"  {self._title}: {fraction:.0%} after {now - self._started:.0f} s  {line}"
+            console().print(escape(text), soft_wrap=True)
 
     def finish(self, line: str, *, cached: bool) -> None:
         """See `compressor.progress.Progress`."""

@@ -101,8 +101,8 @@ class Export(Pass):
                 "size_bytes": float(exported.size_bytes),
             },
             notes=(
-                f"{parity.num_batches} batches compared with torch; "
-                f"largest difference in {parity.worst_case}",
+                f"{parity.num_batches} batches compared with torch; largest difference "
+                f"{parity.max_abs_difference:.1g}, in {parity.worst_case}",
             ),
         )
 

@@ -195,7 +195,30 @@ def _problem(details: ErrorDetails, model: type[BaseModel], prefix: str = "") ->
     if details["type"] == "missing":
         return Problem("a required setting is missing", where=where, fix=f"add {location[-1]}")
     message = details["msg"].removeprefix("Value error, ")
-    return Problem(message[0].lower() + message[1:], where=where, given=shown(details["input"]))
+    return Problem(
+        message[0].lower() + message[1:],
+        where=where,
+        given=shown(details["input"]),
+        fix=_fix(details),
+    )
+
+
+_KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "list": "a list"}
+_LIMITS = {"ge": "at least", "gt": "more than", "le": "at most", "lt": "less than"}
+
+
+def _fix(details: ErrorDetails) -> str | None:
+    """What to write instead, where pydantic knows it."""
+    context = details.get("ctx", {})
+    for limit, words in _LIMITS.items():
+        if limit in context:
+            return f"use {words} {context[limit]:g}"
+    if details["type"] == "literal_error":
+        choices = re.findall(r"'([^']*)'", str(context.get("expected", "")))
+        guess = nearest(str(details["input"]), choices)
+        return f"did you mean {guess!r}?" if guess else "use one of these"
+    kind = details["type"].partition("_")[0]
+    return f"write {_KINDS[kind]}" if kind in _KINDS else None
 
 
 def _unknown_name(where: str, name: object, known: Any, what: str) -> Problem:

@@ -15,7 +15,7 @@ from targets.benchmark import BenchmarkSettings
 from targets.discovery import Component
 from targets.registry import available
 
-__all__ = ["Budget", "Recipe", "component_entry", "recipe_json_schema"]
+__all__ = ["Budget", "BundleSettings", "Recipe", "component_entry", "recipe_json_schema"]
 
 ORIGINAL = "original"
 """Name of the untouched model among the variants."""
@@ -48,6 +48,16 @@ class Budget(BaseModel):
     """Whether every target that can run here needs a bundle within the budget, or one is enough."""
 
 
+class BundleSettings(BaseModel):
+    """What goes into the bundles beside the model."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    evaluation_data: bool = True
+    """Whether the test data goes along, as tokens and labels, so that the accuracy can be measured
+    again on the device. Tokens can be turned back into text: leave out what must stay private."""
+
+
 class Recipe(BaseModel):
     """One run: which model, which data, which passes, which targets, which budget."""
 
@@ -74,6 +84,8 @@ class Recipe(BaseModel):
     """What a bundle has to reach for the run to succeed."""
     benchmark: BenchmarkSettings = BenchmarkSettings()
     """How latency is measured."""
+    bundle: BundleSettings = BundleSettings()
+    """What goes into the bundles beside the model."""
     seed: int = Field(default=0, ge=0, lt=2**31)
     """Of every random choice."""
     output: Path = Path("compressed")

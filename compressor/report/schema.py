@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict
 from targets.base import Precision
 from targets.environment import Environment
 from targets.measurement import Measurement, Speedup
+from targets.scoring import Accuracy
 
 __all__ = [
     "REPORT_SCHEMA_VERSION",
@@ -32,15 +33,6 @@ class _Frozen(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="forbid", use_attribute_docstrings=True, ser_json_inf_nan="strings"
     )
-
-
-class Accuracy(_Frozen):
-    """Share of right answers in [0, 1] with its 95% Wilson interval."""
-
-    value: float
-    low: float
-    high: float
-    num_rows: int
 
 
 class Comparison(_Frozen):

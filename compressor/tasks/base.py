@@ -25,9 +25,6 @@ class Task(ABC):
     name: ClassVar[str]
     """As Hugging Face names it."""
 
-    metric: ClassVar[str]
-    """Name of the score."""
-
     head: ClassVar[str]
     """How the class names of checkpoints with this task's head end."""
 

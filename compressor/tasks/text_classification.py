@@ -37,7 +37,6 @@ class TextClassification(Task):
     """Sequence classification with a transformer encoder."""
 
     name: ClassVar[str] = "text-classification"
-    metric: ClassVar[str] = "accuracy"
     head: ClassVar[str] = "ForSequenceClassification"
 
     def load_checkpoint(self, folder: Path, *, max_length: int | None = None) -> TorchModel:

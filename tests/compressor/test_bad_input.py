@@ -108,12 +108,12 @@ VALIDATE: dict[str, tuple[Break, int, tuple[str, ...]]] = {
     "no label column": (
         edit_recipe("test: test.csv}", "test: test.csv, label: lable}"),
         3,
-        ("the label column 'lable' is missing", "columns text, label", "set data.label to 'label'"),
+        ("the label column 'lable' is missing", "columns text, label", "did you mean 'label'?"),
     ),
     "unknown labels": (
         write("test.csv", "text,label\nwho cat,person\nwhere dog,plcae\n"),
         3,
-        ("labels that the model does not know", "'plcae' (1 rows)", "the model knows 'person'"),
+        ("labels that the model does not know", "'plcae' (1 row)", "the model knows 'person'"),
     ),
     "a row without text": (
         write("test.csv", "text,label\nwho cat,person\n,place\n"),

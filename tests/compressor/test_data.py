@@ -164,7 +164,7 @@ def test_whether_labels_are_indices_is_decided_for_all_files_together(tmp_path: 
     write_csv(train, [("x", 3), ("y", 4)] * 5)
     write_csv(test, [("x", 0), ("y", 1)])
     error = refusal(DataSpec(train=train, test=test), ("3", "4"))
-    assert "'0' (1 rows), '1' (1 rows)" in str(error)
+    assert "'0' (1 row), '1' (1 row)" in str(error)
 
 
 def test_class_names_come_from_the_training_file_in_order(tmp_path: Path) -> None:
@@ -181,15 +181,15 @@ def test_unknown_labels_are_named_and_counted(spec: Callable[..., DataSpec]) -> 
     error = refusal(spec("text,label\n" + rows), ("a", "b"))
     assert error.what == "the data has labels that the model does not know"
     assert error.given == (
-        "'c' (2 rows), 'd' (1 rows), 'e' (1 rows), 'f' (1 rows), 'g' (1 rows) and 1 more"
+        "'c' (2 rows), 'd' (1 row), 'e' (1 row), 'f' (1 row), 'g' (1 row) and 1 more"
     )
     assert "the model knows 'a', 'b'; correct the labels" in str(error.fix)
     assert "column 'label'" in str(error.where)
 
 
 def test_an_index_beyond_the_classes_is_unknown(spec: Callable[..., DataSpec]) -> None:
-    assert "'2' (1 rows)" in str(refusal(spec("text,label\nx,0\ny,2\n"), ("a", "b")))
-    assert "'-1' (1 rows)" in str(refusal(spec("text,label\nx,0\ny,-1\n"), ("a", "b")))
+    assert "'2' (1 row)" in str(refusal(spec("text,label\nx,0\ny,2\n"), ("a", "b")))
+    assert "'-1' (1 row)" in str(refusal(spec("text,label\nx,0\ny,-1\n"), ("a", "b")))
 
 
 def test_a_model_with_many_classes_names_twenty(spec: Callable[..., DataSpec]) -> None:
@@ -280,11 +280,15 @@ def test_a_missing_column_names_the_nearest(spec: Callable[..., DataSpec]) -> No
     error = refusal(spec("sentense,Label\nx,a\ny,b\n", text="sentence"))
     assert error.what == "the text column 'sentence' is missing"
     assert error.given == "columns sentense, Label"
-    assert error.fix == "set data.text to 'sentense'"
+    assert error.fix == (
+        "name it: data.text in a recipe, --text for finetune; did you mean 'sentense'?"
+    )
     error = refusal(spec("sentence,Label\nx,a\ny,b\n", text="sentence"))
-    assert error.fix == "set data.label to 'Label'"
+    assert error.fix == (
+        "name it: data.label in a recipe, --label for finetune; did you mean 'Label'?"
+    )
     error = refusal(spec("q,r\nx,a\ny,b\n"))
-    assert error.fix == "set data.text to one of them"
+    assert error.fix == "name it: data.text in a recipe, --text for finetune"
 
 
 def test_an_absent_file_is_named(tmp_path: Path) -> None:

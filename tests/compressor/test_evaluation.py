@@ -1,4 +1,4 @@
-"""Intervals and tests of accuracy against scipy, by their properties, and by simulation."""
+"""Paired intervals and tests against scipy, by their properties, and by simulation."""
 
 from __future__ import annotations
 
@@ -10,17 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 
-from compressor.evaluation import (
-    Z_95,
-    accuracy,
-    compare,
-    mcnemar_p_value,
-    paired_interval,
-    wilson_interval,
-)
-
-counts = st.integers(1, 3000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n)))
-"""(hits, rows)."""
+from compressor.evaluation import compare, mcnemar_p_value, paired_interval
+from targets.scoring import Z_95, accuracy
 
 tables = st.integers(1, 2000).flatmap(
     lambda n: st.integers(0, n).flatmap(
@@ -33,25 +24,6 @@ labelled = st.integers(1, 40).flatmap(
     lambda n: st.tuples(*[st.lists(st.integers(0, 3), min_size=n, max_size=n)] * 3)
 )
 """(reference, candidate, labels)."""
-
-
-@settings(max_examples=100, deadline=None)
-@given(counts)
-def test_wilson_matches_scipy(case: tuple[int, int]) -> None:
-    hits, count = case
-    expected = binomtest(hits, count).proportion_ci(0.95, method="wilson")
-    assert wilson_interval(hits, count) == pytest.approx((expected.low, expected.high), abs=1e-12)
-
-
-@settings(max_examples=100, deadline=None)
-@given(counts)
-def test_wilson_holds_the_share_and_stays_between_0_and_1(case: tuple[int, int]) -> None:
-    hits, count = case
-    low, high = wilson_interval(hits, count)
-    assert 0 <= low <= hits / count <= high <= 1
-    assert high > low
-    mirrored = wilson_interval(count - hits, count)
-    assert mirrored == pytest.approx((1 - high, 1 - low), abs=1e-12)
 
 
 @settings(max_examples=100, deadline=None)
@@ -136,13 +108,6 @@ def test_the_paired_interval_is_no_wider_than_needed() -> None:
     intervals = np.array([paired_interval(int(b), int(c), 1000) for b, c, _ in samples])
     covered = (intervals[:, 0] <= 0.02) & (intervals[:, 1] >= 0.02)
     assert 0.94 <= covered.mean() <= 0.965
-
-
-def test_accuracy_counts_hits() -> None:
-    found = accuracy(np.array([True, True, False, True]))
-    assert found.value == 0.75
-    assert found.num_rows == 4
-    assert (found.low, found.high) == wilson_interval(3, 4)
 
 
 def test_a_drop_is_positive_where_accuracy_was_lost() -> None:

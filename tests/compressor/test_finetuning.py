@@ -66,6 +66,17 @@ def test_a_bare_encoder_becomes_a_classifier_and_is_found_again(
     assert (output / "model.safetensors").read_bytes() == weights
 
 
+def test_an_output_that_cannot_be_written_is_found_before_the_training(
+    home, encoder, tmp_path, compressor
+):
+    outcome = compressor(
+        "finetune", encoder, home, "--output", "/proc/nowhere", "--store", tmp_path / "store"
+    )
+    assert outcome.code == 8
+    assert "the checkpoint cannot be written" in outcome.err
+    assert not (tmp_path / "store").exists()
+
+
 def test_a_misspelt_setting_names_the_nearest_one(home, encoder, tmp_path, compressor):
     outcome = compressor("finetune", encoder, home, "--output", tmp_path, "--set", "epohcs=2")
     assert outcome.code == 3

@@ -25,8 +25,10 @@ from compressor.progress import Silent
 from compressor.recipe import load_recipe
 from compressor.report.files import read_report
 from compressor.store import RunStore, StoredStep
+from compressor.tasks import get_task
 from targets.bundle import Bundle, hash_file
 from targets.errors import TargetError
+from targets.evaluation_pack import EvaluationPack
 
 LABELS = ("person", "place", "time")
 
@@ -118,6 +120,93 @@ def test_every_bundle_opens_verifies_and_bears_the_name_of_its_variant(finished,
         assert opened.size_bytes == row.size_bytes
 
 
+def test_a_bundle_tells_its_origin_and_what_was_measured_of_it(finished, rows, home):
+    report = read_report(finished.output)
+    for row in (each for each in rows.values() if each.kind == "candidate" and each.bundle):
+        manifest = Bundle.open(finished.output / row.bundle).manifest
+        origin, measured = manifest.provenance, manifest.measured
+        assert origin["checkpoint"] == {"name": "model", "sha256": report.model.sha256}
+        assert origin["data"] == {"sha256": report.data["sha256"]}
+        steps = report.steps[row.variant]
+        assert [each["pass"] for each in origin["passes"]] == [step.pass_name for step in steps]
+        assert [each["settings"] for each in origin["passes"]] == [step.settings for step in steps]
+        assert measured.accuracy == row.test
+        assert measured.machine == report.environment.machine
+        card = (finished.output / row.bundle / "README.md").read_text()
+        assert f"# {row.variant} for {row.target}" in card
+        if row.status == "measured":
+            own = row.latency[report.primary_shape]
+            assert measured.latency.median_ms == own.median_ms
+            assert (measured.latency.low_ms, measured.latency.high_ms) == (
+                own.interval.low,
+                own.interval.high,
+            )
+            assert f"{100 * row.test.value:.1f}%" in card
+        else:
+            assert measured.latency is None
+            assert f"Nothing: {row.reason}" in card
+        for text in (card, manifest.model_dump_json()):
+            assert str(home) not in text
+            assert str(finished.store) not in text
+
+
+def test_a_bundle_carries_the_data_to_measure_its_accuracy_again(
+    finished, rows, held_out, compressor, tmp_path
+):
+    row = rows["int8", "onnxruntime", "int8"]
+    folder = finished.output / row.bundle
+    pack = EvaluationPack.load(folder / "evaluation.safetensors")
+    assert pack.labels.tolist() == list(held_out[1])
+    archive = tmp_path / "int8.tar.zst"
+    assert compressor("pack", folder, archive).code == 0
+    for bundle in (folder, archive):
+        outcome = compressor("evaluate", bundle)
+        assert outcome.code == 0, outcome.err
+        here, built = (line.partition(":")[2].strip() for line in outcome.out.splitlines())
+        assert here == built
+        assert here.startswith(f"{100 * row.test.value:.1f}%")
+
+
+def test_an_fp32_bundle_answers_as_the_pipeline_of_transformers(
+    finished, home, held_out, tmp_path, compressor
+):
+    from transformers import AutoModelForSequenceClassification, pipeline
+
+    outcome = compressor(
+        "run", home / "recipe.yaml", "--output", tmp_path, "--store", finished.store,
+        "--set", "passes=[export]", "--set", "variants={fp32: []}",
+        "--set", "targets=[onnxruntime]",
+    )  # fmt: skip
+    assert outcome.code == 0, outcome.err
+    texts = [*held_out[0], "what king", "cat " * 60, "?!"]
+    reference = pipeline(
+        "text-classification",
+        AutoModelForSequenceClassification.from_pretrained(home / "model"),
+        tokenizer=get_task("text-classification").load_tokenizer(home / "model"),
+        top_k=None,
+    )
+    expected = reference(texts, truncation=True, max_length=32)
+    with targets.load(tmp_path / "bundles" / "fp32-onnxruntime") as predictor:
+        found = predictor.predict(texts)
+    for answer, wanted in zip(found, expected, strict=True):
+        assert answer.label == wanted[0]["label"]
+        scores = {each["label"]: each["score"] for each in wanted}
+        assert answer.scores == pytest.approx(scores, abs=1e-5)
+
+
+def test_the_data_can_be_left_out(finished, home, tmp_path, compressor):
+    outcome = compressor(
+        "run", home / "recipe.yaml", "--output", tmp_path, "--store", finished.store,
+        "--set", "bundle.evaluation_data=false", "--set", "targets=[onnxruntime]",
+    )  # fmt: skip
+    assert outcome.code == 0, outcome.err
+    folder = tmp_path / "bundles" / "int8-onnxruntime"
+    assert not (folder / "evaluation.safetensors").exists()
+    refused = compressor("evaluate", folder)
+    assert refused.code == 6
+    assert "the bundle carries no test data" in refused.err
+
+
 def test_accuracy_is_what_the_bundle_in_the_output_folder_predicts(finished, rows, held_out):
     texts, labels = held_out
     checked = 0
@@ -131,8 +220,6 @@ def test_accuracy_is_what_the_bundle_in_the_output_folder_predicts(finished, row
 
 
 def test_the_comparison_is_paired_with_the_untouched_model(finished, rows, held_out, home):
-    from compressor.tasks import get_task
-
     texts, labels = held_out
     model = get_task("text-classification").load_checkpoint(home / "model")
     feeds = get_task("text-classification").encode(model, texts)

@@ -307,6 +307,17 @@ def test_everything_that_is_wrong_is_reported_at_once(place: Workplace) -> None:
 # Targets and libraries
 
 
+def test_an_output_folder_that_cannot_be_written_is_found_first(place: Workplace) -> None:
+    (place.folder / "file").write_text("x")
+    for output, reason in (("file/out", "is a file"), ("/proc/nowhere", "/proc: ")):
+        (problem,) = place.problems(output=output)
+        assert problem.what == "the output folder cannot be written"
+        assert (problem.where, problem.fix) == ("output", "name another folder: --output FOLDER")
+        assert reason in str(problem.given)
+    make_plan(place.recipe(output="new/folder"))
+    assert not (place.folder / "new").exists()
+
+
 def test_two_targets_of_one_name(place: Workplace) -> None:
     problem = place.problem(targets=["openvino", "onnxruntime", "openvino"])
     assert problem.where == "targets.2"
@@ -376,7 +387,7 @@ def test_the_data_is_checked_against_the_model(place: Workplace) -> None:
     place.write_data("test", [("meow", "cat"), ("moo", "cow")])
     problem = place.problem(validate_recipe)
     assert problem.what == "the data has labels that the model does not know"
-    assert "'cow' (1 rows)" in str(problem.given)
+    assert "'cow' (1 row)" in str(problem.given)
     assert "'cat', 'dog'" in str(problem.fix)
 
 

@@ -12,8 +12,9 @@ import pytest
 from pydantic import ValidationError
 
 from targets import Bundle, Manifest, Signature, TensorSpec
-from targets.bundle import SCHEMA_VERSION, FileRecord, Preprocessing, hash_file
+from targets.bundle import SCHEMA_VERSION, FileRecord, Measured, Preprocessing, hash_file
 from targets.errors import BundleError
+from targets.scoring import Accuracy
 
 FILES = {"model.bin": b"weights", "tokenizer.json": b"{}", "sub/more.bin": b"\x00\xff" * 20}
 
@@ -192,6 +193,19 @@ def test_the_bundle_itself_may_be_reached_by_a_link(
 
 
 # Names that lead out
+
+
+def test_the_identity_is_that_of_everything_but_what_was_measured(folder: Path) -> None:
+    before = Bundle.open(folder).identity
+    found = Accuracy(value=0.5, low=0.4, high=0.6, num_rows=9)
+    measured = Measured(machine="other", libraries={}, accuracy=found)
+    (folder / "README.md").write_text("half right")
+    assert Bundle.create(folder, manifest(measured=measured)).identity == before
+    assert Bundle.open(folder).identity == before
+    assert Bundle.create(folder, manifest(labels=("yes", "no"))).identity != before
+    (folder / "model.bin").write_bytes(b"weighty")
+    assert Bundle.create(folder, manifest()).identity != before
+
 
 BAD_NAMES = [
     "../secret",

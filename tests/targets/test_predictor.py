@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +17,8 @@ import pytest
 import targets
 from targets import Bundle, Manifest, Predictor, Signature, Source, TensorSpec
 from targets.bundle import SCHEMA_VERSION, Preprocessing
-from targets.errors import BundleError, InputError
-from targets.predictor import predict_lines, softmax, tokenize
+from targets.errors import BundleError, InputError, TargetError
+from targets.predictor import predict_lines, read_jsonl, softmax, tokenize
 
 TEXTS = ["w1 w2", "w3", "w4 w5 w6 w7 w8", "", "unseen w1", " ".join(["w9"] * 40), "w1 w2"]
 LABELS = ("negative", "neutral", "positive")
@@ -184,6 +186,80 @@ def test_lines_are_predicted_in_their_order_across_chunks(bundle: Bundle) -> Non
         streamed = list(predict_lines(predictor, iter(lines), chunk=3))
         at_once = predictor.predict([line.strip() for line in lines])
     assert [each.label for each in streamed] == [each.label for each in at_once]
+
+
+def test_threads_may_share_a_predictor(bundle: Bundle) -> None:
+    texts = [f"w{index % 9} w{index % 7}" for index in range(60)]
+    with targets.load(bundle.folder, batch_size=4) as predictor:
+        expected = [each.scores for each in predictor.predict(texts)]
+        with ThreadPoolExecutor(6) as pool:
+            answers = list(pool.map(lambda _: predictor.predict(texts), range(18)))
+    for answer in answers:
+        assert [each.scores for each in answer] == expected
+
+
+def test_the_event_loop_goes_on_and_answers_come_in_order(bundle: Bundle) -> None:
+    done: list[str] = []
+
+    async def ask(predictor: Predictor, text: str) -> list[targets.Prediction]:
+        answer = await predictor.predict_async([text] * 200)
+        done.append(text)
+        return answer
+
+    async def tick() -> int:
+        count = 0
+        while len(done) < 3:
+            await asyncio.sleep(0)
+            count += 1
+        return count
+
+    async def all_of_it(predictor: Predictor) -> tuple[list[list[targets.Prediction]], int]:
+        *answers, ticks = await asyncio.gather(
+            *(ask(predictor, text) for text in ("w1", "w2", "w3")), tick()
+        )
+        return answers, ticks  # type: ignore[return-value]
+
+    with targets.load(bundle.folder) as predictor:
+        answers, ticks = asyncio.run(all_of_it(predictor))
+        expected = predictor.predict(["w1", "w2", "w3"])
+    assert done == ["w1", "w2", "w3"]
+    assert [answer[0] for answer in answers] == expected
+    assert ticks > 3
+
+
+def test_what_was_asked_for_is_answered_before_closing(bundle: Bundle) -> None:
+    async def ask(predictor: Predictor) -> list[targets.Prediction]:
+        waiting = asyncio.ensure_future(predictor.predict_async(["w1"] * 50))
+        await asyncio.sleep(0)
+        predictor.close()
+        return await waiting
+
+    predictor = targets.load(bundle.folder)
+    assert len(asyncio.run(ask(predictor))) == 50
+    with pytest.raises(TargetError, match="session is closed"):
+        predictor.predict(["w1"])
+
+
+def test_json_lines_are_read_by_their_field() -> None:
+    lines = ['{"text": "a", "id": 1}', "", '{"text": "b\\nc"}']
+    assert list(read_jsonl(lines, "text")) == ["a", "b\nc"]
+    assert list(read_jsonl(['{"body": "x"}'], "body")) == ["x"]
+
+
+@pytest.mark.parametrize(
+    ("line", "what", "words"),
+    [
+        ("{", "a line is not valid JSON", "leave out --jsonl"),
+        ("[1]", "a line has no text in the field 'text'", "--field"),
+        ('{"text": 3}', "a line has no text in the field 'text'", "--field"),
+        ('{"body": "x"}', "a line has no text in the field 'text'", "--field"),
+    ],
+)
+def test_a_line_that_holds_no_text_is_named(line: str, what: str, words: str) -> None:
+    with pytest.raises(InputError) as caught:
+        list(read_jsonl(['{"text": "a"}', line], "text"))
+    assert (caught.value.what, caught.value.where) == (what, "line 2")
+    assert words in str(caught.value.fix)
 
 
 def test_broken_tokenizer_names_the_file(bundle: Bundle) -> None:

@@ -388,3 +388,26 @@ def test_runs_prune_keeps_the_newest(call: Call, store: RunStore) -> None:
     assert outcome.code == 0
     assert re.fullmatch(r"removed 1 steps, 2\.0 MB\n", outcome.out)
     assert [run.run for run in store.runs()] == ["20250102T000000-bbb"]
+
+
+# Progress
+
+
+def test_a_long_step_says_in_a_log_how_far_it_is(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from compressor.cli import progress as module
+
+    now = [0.0]
+    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(module, "console", lambda: module.Console(highlight=False, width=60))
+    with module.ConsoleProgress() as progress:
+        progress.start("distill")
+        for second in range(1, 60):
+            now[0] = float(second)
+            progress.update(second / 60, f"epoch {second}")
+        progress.finish("done", cached=False)
+    lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
+    assert lines[:2] == ["distill: 33% after 20 s  epoch 20", "distill: 67% after 40 s  epoch 40"]
+    assert lines[2].endswith("59.0 s  done")
+    assert len(lines) == 3

@@ -214,6 +214,26 @@ def test_nested_settings_of_a_pass_are_checked(load: Load) -> None:
     assert fix.startswith("did you mean 'temperature'?")
 
 
+@pytest.mark.parametrize(
+    ("passes", "fix"),
+    [
+        ("{pass: distill, epochs: -1}", "use at least 1"),
+        ("{pass: distill, learning_rate: 0}", "use more than 0"),
+        ("{pass: distill, learning_rate: 2}", "use at most 1"),
+        ("{pass: distill, dropout: 1}", "use less than 1"),
+        ("{pass: distill, epochs: many}", "write a whole number"),
+        ("{pass: distill, learning_rate: fast}", "write a number"),
+        ("{pass: distill, schedule: linar}", "did you mean 'linear'?"),
+        ("{pass: distill, schedule: 7}", "use one of these"),
+        ("{pass: distill, train_word_embeddings: perhaps}", "write true or false"),
+    ],
+)
+def test_a_value_that_a_setting_does_not_take_says_what_it_takes(
+    load: Load, passes: str, fix: str
+) -> None:
+    assert only_problem(load, MINIMAL + f"passes: [{passes}, export]").fix == fix
+
+
 def test_settings_without_effect_are_refused(load: Load) -> None:
     problem = only_problem(
         load, MINIMAL + "passes: [export, {pass: quantize, method: dynamic, percentile: 99}]"

@@ -1,0 +1,50 @@
+"""What ``compressor evaluate`` does and prints."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import typer
+
+from targets.bundle import Bundle
+from targets.errors import BundleError
+from targets.evaluation_pack import EvaluationPack
+from targets.scoring import Accuracy, accuracy
+from targets.worker_client import Worker
+
+__all__ = ["evaluate_bundle"]
+
+
+def evaluate_bundle(path: Path, *, threads: int) -> Accuracy:
+    """Run a bundle on its own test data, and print the accuracy beside the recorded one.
+
+    Raises:
+        BundleError: The bundle carries no test data.
+    """
+    bundle = Bundle.open(path)
+    manifest = bundle.manifest
+    if manifest.evaluation is None:
+        raise BundleError(
+            "the bundle carries no test data",
+            where=path,
+            given="evaluation null in its manifest",
+            fix="build it with bundle.evaluation_data: true in the recipe",
+        )
+    pack = bundle.path(manifest.evaluation)
+    labels = EvaluationPack.load(pack).labels
+    with Worker(threads=threads) as worker:
+        worker.open(bundle.folder)
+        outputs = worker.predict(pack)[manifest.signature.outputs[0].name]
+    found = accuracy(outputs.argmax(axis=-1) == labels)
+    typer.echo(f"accuracy here:     {_describe(found)}")
+    recorded = None if manifest.measured is None else manifest.measured.accuracy
+    if recorded is not None:
+        typer.echo(f"when it was built: {_describe(recorded)}")
+    return found
+
+
+def _describe(found: Accuracy) -> str:
+    return (
+        f"{100 * found.value:.1f}% ({100 * found.low:.1f} to {100 * found.high:.1f}), "
+        f"{found.num_rows} rows"
+    )

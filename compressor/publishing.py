@@ -1,0 +1,213 @@
+"""From a bundle in the store to the one that is shipped, with its card, figures and origin."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from compressor.errors import ReportError
+from compressor.measuring import pack_file
+from compressor.recipe.schema import Recipe
+from compressor.report.schema import ModelFacts, Row, Step
+from compressor.store import StoredStep
+from targets.bundle import CARD, EVALUATION, Bundle, Latency, Manifest, Measured
+from targets.environment import Environment, library_versions
+from targets.measurement import Measurement
+
+__all__ = ["Publisher"]
+
+_ORIGIN = {"name", "task", "seed"}
+"""What of a recipe makes a bundle, beside the passes of its variant."""
+
+
+@dataclass(frozen=True)
+class Publisher:
+    """Writes the bundles of a run into its output folder.
+
+    Attributes:
+        recipe: The recipe of the run.
+        model: The untouched model.
+        data_hash: The sha256 of the data.
+        environment: Where it was measured.
+    """
+
+    recipe: Recipe
+    model: ModelFacts
+    data_hash: str
+    environment: Environment
+
+    def publish(
+        self,
+        bundle: StoredStep,
+        row: Row,
+        steps: tuple[Step, ...],
+        packs: StoredStep,
+        destination: Path,
+    ) -> None:
+        """Write one bundle; a reader of ``destination`` sees the old one or the new one.
+
+        Args:
+            bundle: As it was lowered.
+            row: What was measured of it.
+            steps: The passes that made its model.
+            packs: The evaluation data as its model reads it.
+            destination: The folder to write.
+
+        Raises:
+            ReportError: It cannot be written.
+        """
+        temporary = destination.with_name(f".{destination.name}.{os.getpid()}")
+        try:
+            shutil.rmtree(temporary, ignore_errors=True)
+            destination.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copytree(bundle.folder, temporary)
+            manifest = Bundle.open(temporary).manifest
+            changes: dict[str, Any] = {
+                "provenance": {**manifest.provenance, **self._provenance(steps)},
+                "measured": self._measured(row),
+            }
+            if self.recipe.bundle.evaluation_data:
+                shutil.copyfile(packs.folder / pack_file("test"), temporary / EVALUATION)
+                changes["evaluation"] = EVALUATION
+            manifest = manifest.model_copy(update=changes)
+            (temporary / CARD).write_text(_card(manifest, row), encoding="utf-8")
+            Bundle.create(temporary, manifest)
+            shutil.rmtree(destination, ignore_errors=True)
+            os.rename(temporary, destination)
+        except OSError as error:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise ReportError(
+                "a bundle cannot be written to the output folder",
+                where=destination,
+                given=error.strerror or error,
+                fix="free some space there, or pass another folder with --output; "
+                "the store has kept every finished step",
+            ) from error
+
+    def _provenance(self, steps: tuple[Step, ...]) -> dict[str, Any]:
+        return {
+            "checkpoint": {"name": self.model.name, "sha256": self.model.sha256},
+            "data": {"sha256": self.data_hash},
+            "recipe": self.recipe.model_dump(mode="json", include=_ORIGIN),
+            "passes": [
+                {
+                    "pass": step.pass_name,
+                    "settings": step.settings,
+                    # Seconds differ from run to run of one recipe; the report has them.
+                    "metrics": {
+                        name: value
+                        for name, value in step.metrics.items()
+                        if not name.endswith("_s")
+                    },
+                }
+                for step in steps
+            ],
+            "compressor": library_versions(("compressor",)).get("compressor"),
+        }
+
+    def _measured(self, row: Row) -> Measured:
+        shape = self.recipe.benchmark.shapes[0]
+        measured = row.latency.get(f"{shape[0]}x{shape[1]}")
+        return Measured(
+            machine=self.environment.machine,
+            libraries=self.environment.libraries,
+            accuracy=row.test,
+            latency=None if measured is None else _latency(measured),
+        )
+
+
+def _latency(measured: Measurement) -> Latency:
+    interval = measured.interval
+    return Latency(
+        batch_size=measured.batch_size,
+        sequence_length=measured.sequence_length,
+        threads=measured.threads,
+        median_ms=measured.median_ms,
+        low_ms=interval.low,
+        high_ms=interval.high,
+        p90_ms=measured.p90_ms,
+        p99_ms=measured.p99_ms,
+        noisy=measured.noise.verdict != "quiet",
+    )
+
+
+def _card(manifest: Manifest, row: Row) -> str:
+    """The model card: what the bundle is, how good and how fast it is, and how to use it."""
+    origin = manifest.provenance
+    lines = [
+        f"# {manifest.name} for {manifest.target}",
+        "",
+        f"A {manifest.task} model in {manifest.precision}, compressed from "
+        f"`{origin['checkpoint']['name']}` (sha256 {origin['checkpoint']['sha256'][:12]}…).",
+        "",
+        f"Labels: {', '.join(manifest.labels)}. Text longer than "
+        f"{manifest.preprocessing.max_length} tokens is cut.",
+        "",
+        "## Use",
+        "",
+        "```",
+        f"pip install 'compressor[{manifest.target.replace('_', '-')}]'",
+        'compressor predict . --text "..."',
+        "compressor evaluate ." if manifest.evaluation else "compressor bench .",
+        "```",
+        "",
+        "## Measured when it was built",
+        "",
+        *_figures(manifest, row),
+        "",
+        "## How it was made",
+        "",
+    ]
+    for number, step in enumerate(origin["passes"], start=1):
+        lines.append(f"{number}. {step['pass']}{_settings(step['settings'])}")
+    lines += [
+        "",
+        f"Recipe `{origin['recipe']['name']}`, seed {origin['recipe']['seed']}, data sha256 "
+        f"{origin['data']['sha256'][:12]}…. All of it stands in `manifest.json`.",
+        "",
+        "## Limits",
+        "",
+        "The accuracy holds for data like the held-out split that it was measured on. Latency "
+        "holds for the machine above: measure again where the bundle will run.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _figures(manifest: Manifest, row: Row) -> list[str]:
+    measured = manifest.measured
+    if measured is None or (measured.accuracy is None and measured.latency is None):
+        return [f"Nothing: {row.reason or 'it did not run on the machine that built it'}."]
+    lines = ["| | |", "|---|---|"]
+    found = measured.accuracy
+    if found is not None:
+        lines.append(
+            f"| accuracy | {100 * found.value:.1f}% ({100 * found.low:.1f} to "
+            f"{100 * found.high:.1f}) on {found.num_rows} held-out rows |"
+        )
+    if row.test_comparison is not None:
+        drop = row.test_comparison
+        lines.append(
+            f"| lost against the untouched model | {drop.drop_points:.1f} points "
+            f"({drop.low_points:.1f} to {drop.high_points:.1f}) |"
+        )
+    latency = measured.latency
+    if latency is not None:
+        noisy = "; the machine was busy, do not trust it" if latency.noisy else ""
+        lines.append(
+            f"| latency at {latency.batch_size} x {latency.sequence_length} tokens, "
+            f"{latency.threads} threads | {latency.median_ms:.3g} ms "
+            f"({latency.low_ms:.3g} to {latency.high_ms:.3g}){noisy} |"
+        )
+    if row.speedup is not None:
+        lines.append(f"| against the untouched model there | {row.speedup.ratio:.2f}x as fast |")
+    lines.append(f"| machine | {measured.machine} |")
+    return lines
+
+
+def _settings(settings: Mapping[str, Any]) -> str:
+    told = [f"{name} {value}" for name, value in settings.items() if value not in (None, [], {})]
+    return f": {', '.join(told)}" if told else ""
