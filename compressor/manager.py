@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compressor.checkpoint import file_hashes
-from compressor.errors import PassError
+from compressor.errors import CheckpointError, PassError
 from compressor.passes import Pass, PassContext, PassResult
 from compressor.progress import Progress
 from compressor.store import RunStore, StoredStep, step_key
@@ -155,6 +155,14 @@ class PassManager:
             result = each.run(model, context)
             _check_form(each, result)
             each.ensures(model, result, context)
+            result.model.save(files)
+        except CheckpointError as error:
+            raise PassError(
+                f"the model that the pass {each.name} made cannot be saved: {error.what}",
+                where=each.name,
+                given=error.given,
+                fix=error.fix,
+            ) from error
         except (ToolkitError, KeyboardInterrupt, MemoryError):
             raise
         except Exception as error:
@@ -166,7 +174,6 @@ class PassManager:
                 given=each.settings(),
                 fix="run again with --debug to see where; finished steps are kept",
             ) from error
-        result.model.save(files)
         return _facts(
             result.model, files, result.metrics, result.notes, result.history, context.splits
         )

@@ -192,6 +192,17 @@ def _plan_chain(
 
 
 def _output_problems(recipe: Recipe) -> Iterator[ToolkitError]:
+    inputs = {
+        recipe.model.resolve(),
+        *(path.resolve().parent for path in recipe.data.files.values()),
+    }
+    if recipe.output.resolve() in inputs:
+        yield Problem(
+            "the output folder is the one of the model or the data, which are never changed",
+            where="output",
+            given=recipe.output,
+            fix="name another folder: --output FOLDER",
+        )
     reason = why_not_writable(recipe.output)
     if reason is not None:
         yield Problem(

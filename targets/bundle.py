@@ -180,7 +180,8 @@ class Bundle:
                 "this is not a bundle: its manifest cannot be read",
                 where=path,
                 given=error,
-                fix="pass a folder that `compressor run` wrote, or an archive of one",
+                fix=_bundles_below(folder)
+                or "pass a folder that `compressor run` wrote, or an archive of one",
             ) from error
         bundle = cls(folder, parse_manifest(text, path))
         if verify:
@@ -255,6 +256,12 @@ def hash_file(path: Path) -> str:
     """The sha256 of a file, in hex."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _bundles_below(folder: Path) -> str | None:
+    """Where the bundles are, for who passed the output folder of a run."""
+    found = sorted(path.parent for path in folder.glob(f"bundles/*/{MANIFEST}"))
+    return f"pass one of {', '.join(map(str, found[:8]))}" if found else None
 
 
 def parse_manifest(text: str, path: Path) -> Manifest:

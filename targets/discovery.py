@@ -51,14 +51,14 @@ def discover(
         name -> class, sorted by name.
 
     Raises:
-        PluginError: What another distribution announces cannot be imported, is no subclass of
-            ``base`` with a name, or takes a name that is in use.
+        PluginError: A file cannot be imported; or what another distribution announces cannot be
+            imported, is no subclass of ``base`` with a name, or takes a name that is in use.
     """
     found: dict[str, type[ComponentT]] = {}
     for module in pkgutil.iter_modules(package.__path__, package.__name__ + "."):
         if module.name.rpartition(".")[2].startswith("_"):
             continue
-        loaded = importlib.import_module(module.name)
+        loaded = _import(module.name)
         for value in vars(loaded).values():
             if getattr(value, "__module__", None) == module.name and _is_component(value, base):
                 known = found.setdefault(value.name, value)
@@ -70,6 +70,20 @@ def discover(
         if known is not cls:
             raise _unusable(entry, f"its name {cls.name!r} is taken by {known.__module__}")
     return dict(sorted(found.items()))
+
+
+def _import(name: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except Exception as error:  # whatever a file raises on import
+        path = name.replace(".", "/") + ".py"
+        raise PluginError(
+            "a pass or target cannot be imported",
+            where=path,
+            given=f"{type(error).__name__}: {error}",
+            fix="correct the file, or take it out of the folder; imports of heavy or optional "
+            "libraries belong inside the methods",
+        ) from error
 
 
 def _is_component(value: object, base: type[Component]) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rich.table import Table
@@ -12,6 +12,7 @@ from compressor.cli.progress import ConsoleProgress, console
 from targets.benchmark import BenchmarkCase, BenchmarkSettings, CaseResult, Failure, benchmark
 from targets.bundle import Bundle
 from targets.environment import Environment
+from targets.errors import InputError
 
 __all__ = ["bench_bundles"]
 
@@ -34,6 +35,7 @@ def bench_bundles(
         threads=threads, sequence_length=sequence_length, batch_sizes=batch_sizes, rounds=rounds
     )
     opened = {str(bundle): Bundle.open(bundle) for bundle in bundles}
+    _check_length(opened, sequence_length)
     with ConsoleProgress() as progress:
         progress.start(f"measure {len(bundles)} bundles")
         results = benchmark(
@@ -43,7 +45,7 @@ def bench_bundles(
         )
         progress.finish("", cached=False)
     environment = Environment.here()
-    console().print(_table(results, settings))
+    _show(results, settings)
     console().print(
         f"{environment.cpu}, {environment.num_cpus} CPUs, {threads} threads, "
         f"load {environment.load_average:.2f}"
@@ -58,26 +60,42 @@ def bench_bundles(
     return not any(result.failures for result in results.values())
 
 
-def _table(results: dict[str, CaseResult], settings: BenchmarkSettings) -> Table:
+def _check_length(bundles: Mapping[str, Bundle], sequence_length: int) -> None:
+    for name, bundle in bundles.items():
+        longest = bundle.manifest.preprocessing.max_length
+        if sequence_length > longest:
+            raise InputError(
+                "the model takes no text of this length",
+                where=name,
+                given=f"--sequence-length {sequence_length}",
+                fix=f"use at most {longest}",
+            )
+
+
+def _show(results: Mapping[str, CaseResult], settings: BenchmarkSettings) -> None:
+    """A table that fits a narrow terminal: bundles by number, and failures below it."""
     table = Table()
-    table.add_column("bundle", overflow="fold")
-    for title in ("batch x tokens", "median ms", "95% interval", "p90", "p99", "texts/s", "noise"):
-        table.add_column(title, justify="right")
-    for name, result in results.items():
+    for title in ("#", "batch x tokens", "median ms", "95% interval", "p90", "texts/s", "noise"):
+        table.add_column(title, justify="right", no_wrap=True)
+    failures = []
+    for number, (name, result) in enumerate(results.items(), start=1):
+        console().print(f" {number}  {name}", soft_wrap=True)
         for shape in settings.shapes:
             found = result.at(shape)
             if found is None or isinstance(found, Failure):
-                reason = "" if found is None else found.error.what
-                table.add_row(name, str(shape), "failed", reason)
+                table.add_row(str(number), str(shape), "failed")
+                if found is not None:
+                    failures.append(f"{number} at {shape} failed: {found.error}")
                 continue
             table.add_row(
-                name,
+                str(number),
                 str(shape),
                 f"{found.median_ms:.3f}",
                 f"{found.interval.low:.3f}-{found.interval.high:.3f}",
                 f"{found.p90_ms:.3f}",
-                f"{found.p99_ms:.3f}",
                 f"{found.throughput:.0f}",
                 found.noise.verdict,
             )
-    return table
+    console().print(table)
+    for line in failures:
+        console().print(line, soft_wrap=True, style="red")

@@ -71,7 +71,7 @@ def _headline(report: Report) -> list[str]:
         ("accuracy drop, points", _with(text.drop, text.drop_interval)),
         ("size", f"{text.size}, {text.size_ratio} smaller"),
     ]
-    title = "Best bundle" if found.met else "Fastest candidate (not within the budget)"
+    title = "Best bundle" if found.met else "Nearest candidate (not within the budget)"
     row = text.row
     return [
         f"## {title}: {_escape(row.variant)} on {_escape(text.target)} ({row.precision})",
@@ -125,7 +125,7 @@ def _result(text: RowText) -> tuple[str, ...]:
 
 
 def _missed(report: Report) -> list[str]:
-    missed = [text for text in row_texts(report) if text.mark == "missed"]
+    missed = [text for text in row_texts(report) if text.mark in ("nearest", "missed")]
     lines = [f"{_name(text)}: {'; '.join(text.row.unmet)}" for text in missed]
     return ["### Missed the budget", _bullets(lines)] if lines else []
 

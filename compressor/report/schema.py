@@ -109,8 +109,8 @@ class Row(_Frozen):
     unmet: tuple[str, ...] = ()
     """Each line of the budget that this row misses, with its margin."""
     chosen: bool = False
-    """Whether this is the one to ship on its target: the fastest that met the budget on the
-    validation data."""
+    """Whether this was picked for its target: the fastest that met the budget on the validation
+    data, or, where none did, the nearest. It is one to ship only where ``unmet`` is empty."""
     notes: tuple[str, ...] = ()
 
 

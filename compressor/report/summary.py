@@ -28,6 +28,7 @@ from targets.measurement import Measurement
 
 __all__ = [
     "Best",
+    "Mark",
     "RowText",
     "Split",
     "absent_groups",
@@ -45,6 +46,7 @@ __all__ = [
 ]
 
 Split = Literal["test", "validation"]
+Mark = Literal["chosen", "nearest", "met", "missed", ""]
 
 STATUS = {
     "built": "built, not run here",
@@ -97,7 +99,8 @@ class RowText:
     Attributes:
         number: Position in the report, from 1; joins tables and charts.
         row: What it tells of.
-        mark: ``chosen``, ``met`` or ``missed`` for a measured candidate, else empty.
+        mark: For a measured candidate ``chosen`` (to ship), ``nearest`` (of its target, where the
+            one that was picked misses the budget), ``met`` or ``missed``; else empty.
         state: Whether the budget was met, or why there is nothing to judge.
         reason: Why it was not measured, on one line; empty for a measured row.
         sort: Column -> number to sort by; a column without a value is left out.
@@ -106,7 +109,7 @@ class RowText:
     number: int
     row: Row
     target: str
-    mark: Literal["chosen", "met", "missed", ""]
+    mark: Mark
     state: str
     reason: str = ""
     latency: str = NONE
@@ -172,13 +175,13 @@ def _row_text(report: Report, row: Row, number: int, target: str) -> RowText:
     )
 
 
-def _judgement(row: Row) -> tuple[Literal["chosen", "met", "missed", ""], str]:
+def _judgement(row: Row) -> tuple[Mark, str]:
     if row.status != "measured":
         return "", STATUS[row.status]
     if row.kind != "candidate":
         return "", row.kind
     if row.chosen:
-        return "chosen", "chosen"
+        return ("nearest", "nearest, misses the budget") if row.unmet else ("chosen", "chosen")
     return ("missed", "misses the budget") if row.unmet else ("met", "meets the budget")
 
 
@@ -197,7 +200,7 @@ class Best:
 
     Attributes:
         text: The row.
-        met: Whether it was chosen, that is, met the budget.
+        met: Whether it is one to ship, that is, chosen and within the budget.
         baseline_ms: Latency of the fastest baseline on its target, where there is one.
     """
 
@@ -207,13 +210,22 @@ class Best:
 
 
 def best(report: Report) -> Best | None:
-    """The fastest chosen row, or the fastest measured candidate; None when none was measured."""
+    """The row to ship, or else the nearest to the budget; None when no candidate was measured.
+
+    Of several, the fastest.
+    """
     candidates = [
         text
         for text in row_texts(report)
         if text.row.kind == "candidate" and text.row.status == "measured"
     ]
-    candidates.sort(key=lambda text: (not text.row.chosen, text.sort.get("latency", float("inf"))))
+    candidates.sort(
+        key=lambda text: (
+            text.mark != "chosen",
+            text.mark != "nearest",
+            text.sort.get("latency", float("inf")),
+        )
+    )
     if not candidates:
         return None
     first = candidates[0]
@@ -224,7 +236,7 @@ def best(report: Report) -> Best | None:
         and (row.target, row.device) == (first.row.target, first.row.device)
         if (measured := measurement_of(report, row))
     ]
-    return Best(first, met=first.row.chosen, baseline_ms=min(baselines, default=None))
+    return Best(first, met=first.mark == "chosen", baseline_ms=min(baselines, default=None))
 
 
 def noise_reasons(report: Report) -> tuple[str, ...]:

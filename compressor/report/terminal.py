@@ -50,10 +50,10 @@ COLUMNS = (
 
 MAX_NOISE_LINES = 3
 
-MARKS = {"chosen": "►", "met": "✓", "missed": "✗", "": " "}
-ASCII_MARKS = {"chosen": ">", "met": "+", "missed": "x", "": " "}
+MARKS = {"chosen": "►", "nearest": "▷", "met": "✓", "missed": "✗", "": " "}
+ASCII_MARKS = {"chosen": ">", "nearest": "o", "met": "+", "missed": "x", "": " "}
 ASCII_HEAD = box.Box(str(box.SIMPLE_HEAD).replace("─", "-"), ascii=True)
-STYLES = {"chosen": "bold green", "met": "", "missed": "dim", "": ""}
+STYLES = {"chosen": "bold green", "nearest": "yellow", "met": "", "missed": "dim", "": ""}
 
 
 def results_table(report: Report) -> RenderableType:
@@ -101,7 +101,7 @@ class _Results:
         if measured:
             yield self._widest_table(console, options, measured, marks)
             yield from _legend(self.report, measured, marks)
-        misses = [text for text in measured if text.mark == "missed"]
+        misses = [text for text in measured if text.mark in ("nearest", "missed")]
         if misses:
             yield Text("\nMissed the budget", style="bold")
             yield _list([([text], "; ".join(text.row.unmet)) for text in misses])
@@ -170,6 +170,7 @@ def _legend(report: Report, texts: Sequence[RowText], marks: dict[str, str]) -> 
     present = {text.mark for text in texts}
     meanings = {
         "chosen": "the one to ship on its target: the fastest that met the budget",
+        "nearest": "the nearest to the budget on its target, which misses it",
         "met": "meets the budget",
         "missed": "misses the budget",
     }

@@ -18,6 +18,7 @@ import pytest
 import targets
 from compressor import pipeline
 from compressor.data import DataSpec, data_fingerprint, read_splits
+from compressor.errors import PassError
 from compressor.manager import PassManager, import_checkpoint
 from compressor.passes import Pass, PassResult
 from compressor.passes.trim_vocabulary import TrimVocabulary
@@ -192,6 +193,29 @@ def test_an_fp32_bundle_answers_as_the_pipeline_of_transformers(
         assert answer.label == wanted[0]["label"]
         scores = {each["label"]: each["score"] for each in wanted}
         assert answer.scores == pytest.approx(scores, abs=1e-5)
+
+
+def test_bench_fits_a_narrow_terminal_and_names_each_bundle_by_its_path(finished, compressor):
+    bundles = [finished.output / "bundles" / f"{name}-onnxruntime" for name in ("fp32", "int8")]
+    options = ("--rounds", "2", "--sequence-length", "16", "--batch-size", "1")
+    outcome = compressor("bench", *bundles, *options)
+    assert outcome.code == 0, outcome.err
+    lines = outcome.out.splitlines()
+    for number, bundle in enumerate(bundles, start=1):
+        assert f" {number}  {bundle}" in lines
+    table = [line for line in lines if line.startswith("│")]
+    assert [line.split("│")[1].strip() for line in table] == ["1", "2"]
+    assert all(len(line) <= 80 and "…" not in line for line in table)
+    too_long = compressor("bench", bundles[0], "--sequence-length", "33")
+    assert too_long.code == 3
+    assert "the model takes no text of this length" in too_long.err
+    assert "fix:   use at most 32" in too_long.err
+
+
+def test_the_output_of_a_run_is_no_bundle_but_names_those_in_it(finished, compressor):
+    outcome = compressor("verify", finished.output)
+    assert outcome.code == 6
+    assert f"pass one of {finished.output / 'bundles'}" in outcome.err
 
 
 def test_the_data_can_be_left_out(finished, home, tmp_path, compressor):
@@ -389,6 +413,29 @@ def run_passes(folder: Path, store: Path, *passes: Pass, seed: int = 0) -> list[
     )
     manager = PassManager(original=original, seed=seed, width_multiple=8, **shared)
     return [original, *manager.run(passes)]
+
+
+class Rebuild(Pass):
+    """Puts a module where the class has none."""
+
+    name: ClassVar[str] = "rebuild"
+    consumes: ClassVar[Any] = "torch"
+    produces: ClassVar[Any] = "torch"
+    paper: ClassVar[str] = "none"
+
+    def run(self, model: Any, context: Any) -> PassResult:
+        from torch import nn
+
+        changed = model.clone()
+        changed.module.classifier = nn.Sequential(changed.module.classifier)
+        return PassResult(changed)
+
+
+def test_a_pass_whose_model_cannot_be_saved_is_named(home, tmp_path):
+    with pytest.raises(PassError, match="the model that the pass rebuild made") as caught:
+        run_passes(home, tmp_path, Rebuild())
+    assert caught.value.where == "rebuild"
+    assert "unknown: classifier.0.weight" in str(caught.value.given)
 
 
 def test_passes_never_see_the_test_data(home, tmp_path):

@@ -314,6 +314,8 @@ def test_an_output_folder_that_cannot_be_written_is_found_first(place: Workplace
         assert problem.what == "the output folder cannot be written"
         assert (problem.where, problem.fix) == ("output", "name another folder: --output FOLDER")
         assert reason in str(problem.given)
+    (problem,) = place.problems(output="checkpoint")
+    assert "the one of the model or the data" in problem.what
     make_plan(place.recipe(output="new/folder"))
     assert not (place.folder / "new").exists()
 

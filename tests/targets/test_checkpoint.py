@@ -330,5 +330,8 @@ def test_an_unknown_task_is_named(tmp_path: Path) -> None:
 def test_tensors_that_no_checkpoint_of_the_class_has_are_refused(tmp_path: Path) -> None:
     module = BertForSequenceClassification(BertConfig(**SIZES, **SMALL))
     module.extra = nn.Linear(2, 2)
-    with pytest.raises(CheckpointError, match=r"unknown: extra\.weight"):
+    with pytest.raises(CheckpointError, match=r"unknown: extra\.weight") as caught:
         save_module(module, tmp_path)
+    assert "has other tensors than a BertForSequenceClassification" in caught.value.what
+    assert "after the export" in str(caught.value.fix)
+    assert list(tmp_path.iterdir()) == []

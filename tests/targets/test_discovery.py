@@ -176,3 +176,12 @@ def test_settings_are_json_values_without_the_name() -> None:
 def test_docstrings_become_descriptions() -> None:
     assert Sized.summary() == "A shape with a size."
     assert Sized.model_fields["size"].description == "How large."
+
+
+def test_a_file_that_cannot_be_imported_is_named(package: Callable[..., ModuleType]) -> None:
+    broken = package(good="", broken="import no_such_library\n")
+    with pytest.raises(PluginError, match="a pass or target cannot be imported") as caught:
+        discover(broken, Shape, GROUP)
+    assert caught.value.where == "shapes_of_test/broken.py"
+    assert "No module named 'no_such_library'" in str(caught.value.given)
+    assert "belong inside the methods" in str(caught.value.fix)

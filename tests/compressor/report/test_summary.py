@@ -1,5 +1,11 @@
 from __future__ import annotations
 
+import io
+
+from rich.console import Console
+
+from compressor.report.html import render_html
+from compressor.report.markdown import render_markdown
 from compressor.report.steps import step_texts
 from compressor.report.summary import (
     absent_groups,
@@ -10,6 +16,7 @@ from compressor.report.summary import (
     row_texts,
     target_labels,
 )
+from compressor.report.terminal import results_table
 
 
 def test_the_best_bundle_is_the_fastest_chosen_one(report):
@@ -29,6 +36,27 @@ def test_without_a_chosen_row_the_fastest_candidate_is_named_as_not_met(report):
     found = best(report.model_copy(update={"rows": rows}))
     assert not found.met
     assert found.text.number == 13
+
+
+def test_a_picked_row_that_misses_the_budget_is_not_called_one_to_ship(report):
+    rows = tuple(
+        row.model_copy(update={"unmet": ("is 2.00x as fast, wanted 3x",)}) if row.chosen else row
+        for row in report.rows
+    )
+    missed = report.model_copy(update={"rows": rows})
+    found = best(missed)
+    assert (found.met, found.text.mark, found.text.number) == (False, "nearest", 12)
+    assert found.text.state == "nearest, misses the budget"
+    page, document = render_html(missed), render_markdown(missed)
+    console = Console(width=100, file=io.StringIO())
+    console.print(results_table(missed))
+    terminal = console.file.getvalue()
+    for text in (page, document, terminal):
+        assert "to ship" not in text
+        assert "is 2.00x as fast, wanted 3x" in text
+    assert "Nearest candidate" in page
+    assert "Nearest candidate" in document
+    assert "nearest to the budget on its target, which misses it" in terminal
 
 
 def test_without_candidates_there_is_no_best(unmeasured_report, single_row_report):

@@ -1,0 +1,36 @@
+"""The published figures belong to what is shipped."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from compressor.recipe import load_recipe
+from compressor.report.files import read_report
+
+RESULTS = Path(__file__).parents[1] / "benchmarks" / "results"
+README = Path(__file__).parents[1] / "README.md"
+
+
+@pytest.mark.parametrize("name", ["trec6_minilm_balanced", "trec6_minilm_balanced_seed1"])
+def test_a_published_run_is_one_of_the_recipe_as_it_is_shipped(name: str) -> None:
+    published = json.loads((RESULTS / f"{name}.json").read_text())["recipe"]
+    shipped = load_recipe("balanced").model_dump(mode="json")
+    for part in ("passes", "variants"):
+        assert published[part] == shipped[part]
+
+
+def test_the_table_of_the_readme_is_that_of_the_published_run() -> None:
+    report = read_report(RESULTS / "trec6_minilm_balanced.json")
+    table = README.read_text()
+    measured = [row for row in report.rows if row.status == "measured"]
+    assert len(measured) == 8
+    for row in measured:
+        latency = row.latency[report.primary_shape].median_ms
+        assert row.test is not None
+        assert row.size_bytes is not None
+        wanted = (f"{latency:.1f}", f"{100 * row.test.value:.1f}%", f"{row.size_bytes / 1e6:.1f}")
+        lines = [line.replace("*", "") for line in table.splitlines()]
+        assert any(all(f"| {value} |" in line for value in wanted) for line in lines), wanted
