@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.metadata
+import itertools
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -288,6 +290,13 @@ def _warnings(recipe: Recipe) -> Iterator[str]:
         reason = target.cannot_run()
         if reason is not None:
             yield f"{target.label}: a bundle is built, but not measured: {reason}"
+    files = {name: path.resolve() for name, path in sorted(recipe.data.files.items())}
+    for one, other in itertools.combinations(files, 2):
+        if files[one] == files[other]:
+            yield f"data.{one} and data.{other} are one file: the accuracy will be flattered"
+    cpus = os.cpu_count() or 1
+    if recipe.benchmark.threads > cpus:
+        yield f"benchmark.threads is {recipe.benchmark.threads}, and this machine has {cpus} CPUs"
     if not _set_limits(recipe):
         yield "the budget is empty: every bundle that can be built passes"
 

@@ -97,10 +97,11 @@ def find_splits(folder: Path) -> dict[str, str]:
     missing = [split for split in ("train", "test") if split not in found]
     if missing:
         names = sorted(path.name for path in folder.glob("*"))[:10] if folder.is_dir() else None
+        absent = "a file, not a folder" if folder.is_file() else "no such folder"
         raise DataError(
             f"the data folder has no {' and no '.join(missing)} file",
             where=folder,
-            given="no such folder" if names is None else ", ".join(names) or "an empty folder",
+            given=absent if names is None else ", ".join(names) or "an empty folder",
             fix=f"name the files train, validation and test, ending in {', '.join(SPLIT_SUFFIXES)}",
         )
     return found

@@ -385,6 +385,15 @@ def test_a_budget_with_any_limit_is_not_empty(place: Workplace, budget: dict[str
 # The data
 
 
+def test_figures_that_will_mislead_are_warned_of(place: Workplace) -> None:
+    recipe = place.recipe(
+        data={"train": "train.csv", "test": "./train.csv"}, benchmark={"threads": 1000}
+    )
+    warnings = make_plan(recipe).warnings
+    assert any("data.test and data.train are one file" in line for line in warnings)
+    assert any("benchmark.threads is 1000, and this machine has" in line for line in warnings)
+
+
 def test_the_data_is_checked_against_the_model(place: Workplace) -> None:
     place.write_data("test", [("meow", "cat"), ("moo", "cow")])
     problem = place.problem(validate_recipe)
