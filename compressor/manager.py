@@ -155,14 +155,6 @@ class PassManager:
             result = each.run(model, context)
             _check_form(each, result)
             each.ensures(model, result, context)
-            result.model.save(files)
-        except CheckpointError as error:
-            raise PassError(
-                f"the model that the pass {each.name} made cannot be saved: {error.what}",
-                where=each.name,
-                given=error.given,
-                fix=error.fix,
-            ) from error
         except (ToolkitError, KeyboardInterrupt, MemoryError):
             raise
         except Exception as error:
@@ -174,9 +166,22 @@ class PassManager:
                 given=each.settings(),
                 fix="run again with --debug to see where; finished steps are kept",
             ) from error
+        _save(each, result, files)
         return _facts(
             result.model, files, result.metrics, result.notes, result.history, context.splits
         )
+
+
+def _save(each: Pass, result: PassResult, files: Path) -> None:
+    try:
+        result.model.save(files)
+    except CheckpointError as error:
+        raise PassError(
+            f"the model that the pass {each.name} made cannot be saved: {error.what}",
+            where=each.name,
+            given=error.given,
+            fix=error.fix,
+        ) from error
 
 
 def _check_form(each: Pass, result: PassResult) -> None:

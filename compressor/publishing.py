@@ -13,6 +13,7 @@ from compressor.errors import ReportError
 from compressor.measuring import pack_file
 from compressor.recipe.schema import Recipe
 from compressor.report.schema import ModelFacts, Row, Step
+from compressor.rows import shape_key
 from compressor.store import StoredStep
 from targets.bundle import CARD, EVALUATION, Bundle, Latency, Manifest, Measured
 from targets.environment import Environment, library_versions
@@ -110,8 +111,7 @@ class Publisher:
         }
 
     def _measured(self, row: Row) -> Measured:
-        shape = self.recipe.benchmark.shapes[0]
-        measured = row.latency.get(f"{shape[0]}x{shape[1]}")
+        measured = row.latency.get(shape_key(self.recipe.benchmark.shapes[0]))
         return Measured(
             machine=self.environment.machine,
             libraries=self.environment.libraries,

@@ -18,12 +18,9 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, Any
 
 from targets.errors import BundleError, ToolkitError, is_disk_full
-
-if TYPE_CHECKING:
-    from targets.bundle import Manifest
 
 __all__ = ["SUFFIXES", "is_archive", "pack", "unpack"]
 
@@ -147,7 +144,7 @@ class _Writer:
         except UnicodeDecodeError as error:
             raise self.refusal("the manifest of the archive is not text", error) from error
         manifest = parse_manifest(decoded, where)
-        self._sizes = _sizes(manifest)
+        self._sizes = {name: record.size_bytes for name, record in manifest.files.items()}
         self._waiting = set(self._sizes)
         total = sum(self._sizes.values())
         packed = self.archive.stat().st_size
@@ -202,10 +199,6 @@ class _Writer:
     def refusal(self, what: str, given: object) -> BundleError:
         """The error for something that the archive may not hold."""
         return BundleError(what, where=self.archive, given=given, fix=_FIX)
-
-
-def _sizes(manifest: Manifest) -> dict[str, int]:
-    return {name: record.size_bytes for name, record in manifest.files.items()}
 
 
 @contextmanager

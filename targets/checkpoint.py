@@ -248,23 +248,31 @@ def _load_resized(
 
 def _check_names(found: Shapes, reference: nn.Module) -> None:
     """Refuse a module whose tensors are not those of its class; their sizes may differ."""
-    known = _shapes(reference)
-    tied = getattr(reference, "all_tied_weights_keys", None) or {}
-    surplus = [name for name in found if name not in known]
-    missing = [name for name in known if name not in found and name not in tied]
-    if surplus or missing:
-        parts = (("unknown", surplus), ("missing", missing))
+    differences = _differences(found, {**_shapes(reference), **found}, reference)
+    if differences:
         raise CheckpointError(
             f"the module has other tensors than a {type(reference).__name__}, and could not be "
             "loaded again",
             where=type(reference).__name__,
-            given="; ".join(f"{kind}: {_some(names)}" for kind, names in parts if names),
+            given=differences,
             fix="keep the modules and their names and change their sizes only; what replaces "
             "modules is a pass on the ONNX form, after the export",
         )
 
 
 def _compare(found: Shapes, expected: Shapes, module: nn.Module, *, where: object) -> None:
+    differences = _differences(found, expected, module)
+    if differences:
+        raise CheckpointError(
+            "the weights, the config and the shape manifest do not belong together",
+            where=where,
+            given=differences,
+            fix="copy the whole folder again from where it was written",
+        )
+
+
+def _differences(found: Shapes, expected: Shapes, module: nn.Module) -> str:
+    """Which tensors are missing, are none of the module's, or have another size; may be empty."""
     tied = getattr(module, "all_tied_weights_keys", None) or {}
     missing = [name for name in expected if name not in found and name not in tied]
     known = _shapes(module)
@@ -274,14 +282,8 @@ def _compare(found: Shapes, expected: Shapes, module: nn.Module, *, where: objec
         for name, shape in expected.items()
         if name in found and found[name] != shape
     ]
-    if missing or surplus or differing:
-        parts = (("missing", missing), ("unknown", surplus), ("differing", differing))
-        raise CheckpointError(
-            "the weights, the config and the shape manifest do not belong together",
-            where=where,
-            given="; ".join(f"{kind}: {_some(names)}" for kind, names in parts if names),
-            fix="copy the whole folder again from where it was written",
-        )
+    parts = (("missing", missing), ("unknown", surplus), ("differing", differing))
+    return "; ".join(f"{kind}: {_some(names)}" for kind, names in parts if names)
 
 
 def _resize(module: nn.Module, expected: Shapes) -> None:

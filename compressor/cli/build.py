@@ -23,7 +23,7 @@ from compressor.cli.options import (
 if TYPE_CHECKING:
     from compressor.planning import Plan
     from compressor.recipe import Recipe
-    from targets.base import Target
+    from targets.discovery import Component
 
 __all__ = ["add_commands"]
 
@@ -88,11 +88,10 @@ def plan(
     for variant, steps in planned.chains.items():
         typer.echo(f"\n{variant}:")
         for number, step in enumerate(steps, 1):
-            given = step.step.model_dump(mode="json", exclude_unset=True)
-            settings = ", ".join(f"{name}={value}" for name, value in given.items())
-            typer.echo(f"  {number}. {step.step.name}" + (f" ({settings})" if settings else ""))
+            typer.echo(f"  {number}. {step.step.name}{_given(step.step)}")
             typer.echo(f"     {step.outcome.describe()}")
-    typer.echo(f"\ntargets: {', '.join(map(_describe_target, loaded.targets))}")
+    targets = [each.label + _given(each, exclude={"device"}) for each in loaded.targets]
+    typer.echo(f"\ntargets: {', '.join(targets)}")
     limits = loaded.budget.model_dump(exclude_none=True)
     typer.echo(f"budget: {', '.join(f'{name} {value}' for name, value in limits.items())}")
     shapes = ", ".join(map(str, loaded.benchmark.shapes))
@@ -104,10 +103,11 @@ def plan(
     _echo_warnings(planned)
 
 
-def _describe_target(target: Target) -> str:
-    given = target.model_dump(mode="json", exclude_unset=True, exclude={"device"})
-    settings = ", ".join(f"{name}={value}" for name, value in given.items())
-    return f"{target.label} ({settings})" if settings else target.label
+def _given(component: Component, exclude: set[str] | None = None) -> str:
+    """The settings that a recipe gives, in brackets; empty where it gives none."""
+    values = component.model_dump(mode="json", exclude_unset=True, exclude=exclude)
+    settings = ", ".join(f"{name}={value}" for name, value in values.items())
+    return f" ({settings})" if settings else ""
 
 
 def finetune(

@@ -18,7 +18,7 @@ import pytest
 import targets
 from compressor import pipeline
 from compressor.data import DataSpec, data_fingerprint, read_splits
-from compressor.errors import PassError
+from compressor.errors import CheckpointError, PassError
 from compressor.manager import PassManager, import_checkpoint
 from compressor.passes import Pass, PassResult
 from compressor.passes.trim_vocabulary import TrimVocabulary
@@ -436,6 +436,20 @@ def test_a_pass_whose_model_cannot_be_saved_is_named(home, tmp_path):
         run_passes(home, tmp_path, Rebuild())
     assert caught.value.where == "rebuild"
     assert "unknown: classifier.0.weight" in str(caught.value.given)
+
+
+class Refuse(Rebuild):
+    """Raises what the loading of a checkpoint raises."""
+
+    name: ClassVar[str] = "refuse"
+
+    def run(self, model: Any, context: Any) -> PassResult:
+        raise CheckpointError("the teacher is damaged", fix="copy it again")
+
+
+def test_a_checkpoint_that_a_pass_reads_keeps_its_own_error(home, tmp_path):
+    with pytest.raises(CheckpointError, match="the teacher is damaged"):
+        run_passes(home, tmp_path, Refuse())
 
 
 def test_passes_never_see_the_test_data(home, tmp_path):

@@ -437,4 +437,5 @@ def test_a_manifest_with_any_values_is_a_clean_error_or_a_bundle(
         folder = make_bundle(Path(place) / "bundle")
         (folder / "manifest.json").write_text(json.dumps(document))
         with suppress(BundleError):
-            Bundle.open(folder)
+            bundle = Bundle.open(folder)
+            assert bundle.model_path.resolve().is_relative_to(folder.resolve())
