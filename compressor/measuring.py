@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["SPLITS", "Predictions", "evaluate", "evaluation_packs", "measure_latency", "pack_file"]
 
 SPLITS = ("validation", "test")
-PACK_VERSION = 1
+PACK_VERSION = 2
 EVALUATE_VERSION = 2
 BENCHMARK_VERSION = 1
 EVALUATION_THREADS = 2

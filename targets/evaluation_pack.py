@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +19,8 @@ from targets.signature import Arrays, Signature
 
 __all__ = ["Batch", "EvaluationPack"]
 
-SCHEMA_VERSION = "1"
+SCHEMA_VERSION = 2
+HEADER = "evaluation_pack"
 INPUT = "input."
 
 
@@ -114,7 +116,9 @@ class EvaluationPack:
         """Write the pack as one safetensors file; a reader sees the whole file or none."""
         arrays = {INPUT + name: np.ascontiguousarray(flat) for name, flat in self.inputs.items()}
         arrays |= {"lengths": self.lengths, "labels": np.ascontiguousarray(self.labels)}
-        metadata = {"schema_version": SCHEMA_VERSION, "pad_token_id": str(self.pad_token_id)}
+        header = {"schema_version": SCHEMA_VERSION, "pad_token_id": self.pad_token_id}
+        # One key: safetensors writes several in an order that changes, and with it the file's hash.
+        metadata = {HEADER: json.dumps(header)}
         temporary = path.with_name(path.name + ".tmp")
         temporary.write_bytes(save(arrays, metadata))
         os.replace(temporary, path)
@@ -128,10 +132,10 @@ class EvaluationPack:
         """
         try:
             with safe_open(path, framework="numpy") as stream:
-                metadata = stream.metadata() or {}
+                header = json.loads((stream.metadata() or {})[HEADER])
                 arrays = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118
-            if metadata["schema_version"] != SCHEMA_VERSION:
-                raise ValueError(f"schema version {metadata['schema_version']}")
+            if header["schema_version"] != SCHEMA_VERSION:
+                raise ValueError(f"schema version {header['schema_version']}")
             return cls(
                 inputs={
                     name.removeprefix(INPUT): array
@@ -140,9 +144,9 @@ class EvaluationPack:
                 },
                 lengths=arrays["lengths"],
                 labels=arrays["labels"],
-                pad_token_id=int(metadata["pad_token_id"]),
+                pad_token_id=int(header["pad_token_id"]),
             )
-        except (OSError, SafetensorError, KeyError, ValueError) as error:
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
             raise InputError(
                 "this is not an evaluation pack",
                 where=path,

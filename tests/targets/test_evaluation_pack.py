@@ -102,6 +102,14 @@ def test_pack_survives_its_file(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["pack.safetensors"]
 
 
+def test_the_same_pack_is_the_same_file(tmp_path: Path) -> None:
+    written = set()
+    for _ in range(16):
+        pack_of([[5, 6], [8]], pad=7).save(tmp_path / "pack.safetensors")
+        written.add((tmp_path / "pack.safetensors").read_bytes())
+    assert len(written) == 1
+
+
 def test_file_that_is_no_pack(tmp_path: Path) -> None:
     path = tmp_path / "pack.safetensors"
     path.write_bytes(b"nonsense")
