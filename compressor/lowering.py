@@ -35,6 +35,7 @@ class Candidate:
         reason: In words, where it is not ``built``, or where it cannot run here.
         bundle: The bundle's step in the store.
         runs_here: Whether this machine can run it.
+        refusal: The step in the store that keeps a refusal, so that it is found again.
     """
 
     variant: str
@@ -45,6 +46,7 @@ class Candidate:
     reason: str | None = None
     bundle: StoredStep | None = None
     runs_here: bool = False
+    refusal: StoredStep | None = None
 
     @property
     def key(self) -> str:
@@ -109,12 +111,13 @@ def lower(
                 "cpu": cpu_features(),
                 "version": LOWER_VERSION,
             },
-            lambda files, work: _build(target, source, variant, files),
+            lambda files, work: _build_or_refuse(target, source, variant, files, store),
         )
-    except UnsupportedModelError as error:
-        return outcome("refused", error)
     except (TargetError, MissingLibraryError) as error:
         return outcome("failed", error)
+    refusal = bundle.record.facts.get("refusal")
+    if refusal is not None:
+        return outcome("refused", refusal, refusal=bundle)
     cannot_run = target.cannot_run()
     return outcome("built", cannot_run, bundle=bundle, runs_here=cannot_run is None)
 
@@ -132,6 +135,15 @@ def _hand_over(target: Target, source: StoredStep, folder: Path) -> tuple[str, .
     lines = target.hand_over(model, folder)
     output = f"{folder.parent.parent}{os.sep}"
     return tuple(line.replace(output, "") for line in lines)
+
+
+def _build_or_refuse(
+    target: Target, step: StoredStep, variant: str, files: Path, store: RunStore
+) -> Mapping[str, Any]:
+    try:
+        return _build(target, step, variant, files)
+    except UnsupportedModelError as error:
+        return {"refusal": store.without_paths(str(error))}
 
 
 def _build(target: Target, step: StoredStep, variant: str, files: Path) -> Mapping[str, Any]:

@@ -100,8 +100,16 @@ class PassManager:
     _done: dict[str, StoredStep] = field(default_factory=dict, init=False, repr=False)
     """What this run made or found so far: variants share their first steps."""
 
-    def run(self, passes: Sequence[Pass]) -> list[StoredStep]:
+    def run(
+        self, passes: Sequence[Pass], *, variant: str | None = None, num_shared: int = 0
+    ) -> list[StoredStep]:
         """Run the passes one after the other on the original.
+
+        Args:
+            passes: A chain.
+            variant: What the progress calls it.
+            num_shared: So many of the first passes belong to all variants, and are called by their
+                own name alone.
 
         Raises:
             PassError: A pass cannot start, failed, or broke its promise; what was finished before
@@ -109,19 +117,21 @@ class PassManager:
         """
         steps = []
         current = self.original
-        for each in passes:
-            current = self._run_one(each, current)
+        for index, each in enumerate(passes):
+            own = variant is not None and index >= num_shared
+            title = f"{variant}: {each.name}" if own else each.name
+            current = self._run_one(each, current, title)
             steps.append(current)
         return steps
 
-    def _run_one(self, each: Pass, source: StoredStep) -> StoredStep:
+    def _run_one(self, each: Pass, source: StoredStep, title: str) -> StoredStep:
         def make(files: Path, work: Path) -> Mapping[str, Any]:
             return self._make(each, source, files, work)
 
         kind, inputs = f"pass:{each.name}", self._inputs(each, source)
         key = step_key(kind, inputs)
         if key not in self._done:
-            self.progress.start(each.name)
+            self.progress.start(title)
             self._done[key] = self.store.step(kind, inputs, make)
             self.progress.finish(_headline(self._done[key]), cached=self._done[key].cached)
         return self._done[key]

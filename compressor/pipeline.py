@@ -171,7 +171,9 @@ class _Run:
             primary_shape=rows.primary,
             rows=tuple(built),
             steps=steps,
-            verdict=judge(built, self.recipe.budget, rows.primary),
+            verdict=judge(
+                built, self.recipe.budget, rows.primary, pass_names=_pass_names(self.recipe)
+            ),
         )
         write_report(report, self.recipe.output)
         return report
@@ -188,14 +190,15 @@ class _Run:
             progress=self.progress,
         )
 
-        def chain(variant: str, passes: Sequence[Any]) -> _Chain:
-            steps = manager.run(passes)
+        def chain(variant: str, passes: Sequence[Any], num_shared: int = 0) -> _Chain:
+            steps = manager.run(passes, variant=variant, num_shared=num_shared)
             for step in steps:
                 self.record(step)
             return _Chain(variant, (original, *steps))
 
         baselines = [chain(ORIGINAL, passes) for passes in self.plan.baselines.values()]
-        chains = [chain(variant, passes) for variant, passes in self.recipe.chains.items()]
+        shared = len(self.recipe.passes)
+        chains = [chain(name, passes, shared) for name, passes in self.recipe.chains.items()]
         return baselines, chains
 
     def lower_all(
@@ -227,12 +230,10 @@ class _Run:
                 earlier=candidates,
             )
             candidates.append(candidate)
-            if candidate.bundle is not None:
-                self.record(candidate.bundle)
-            self.progress.finish(
-                _outcome(candidate),
-                cached=candidate.bundle is not None and candidate.bundle.cached,
-            )
+            kept = candidate.bundle or candidate.refusal
+            if kept is not None:
+                self.record(kept)
+            self.progress.finish(_outcome(candidate), cached=kept is not None and kept.cached)
         return candidates
 
     def tokenize_all(self, candidates: Sequence[Candidate]) -> dict[str, StoredStep]:
@@ -318,6 +319,10 @@ def _outcome(candidate: Candidate) -> str:
         return f"{candidate.status}: {(candidate.reason or '').splitlines()[0]}"
     size = candidate.bundle.record.facts["size_bytes"] / 1e6
     return f"{size:.1f} MB" + ("" if candidate.runs_here else ", cannot run here")
+
+
+def _pass_names(recipe: Recipe) -> frozenset[str]:
+    return frozenset(each.name for passes in recipe.chains.values() for each in passes)
 
 
 def _model_facts(recipe: Recipe, original: StoredStep) -> ModelFacts:

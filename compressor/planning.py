@@ -19,7 +19,7 @@ from compressor.passes.quantize import Quantize
 from compressor.recipe.schema import Recipe
 from compressor.storage import why_not_writable
 from compressor.tasks import get_task
-from targets.base import Precision
+from targets.base import Precision, Target
 from targets.errors import ToolkitError
 
 __all__ = ["Plan", "PlannedPass", "make_plan", "validate_recipe"]
@@ -290,6 +290,7 @@ def _warnings(recipe: Recipe) -> Iterator[str]:
         reason = target.cannot_run()
         if reason is not None:
             yield f"{target.label}: a bundle is built, but not measured: {reason}"
+        yield from _refusals(recipe, target)
     files = {name: path.resolve() for name, path in sorted(recipe.data.files.items())}
     for one, other in itertools.combinations(files, 2):
         if files[one] == files[other]:
@@ -299,6 +300,15 @@ def _warnings(recipe: Recipe) -> Iterator[str]:
         yield f"benchmark.threads is {recipe.benchmark.threads}, and this machine has {cpus} CPUs"
     if not _set_limits(recipe):
         yield "the budget is empty: every bundle that can be built passes"
+
+
+def _refusals(recipe: Recipe, target: Target) -> Iterator[str]:
+    """The variants that a target will not take."""
+    for variant, passes in recipe.chains.items():
+        precisions = [each.precision for each in passes if each.precision is not None]
+        reason = target.refuses.get(precisions[-1]) if precisions else None
+        if reason is not None and target.form == "onnx":
+            yield f"{target.label} refuses the variant {variant} ({precisions[-1]}): {reason}"
 
 
 def _set_limits(recipe: Recipe) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from compressor.recipe.schema import Budget
 from compressor.report.schema import Comparison, Row, Verdict
@@ -79,13 +79,16 @@ def choose(rows: Sequence[Row], budget: Budget, primary_shape: str) -> dict[str,
     return {label: index for label, (_, _, index) in chosen.items()}
 
 
-def judge(rows: Sequence[Row], budget: Budget, primary_shape: str) -> Verdict:
+def judge(
+    rows: Sequence[Row], budget: Budget, primary_shape: str, *, pass_names: Collection[str] = ()
+) -> Verdict:
     """Give the verdict of a run.
 
     Args:
         rows: All rows, those to ship marked as chosen and ``unmet`` filled in from the test data.
         budget: The limits.
         primary_shape: The shape whose latency counts.
+        pass_names: The passes of the recipe; what to try next depends on them.
     """
     lines: list[str] = []
     met: dict[str, bool] = {}
@@ -105,7 +108,7 @@ def judge(rows: Sequence[Row], budget: Budget, primary_shape: str) -> Verdict:
     passed = any(met.values()) if budget.require == "any" else bool(met) and all(met.values())
     if shipped:
         code = MET if passed else BUDGET_UNMET
-        lines.extend([] if passed else _advice(rows, budget, primary_shape))
+        lines.extend([] if passed else _advice(rows, budget, primary_shape, pass_names))
     else:
         code = NOTHING_MEASURED
         kept = any(row.bundle for row in rows if row.kind == "candidate")
@@ -159,22 +162,57 @@ def _line(label: str, row: Row, primary_shape: str) -> str:
     return f"{label}: {row.variant} {outcome} ({', '.join(parts)})"
 
 
-def _advice(rows: Sequence[Row], budget: Budget, primary_shape: str) -> list[str]:
+def _advice(
+    rows: Sequence[Row], budget: Budget, primary_shape: str, pass_names: Collection[str]
+) -> list[str]:
+    """What to try after a miss, as one line; nothing where nothing was missed."""
+    chosen = [row for row in rows if row.chosen]
     missed = {
         name
-        for row in rows
-        if row.chosen
+        for row in chosen
         for name in shortfalls(row, budget, row.test_comparison, primary_shape)
     }
     if not missed:
         return []
-    if missed == {"max_accuracy_drop"}:
-        advice = (
-            "a lower pruning ratio, more distillation epochs, or static int8 with percentile "
-            "calibration"
-        )
-    elif "max_accuracy_drop" not in missed:
-        advice = "a higher pruning ratio, fewer layers, or another target"
+    too_slow = bool(missed & {"min_speedup", "max_latency_ms"})
+    too_large = bool(missed & {"max_size_mb", "min_size_ratio"})
+    has_int8 = any(row.precision.startswith("int8") for row in chosen)
+    parts: list[str] = []
+    if "max_accuracy_drop" in missed:
+        parts += _for_accuracy(pass_names, has_int8=has_int8)
+        if too_slow or too_large:
+            return [f"to try next: first {_either(parts)}, then a smaller shape for the rest"]
     else:
-        advice = "more distillation epochs for the accuracy, before a smaller shape for the rest"
-    return [f"to try next: {advice}"]
+        parts += _for_size(pass_names, too_slow=too_slow, too_large=too_large)
+    return [f"to try next: {_either(parts)}"]
+
+
+def _for_accuracy(pass_names: Collection[str], *, has_int8: bool) -> Iterator[str]:
+    if "distill" in pass_names:
+        yield "more epochs for distill"
+    elif {"prune", "drop_layers"} & set(pass_names):
+        yield "a distill pass after the cuts"
+    if "prune" in pass_names:
+        yield "a lower ratio for prune, or more steps with recovery"
+    if has_int8:
+        yield "another calibration for quantize, or smooth_quant"
+
+
+def _for_size(pass_names: Collection[str], *, too_slow: bool, too_large: bool) -> Iterator[str]:
+    yield "a higher ratio for prune" if "prune" in pass_names else "a prune pass"
+    if "distill" in pass_names or "drop_layers" in pass_names:
+        yield "fewer layers"
+    else:
+        yield "a distill pass with fewer layers"
+    if "quantize" not in pass_names:
+        yield "a variant with quantize"
+    if too_large and "trim_vocabulary" not in pass_names:
+        yield "trim_vocabulary"
+    if too_slow:
+        yield "another target"
+
+
+def _either(parts: Sequence[str]) -> str:
+    if len(parts) < 2:
+        return "".join(parts) or "a looser budget"
+    return f"{', '.join(parts[:-1])}, or {parts[-1]}"

@@ -113,6 +113,10 @@ class Target(Component, ABC):
     width_multiple: ClassVar[int] = 8
     """Matrix widths that are multiples of this run best: pruning rounds to it."""
 
+    refuses: ClassVar[Mapping[Precision, str]] = {}
+    """Precisions that it never runs, and why: a recipe that asks for one is told before the run.
+    ``requires`` refuses such a model by the names of its nodes."""
+
     @property
     def label(self) -> str:
         """Name for tables: the target, and the device where it is not the default."""

@@ -20,7 +20,7 @@ from targets.feeds import IDS
 from targets.registry import open_session
 
 if TYPE_CHECKING:
-    from tokenizers import Tokenizer
+    from tokenizers import Encoding, Tokenizer
 
 __all__ = [
     "Prediction",
@@ -45,6 +45,8 @@ class Prediction(BaseModel):
     """Its probability."""
     scores: dict[str, float]
     """The probability of every label; they add up to 1."""
+    truncated: bool = False
+    """Whether the text was longer than the model reads, and its end was left out."""
 
 
 class Predictor:
@@ -89,17 +91,19 @@ class Predictor:
         Raises:
             InputError: Something passed is not a string.
         """
-        if not texts:
-            _check_texts(texts)
+        encodings = _encode(self._tokenizer, texts)
+        if not encodings:
             return []
         labels = self.bundle.manifest.labels
+        probabilities = softmax(self._run(_packed(encodings, None, self.bundle)))
         return [
             Prediction(
                 label=labels[int(row.argmax())],
                 score=float(row.max()),
                 scores=dict(zip(labels, map(float, row), strict=True)),
+                truncated=bool(encoding.overflowing),
             )
-            for row in softmax(self.logits(texts))
+            for encoding, row in zip(encodings, probabilities, strict=True)
         ]
 
     async def predict_async(self, texts: Sequence[str]) -> list[Prediction]:
@@ -115,7 +119,9 @@ class Predictor:
 
     def logits(self, texts: Sequence[str]) -> NDArray[np.floating]:
         """The raw output for each text.  # (texts, labels)"""
-        samples = self.tokenize(texts)
+        return self._run(self.tokenize(texts))
+
+    def _run(self, samples: EvaluationPack) -> NDArray[np.floating]:
         signature = self._session.signature
         answers = []
         for batch in samples.batches(self.batch_size, signature):
@@ -129,7 +135,7 @@ class Predictor:
         Raises:
             InputError: Something passed is not a string.
         """
-        return _tokenized(self._tokenizer, texts, None, self.bundle)
+        return _packed(_encode(self._tokenizer, texts), None, self.bundle)
 
 
 def tokenize(bundle: Bundle, texts: Sequence[str], labels: NDArray[np.int64]) -> EvaluationPack:
@@ -143,20 +149,23 @@ def tokenize(bundle: Bundle, texts: Sequence[str], labels: NDArray[np.int64]) ->
     Raises:
         InputError: Something passed is not a string.
     """
-    return _tokenized(read_tokenizer(bundle), texts, labels, bundle)
+    return _packed(_encode(read_tokenizer(bundle), texts), labels, bundle)
 
 
-def _tokenized(
-    tokenizer: Tokenizer, texts: Sequence[str], labels: NDArray[np.int64] | None, bundle: Bundle
-) -> EvaluationPack:
+def _encode(tokenizer: Tokenizer, texts: Sequence[str]) -> list[Encoding]:
     _check_texts(texts)
-    encodings = tokenizer.encode_batch(list(texts))
+    return tokenizer.encode_batch(list(texts)) if texts else []
+
+
+def _packed(
+    encodings: Sequence[Encoding], labels: NDArray[np.int64] | None, bundle: Bundle
+) -> EvaluationPack:
     return EvaluationPack.from_rows(
         {
             IDS: [encoding.ids for encoding in encodings],
             "token_type_ids": [encoding.type_ids for encoding in encodings],
         },
-        np.zeros(len(texts), dtype=np.int64) if labels is None else labels,
+        np.zeros(len(encodings), dtype=np.int64) if labels is None else labels,
         pad_token_id=bundle.manifest.preprocessing.pad_token_id,
     )
 

@@ -23,6 +23,13 @@ class Accuracy(BaseModel):
     high: float
     num_rows: int
 
+    def __str__(self) -> str:
+        """Such as ``93.8% (92.1 to 95.1, 1000 rows)``."""
+        return (
+            f"{100 * self.value:.1f}% ({100 * self.low:.1f} to {100 * self.high:.1f}, "
+            f"{self.num_rows} rows)"
+        )
+
 
 def accuracy(correct: NDArray[np.bool_]) -> Accuracy:
     """Share of right answers with its 95% interval.

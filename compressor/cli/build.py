@@ -68,10 +68,11 @@ def validate(
     recipe: RecipeArgument,
     model: ModelOption = None,
     data: DataOption = None,
+    output: OutputOption = None,
     set_: SetOption = None,
 ) -> None:
     """Check a recipe, its files, columns, passes, targets and libraries; trains nothing."""
-    loaded, planned = _read_and_check(recipe, model, data, set_)
+    loaded, planned = _read_and_check(recipe, model, data, output, set_)
     _echo_warnings(planned)
     typer.echo(f"{loaded.name}: valid")
 
@@ -80,10 +81,11 @@ def plan(
     recipe: RecipeArgument,
     model: ModelOption = None,
     data: DataOption = None,
+    output: OutputOption = None,
     set_: SetOption = None,
 ) -> None:
     """Print what a run would do: every pass, the shapes it leaves, and the targets."""
-    loaded, planned = _read_and_check(recipe, model, data, set_)
+    loaded, planned = _read_and_check(recipe, model, data, output, set_)
     typer.echo(f"original: {planned.original.describe()}")
     for variant, steps in planned.chains.items():
         typer.echo(f"\n{variant}:")
@@ -140,19 +142,20 @@ def finetune(
             progress=progress,
         )
     for split, accuracy in accuracies.items():
-        typer.echo(
-            f"{split} accuracy: {100 * accuracy.value:.1f}% "
-            f"({100 * accuracy.low:.1f} to {100 * accuracy.high:.1f}, {accuracy.num_rows} rows)"
-        )
+        typer.echo(f"{split} accuracy: {accuracy}")
     typer.echo(f"checkpoint: {output}")
 
 
 def _read_and_check(
-    recipe: str, model: Path | None, data: Path | None, overrides: list[str] | None
+    recipe: str,
+    model: Path | None,
+    data: Path | None,
+    output: Path | None,
+    overrides: list[str] | None,
 ) -> tuple[Recipe, Plan]:
     from compressor.planning import validate_recipe
 
-    loaded = read_recipe(recipe, model=model, data=data, output=None, overrides=overrides)
+    loaded = read_recipe(recipe, model=model, data=data, output=output, overrides=overrides)
     return loaded, validate_recipe(loaded)
 
 

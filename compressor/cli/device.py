@@ -33,10 +33,20 @@ def predict(
     """Classify texts, given with --text or one a line on standard input. Prints JSON lines."""
     from targets.predictor import load, predict_lines, read_jsonl
 
+    count = truncated = 0
     with load(bundle, threads=threads) as predictor:
         lines = read_jsonl(sys.stdin, field) if jsonl else sys.stdin
         for prediction in predict_lines(predictor, iter(text) if text else lines):
             typer.echo(prediction.model_dump_json())
+            count += 1
+            truncated += prediction.truncated
+        limit = predictor.bundle.manifest.preprocessing.max_length
+    if truncated:
+        typer.echo(
+            f"warning: {truncated} of {count} texts were longer than the {limit} tokens that "
+            "the model reads; their ends were left out",
+            err=True,
+        )
 
 
 def bench(

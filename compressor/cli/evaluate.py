@@ -36,15 +36,8 @@ def evaluate_bundle(path: Path, *, threads: int) -> Accuracy:
         worker.open(bundle.folder)
         outputs = worker.predict(pack)[manifest.signature.outputs[0].name]
     found = accuracy(outputs.argmax(axis=-1) == labels)
-    typer.echo(f"accuracy here:     {_describe(found)}")
+    typer.echo(f"accuracy here:     {found}")
     recorded = None if manifest.measured is None else manifest.measured.accuracy
     if recorded is not None:
-        typer.echo(f"when it was built: {_describe(recorded)}")
+        typer.echo(f"when it was built: {recorded}")
     return found
-
-
-def _describe(found: Accuracy) -> str:
-    return (
-        f"{100 * found.value:.1f}% ({100 * found.low:.1f} to {100 * found.high:.1f}), "
-        f"{found.num_rows} rows"
-    )

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from targets.base import Form
+from targets.base import Form, Precision
 from targets.discovery import Component
 
 if TYPE_CHECKING:
@@ -86,6 +86,11 @@ class Pass(Component, ABC):
 
     uses_original: ClassVar[bool] = False
     """Whether the result depends on the untouched model."""
+
+    @property
+    def precision(self) -> Precision | None:
+        """The number format of matrix products that it leaves; None where it changes none."""
+        return None
 
     def plan(self, architecture: Architecture, *, width_multiple: int = 8) -> Architecture:
         """What the model will look like afterwards; loads no weights.

@@ -90,6 +90,11 @@ class Quantize(Pass):
             raise ValueError(f"percentile has no effect with calibration {self.calibration}")
         return self
 
+    @property
+    def precision(self) -> Precision:
+        """See the base class."""
+        return _PRECISIONS[self.method]
+
     def requires(self, model: Model, context: PassContext) -> None:
         """Check that the model is still float and that excluded nodes exist."""
         from compressor.model import OnnxModel
@@ -121,7 +126,7 @@ class Quantize(Pass):
 
         destination = context.folder / "quantized"
         destination.mkdir(exist_ok=True)
-        result: OnnxModel = replace(model, precision=_PRECISIONS[self.method])
+        result: OnnxModel = replace(model, precision=self.precision)
         result.save(destination)
         result = replace(result, folder=destination)
         summary = self._quantize(model, result.path, context)

@@ -170,11 +170,12 @@ def _provenance(report: Report) -> list[str]:
         ("parameters", count_text(model.num_parameters)),
         ("size", bytes_text(model.size_bytes)),
         ("sha256", model.sha256),
+        *((f"data {name}", _value(value)) for name, value in report.data.items()),
         ("created", report.created),
         ("took", duration_text(report.duration_s)),
         ("seed", str(report.seed)),
     ]
-    recipe = report.model_dump(mode="json", include={"recipe", "budget", "data"})
+    recipe = report.model_dump(mode="json", include={"recipe"})["recipe"]
     notes = [f"{_name(t)}: {note}" for t in row_texts(report) for note in t.row.notes]
     return [
         "## How it was measured",
@@ -185,6 +186,10 @@ def _provenance(report: Report) -> list[str]:
         "## Recipe",
         _fenced(yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True), "yaml"),
     ]
+
+
+def _value(value: object) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
 def _name(text: RowText) -> str:

@@ -6,7 +6,7 @@ import importlib.util
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -60,6 +60,8 @@ class OnnxRuntime(Target):
                     "pip uninstall onnxruntime, then pip install onnxruntime-gpu"
                 )
         return None
+
+    refuses: ClassVar[Mapping[Precision, str]] = {"bf16": "it has no bf16 kernels for this model"}
 
     def native_precisions(self) -> tuple[Precision, ...]:
         """``fp32``, and ``fp16`` on a GPU."""

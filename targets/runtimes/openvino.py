@@ -7,7 +7,7 @@ import os
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,6 +37,9 @@ class OpenVINO(Target):
     name = "openvino"
     extra = "openvino"
     libraries = ("openvino",)
+    refuses: ClassVar[Mapping[Precision, str]] = {
+        "int8-dynamic": "it has no integers with scales computed at run time"
+    }
 
     device: Literal["CPU", "GPU", "NPU", "AUTO"] = "CPU"
     """Where to run."""

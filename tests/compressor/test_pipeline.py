@@ -292,9 +292,16 @@ def test_a_torch_target_tells_variants_that_are_one_model_there(rows):
 
 
 def test_a_step_that_variants_share_is_told_once(finished):
-    lines = [line.split()[0] for line in finished.outcome.out.splitlines() if line.strip()]
+    lines = [line.split("  ")[0] for line in finished.outcome.out.replace("\n  ", "\n").split("\n")]
     assert lines.count("distill") == 1
-    assert lines.count("quantize") == 3  # fp16 of the baselines, and two variants
+    own = [line for line in lines if "quantize" in line or "export" in line]
+    assert own == [
+        "original: export",
+        "original: quantize",  # fp16, a baseline
+        "export",
+        "int8: quantize",
+        "int8-dynamic: quantize",
+    ]
 
 
 def test_the_report_tells_which_steps_this_run_made(finished):
@@ -340,6 +347,9 @@ def test_a_second_run_finds_every_step_imports_no_torch_and_gives_the_same_bundl
     steps = [line for line in progress if line.startswith("  evaluate") or "latency" in line[:24]]
     assert len(steps) >= 8
     assert all(" cached " in line for line in steps if line.startswith("  "))
+    [refused] = [line for line in progress if "lower int8-dynamic to openvino" in line]
+    assert " cached " in refused
+    assert "refused: " in refused
     assert bundle_hashes(tmp_path) == bundle_hashes(finished.output)
     assert [row.latency for row in first.rows] == [row.latency for row in second.rows]
 

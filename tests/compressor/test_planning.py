@@ -382,6 +382,15 @@ def test_a_budget_with_any_limit_is_not_empty(place: Workplace, budget: dict[str
     assert make_plan(place.recipe(budget=budget)).warnings == ()
 
 
+def test_a_variant_that_a_target_never_runs_is_warned_of(place: Workplace) -> None:
+    quantized = {name: [{"pass": "quantize", "method": name}] for name in ("static", "dynamic")}
+    recipe = place.recipe(targets=["onnxruntime", "openvino"], variants={"fp32": [], **quantized})
+    assert [line for line in make_plan(recipe).warnings if "refuses" in line] == [
+        "openvino refuses the variant dynamic (int8-dynamic): "
+        "it has no integers with scales computed at run time"
+    ]
+
+
 # The data
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -75,7 +76,9 @@ def absent(target: str, status: str, reason: str | None, *, bundle: str | None =
     return row(target=target, ms=None, status=status, reason=reason, bundle=bundle)
 
 
-def verdict(rows: list[Row], budget: Budget) -> Verdict:
+def verdict(
+    rows: list[Row], budget: Budget, pass_names: Sequence[str] = ("prune", "distill")
+) -> Verdict:
     """Choose and judge as a run does."""
     chosen = set(choose(rows, budget, SHAPE).values())
     judged = []
@@ -85,7 +88,7 @@ def verdict(rows: list[Row], budget: Budget) -> Verdict:
             missed = shortfalls(each, budget, each.test_comparison, SHAPE)
         unmet = tuple(text for _, text in missed.values())
         judged.append(each.model_copy(update={"unmet": unmet, "chosen": index in chosen}))
-    return judge(judged, budget, SHAPE)
+    return judge(judged, budget, SHAPE, pass_names=pass_names)
 
 
 # What a row misses
@@ -357,16 +360,32 @@ def test_figures_that_are_not_known_are_left_out() -> None:
 
 
 @pytest.mark.parametrize(
-    ("budget", "advice"),
+    ("budget", "passes", "advice"),
     [
-        ({"max_accuracy_drop": 0.1}, "a lower pruning ratio"),
-        ({"min_speedup": 9}, "a higher pruning ratio"),
-        ({"max_size_mb": 1, "max_latency_ms": 0.1}, "a higher pruning ratio"),
-        ({"max_accuracy_drop": 0.1, "min_speedup": 9}, "more distillation epochs for the accuracy"),
+        (
+            {"max_accuracy_drop": 0.1},
+            "prune distill quantize",
+            "more epochs for distill, a lower ratio for prune, or more steps with recovery, or "
+            "another calibration for quantize, or smooth_quant",
+        ),
+        ({"max_accuracy_drop": 0.1}, "drop_layers", "a distill pass after the cuts, or another"),
+        ({"min_speedup": 9}, "prune distill quantize", "a higher ratio for prune, fewer layers"),
+        ({"min_speedup": 9}, "quantize", "a prune pass, a distill pass with fewer layers, or anot"),
+        ({"min_speedup": 9}, "distill", "a prune pass, fewer layers, a variant with quantize, or"),
+        ({"max_size_mb": 1}, "prune quantize", "a higher ratio for prune, a distill pass with few"),
+        ({"max_size_mb": 1}, "trim_vocabulary distill quantize", "a prune pass, or fewer layers"),
+        (
+            {"max_accuracy_drop": 0.1, "min_speedup": 9},
+            "distill",
+            "first more epochs for distill, or another calibration for quantize, or smooth_quant, "
+            "then a smaller shape for the rest",
+        ),
     ],
 )
-def test_a_missed_budget_says_what_to_try_next(budget: dict[str, float], advice: str) -> None:
-    found = verdict([row()], Budget.model_validate(budget))
+def test_a_missed_budget_says_what_to_try_next(
+    budget: dict[str, float], passes: str, advice: str
+) -> None:
+    found = verdict([row()], Budget.model_validate(budget), passes.split())
     assert found.lines[-1].startswith(f"to try next: {advice}")
     assert found.lines[0].startswith("onnxruntime: small misses it: ")
 

@@ -199,6 +199,20 @@ def check_outputs_match_the_reference(target: Target, models: Models, folder: Pa
         session.close()
 
 
+def check_what_it_says_it_never_runs_it_refuses(
+    target: Target, models: Models, folder: Path
+) -> None:
+    if not target.refuses:
+        pytest.skip("it says of no precision that it never runs it")
+    skip_where_it_cannot(target.cannot_lower())
+    assert not set(target.refuses) & set(target.native_precisions())
+    for precision, reason in target.refuses.items():
+        assert reason.strip()
+        refusal = refused(target, models.source(target, precision))
+        assert refusal is not None, precision
+        assert refusal.given
+
+
 def check_wrong_inputs_are_refused_by_name(target: Target, models: Models, folder: Path) -> None:
     skip_where_it_cannot(target.cannot_lower() or target.cannot_run())
     bundle = make_bundle(target, models.source(target), models.checkpoint, folder / "bundle")
@@ -331,6 +345,7 @@ CHECKS: tuple[Check, ...] = (
     check_it_is_described,
     check_a_reason_is_given_where_it_cannot,
     check_outputs_match_the_reference,
+    check_what_it_says_it_never_runs_it_refuses,
     check_wrong_inputs_are_refused_by_name,
     check_the_same_model_gives_the_same_bytes,
     check_fp64_is_refused_by_node_or_run,

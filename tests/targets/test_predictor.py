@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import subprocess
 import sys
@@ -123,6 +124,27 @@ def test_predictions_match_transformers_and_onnxruntime(bundle: Bundle, batch_si
         assert prediction.score == max(prediction.scores.values())
         assert list(prediction.scores.values()) == pytest.approx(row, abs=1e-5)
         assert sum(prediction.scores.values()) == pytest.approx(1)
+
+
+def test_a_text_that_was_cut_says_so(bundle: Bundle) -> None:
+    words = ["w1"] * (MAX_LENGTH - 2)  # and [CLS] and [SEP]
+    with Predictor(bundle) as predictor:
+        found = predictor.predict(["w1", " ".join(words), " ".join([*words, "w1"])])
+    assert [each.truncated for each in found] == [False, False, True]
+
+
+def test_the_command_counts_the_texts_that_were_cut(
+    bundle: Bundle, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from compressor.cli import main
+
+    monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(["w1", "w2 " * 40, "w3"])))
+    with pytest.raises(SystemExit) as left:
+        main(["predict", str(bundle.folder)])
+    assert not left.value.code
+    out, err = capsys.readouterr()
+    assert [json.loads(line)["truncated"] for line in out.splitlines()] == [False, True, False]
+    assert "1 of 3 texts were longer than the 12 tokens" in " ".join(err.split())
 
 
 def test_tokens_are_exactly_those_of_transformers(bundle: Bundle) -> None:

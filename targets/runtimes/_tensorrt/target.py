@@ -6,6 +6,7 @@ import importlib.util
 import pprint
 import tempfile
 from abc import abstractmethod
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -34,6 +35,10 @@ class TensorRTTarget(Target):
 
     module: ClassVar[str]
     """The Python module of the runtime."""
+
+    refuses: ClassVar[Mapping[Precision, str]] = {
+        "int8-dynamic": "it has no integers with scales computed at run time"
+    }
 
     cuda_graph: bool = True
     """Replay kernels as a CUDA graph instead of launching each of them."""
@@ -80,8 +85,8 @@ class TensorRTTarget(Target):
         """
         tensors = (*source.signature.inputs, *source.signature.outputs)
         found = [f"{t.name} is {t.dtype}" for t in tensors if t.dtype not in INTERFACE_TYPES]
-        if source.precision == "int8-dynamic":
-            found.append("int8-dynamic computes its scales at run time")
+        if source.precision in self.refuses:
+            found.append(f"{source.precision}: {self.refuses[source.precision]}")
         found += model.offenders(model.load_structure(source.path), source.path.parent)
         if found:
             found = list(dict.fromkeys(found))
