@@ -20,6 +20,7 @@ from compressor.measuring import (
     evaluation_packs,
     measure_latency,
 )
+from compressor.passes import advice_for
 from compressor.planning import Plan, validate_recipe
 from compressor.progress import Progress, Silent
 from compressor.publishing import Publisher
@@ -172,7 +173,10 @@ class _Run:
             rows=tuple(built),
             steps=steps,
             verdict=judge(
-                built, self.recipe.budget, rows.primary, pass_names=_pass_names(self.recipe)
+                built,
+                self.recipe.budget,
+                rows.primary,
+                advice=advice_for(_pass_names(self.recipe)),
             ),
         )
         write_report(report, self.recipe.output)

@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
+from compressor.passes import Goal
 from compressor.recipe.schema import Budget
 from compressor.report.schema import Comparison, Row, Verdict
 
 __all__ = ["choose", "judge", "shortfalls", "target_label"]
 
+Advice = Mapping[Goal, Sequence[str]]
+
 MET, BUDGET_UNMET, NOTHING_MEASURED = 0, 5, 6
 
 _LEAST_DROP = 1.0
 """Points of accuracy that a miss is measured by where the limit itself is near 0."""
+
+_GOALS: Mapping[str, Goal] = {
+    "max_accuracy_drop": "accuracy",
+    "min_speedup": "speed",
+    "max_latency_ms": "speed",
+    "max_size_mb": "size",
+    "min_size_ratio": "size",
+}
+"""Limit of the budget -> what it is about."""
 
 _CANNOT_RUN_HERE = ("built", "unavailable")
 
@@ -80,7 +92,7 @@ def choose(rows: Sequence[Row], budget: Budget, primary_shape: str) -> dict[str,
 
 
 def judge(
-    rows: Sequence[Row], budget: Budget, primary_shape: str, *, pass_names: Collection[str] = ()
+    rows: Sequence[Row], budget: Budget, primary_shape: str, *, advice: Advice | None = None
 ) -> Verdict:
     """Give the verdict of a run.
 
@@ -88,7 +100,7 @@ def judge(
         rows: All rows, those to ship marked as chosen and ``unmet`` filled in from the test data.
         budget: The limits.
         primary_shape: The shape whose latency counts.
-        pass_names: The passes of the recipe; what to try next depends on them.
+        advice: Goal -> what to try next where it was missed.
     """
     lines: list[str] = []
     met: dict[str, bool] = {}
@@ -108,7 +120,7 @@ def judge(
     passed = any(met.values()) if budget.require == "any" else bool(met) and all(met.values())
     if shipped:
         code = MET if passed else BUDGET_UNMET
-        lines.extend([] if passed else _advice(rows, budget, primary_shape, pass_names))
+        lines.extend([] if passed else _advice(rows, budget, primary_shape, advice or {}))
     else:
         code = NOTHING_MEASURED
         kept = any(row.bundle for row in rows if row.kind == "candidate")
@@ -162,54 +174,28 @@ def _line(label: str, row: Row, primary_shape: str) -> str:
     return f"{label}: {row.variant} {outcome} ({', '.join(parts)})"
 
 
-def _advice(
-    rows: Sequence[Row], budget: Budget, primary_shape: str, pass_names: Collection[str]
-) -> list[str]:
+def _advice(rows: Sequence[Row], budget: Budget, primary_shape: str, advice: Advice) -> list[str]:
     """What to try after a miss, as one line; nothing where nothing was missed."""
-    chosen = [row for row in rows if row.chosen]
     missed = {
-        name
-        for row in chosen
+        _GOALS[name]
+        for row in rows
+        if row.chosen
         for name in shortfalls(row, budget, row.test_comparison, primary_shape)
     }
     if not missed:
         return []
-    too_slow = bool(missed & {"min_speedup", "max_latency_ms"})
-    too_large = bool(missed & {"max_size_mb", "min_size_ratio"})
-    has_int8 = any(row.precision.startswith("int8") for row in chosen)
-    parts: list[str] = []
-    if "max_accuracy_drop" in missed:
-        parts += _for_accuracy(pass_names, has_int8=has_int8)
-        if too_slow or too_large:
-            return [f"to try next: first {_either(parts)}, then a smaller shape for the rest"]
+    if "accuracy" in missed:
+        text = _either(advice.get("accuracy", ()))
+        if len(missed) > 1:
+            text = f"first {text}, then a smaller shape for the rest"
     else:
-        parts += _for_size(pass_names, too_slow=too_slow, too_large=too_large)
-    return [f"to try next: {_either(parts)}"]
-
-
-def _for_accuracy(pass_names: Collection[str], *, has_int8: bool) -> Iterator[str]:
-    if "distill" in pass_names:
-        yield "more epochs for distill"
-    elif {"prune", "drop_layers"} & set(pass_names):
-        yield "a distill pass after the cuts"
-    if "prune" in pass_names:
-        yield "a lower ratio for prune, or more steps with recovery"
-    if has_int8:
-        yield "another calibration for quantize, or smooth_quant"
-
-
-def _for_size(pass_names: Collection[str], *, too_slow: bool, too_large: bool) -> Iterator[str]:
-    yield "a higher ratio for prune" if "prune" in pass_names else "a prune pass"
-    if "distill" in pass_names or "drop_layers" in pass_names:
-        yield "fewer layers"
-    else:
-        yield "a distill pass with fewer layers"
-    if "quantize" not in pass_names:
-        yield "a variant with quantize"
-    if too_large and "trim_vocabulary" not in pass_names:
-        yield "trim_vocabulary"
-    if too_slow:
-        yield "another target"
+        parts = [
+            each for goal in ("speed", "size") if goal in missed for each in advice.get(goal, ())
+        ]
+        if "speed" in missed:
+            parts.append("another target")
+        text = _either(list(dict.fromkeys(parts)))
+    return [f"to try next: {text}"]
 
 
 def _either(parts: Sequence[str]) -> str:

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from targets.base import Form, Precision
 from targets.discovery import Component
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from compressor.data import Splits
     from compressor.model import Model, TorchModel
 
-__all__ = ["Pass", "PassContext", "PassResult"]
+__all__ = ["Advice", "Goal", "Pass", "PassContext", "PassResult"]
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,23 @@ class PassResult:
     metrics: Mapping[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     history: tuple[Mapping[str, float], ...] = ()
+
+
+Goal = Literal["accuracy", "speed", "size"]
+"""What a budget can be short of."""
+
+
+@dataclass(frozen=True)
+class Advice:
+    """What to try next, completing the sentence "to try next: ...".
+
+    Attributes:
+        used: Where the recipe has the pass: which setting to change.
+        absent: Where it does not: what to add.
+    """
+
+    used: str | None = None
+    absent: str | None = None
 
 
 class Pass(Component, ABC):
@@ -104,6 +121,9 @@ class Pass(Component, ABC):
                 no head.
         """
         return architecture
+
+    advice: ClassVar[Mapping[Goal, Advice]] = {}
+    """What to try where a budget was missed, for each goal that the pass bears on."""
 
     def requires(self, model: Model, context: PassContext) -> None:
         """Check the model and the data before any work.

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar, Self
 
 from pydantic import Field, model_validator
 
 from compressor.errors import PassError
-from compressor.passes.base import Pass, PassContext, PassResult
+from compressor.passes.base import Advice, Goal, Pass, PassContext, PassResult
 from compressor.training.settings import DistillSettings
 from targets.base import Form
 
@@ -35,6 +36,11 @@ class Distill(Pass, DistillSettings):
     )
     libraries: ClassVar[tuple[str, ...]] = ("torch", "transformers", "accelerate")
     uses_original: ClassVar[bool] = True
+    advice: ClassVar[Mapping[Goal, Advice]] = {
+        "accuracy": Advice(used="more epochs for distill", absent="a distill pass after the cuts"),
+        "speed": Advice(used="fewer layers for distill", absent="a distill pass with fewer layers"),
+        "size": Advice(used="fewer layers for distill", absent="a distill pass with fewer layers"),
+    }
 
     num_layers: int | None = Field(default=None, ge=1)
     """Layers of the student, spread evenly over the incoming model's; null keeps all."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
@@ -9,7 +10,7 @@ from pydantic import Field, model_validator
 
 from compressor.architecture import Architecture
 from compressor.errors import PassError
-from compressor.passes.base import Pass, PassContext, PassResult
+from compressor.passes.base import Advice, Goal, Pass, PassContext, PassResult
 from compressor.pruning.layers import check_layers, first_layers, select_layers, spread_layers
 from targets.base import Form
 
@@ -31,6 +32,11 @@ class DropLayers(Pass):
         "Sajjad et al., On the Effect of Dropping Layers of Pre-trained Transformer Models, "
         "Computer Speech & Language 2023 (arXiv 2004.03844)"
     )
+    advice: ClassVar[Mapping[Goal, Advice]] = {
+        "accuracy": Advice(used="more layers left by drop_layers"),
+        "speed": Advice(used="fewer layers left by drop_layers"),
+        "size": Advice(used="fewer layers left by drop_layers"),
+    }
 
     num_layers: int | None = Field(default=None, ge=1)
     """How many layers to keep; `strategy` says which."""

@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 
 from compressor.architecture import Architecture
 from compressor.errors import PassError
-from compressor.passes.base import Pass, PassContext, PassResult
+from compressor.passes.base import Advice, Goal, Pass, PassContext, PassResult
 from compressor.pruning.planning import Ratios, plan_sizes
 from compressor.training.settings import DistillSettings
 from targets.base import Form
@@ -37,6 +37,11 @@ class Prune(Pass):
     )
     libraries: ClassVar[tuple[str, ...]] = ("torch", "transformers", "torch-pruning")
     uses_original: ClassVar[bool] = True
+    advice: ClassVar[Mapping[Goal, Advice]] = {
+        "accuracy": Advice(used="a lower ratio for prune, or more steps with recovery"),
+        "speed": Advice(used="a higher ratio for prune", absent="a prune pass"),
+        "size": Advice(used="a higher ratio for prune", absent="a prune pass"),
+    }
 
     ratio: float | None = Field(default=None, gt=0, lt=1)
     """Share of the heads and of the feed-forward neurons to remove, where `heads` and `ffn` do not

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
 from compressor.errors import PassError
-from compressor.passes.base import Pass, PassContext, PassResult
+from compressor.passes.base import Advice, Goal, Pass, PassContext, PassResult
 from targets.base import Form, Precision
 from targets.signature import Arrays
 
@@ -54,6 +54,11 @@ class Quantize(Pass):
         "Integer-Arithmetic-Only Inference, 2018; Xiao et al., SmoothQuant, 2022"
     )
     libraries: ClassVar[tuple[str, ...]] = ("onnx", "onnxruntime")
+    advice: ClassVar[Mapping[Goal, Advice]] = {
+        "accuracy": Advice(used="another calibration for quantize, or smooth_quant"),
+        "speed": Advice(absent="a variant with quantize"),
+        "size": Advice(absent="a variant with quantize"),
+    }
 
     method: Literal["static", "dynamic", "weights", "fp16", "bf16"] = "static"
     """How; see above."""

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, cast
 
 from pydantic import Field
 
 from compressor.errors import PassError
-from compressor.passes.base import Pass, PassContext, PassResult
+from compressor.passes.base import Advice, Goal, Pass, PassContext, PassResult
 from targets.base import Form
 
 if TYPE_CHECKING:
@@ -40,6 +40,10 @@ class TrimVocabulary(Pass):
         "SustaiNLP 2020 (arXiv 2010.05609)"
     )
     libraries: ClassVar[tuple[str, ...]] = ("torch", "transformers", "tokenizers")
+    advice: ClassVar[Mapping[Goal, Advice]] = {
+        "accuracy": Advice(used="a larger keep_first for trim_vocabulary"),
+        "size": Advice(absent="trim_vocabulary"),
+    }
 
     keep_first: int = Field(default=10_000, ge=0)
     """Keep this many tokens from the beginning of the vocabulary, whatever the data. It is for

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from compressor.passes import advice_for
 from compressor.recipe import Budget
 from compressor.report.schema import Comparison, Row, Verdict
 from compressor.verdict import choose, judge, shortfalls, target_label
@@ -88,7 +89,7 @@ def verdict(
             missed = shortfalls(each, budget, each.test_comparison, SHAPE)
         unmet = tuple(text for _, text in missed.values())
         judged.append(each.model_copy(update={"unmet": unmet, "chosen": index in chosen}))
-    return judge(judged, budget, SHAPE, pass_names=pass_names)
+    return judge(judged, budget, SHAPE, advice=advice_for(pass_names))
 
 
 # What a row misses
@@ -368,18 +369,37 @@ def test_figures_that_are_not_known_are_left_out() -> None:
             "more epochs for distill, a lower ratio for prune, or more steps with recovery, or "
             "another calibration for quantize, or smooth_quant",
         ),
-        ({"max_accuracy_drop": 0.1}, "drop_layers", "a distill pass after the cuts, or another"),
-        ({"min_speedup": 9}, "prune distill quantize", "a higher ratio for prune, fewer layers"),
-        ({"min_speedup": 9}, "quantize", "a prune pass, a distill pass with fewer layers, or anot"),
-        ({"min_speedup": 9}, "distill", "a prune pass, fewer layers, a variant with quantize, or"),
-        ({"max_size_mb": 1}, "prune quantize", "a higher ratio for prune, a distill pass with few"),
-        ({"max_size_mb": 1}, "trim_vocabulary distill quantize", "a prune pass, or fewer layers"),
+        (
+            {"max_accuracy_drop": 0.1},
+            "drop_layers",
+            "more layers left by drop_layers, or a distill pass after the cuts",
+        ),
+        (
+            {"min_speedup": 9},
+            "prune distill quantize",
+            "fewer layers for distill, a higher ratio for prune, or another target",
+        ),
+        (
+            {"max_latency_ms": 0.1},
+            "quantize",
+            "a distill pass with fewer layers, a prune pass, or another target",
+        ),
+        (
+            {"max_size_mb": 1},
+            "distill",
+            "fewer layers for distill, a prune pass, a variant with quantize, or trim_vocabulary",
+        ),
+        (
+            {"min_size_ratio": 9},
+            "trim_vocabulary distill prune quantize",
+            "fewer layers for distill, or a higher ratio for prune",
+        ),
         (
             {"max_accuracy_drop": 0.1, "min_speedup": 9},
             "distill",
-            "first more epochs for distill, or another calibration for quantize, or smooth_quant, "
-            "then a smaller shape for the rest",
+            "first more epochs for distill, then a smaller shape for the rest",
         ),
+        ({"max_accuracy_drop": 0.1}, "export trim_vocabulary", "a larger keep_first for trim_voc"),
     ],
 )
 def test_a_missed_budget_says_what_to_try_next(
