@@ -51,28 +51,57 @@ def predict(
 
 def bench(
     bundles: Annotated[list[Path], typer.Argument(help="Bundles, measured side by side.")],
-    threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 1,
-    sequence_length: Annotated[int, typer.Option(min=1, help="Tokens of each text.")] = 128,
-    batch_size: Annotated[
-        list[int] | None, typer.Option(help="Batch size; repeatable, the first is the latency.")
+    threads: Annotated[
+        list[int] | None, typer.Option(min=1, help="CPU threads; repeatable. [default: 1]")
     ] = None,
-    rounds: Annotated[int, typer.Option(min=1, help="Rounds for each bundle and batch.")] = 9,
+    sequence_length: Annotated[
+        list[int] | None,
+        typer.Option(min=1, help="Tokens of each text; repeatable. [default: 128]"),
+    ] = None,
+    batch_size: Annotated[
+        list[int] | None, typer.Option(min=1, help="Texts a run; repeatable. [default: 1, 4]")
+    ] = None,
+    rounds: Annotated[
+        int, typer.Option(min=1, help="Rounds for each bundle, threads and batch.")
+    ] = 9,
+    real_texts: Annotated[
+        bool,
+        typer.Option(
+            "--real-texts",
+            help="Also time texts as long as the test data, with and without tokenization.",
+        ),
+    ] = False,
+    texts: Annotated[
+        Path | None, typer.Option(help="A file with one text a line, for --real-texts.")
+    ] = None,
+    cold_starts: Annotated[
+        int, typer.Option(min=0, help="Time so many starts of a process to the first answer.")
+    ] = 0,
+    sustained: Annotated[
+        float, typer.Option(min=0, help="Run this many seconds without a pause; tells throttling.")
+    ] = 0.0,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Write the raw times here, as JSON.")
     ] = None,
 ) -> None:
     """Measure the latency of bundles, each in a process of its own, in alternating rounds."""
     from compressor.cli.bench import bench_bundles
+    from targets.bench import Sweep
 
-    ok = bench_bundles(
-        bundles,
-        threads=threads,
-        sequence_length=sequence_length,
-        batch_sizes=tuple(batch_size or (1, 4)),
-        rounds=rounds,
-        output=output,
+    sweep = Sweep(
+        threads=_distinct(threads, (1,)),
+        batch_sizes=_distinct(batch_size, (1, 4)),
+        sequence_lengths=_distinct(sequence_length, (128,)),
+        real_texts=real_texts or texts is not None,
+        num_cold_starts=cold_starts,
+        sustained_s=sustained,
     )
+    ok = bench_bundles(bundles, sweep, rounds=rounds, texts=texts, output=output)
     raise typer.Exit(0 if ok else 6)
+
+
+def _distinct(given: list[int] | None, default: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(dict.fromkeys(given or default))
 
 
 def evaluate(
