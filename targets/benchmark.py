@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
@@ -99,12 +99,14 @@ class BenchmarkCase:
         python: The interpreter that has its runtime.
         threads: CPU threads; None for those of the settings.
         texts: A JSON file with a list of texts, for shapes without a length.
+        options: Runtime options on top of those of the bundle.
     """
 
     bundle: Path
     python: str | Path = sys.executable
     threads: int | None = None
     texts: Path | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Failure(_Frozen):
@@ -229,7 +231,7 @@ def _open(stack: ExitStack, name: str, case: BenchmarkCase, settings: BenchmarkS
         lane = _Lane(
             name=name,
             worker=worker,
-            opened=worker.open(case.bundle.resolve()),
+            opened=worker.open(case.bundle.resolve(), options=case.options),
             num_ids=num_token_ids(bundle),
             bundle=bundle,
             texts=case.texts,

@@ -55,9 +55,9 @@ class Commands:
         lowering.requires(model)
         return dataclasses.asdict(lowering.lower(model, Path(folder)))
 
-    def open(self, *, bundle: str, threads: int) -> dict[str, Any]:
+    def open(self, *, bundle: str, threads: int, options: dict[str, Any]) -> dict[str, Any]:
         """Load a bundle; measures the load with the import of the runtime's library in it."""
-        opened = Bundle.open(bundle)
+        opened = Bundle.open(bundle).with_options(options)
         start = time.perf_counter()
         self._session = open_session(opened, threads=threads)
         load_time_s = time.perf_counter() - start

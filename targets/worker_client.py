@@ -151,9 +151,11 @@ class Worker:
             cpu_features=tuple(answer["cpu_features"]),
         )
 
-    def open(self, bundle: Path) -> Opened:
-        """Load a bundle."""
-        answer = self._ask("open", bundle=str(bundle), threads=self.threads)
+    def open(self, bundle: Path, *, options: Mapping[str, Any] | None = None) -> Opened:
+        """Load a bundle, with ``options`` on top of its own."""
+        answer = self._ask(
+            "open", bundle=str(bundle), threads=self.threads, options=dict(options or {})
+        )
         return Opened.model_validate(answer)
 
     def predict(self, pack: Path, *, batch_size: int = 32) -> Arrays:

@@ -15,7 +15,7 @@ BundleArgument = Annotated[Path, typer.Argument(help="A bundle: a folder, .tar.z
 
 def add_commands(app: typer.Typer) -> None:
     """Add the commands of this module."""
-    for command in (predict, bench, evaluate, verify, pack):
+    for command in (predict, bench, tune, evaluate, verify, pack):
         app.command()(command)
 
 
@@ -102,6 +102,24 @@ def bench(
 
 def _distinct(given: list[int] | None, default: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(dict.fromkeys(given or default))
+
+
+def tune(
+    bundle: BundleArgument,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the tuned bundle.")],
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads that it may use.")] = 1,
+    sequence_length: Annotated[int, typer.Option(min=1, help="Tokens of each text.")] = 128,
+    batch_size: Annotated[int, typer.Option(min=1, help="Texts a run.")] = 1,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds for each alternative.")] = 9,
+) -> None:
+    """Find the runtime options that are fastest here, and write a bundle that has them."""
+    from compressor.cli.tune import tune_bundle
+    from targets.benchmark import BenchmarkSettings
+
+    settings = BenchmarkSettings(
+        threads=threads, sequence_length=sequence_length, batch_sizes=(batch_size,), rounds=rounds
+    )
+    tune_bundle(bundle, output, settings)
 
 
 def evaluate(

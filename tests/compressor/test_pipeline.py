@@ -195,6 +195,28 @@ def test_an_fp32_bundle_answers_as_the_pipeline_of_transformers(
         assert answer.scores == pytest.approx(scores, abs=1e-5)
 
 
+def test_a_tuned_run_stores_the_evidence_and_finds_it_again(finished, home, tmp_path, compressor):
+    arguments = (
+        "run", home / "recipe.yaml", "--output", tmp_path, "--store", finished.store,
+        "--set", "bundle.tune=true", "--set", "targets=[onnxruntime]",
+    )  # fmt: skip
+    outcome = compressor(*arguments)
+    assert outcome.code == 0, (outcome.out, outcome.err)
+    told = [line for line in outcome.out.splitlines() if line.startswith("  tune ")]
+    assert len(told) == 5  # the eager reference, the baseline, and three variants
+    opened = Bundle.open(tmp_path / "bundles" / "int8-onnxruntime")
+    tuning = opened.manifest.tuning
+    assert tuning is not None
+    assert tuning.trials[0].name == "default"
+    assert {"no spinning", "basic optimization"} <= {trial.name for trial in tuning.trials}
+    for row in read_report(tmp_path).rows:
+        assert any(note.startswith("tuned: ") for note in row.notes) or row.status != "measured"
+    before = Bundle.open(finished.output / "bundles" / "int8-onnxruntime")
+    assert predicted(opened.folder, ["who cat"]) == predicted(before.folder, ["who cat"])
+    again = [line for line in compressor(*arguments).out.splitlines() if "  tune " in line]
+    assert all(" cached " in line for line in again)
+
+
 def test_the_output_of_a_run_is_no_bundle_but_names_those_in_it(finished, compressor):
     outcome = compressor("verify", finished.output)
     assert outcome.code == 6

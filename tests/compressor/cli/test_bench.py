@@ -64,3 +64,21 @@ def test_texts_come_from_a_file_where_one_is_given(finished, compressor, tmp_pat
     outcome = compressor("bench", bundle, *QUICK, "--texts", tmp_path / "texts.txt")
     assert outcome.code == 0, outcome.err
     assert "raw text" in outcome.out
+
+
+@pytest.mark.slow
+def test_tune_prints_every_alternative_and_writes_a_bundle_that_runs(
+    finished, compressor, tmp_path
+):
+    bundle = finished.output / "bundles" / "int8-openvino"
+    options = ("--rounds", "6", "--sequence-length", "16", "--output", tmp_path / "tuned")
+    outcome = compressor("tune", bundle, *options)
+    assert outcome.code == 0, outcome.err
+    for name in ("default", "pinned threads", "throughput hint"):
+        assert any(line.startswith(name) for line in outcome.out.splitlines())
+    assert "tuned: " in outcome.out
+    assert compressor("verify", tmp_path / "tuned").code == 0
+    assert compressor("predict", tmp_path / "tuned", "--text", "who").code == 0
+    again = compressor("tune", bundle, *options)
+    assert again.code == 6
+    assert "the folder for the tuned bundle is not empty" in again.err
