@@ -25,6 +25,7 @@ from targets.errors import ToolkitError, WorkerError
 from targets.evaluation_pack import EvaluationPack
 from targets.feeds import FeedsSpec, synthetic_feeds
 from targets.interference import CpuSample, peak_memory_bytes, round_between
+from targets.load import LoadSettings
 from targets.measurement import warm_up_until_stable
 from targets.protocol import ErrorRecord, decode, encode, source_from_json
 from targets.registry import get, open_session
@@ -38,6 +39,7 @@ class Commands:
 
     def __init__(self) -> None:
         self._session: Session | None = None
+        self._threads = 1
         self._feeds: dict[FeedsSpec, Arrays] = {}
 
     def lower(
@@ -54,6 +56,7 @@ class Commands:
         opened = Bundle.open(bundle)
         start = time.perf_counter()
         self._session = open_session(opened, threads=threads)
+        self._threads = threads
         load_time_s = time.perf_counter() - start
         self._feeds.clear()
         return {"load_time_ms": load_time_s * 1e3, "peak_memory_bytes": peak_memory_bytes()}
@@ -95,6 +98,19 @@ class Commands:
             "peak_memory_bytes": peak_memory_bytes(),
         }
 
+    def load(self, *, pack: str, settings: dict[str, Any], logs: str) -> dict[str, Any]:
+        """Run a load scenario on the samples of a pack; LoadGen's logs go into a folder."""
+        from targets.loadgen import run_load
+
+        result = run_load(
+            self._opened(),
+            EvaluationPack.load(Path(pack)),
+            LoadSettings.model_validate(settings),
+            Path(logs),
+            threads=self._threads,
+        )
+        return result.model_dump(mode="json")
+
     def close(self) -> dict[str, Any]:
         """Free the model."""
         if self._session is not None:
@@ -125,6 +141,7 @@ def serve(requests: BinaryIO, answers: BinaryIO) -> None:
             commands.predict,
             commands.warm_up,
             commands.round,
+            commands.load,
             commands.close,
         )
     }
