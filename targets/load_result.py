@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from targets.errors import TargetError
-from targets.load import LoadSettings
+from targets.load_scenario import LoadSettings
 from targets.measurement import Noise
 
 __all__ = ["LoadLatency", "LoadResult", "MachineState", "read_logs"]
@@ -179,7 +179,7 @@ def _reasons(
         "result_perf_constraints_met": f"{num_late} of {num_queries} queries took longer than "
         f"{settings.p99_ms} ms",
         "result_min_duration_met": f"the run was shorter than {settings.run_s:g} s",
-        "result_min_queries_met": f"there were fewer than {settings.min_queries} queries",
+        "result_min_queries_met": f"there were fewer than {settings.rules.min_queries} queries",
         "early_stopping_met": f"{late}{num_queries} queries are too few to be 99% sure of the "
         "percentile; a longer run may tell",
     }

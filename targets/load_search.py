@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 from pydantic import BaseModel, ConfigDict
 
-from targets.load import LoadSettings
 from targets.load_result import LoadResult
+from targets.load_scenario import LoadSettings
 
 __all__ = ["RateSearch", "find_rate"]
 
@@ -94,6 +94,8 @@ def _highest(holds: Callable[[float], bool], *, first: float) -> float | None:
             if not holds(high):
                 break
             low, high = high, 2 * high
+        else:
+            return low
     else:
         for _ in range(MAX_HALVINGS):
             low, high = low / 2, low

@@ -19,8 +19,8 @@ from targets.errors import MissingLibraryError
 from targets.evaluation_pack import EvaluationPack
 from targets.feeds import pad_batch
 from targets.interference import CpuSample, peak_memory_bytes, round_between
-from targets.load import LoadSettings
 from targets.load_result import LoadResult, MachineState, read_logs
+from targets.load_scenario import LoadSettings
 from targets.measurement import machine_noise
 from targets.signature import Arrays, Signature
 
@@ -78,15 +78,14 @@ def run_load(
         TargetError: LoadGen left no complete log.
         Exception: Whatever the session raised while it answered.
     """
+    waits = settings.rules.waits
+    assert waits or (settings.qps is not None and settings.p99_ms is not None)
     loadgen = import_loadgen()
     samples = _Samples(pack, session.signature)
     system = _SystemUnderTest(loadgen, session, samples, settings.max_batch)
     system.warm_up()
-    pace_s = system.pace_s(settings.samples_per_query if settings.qps is None else 1)
-    asked = _test_settings(loadgen, settings, pace_s / settings.samples_per_query)
-    under_test = loadgen.ConstructSUT(
-        system.answer_now if settings.qps is None else system.put, _nothing
-    )
+    asked = _test_settings(loadgen, settings, system.sample_s(settings.samples_per_query))
+    under_test = loadgen.ConstructSUT(system.answer_now if waits else system.put, _nothing)
     library = loadgen.ConstructQSL(len(pack), len(pack), _nothing, _nothing)
 
     def start() -> None:
@@ -94,7 +93,7 @@ def run_load(
 
     before = CpuSample.take()
     try:
-        if settings.qps is None:
+        if waits:
             start()
         else:
             system.serve_while(start)
@@ -151,8 +150,8 @@ class _SystemUnderTest:
             if time.perf_counter() > end:
                 return
 
-    def pace_s(self, samples_per_query: int) -> float:
-        """Seconds that a query takes, on average over some of them after a first part."""
+    def sample_s(self, samples_per_query: int) -> float:
+        """Seconds that a sample takes, on average over some of them after a first part."""
         chosen = itertools.cycle(range(len(self._samples)))
         size = max(samples_per_query, self._max_batch)
         marks: list[float] = []
@@ -160,9 +159,8 @@ class _SystemUnderTest:
             marks.append(time.perf_counter())
             for batch in _batches(tuple(itertools.islice(chosen, size)), self._max_batch):
                 self._run(batch)
-        measured = marks[len(marks) // 2 :] if len(marks) > 3 else marks
-        per_sample_s = (measured[-1] - measured[0]) / (len(measured) - 1) / size
-        return per_sample_s * samples_per_query
+        measured = marks[len(marks) // 2 - 1 :]
+        return (measured[-1] - measured[0]) / (len(measured) - 1) / size
 
     def answer_now(self, arrived: Sequence[Any]) -> None:
         """Answer a query before returning to LoadGen, which waits for it."""
@@ -233,7 +231,7 @@ def _test_settings(loadgen: Any, settings: LoadSettings, sample_s: float) -> Any
     asked.scenario = getattr(loadgen.TestScenario, settings.rules.loadgen)
     asked.mode = loadgen.TestMode.PerformanceOnly
     asked.min_duration_ms = round(settings.run_s * 1e3)
-    asked.min_query_count = settings.min_queries
+    asked.min_query_count = settings.rules.min_queries
     asked.accuracy_log_sampling_target = LOGGED_ANSWERS
     query_ns = sample_s * settings.samples_per_query / PACE_MARGIN * 1e9
     asked.single_stream_expected_latency_ns = max(round(query_ns), 1)

@@ -25,7 +25,7 @@ from targets.errors import ToolkitError, WorkerError
 from targets.evaluation_pack import EvaluationPack
 from targets.feeds import FeedsSpec, synthetic_feeds
 from targets.interference import CpuSample, peak_memory_bytes, round_between
-from targets.load import LoadSettings
+from targets.load_scenario import LoadSettings
 from targets.measurement import warm_up_until_stable
 from targets.protocol import ErrorRecord, decode, encode, source_from_json
 from targets.registry import get, open_session
@@ -98,11 +98,11 @@ class Commands:
             "peak_memory_bytes": peak_memory_bytes(),
         }
 
-    def load(self, *, pack: str, settings: dict[str, Any], logs: str) -> dict[str, Any]:
+    def run_load(self, *, pack: str, settings: dict[str, Any], logs: str) -> dict[str, Any]:
         """Run a load scenario on the samples of a pack; LoadGen's logs go into a folder."""
-        from targets.loadgen import run_load
+        from targets import loadgen
 
-        result = run_load(
+        result = loadgen.run_load(
             self._opened(),
             EvaluationPack.load(Path(pack)),
             LoadSettings.model_validate(settings),
@@ -141,7 +141,7 @@ def serve(requests: BinaryIO, answers: BinaryIO) -> None:
             commands.predict,
             commands.warm_up,
             commands.round,
-            commands.load,
+            commands.run_load,
             commands.close,
         )
     }

@@ -23,8 +23,8 @@ import targets
 from targets.base import Lowered, Source, Target
 from targets.errors import WorkerError
 from targets.feeds import FeedsSpec
-from targets.load import LoadSettings
 from targets.load_result import LoadResult
+from targets.load_scenario import LoadSettings
 from targets.measurement import Round
 from targets.protocol import ErrorRecord, decode, encode, source_to_json
 from targets.signature import Arrays
@@ -171,7 +171,7 @@ class Worker:
         )
         return Timed.model_validate(answer)
 
-    def load(self, pack: Path, settings: LoadSettings, logs: Path) -> LoadResult:
+    def run_load(self, pack: Path, settings: LoadSettings, logs: Path) -> LoadResult:
         """Run a load scenario on the samples of a saved pack; see `targets.loadgen.run_load`.
 
         Args:
@@ -181,7 +181,7 @@ class Worker:
         """
         logs.mkdir(parents=True, exist_ok=True)
         answer = self._ask(
-            "load",
+            "run_load",
             timeout_s=self.timeout_s + LOAD_TIMES * settings.expected_s,
             pack=str(pack),
             settings=settings.model_dump(mode="json"),

@@ -20,8 +20,8 @@ from targets.environment import Environment
 from targets.errors import InputError
 from targets.evaluation_pack import EvaluationPack
 from targets.feeds import FeedsSpec, num_token_ids
-from targets.load import SCENARIOS, LoadSettings
 from targets.load_result import LoadResult
+from targets.load_scenario import SCENARIOS, LoadSettings
 from targets.load_search import RateSearch, find_rate
 from targets.loadgen import import_loadgen
 from targets.worker_client import Worker
@@ -135,7 +135,7 @@ def bench_scenario(
             "samples": {"source": samples.source, "lengths": samples.pack.lengths.tolist()},
             "result": None if result is None else result.model_dump(mode="json"),
             "search": None if search is None else search.model_dump(mode="json"),
-            "logs": runs.logs.name,
+            "logs": [f"{runs.logs.name}/{number:02}" for number in range(1, runs.count + 1)],
         }
         output.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
     _judge(bundles[0], settings, result, search)
@@ -192,7 +192,7 @@ class _Runs:
         self.count += 1
         rate = "" if settings.qps is None else f", {settings.qps:.5g} queries/s"
         self.progress.start(f"{settings.scenario}{rate}")
-        result = self.worker.load(self.pack, settings, self.logs / f"{self.count:02}")
+        result = self.worker.run_load(self.pack, settings, self.logs / f"{self.count:02}")
         kept = "" if result.bound_kept else ", over the bound"
         self.progress.finish(f"p99 {result.latency.p99_ms:.2f} ms{kept}", cached=False)
         return result

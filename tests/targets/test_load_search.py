@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from targets import Arrays, Session, Signature, TensorSpec
 from targets.evaluation_pack import EvaluationPack
-from targets.load import LoadSettings
 from targets.load_result import LoadLatency, LoadResult, MachineState
+from targets.load_scenario import LoadSettings
 from targets.load_search import MAX_CONFIRMATIONS, RateSearch, find_rate
 from targets.loadgen import run_load
 from targets.measurement import Noise
@@ -145,7 +145,7 @@ class Sleeper(Session):
         )
 
     def _run(self, feeds: Mapping[str, NDArray[np.generic]]) -> Arrays:
-        time.sleep(0.002)
+        time.sleep(0.001)
         return {"logits": np.zeros((len(feeds["input_ids"]), 1), dtype=np.float32)}
 
 
@@ -161,7 +161,7 @@ def test_one_server_holds_nearly_one_query_in_its_service_time(
         logs.mkdir()
         return run_load(session, pack, settings, logs, threads=1)
 
-    found = find_rate(run, LoadSettings(scenario="server", p99_ms=40, duration_s=4))
+    found = find_rate(run, LoadSettings(scenario="server", p99_ms=40, duration_s=2))
     assert found.held is not None
     limit = 1e3 / found.unloaded.latency.mean_ms
     share = (found.held.settings.qps or 0) / limit

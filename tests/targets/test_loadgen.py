@@ -13,14 +13,15 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from pydantic import ValidationError
 
 import targets.loadgen
 from targets import Arrays, Session, Signature, TensorSpec
 from targets.errors import MissingLibraryError, TargetError, WorkerError
 from targets.evaluation_pack import EvaluationPack
 from targets.feeds import FeedsSpec
-from targets.load import SCENARIOS, LoadSettings, Scenario
 from targets.load_result import LoadResult, read_logs
+from targets.load_scenario import SCENARIOS, LoadSettings, Scenario
 from targets.loadgen import LOGGED_ANSWERS, run_load
 from targets.worker_client import Worker
 
@@ -269,7 +270,7 @@ def test_a_worker_runs_a_scenario_on_its_bundle(make_bundle: MakeBundle, tmp_pat
     settings = LoadSettings(scenario="single-stream", duration_s=0.3)
     with Worker(threads=2) as worker:
         worker.open(make_bundle(delay_ms=1))
-        result = worker.load(tmp_path / "pack.safetensors", settings, tmp_path / "a" / "logs")
+        result = worker.run_load(tmp_path / "pack.safetensors", settings, tmp_path / "a" / "logs")
     assert (result.settings, result.threads) == (settings, 2)
     assert result.latency.p50_ms >= 1
     assert detail(tmp_path / "a" / "logs")["result_query_count"] == result.num_queries
@@ -284,7 +285,7 @@ def test_a_failure_under_load_is_told_as_any_other(
     with Worker() as worker:
         worker.open(make_bundle(fault=fault, delay_ms=5))
         with pytest.raises(WorkerError, match=words):
-            worker.load(tmp_path / "pack.safetensors", settings, tmp_path / "logs")
+            worker.run_load(tmp_path / "pack.safetensors", settings, tmp_path / "logs")
 
 
 # Errors
@@ -342,3 +343,12 @@ def test_a_run_with_a_bound_is_long_beside_it_and_has_enough_queries() -> None:
 
 def test_the_three_seeds_of_loadgen_differ() -> None:
     assert len(set(LoadSettings(scenario="offline", seed=7).seeds.values())) == 3
+
+
+@pytest.mark.parametrize(
+    ("scenario", "option"),
+    [("offline", "p99_ms"), ("single-stream", "max_batch"), ("server", "samples_per_query")],
+)
+def test_an_option_without_effect_is_refused(scenario: Scenario, option: str) -> None:
+    with pytest.raises(ValidationError, match=f"{option} has no effect on the scenario {scenario}"):
+        LoadSettings.model_validate({"scenario": scenario, option: 3})

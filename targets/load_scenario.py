@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 __all__ = [
     "SCENARIOS",
@@ -37,6 +37,8 @@ class ScenarioRules:
         loadgen: LoadGen's name for it.
         options: Fields of `LoadSettings` that it takes, beside those that all take.
         required: Fields that a user has to give.
+        waits: Whether a query arrives only when the one before it is answered.
+        min_queries: Fewest queries of a run.
         samples_per_query: Usual number of samples that arrive together.
         max_batch: Usual largest batch.
         latency_key: Key of a percentile in the detail log, to be filled with the percentile.
@@ -47,6 +49,8 @@ class ScenarioRules:
     loadgen: str
     options: frozenset[str] = frozenset()
     required: frozenset[str] = frozenset()
+    waits: bool = True
+    min_queries: int = 1
     samples_per_query: int = 1
     max_batch: int = 1
     latency_key: str = "result_{:.2f}_percentile_latency_ns"
@@ -74,9 +78,14 @@ SCENARIOS: Mapping[Scenario, ScenarioRules] = {
         "Server",
         options=frozenset({"qps", "p99_ms", "max_batch"}),
         required=frozenset({"p99_ms"}),
+        waits=False,
+        min_queries=SERVER_QUERIES,
         rate_key="result_completed_samples_per_sec",
     ),
 }
+
+OPTIONS = frozenset[str]().union(*(rules.options for rules in SCENARIOS.values()))
+"""Fields of `LoadSettings` that only some scenarios take."""
 
 
 class LoadSettings(_Frozen):
@@ -98,6 +107,13 @@ class LoadSettings(_Frozen):
     seed: int = Field(default=0, ge=0, le=2**32)
     """Seed of the order of the samples and of the arrival times."""
 
+    @model_validator(mode="after")
+    def _check_options(self) -> Self:
+        for name in sorted(OPTIONS - self.rules.options):
+            if getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(f"{name} has no effect on the scenario {self.scenario}")
+        return self
+
     @property
     def rules(self) -> ScenarioRules:
         """What is particular to the scenario."""
@@ -110,11 +126,6 @@ class LoadSettings(_Frozen):
         return {name: self.seed + number for number, name in enumerate(names, start=1)}
 
     @property
-    def min_queries(self) -> int:
-        """Fewest queries of a run."""
-        return 1 if self.qps is None else SERVER_QUERIES
-
-    @property
     def run_s(self) -> float:
         """Shortest run that LoadGen is asked for, in seconds; with a bound it is long beside it."""
         return max(self.duration_s, BOUNDS_PER_RUN * (self.p99_ms or 0) / 1e3)
@@ -122,7 +133,7 @@ class LoadSettings(_Frozen):
     @property
     def expected_s(self) -> float:
         """How long queries will arrive, in seconds."""
-        return max(self.run_s, self.min_queries / self.qps if self.qps else 0)
+        return max(self.run_s, self.rules.min_queries / self.qps if self.qps else 0)
 
     @property
     def max_outstanding(self) -> int:
