@@ -16,6 +16,7 @@ __all__ = ["Environment", "cpu_features", "library_versions"]
 REPORTED_LIBRARIES = (
     "compressor",
     "numpy",
+    "mlcommons-loadgen",
     "onnx",
     "onnxruntime",
     "openvino",

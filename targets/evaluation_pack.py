@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from targets.errors import InputError
-from targets.feeds import IDS, pad_batch
+from targets.feeds import IDS, FeedsSpec, pad_batch, synthetic_ids
 from targets.signature import Arrays, Signature
 
 __all__ = ["Batch", "EvaluationPack"]
@@ -105,6 +105,16 @@ class EvaluationPack:
             lengths=np.array([len(row) for row in rows.get(IDS, ())], dtype=np.int64),
             labels=np.asarray(labels),
             pad_token_id=pad_token_id,
+        )
+
+    @classmethod
+    def synthetic(cls, spec: FeedsSpec) -> EvaluationPack:
+        """Make a pack of random tokens; its labels mean nothing."""
+        return cls(
+            inputs={IDS: synthetic_ids(spec)},
+            lengths=np.array(spec.lengths, dtype=np.int64),
+            labels=np.zeros(len(spec.lengths), dtype=np.int64),
+            pad_token_id=spec.pad_token_id,
         )
 
     @property

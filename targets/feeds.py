@@ -12,7 +12,7 @@ from targets.bundle import Bundle
 from targets.errors import BundleError, InputError
 from targets.signature import Arrays, Signature
 
-__all__ = ["FeedsSpec", "num_token_ids", "pad_batch", "synthetic_feeds"]
+__all__ = ["FeedsSpec", "num_token_ids", "pad_batch", "synthetic_feeds", "synthetic_ids"]
 
 IDS = "input_ids"
 MASK = "attention_mask"
@@ -49,12 +49,17 @@ def synthetic_feeds(signature: Signature, spec: FeedsSpec) -> Arrays:
     Raises:
         InputError: The model takes an input that no text provides.
     """
+    rows = np.split(synthetic_ids(spec), np.cumsum(spec.lengths)[:-1])
+    return pad_batch({IDS: rows}, signature, pad_token_id=spec.pad_token_id)
+
+
+def synthetic_ids(spec: FeedsSpec) -> NDArray[np.int64]:
+    """Draw random token ids, those of all samples end to end.  # (tokens,)"""
     random = np.random.default_rng(spec.seed)
     ids = random.integers(0, spec.num_ids, size=sum(spec.lengths))
     # RoBERTa counts positions from the ids that are not padding.
     ids[ids == spec.pad_token_id] = (spec.pad_token_id + 1) % spec.num_ids
-    rows = np.split(ids, np.cumsum(spec.lengths)[:-1])
-    return pad_batch({IDS: rows}, signature, pad_token_id=spec.pad_token_id)
+    return ids
 
 
 def pad_batch(

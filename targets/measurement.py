@@ -17,6 +17,7 @@ __all__ = [
     "Noise",
     "Round",
     "Speedup",
+    "machine_noise",
     "median_interval",
     "speedup",
     "warm_up_until_stable",
@@ -160,15 +161,9 @@ class Measurement(_Frozen):
     @property
     def noise(self) -> Noise:
         """Quiet, or noisy with every reason."""
-        reasons = (
-            _spread_reason(self),
-            _contention_reason(self),
-            _steal_reason(self),
-            _starved_reason(self),
-            _extra_cpu_reason(self),
-        )
-        found = tuple(reason for reason in reasons if reason)
-        return Noise(verdict="noisy" if found else "quiet", reasons=found)
+        own = (_spread_reason(self), _starved_reason(self.rounds))
+        machine = machine_noise(self.rounds, threads=self.threads, num_cpus=self.num_cpus)
+        return _noise(*own, *machine.reasons)
 
 
 class Speedup(_Frozen):
@@ -270,6 +265,26 @@ def warm_up_until_stable(
                 return tuple(times)
 
 
+def machine_noise(rounds: Sequence[Round], *, threads: int, num_cpus: int) -> Noise:
+    """Judge what the machine did meanwhile, whatever the times were.
+
+    Args:
+        rounds: At least one.
+        threads: CPU threads that the target was told to use.
+        num_cpus: CPUs of the machine.
+    """
+    return _noise(
+        _contention_reason(rounds, threads, num_cpus),
+        _steal_reason(rounds),
+        _extra_cpu_reason(rounds, threads),
+    )
+
+
+def _noise(*reasons: str | None) -> Noise:
+    found = tuple(reason for reason in reasons if reason)
+    return Noise(verdict="noisy" if found else "quiet", reasons=found)
+
+
 def _spread_reason(measured: Measurement) -> str | None:
     low, high = measured.interval
     spread = (high - low) / measured.median_ms
@@ -278,33 +293,30 @@ def _spread_reason(measured: Measurement) -> str | None:
     return f"the rounds differ by {spread:.0%} ({low:.2f} to {high:.2f} ms)"
 
 
-def _contention_reason(measured: Measurement) -> str | None:
-    others = float(np.mean([each.others_cpus for each in measured.rounds]))
-    contention = (measured.threads + others - measured.num_cpus) / measured.threads
+def _contention_reason(rounds: Sequence[Round], threads: int, num_cpus: int) -> str | None:
+    others = float(np.mean([each.others_cpus for each in rounds]))
+    contention = (threads + others - num_cpus) / threads
     if contention <= MAX_CONTENTION:
         return None
-    return (
-        f"other processes kept {others:.1f} of {measured.num_cpus} CPUs busy, "
-        f"beside {measured.threads} threads"
-    )
+    return f"other processes kept {others:.1f} of {num_cpus} CPUs busy, beside {threads} threads"
 
 
-def _steal_reason(measured: Measurement) -> str | None:
-    steal = float(np.mean([each.steal for each in measured.rounds]))
+def _steal_reason(rounds: Sequence[Round]) -> str | None:
+    steal = float(np.mean([each.steal for each in rounds]))
     return f"the host took {steal:.0%} of the CPU time away" if steal > MAX_STEAL else None
 
 
-def _starved_reason(measured: Measurement) -> str | None:
+def _starved_reason(rounds: Sequence[Round]) -> str | None:
     # Compared between rounds and not with the wall time: a GPU target waits without using a CPU.
-    used = [each.cpu_per_wall for each in measured.rounds]
+    used = [each.cpu_per_wall for each in rounds]
     best, median = max(used), float(np.median(used))
     if best == 0 or median >= (1 - MAX_STARVED) * best:
         return None
     return f"the process got {median:.2f} CPUs in most rounds and {best:.2f} in the best"
 
 
-def _extra_cpu_reason(measured: Measurement) -> str | None:
-    used = float(np.median([each.cpu_per_wall for each in measured.rounds]))
-    if used <= measured.threads + MAX_EXTRA_CPU:
+def _extra_cpu_reason(rounds: Sequence[Round], threads: int) -> str | None:
+    used = float(np.median([each.cpu_per_wall for each in rounds]))
+    if used <= threads + MAX_EXTRA_CPU:
         return None
-    return f"the process used {used:.1f} CPUs with {measured.threads} threads asked for"
+    return f"the process used {used:.1f} CPUs with {threads} threads asked for"

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from targets.bundle import Bundle
 from targets.feeds import FeedsSpec, num_token_ids
-from targets.measurement import MAX_CONTENTION, MAX_STEAL, Interval, Round, median_interval
+from targets.measurement import Interval, Round, machine_noise, median_interval
 from targets.worker_client import Worker
 
 __all__ = ["Sustained", "sustained_run"]
@@ -80,7 +80,8 @@ class Sustained(BaseModel):
             return "too short"
         if self.throttle_events:
             return "throttled"
-        if self._is_noisy():
+        noise = machine_noise(self.slices, threads=self.threads, num_cpus=self.num_cpus)
+        if noise.verdict == "noisy":
             return "noisy"
         slower = self.slowdown >= LEAST_SLOWDOWN and self.last_ms.low > self.first_ms.high
         return "throttled" if slower else "steady"
@@ -88,12 +89,6 @@ class Sustained(BaseModel):
     def _thirds(self) -> tuple[tuple[Round, ...], tuple[Round, ...]]:
         size = max(len(self.slices) // 3, 1)
         return self.slices[:size], self.slices[-size:]
-
-    def _is_noisy(self) -> bool:
-        others = float(np.mean([each.others_cpus for each in self.slices]))
-        steal = float(np.mean([each.steal for each in self.slices]))
-        contention = (self.threads + others - self.num_cpus) / self.threads
-        return contention > MAX_CONTENTION or steal > MAX_STEAL
 
 
 def sustained_run(

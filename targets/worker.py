@@ -28,6 +28,7 @@ from targets.errors import ToolkitError, WorkerError
 from targets.evaluation_pack import EvaluationPack
 from targets.feeds import FeedsSpec
 from targets.interference import CpuSample, peak_memory_bytes, round_between
+from targets.load_scenario import LoadSettings
 from targets.measurement import warm_up_until_stable
 from targets.protocol import ErrorRecord, decode, encode, source_from_json
 from targets.registry import get, open_session
@@ -45,6 +46,7 @@ class Commands:
         self._session: Session | None = None
         self._bundle: Bundle | None = None
         self._requests: dict[FeedsSpec | TextsSpec, list[Request]] = {}
+        self._threads = 1
 
     def lower(
         self, *, target: str, settings: dict[str, Any], source: dict[str, Any], folder: str
@@ -60,6 +62,7 @@ class Commands:
         opened = Bundle.open(bundle).with_options(options)
         start = time.perf_counter()
         self._session = open_session(opened, threads=threads)
+        self._threads = threads
         load_time_s = time.perf_counter() - start
         self._bundle = opened
         self._requests.clear()
@@ -102,6 +105,19 @@ class Commands:
             "peak_memory_bytes": peak_memory_bytes(),
         }
 
+    def run_load(self, *, pack: str, settings: dict[str, Any], logs: str) -> dict[str, Any]:
+        """Run a load scenario on the samples of a pack; LoadGen's logs go into a folder."""
+        from targets import loadgen
+
+        result = loadgen.run_load(
+            self._opened(),
+            EvaluationPack.load(Path(pack)),
+            LoadSettings.model_validate(settings),
+            Path(logs),
+            threads=self._threads,
+        )
+        return result.model_dump(mode="json")
+
     def close(self) -> dict[str, Any]:
         """Free the model."""
         if self._session is not None:
@@ -134,6 +150,7 @@ def serve(commands_in: BinaryIO, answers: BinaryIO) -> None:
             commands.predict,
             commands.warm_up,
             commands.round,
+            commands.run_load,
             commands.close,
         )
     }

@@ -23,6 +23,8 @@ import targets
 from targets.base import Lowered, Source, Target
 from targets.errors import WorkerError
 from targets.feeds import FeedsSpec
+from targets.load_result import LoadResult
+from targets.load_scenario import LoadSettings
 from targets.measurement import Round
 from targets.protocol import ErrorRecord, decode, encode, source_to_json
 from targets.signature import Arrays
@@ -32,6 +34,8 @@ __all__ = ["Opened", "Timed", "WarmedUp", "Worker", "worker_environment"]
 
 STDERR_LINES = 30
 EXIT_S = 5.0
+# Queries that arrive faster than they are answered are still answered, which takes longer.
+LOAD_TIMES = 10
 
 # Each of these, inherited, would pin or multiply the threads of a worker behind the caller's back.
 THREAD_PLACEMENT = (
@@ -189,6 +193,24 @@ class Worker:
             settle_runs=settle_runs,
         )
         return Timed.model_validate(answer)
+
+    def run_load(self, pack: Path, settings: LoadSettings, logs: Path) -> LoadResult:
+        """Run a load scenario on the samples of a saved pack; see `targets.loadgen.run_load`.
+
+        Args:
+            pack: The file.
+            settings: The scenario.
+            logs: A folder for LoadGen's own logs; made if it is absent.
+        """
+        logs.mkdir(parents=True, exist_ok=True)
+        answer = self._ask(
+            "run_load",
+            timeout_s=self.timeout_s + LOAD_TIMES * settings.expected_s,
+            pack=str(pack),
+            settings=settings.model_dump(mode="json"),
+            logs=str(logs),
+        )
+        return LoadResult.model_validate(answer)
 
     def close(self, *, kindly: bool = True) -> None:
         """End the process. ``kindly`` lets it free its model first."""

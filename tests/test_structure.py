@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+import targets
 from compressor.passes import available_passes
 from compressor.recipe import builtin_recipes
 from targets.registry import available
@@ -30,6 +31,7 @@ HEAVY = (
     "nncf",
     "tensorrt",
     "tensorrt_rtx",
+    "mlperf_loadgen",
     "datasets",
     "pandas",
     "pyarrow",
@@ -240,6 +242,11 @@ def test_public_modules_have_a_docstring_and_an_honest_all(module: str) -> None:
         if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_")
     }
     assert sorted(defined - set(names)) == []
+
+
+def test_no_module_hides_a_public_name_of_its_package() -> None:
+    """An imported module becomes an attribute of its package, in place of what was there."""
+    assert [name for name in targets.__all__ if f"targets.{name}" in modules()] == []
 
 
 @pytest.mark.parametrize("name", available_passes())

@@ -50,6 +50,7 @@ def predict(
 
 
 def bench(
+    context: typer.Context,
     bundles: Annotated[list[Path], typer.Argument(help="Bundles, measured side by side.")],
     threads: Annotated[
         list[int] | None, typer.Option(min=1, help="CPU threads; repeatable. [default: 1]")
@@ -83,8 +84,50 @@ def bench(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Write the raw times here, as JSON.")
     ] = None,
+    scenario: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SCENARIO",
+            help="Let MLPerf LoadGen send the queries to one bundle: single-stream, multi-stream, "
+            "offline or server.",
+        ),
+    ] = None,
+    p99_ms: Annotated[
+        float | None,
+        typer.Option(help="Server: 99% of the answers come within this time, in ms."),
+    ] = None,
+    qps: Annotated[
+        float | None,
+        typer.Option(help="Server: queries a second; without it the highest rate is found."),
+    ] = None,
+    duration: Annotated[
+        float | None, typer.Option(help="Scenario: shortest run, in seconds. [default: 10]")
+    ] = None,
+    max_batch: Annotated[
+        int | None,
+        typer.Option(
+            help="Scenario: most samples in one run of the model. "
+            "[default: offline 32, multi-stream 8, server 1]"
+        ),
+    ] = None,
+    samples_per_query: Annotated[
+        int | None, typer.Option(help="Multi-stream: samples that arrive together. [default: 8]")
+    ] = None,
 ) -> None:
     """Measure the latency of bundles, each in a process of its own, in alternating rounds."""
+    from compressor.cli.scenario import bench_scenario, read_settings
+
+    load = read_settings(context)
+    if load is not None:
+        bench_scenario(
+            bundles,
+            load,
+            threads=_single(threads, "--threads") or 1,
+            sequence_length=_single(sequence_length, "--sequence-length"),
+            output=output,
+        )
+        return
+
     from compressor.cli.bench import bench_bundles
     from targets.bench import Sweep
 
@@ -98,6 +141,12 @@ def bench(
     )
     ok = bench_bundles(bundles, sweep, rounds=rounds, texts=texts, output=output)
     raise typer.Exit(0 if ok else 6)
+
+
+def _single(given: list[int] | None, flag: str) -> int | None:
+    if given is not None and len(given) > 1:
+        raise typer.BadParameter(f"{flag} may be given once with --scenario")
+    return given[0] if given else None
 
 
 def _distinct(given: list[int] | None, default: tuple[int, ...]) -> tuple[int, ...]:
