@@ -17,7 +17,8 @@ _LONGEST_SERVICE = 53
 
 def file_name(name: str) -> str:
     """The nearest name of letters, digits, ``_``, ``.`` and ``-`` that is no path."""
-    plain = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode()
+    letters = unicodedata.normalize("NFKD", name)
+    plain = "".join(each for each in letters if not unicodedata.combining(each))  # é -> e
     words = re.sub(r"[^A-Za-z0-9_.-]+", "-", plain)
     return words.lstrip("-_.")[:_LONGEST].rstrip("-_.") or "model"
 

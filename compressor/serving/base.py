@@ -18,7 +18,7 @@ from compressor.serving._names import SERVED_NAME, file_name
 from targets.bundle import Bundle, Manifest
 from targets.discovery import Component
 
-__all__ = ["Format", "Packaged", "copy_model"]
+__all__ = ["Format", "Packaged", "copy_model", "version_notes"]
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class Format(Component, ABC):
             raise PackageError(
                 "the output folder cannot be written",
                 where=output,
-                given=error.strerror or error,
+                given=error,
                 fix="free some space there, or pass another folder with --output",
             ) from error
         if name != bundle.manifest.name and self.served_name is None:
@@ -141,6 +141,15 @@ def copy_model(bundle: Bundle, folder: Path) -> str:
         if each == main or (each.parent == main.parent and each.name.startswith(f"{main.stem}.")):
             shutil.copyfile(bundle.path(str(each)), folder / each.name)
     return main.name
+
+
+def version_notes(manifest: Manifest) -> tuple[str, ...]:
+    """Which version of the runtime the server should have, where the bundle records it."""
+    libraries = manifest.provenance.get("libraries")
+    if not isinstance(libraries, dict) or not libraries:
+        return ()
+    named = " and ".join(f"{name} {version}" for name, version in sorted(libraries.items()))
+    return (f"the model was made with {named}: a server with an older one may refuse it",)
 
 
 def _check_output(bundle: Bundle, output: Path) -> None:

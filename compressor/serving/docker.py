@@ -14,6 +14,7 @@ from pydantic import Field
 
 from compressor.errors import PackageError
 from compressor.serving._dockerfile import Instruction, to_text
+from compressor.serving._names import kubernetes_name
 from compressor.serving.base import Format
 from targets.archive import MANIFEST
 from targets.bundle import Bundle, Manifest
@@ -68,7 +69,7 @@ class Docker(Format):
 
     def command(self, output: Path, name: str) -> str:
         """How the server is started on the folder, for people."""
-        tag = name.lower()
+        tag = kubernetes_name(name)  # of the letters that an image may have as well
         build = f"docker build --tag {tag} {shlex.quote(str(output))}"
         return f"{build} && docker run --rm --interactive {tag} < texts.jsonl"
 
@@ -125,14 +126,14 @@ def _pins(manifest: Manifest) -> dict[str, str]:
     and those of this machine otherwise.
 
     Raises:
-        PackageError: What the manifest records is no version.
+        PackageError: What the manifest records is no version, or nothing tells one.
     """
     recorded: Mapping[str, str] = manifest.provenance.get("libraries") or {}
     measured = {} if manifest.measured is None else manifest.measured.libraries
     known = {**recorded, **measured}
     found = {}
     for name in (*_base_requirements(), *available()[manifest.target].libraries):
-        version = str(known.get(name) or importlib.metadata.version(name))
+        version = str(known.get(name) or _installed(name))
         if not re.fullmatch(r"[0-9][A-Za-z0-9.!]*(\+[A-Za-z0-9.]+)?", version):
             raise PackageError(
                 "the manifest of the bundle records something that is no version",
@@ -142,6 +143,17 @@ def _pins(manifest: Manifest) -> dict[str, str]:
             )
         found[name] = version.partition("+")[0]  # an index has no local versions
     return dict(sorted(found.items()))
+
+
+def _installed(name: str) -> str:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError as error:
+        raise PackageError(
+            "neither the bundle nor this machine tells which version the image needs",
+            where=name,
+            fix=f"install {name} here, or build the bundle again",
+        ) from error
 
 
 def _base_requirements() -> Iterator[str]:

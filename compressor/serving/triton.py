@@ -23,7 +23,7 @@ from compressor.serving._triton_config import (
     tensors,
 )
 from compressor.serving._triton_text import write_text_models
-from compressor.serving.base import Format, copy_model
+from compressor.serving.base import Format, copy_model, version_notes
 from targets.bundle import Bundle, Manifest
 
 __all__ = ["Triton"]
@@ -77,7 +77,7 @@ class Triton(Format):
         if self.text:
             for each in write_text_models(bundle, folder, config, self.length_multiple):
                 _write(folder / each.name, each, manifest)
-        return backend.notes(manifest)
+        return (*version_notes(manifest), *backend.notes(manifest))
 
     def command(self, output: Path, name: str) -> str:
         """How the server is started on the folder, for people."""
@@ -127,9 +127,13 @@ class Triton(Format):
 
 def _labelled(outputs: tuple[Tensor, ...], manifest: Manifest) -> tuple[Tensor, ...]:
     """Tell Triton where the class names of the logits are."""
-    first, *others = outputs
-    named = bool(manifest.labels) and first.dims[-1:] == (len(manifest.labels),)
-    return (first.model_copy(update={"label_filename": LABELS if named else None}), *others)
+    classes = len(manifest.labels)
+    return tuple(
+        each.model_copy(update={"label_filename": LABELS})
+        if index == 0 and classes and each.dims[-1:] == (classes,)
+        else each
+        for index, each in enumerate(outputs)
+    )
 
 
 def _write(folder: Path, config: ModelConfig, manifest: Manifest) -> None:
