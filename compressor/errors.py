@@ -5,6 +5,7 @@
     ├── DataError           data that cannot be used as it is
     ├── CheckpointError     (targets.errors) a checkpoint that cannot be used as it is
     ├── PassError           a pass cannot start, failed, or broke its promise
+    ├── PackageError        a bundle that cannot be handed over to a server
     ├── StoreError          the run store cannot be read or written
     ├── ReportError         a report that cannot be written, is damaged, or of another schema
     └── BudgetError         nothing that was built meets the budget
@@ -25,6 +26,7 @@ __all__ = [
     "BudgetError",
     "CheckpointError",
     "DataError",
+    "PackageError",
     "PassError",
     "Problem",
     "RecipeError",
@@ -79,6 +81,12 @@ class PassError(ToolkitError):
     """A pass cannot start, failed, or did not keep its promise."""
 
     exit_code = 4
+
+
+class PackageError(ToolkitError):
+    """A bundle cannot be handed over to a server."""
+
+    exit_code = 6
 
 
 class StoreError(ToolkitError):

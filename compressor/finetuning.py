@@ -9,15 +9,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from compressor.checkpoint import file_hashes
 from compressor.data import DataSpec, Splits, data_fingerprint, read_splits
-from compressor.errors import Problem, RecipeError, StoreError, nearest
+from compressor.errors import StoreError
 from compressor.passes import PassContext
 from compressor.passes.finetune import Finetune
 from compressor.progress import Progress
-from compressor.recipe.document import apply_overrides
+from compressor.recipe.settings import read_settings
 from compressor.storage import why_not_writable
 from compressor.store import RunStore
 from targets.environment import library_versions
@@ -60,7 +58,7 @@ def finetune_checkpoint(
     Raises:
         ToolkitError: The data, the checkpoint or a setting cannot be used.
     """
-    settings = _settings(overrides)
+    settings = read_settings(Finetune, overrides, SETTINGS)
     spec = DataSpec.model_validate({**data_files, "text": text, "label": label})
 
     def make(files: Path, work: Path) -> dict[str, Any]:
@@ -130,27 +128,6 @@ def _train(
         json.dumps({"settings": settings.settings(), "seed": seed, "accuracy": found}, indent=2)
     )
     return {"accuracy": found, "metrics": dict(result.metrics)}
-
-
-def _settings(overrides: Sequence[str]) -> Finetune:
-    values: dict[str, Any] = {}
-    apply_overrides(values, overrides, Path(SETTINGS))
-    try:
-        return Finetune.model_validate(values)
-    except ValidationError as error:
-        problems = []
-        for each in error.errors():
-            name = ".".join(map(str, each["loc"]))
-            what, fix = each["msg"], None
-            if each["type"] == "extra_forbidden":
-                guess = nearest(name, Finetune.model_fields)
-                what = f"there is no setting {name!r}"
-                fix = (f"did you mean {guess!r}? " if guess else "") + "known: "
-                fix += ", ".join(Finetune.model_fields)
-            problems.append(
-                Problem(what, where=f"--set {name}", given=repr(each["input"]), fix=fix)
-            )
-        raise RecipeError(problems, where=SETTINGS) from error
 
 
 def _publish(source: Path, output: Path) -> None:

@@ -138,6 +138,7 @@ def test_the_device_half_never_imports_the_build_half() -> None:
         ("compressor.store", ("compressor.passes", "compressor.pipeline", "compressor.report")),
         ("compressor.data", ("compressor.passes", "compressor.pipeline", "compressor.report")),
         ("compressor.pipeline", ("compressor.cli",)),
+        ("compressor.serving", ("compressor.passes", "compressor.pipeline", "compressor.cli")),
         ("targets.runtimes", ("targets.worker", "targets.benchmark", "targets.predictor")),
     ],
 )
@@ -173,6 +174,7 @@ def test_no_pass_or_target_is_named_in_a_condition_elsewhere() -> None:
     [
         "import targets, targets.predictor, targets.worker_client, targets.benchmark",
         "import compressor.planning, compressor.data, compressor.store, compressor.verdict",
+        "import compressor.serving; compressor.serving.available_formats()",
     ],
 )
 def test_importing_is_light(statement: str) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from compressor.cli import build, device, explain, runs
+from compressor.cli import build, device, explain, package, runs
 from targets.errors import ToolkitError, is_disk_full
 
 __all__ = ["app", "main"]
@@ -53,6 +53,7 @@ def _options(
 
 build.add_commands(app)
 device.add_commands(app)
+package.add_commands(app)
 explain.add_commands(app)
 app.add_typer(runs.app, name="runs")
 
