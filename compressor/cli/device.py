@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from compressor.cli.options import DevicesOption, OnOption
+
 __all__ = ["add_commands"]
 
 BundleArgument = Annotated[Path, typer.Argument(help="A bundle: a folder, .tar.zst or .zip.")]
@@ -50,6 +52,7 @@ def predict(
 
 
 def bench(
+    context: typer.Context,
     bundles: Annotated[list[Path], typer.Argument(help="Bundles, measured side by side.")],
     threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 1,
     sequence_length: Annotated[int, typer.Option(min=1, help="Tokens of each text.")] = 128,
@@ -60,8 +63,14 @@ def bench(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Write the raw times here, as JSON.")
     ] = None,
+    on: OnOption = None,
+    devices: DevicesOption = None,
 ) -> None:
     """Measure the latency of bundles, each in a process of its own, in alternating rounds."""
+    if on or devices:
+        from compressor.cli.devices import bench_on_devices
+
+        raise typer.Exit(0 if bench_on_devices(context, bundles, on, devices, output) else 6)
     from compressor.cli.bench import bench_bundles
 
     ok = bench_bundles(
