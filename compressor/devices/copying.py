@@ -79,7 +79,7 @@ async def copy_file(connection: Connection, source: Path, goal: PurePosixPath) -
             flags |= asyncssh.FXF_TRUNC
         with source.open("rb") as stream:
             stream.seek(start)
-            async with sftp.open(str(part), flags) as output:
+            async with sftp.open(str(part), flags, encoding=None) as output:
                 offset = start
                 while chunk := stream.read(CHUNK):
                     await output.write(chunk, offset)

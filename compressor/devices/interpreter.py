@@ -80,9 +80,8 @@ async def prepare_interpreter(
         DeviceError: The environment cannot be made, or the given interpreter lacks libraries.
     """
     device = place.connection.device
-    copied = await place.file(wheel)
     if device.python is not None:
-        return await _given(place, device.python, copied)
+        return await _given(place, device.python, wheel)
     what = [hash_file(wheel), sorted(extras), device.pip_options, device.base_python, version]
     key = hashlib.sha256(json.dumps(what).encode()).hexdigest()[:32]
     folder = place.root / "venvs" / key
@@ -91,17 +90,19 @@ async def prepare_interpreter(
         say("makes an environment on the device")
         await make_folder(place.connection, folder.parent)
         await _make_venv(place, folder)
+        copied = await place.file(wheel)
         await _install(place, python, f"{copied}[{','.join(sorted(extras))}]")
         await _complete(place, folder)
     return (python,)
 
 
-async def _given(place: Workplace, python: str, wheel: PurePosixPath) -> tuple[str, ...]:
+async def _given(place: Workplace, python: str, wheel: Path) -> tuple[str, ...]:
     """Unpack the package beside a given interpreter, and see whether it starts."""
-    folder = place.root / "packages" / wheel.parent.name
+    folder = place.root / "packages" / hash_file(wheel)
     if not await _is_complete(place, folder):
         await make_folder(place.connection, folder)
-        unpack = (python, "-m", "zipfile", "-e", str(wheel), str(folder))
+        copied = await place.file(wheel)
+        unpack = (python, "-m", "zipfile", "-e", str(copied), str(folder))
         done = await place.run(unpack, doing="unpacking the package")
         if done.code:
             raise DeviceError(

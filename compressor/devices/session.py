@@ -17,7 +17,7 @@ from compressor.devices.copying import Copied, bundle_key, copy_bundle, copy_fil
 from compressor.devices.failures import talking
 from compressor.devices.interpreter import check_interpreter, prepare_interpreter
 from compressor.devices.inventory import Device
-from compressor.devices.workplace import Workplace, occupy
+from compressor.devices.workplace import CLEAN_UP_S, Workplace, occupy
 from compressor.errors import DeviceError
 from targets import registry
 from targets.bundle import Bundle
@@ -28,7 +28,6 @@ MAX_RESULT = 256 * 2**20
 """Bytes that a result may have; what comes from a device is not trusted to be small."""
 RESULT = "result.json"
 LINKS = "bundles"
-CLEAN_UP_S = 20.0
 
 Say = Callable[[str], None]
 

@@ -10,6 +10,7 @@ runs/ID/              results, and links to the bundles; removed at the end of a
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import secrets
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -23,10 +24,11 @@ from compressor.devices.failures import lost, talking
 from compressor.errors import DeviceError
 from targets.bundle import hash_file
 
-__all__ = ["Workplace", "occupy", "remove_workplace", "workdir_of"]
+__all__ = ["CLEAN_UP_S", "Workplace", "occupy", "remove_workplace", "workdir_of"]
 
 SILENCE_S = 6 * BEAT_S
 """The device ends what it does after hearing nothing of the workstation for so long."""
+CLEAN_UP_S = 20.0
 KINDS = ("files", "venvs", "packages", "bundles", "runs")
 
 
@@ -131,7 +133,13 @@ async def occupy(
                 given=(await holder.wait()).last_words,
                 fix="name another workdir in the devices file",
             )
-        yield Workplace(connection, root, run, attended)
+        place = Workplace(connection, root, run, attended)
+        try:
+            yield place
+        finally:
+            with contextlib.suppress(DeviceError, TimeoutError):
+                async with asyncio.timeout(CLEAN_UP_S):
+                    await place.remove(root / "files")
 
 
 async def remove_workplace(connection: Connection) -> PurePosixPath:
