@@ -36,6 +36,7 @@ HEAVY = (
     "sklearn",
     "matplotlib",
     "plotly",
+    "asyncssh",
 )
 
 
@@ -136,6 +137,7 @@ def test_the_device_half_never_imports_the_build_half() -> None:
         ("compressor.store", ("compressor.passes", "compressor.pipeline", "compressor.report")),
         ("compressor.data", ("compressor.passes", "compressor.pipeline", "compressor.report")),
         ("compressor.pipeline", ("compressor.cli",)),
+        ("compressor.devices", ("compressor.passes", "compressor.pipeline", "compressor.cli")),
         ("targets.runtimes", ("targets.worker", "targets.benchmark", "targets.predictor")),
     ],
 )

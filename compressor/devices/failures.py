@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -78,7 +79,7 @@ def connecting(device: Device) -> Iterator[None]:
             if of_a_file
             else "the device cannot be reached",
             where=error.filename if of_a_file else where,
-            given=error.strerror or error,
+            given=os.strerror(error.errno) if error.errno else error,
             fix="correct identity_file, known_hosts or the SSH configuration"
             if of_a_file
             else "check that it is on, and that an SSH server listens at this address and port",

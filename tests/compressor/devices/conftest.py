@@ -11,7 +11,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -24,7 +23,6 @@ from compressor.devices.inventory import Device
 
 SSHD = Path("/usr/sbin/sshd")
 PORT = 22022
-BASE_PYTHON = str(Path(sys.base_prefix) / "bin" / "python3")
 
 
 def missing() -> str | None:
@@ -101,8 +99,11 @@ class Server:
                     os.kill(pid, signal.SIGKILL)
 
     def plug(self, state: str) -> None:
-        """Cut the cable (``down``), or mend it (``up``)."""
-        call("ip", "link", "set", self.cable, state)
+        """Cut the cable (``down``), or mend it (``up``).
+
+        At the end of the device: at this end the route would go as well, and packets elsewhere.
+        """
+        call("ip", "-n", self.namespace, "link", "set", "cable", state)
 
     def received_bytes(self) -> int:
         """What came to the device over its cable."""
