@@ -1,24 +1,28 @@
 """The build half's part of the error tree.
 
     ToolkitError (targets.errors)
-    ├── RecipeError         a recipe that does not hold; carries all of its problems
+    ├── DocumentError       a file of settings that does not hold; carries all of its problems
+    │   ├── RecipeError         a recipe
+    │   └── InventoryError      a devices file
     ├── DataError           data that cannot be used as it is
     ├── CheckpointError     (targets.errors) a checkpoint that cannot be used as it is
     ├── PassError           a pass cannot start, failed, or broke its promise
     ├── PackageError        a bundle that cannot be handed over to a server
     ├── StoreError          the run store cannot be read or written
     ├── ReportError         a report that cannot be written, is damaged, or of another schema
-    └── BudgetError         nothing that was built meets the budget
+    ├── BudgetError         nothing that was built meets the budget
+    └── DeviceError         a remote device that cannot be reached, or cannot do what was asked
 
 Exit codes: 0 bundles exist and meet the budget, 1 a bug, 2 command line, 3 recipe, data or
-checkpoint, 4 a pass, 5 the budget, 6 a target or bundle, 7 a missing library, 8 the store,
-130 interrupted.
+checkpoint, 4 a pass, 5 the budget, 6 a target, bundle or remote device, 7 a missing library,
+8 the store, 130 interrupted.
 """
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Sequence
+from typing import ClassVar
 
 from targets.errors import CheckpointError, ToolkitError
 
@@ -26,6 +30,9 @@ __all__ = [
     "BudgetError",
     "CheckpointError",
     "DataError",
+    "DeviceError",
+    "DocumentError",
+    "InventoryError",
     "PackageError",
     "PassError",
     "Problem",
@@ -37,23 +44,27 @@ __all__ = [
 
 
 class Problem(ToolkitError):  # noqa: N818  (it is part of an error, and raised seldom)
-    """One thing that is wrong with a recipe; collected by :class:`RecipeError`."""
+    """One thing that is wrong with a document; collected by :class:`DocumentError`."""
 
 
-class RecipeError(ToolkitError):
-    """A recipe does not hold.
+class DocumentError(ToolkitError):
+    """A file of settings does not hold.
 
     Args:
         problems: Everything that is wrong, not only the first.
-        where: The recipe.
+        where: The file.
     """
 
     exit_code = 3
+    kind: ClassVar[str] = "file of settings"
+    """What the file is, for the message."""
 
     def __init__(self, problems: Sequence[ToolkitError], *, where: object) -> None:
         self.problems = tuple(problems)
         count = len(self.problems)
-        super().__init__(f"the recipe has {count} problem{'s' if count != 1 else ''}", where=where)
+        super().__init__(
+            f"the {self.kind} has {count} problem{'s' if count != 1 else ''}", where=where
+        )
 
     def __str__(self) -> str:
         parts = [super().__str__()]
@@ -64,11 +75,25 @@ class RecipeError(ToolkitError):
         return "\n\n".join(parts)
 
     def __reduce__(self) -> tuple[object, ...]:
-        return (_rebuild_recipe_error, (self.problems, self.where))
+        return (_rebuild_document_error, (type(self), self.problems, self.where))
 
 
-def _rebuild_recipe_error(problems: Sequence[ToolkitError], where: str) -> RecipeError:
-    return RecipeError(problems, where=where)
+def _rebuild_document_error(
+    cls: type[DocumentError], problems: Sequence[ToolkitError], where: str
+) -> DocumentError:
+    return cls(problems, where=where)
+
+
+class RecipeError(DocumentError):
+    """A recipe does not hold."""
+
+    kind = "recipe"
+
+
+class InventoryError(DocumentError):
+    """A devices file does not hold."""
+
+    kind = "devices file"
 
 
 class DataError(ToolkitError):
@@ -105,6 +130,12 @@ class BudgetError(ToolkitError):
     """Nothing that was built meets the budget."""
 
     exit_code = 5
+
+
+class DeviceError(ToolkitError):
+    """A remote device cannot be reached, refuses, or cannot do what was asked of it."""
+
+    exit_code = 6
 
 
 def nearest(word: str, known: Iterable[str]) -> str | None:

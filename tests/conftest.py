@@ -1,7 +1,15 @@
-"""A small transformer written straight in ONNX: no torch, no export, ready in milliseconds."""
+"""What tests of several folders share: small models, and the environment of a device.
+
+The small transformer is written straight in ONNX: no torch, no export, ready in milliseconds.
+"""
 
 from __future__ import annotations
 
+import os
+import shutil
+import subprocess
+import sys
+import venv
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +19,9 @@ import pytest
 
 from targets.signature import Arrays, Signature, TensorSpec
 
+ROOT = Path(__file__).parents[1]
+# How pip says that it reached no index, as opposed to an index without the package.
+UNREACHABLE = ("NewConnectionError", "ConnectTimeoutError", "Name or service not known")
 VOCABULARY, WIDTH, HEADS, HIDDEN, LABELS = 700, 32, 2, 64, 3
 
 
@@ -188,3 +199,84 @@ def _make_classifier(*, seed: int = 0) -> Any:
         module = BertForSequenceClassification._from_config(config, attn_implementation="eager")
     wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special)
     return TorchModel(module.eval(), wrapped, "text-classification", 32)
+
+
+@pytest.fixture(scope="session")
+def project_wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel of this checkout, built from a copy, because a build writes beside its source."""
+    folder = tmp_path_factory.mktemp("wheel")
+    source = folder / "source"
+    for package in ("compressor", "targets"):
+        ignored = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(ROOT / package, source / package, ignore=ignored)
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copyfile(ROOT / name, source / name)
+    # With the setuptools of this environment and no index: the source is a path, never a name.
+    _pip("wheel", "--no-deps", "--wheel-dir", folder, "--no-build-isolation", "--no-index", source)
+    [built] = folder.glob("compressor-*.whl")
+    return built
+
+
+@pytest.fixture(scope="session")
+def device_wheels(project_wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the wheels of all that a device with ONNX Runtime needs besides ours."""
+    folder = tmp_path_factory.mktemp("wheels")
+    constraints = ROOT / "scripts" / "constraints.txt"
+    _pip("download", "--constraint", constraints, "--dest", folder, f"{project_wheel}[onnxruntime]")
+    next(folder.glob("compressor-*.whl")).unlink()
+    return folder
+
+
+@pytest.fixture(scope="session")
+def device_environment(
+    project_wheel: Path, device_wheels: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """The ``bin`` folder of a fresh environment with the wheel and ONNX Runtime."""
+    folder = tmp_path_factory.mktemp("device") / "env"
+    venv.create(folder, with_pip=True)
+    offline = ("--no-index", "--find-links", device_wheels)
+    python = folder / "bin" / "python"
+    _pip("install", *offline, f"{project_wheel}[onnxruntime]", python=python)
+    return folder / "bin"
+
+
+def _pip(*arguments: str | Path, python: str | Path = sys.executable) -> None:
+    """Run pip outside of the checkout, with nothing of this environment leaking in."""
+    env = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    command = [str(each) for each in (python, "-m", "pip", *arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd="/", env=env, check=False)
+    if done.returncode and any(sign in done.stdout + done.stderr for sign in UNREACHABLE):
+        pytest.skip("pip reaches no package index here")
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.fixture(scope="session")
+def small_bundle(
+    make_classifier: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A bundle of a small classifier for ONNX Runtime, made by the build half."""
+    from compressor.export import export_onnx
+    from compressor.lowering import lower
+    from compressor.model import OnnxModel
+    from compressor.store import RunStore
+    from compressor.tasks import get_task
+    from targets import registry
+
+    folder = tmp_path_factory.mktemp("bundle")
+    model = make_classifier()
+    signature = get_task(model.task).signature(model)
+    store = RunStore(folder / "store")
+
+    def keep(files: Path, work: Path) -> dict[str, Any]:
+        export_onnx(model, signature, files / "model.onnx")
+        model.tokenizer.save_pretrained(files)
+        ranges = {"batch": (1, 1, 8), "sequence": (1, 16, 32)}
+        OnnxModel(files, signature, "fp32", model.task, model.labels, 32, ranges).save(files)
+        return {"form": "onnx", "precision": "fp32"}
+
+    step = store.step("model", {}, keep)
+    made = lower(
+        "small", "candidate", registry.get("onnxruntime"), [step], store=store, hand_over=folder
+    )
+    assert made.bundle is not None, made.reason
+    return made.bundle.folder

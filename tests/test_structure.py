@@ -38,6 +38,7 @@ HEAVY = (
     "sklearn",
     "matplotlib",
     "plotly",
+    "asyncssh",
 )
 
 
@@ -139,6 +140,7 @@ def test_the_device_half_never_imports_the_build_half() -> None:
         ("compressor.data", ("compressor.passes", "compressor.pipeline", "compressor.report")),
         ("compressor.pipeline", ("compressor.cli",)),
         ("compressor.serving", ("compressor.passes", "compressor.pipeline", "compressor.cli")),
+        ("compressor.devices", ("compressor.passes", "compressor.pipeline", "compressor.cli")),
         ("targets.runtimes", ("targets.worker", "targets.benchmark", "targets.predictor")),
     ],
 )

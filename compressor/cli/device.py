@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from compressor.cli.options import DevicesOption, OnOption
+
 __all__ = ["add_commands"]
 
 BundleArgument = Annotated[Path, typer.Argument(help="A bundle: a folder, .tar.zst or .zip.")]
@@ -113,8 +115,15 @@ def bench(
     samples_per_query: Annotated[
         int | None, typer.Option(help="Multi-stream: samples that arrive together. [default: 8]")
     ] = None,
+    on: OnOption = None,
+    devices: DevicesOption = None,
 ) -> None:
     """Measure the latency of bundles, each in a process of its own, in alternating rounds."""
+    if on or devices:
+        from compressor.cli.devices import bench_on_devices
+
+        raise typer.Exit(0 if bench_on_devices(context, bundles, on, devices, output) else 6)
+
     from compressor.cli.scenario import bench_scenario, read_settings
 
     load = read_settings(context)

@@ -13,7 +13,9 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DataOption",
+    "DevicesOption",
     "ModelOption",
+    "OnOption",
     "OutputOption",
     "RecipeArgument",
     "SetOption",
@@ -52,6 +54,16 @@ StoreOption = Annotated[
     typer.Option(
         "--store", envvar="COMPRESSOR_STORE", help="Folder where finished steps are kept."
     ),
+]
+OnOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Work on this device: ssh://user@host[:port], or a name of --devices. Repeatable."
+    ),
+]
+DevicesOption = Annotated[
+    Path | None,
+    typer.Option(help="A file that describes devices by name; without --on, all of them."),
 ]
 
 

@@ -1,4 +1,4 @@
-"""A recipe as plain mappings and lists: parse the YAML, set values at dotted paths."""
+"""Settings as plain mappings and lists: parse the YAML, set values at dotted paths."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import yaml
 
 from compressor.errors import Problem, RecipeError
 
-__all__ = ["apply_overrides", "assign", "read_document", "shown"]
+__all__ = ["apply_overrides", "assign", "parse_yaml", "read_document", "shown"]
 
 _MAX_VALUES = 20_000
-"""Values of a recipe, aliases written out; a few aliases of aliases can stand for billions."""
+"""Values of a document, aliases written out; a few aliases of aliases can stand for billions."""
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
@@ -35,6 +35,25 @@ class _UniqueKeyLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+def parse_yaml(path: Path, *, fix: str) -> Any:
+    """Read a YAML file with care; no two places of the result share a list or a mapping.
+
+    Args:
+        path: The file.
+        fix: What to do about a file that is not valid.
+
+    Raises:
+        Problem: It cannot be read, is not valid YAML, or is too large.
+    """
+    try:
+        with path.open(encoding="utf-8") as stream:
+            return _unshared(yaml.load(stream, _UniqueKeyLoader))  # noqa: S506  (a SafeLoader)
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        raise Problem(
+            "the file is not valid YAML", given=" ".join(str(error).split()), fix=fix
+        ) from error
+
+
 def read_document(path: Path) -> dict[str, Any]:
     """Read a recipe file; no two places of the result share a list or a mapping.
 
@@ -42,15 +61,11 @@ def read_document(path: Path) -> dict[str, Any]:
         RecipeError: It is not valid YAML, no mapping, or too large.
     """
     try:
-        with path.open(encoding="utf-8") as stream:
-            document = _unshared(yaml.load(stream, _UniqueKeyLoader))  # noqa: S506  (a SafeLoader)
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        problem = Problem(
-            "the file is not valid YAML",
-            given=" ".join(str(error).split()),
-            fix="correct it there; `compressor schema` helps editors to check as you type",
+        document = parse_yaml(
+            path, fix="correct it there; `compressor schema` helps editors to check as you type"
         )
-        raise RecipeError([problem], where=path) from error
+    except Problem as invalid:
+        raise RecipeError([invalid], where=path) from invalid
     if not isinstance(document, dict):
         problem = Problem(
             "a recipe is a mapping of settings",

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
-from pydantic_core import ErrorDetails
 
 from compressor.errors import Problem, RecipeError, nearest
 from compressor.passes import available_passes
 from compressor.recipe.document import apply_overrides, assign, read_document, shown
+from compressor.recipe.problems import problem_of, unknown_name
 from compressor.recipe.schema import ORIGINAL, VARIANT_NAME, Recipe
 from targets.discovery import Component
 from targets.registry import available
@@ -101,7 +101,7 @@ def _validate(document: dict[str, Any], path: Path, base: Path) -> Recipe:
         found = [
             each for each in details if each["type"] != "too_short" or each["loc"][0] not in lists
         ]
-        problems = [_problem(each, Recipe) for each in found] + problems
+        problems = [problem_of(each, Recipe) for each in found] + problems
         raise RecipeError(problems, where=path) from error
     if problems:
         raise RecipeError(problems, where=path)
@@ -177,74 +177,13 @@ def _components(
         settings = {name: value for name, value in entry.items() if name != key}
         cls = known.get(str(entry[key]))
         if cls is None:
-            problems.append(_unknown_name(f"{here}.{key}", entry[key], known, f"there is no {key}"))
+            problems.append(unknown_name(f"{here}.{key}", entry[key], known, f"there is no {key}"))
             continue
         try:
             built.append(cls.model_validate(settings))
         except ValidationError as error:
-            problems.extend(_problem(each, cls, here) for each in error.errors())
+            problems.extend(problem_of(each, cls, here) for each in error.errors())
     return tuple(built)
-
-
-def _problem(details: ErrorDetails, model: type[BaseModel], prefix: str = "") -> Problem:
-    location = [str(part) for part in details["loc"]]
-    where = ".".join(([prefix] if prefix else []) + location) or prefix or "(recipe)"
-    if details["type"] == "extra_forbidden":
-        known = _fields_at(model, location[:-1])
-        return _unknown_name(where, location[-1], known, "there is no setting")
-    if details["type"] == "missing":
-        return Problem("a required setting is missing", where=where, fix=f"add {location[-1]}")
-    message = details["msg"].removeprefix("Value error, ")
-    return Problem(
-        message[0].lower() + message[1:],
-        where=where,
-        given=shown(details["input"]),
-        fix=_fix(details),
-    )
-
-
-_KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "list": "a list"}
-_LIMITS = {"ge": "at least", "gt": "more than", "le": "at most", "lt": "less than"}
-
-
-def _fix(details: ErrorDetails) -> str | None:
-    """What to write instead, where pydantic knows it."""
-    context = details.get("ctx", {})
-    for limit, words in _LIMITS.items():
-        if limit in context:
-            return f"use {words} {context[limit]:g}"
-    if details["type"] == "literal_error":
-        choices = re.findall(r"'([^']*)'", str(context.get("expected", "")))
-        guess = nearest(str(details["input"]), choices)
-        return f"did you mean {guess!r}?" if guess else "use one of these"
-    kind = details["type"].partition("_")[0]
-    return f"write {_KINDS[kind]}" if kind in _KINDS else None
-
-
-def _unknown_name(where: str, name: object, known: Any, what: str) -> Problem:
-    guess = nearest(str(name), known)
-    return Problem(
-        f"{what} {name!r}",
-        where=where,
-        given=shown(name),
-        fix=(f"did you mean {guess!r}? " if guess else "") + f"known: {', '.join(known)}",
-    )
-
-
-def _fields_at(model: type[BaseModel], location: Sequence[str]) -> list[str]:
-    """Names of the settings of the (nested) model at a location."""
-    current: Any = model
-    for part in location:
-        field = current.model_fields.get(part) if _is_model(current) else None
-        if field is None:
-            return []
-        candidates = [field.annotation, *getattr(field.annotation, "__args__", ())]
-        current = next((each for each in candidates if _is_model(each)), None)
-    return list(current.model_fields) if _is_model(current) else []
-
-
-def _is_model(value: Any) -> bool:
-    return isinstance(value, type) and issubclass(value, BaseModel)
 
 
 def _resolve_paths(value: Any, base: Path) -> Any:

@@ -17,7 +17,7 @@ import compressor.errors
 import targets.errors
 from compressor.cli import main
 from compressor.cli.app import app
-from compressor.errors import Problem, RecipeError
+from compressor.errors import DocumentError, Problem, RecipeError
 from compressor.passes import available_passes
 from compressor.recipe import builtin_recipes, recipe_json_schema
 from compressor.store import RunRecord, RunStore, StoredStep
@@ -70,7 +70,7 @@ def error_classes() -> Iterator[type[ToolkitError]]:
     for module in (targets.errors, compressor.errors):
         for name in module.__all__:
             cls = getattr(module, name)
-            if isinstance(cls, type) and cls not in (RecipeError, Problem):
+            if isinstance(cls, type) and cls is not Problem and not issubclass(cls, DocumentError):
                 yield cls
 
 
@@ -95,7 +95,13 @@ def test_exit_codes_are_those_that_the_help_documents(call: Call) -> None:
         "recipe": ("RecipeError", "DataError", "CheckpointError"),
         "a pass": ("PassError",),
         "budget": ("BudgetError",),
-        "target": ("TargetError", "BundleError", "UnsupportedModelError", "WorkerError"),
+        "target": (
+            "TargetError",
+            "BundleError",
+            "UnsupportedModelError",
+            "WorkerError",
+            "DeviceError",
+        ),
         "missing": ("MissingLibraryError",),
         "run store": ("StoreError",),
     }
