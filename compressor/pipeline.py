@@ -11,6 +11,7 @@ from typing import Any
 
 from compressor.checkpoint import label_names
 from compressor.data import Splits, data_fingerprint, read_splits
+from compressor.device_latency import OnDevices, measure_on_devices
 from compressor.lowering import Candidate, lower
 from compressor.manager import PassManager, import_checkpoint
 from compressor.measuring import (
@@ -139,6 +140,7 @@ class _Run:
         latencies, benchmark = self.time_all(
             [each for each in candidates if each.key in predictions]
         )
+        on_devices = self.measure_on_devices(candidates)
         rows = Rows(
             recipe=self.recipe,
             store=self.store,
@@ -149,6 +151,7 @@ class _Run:
             found=self.notes,
             latencies=latencies,
             bundles={each.key: f"{BUNDLES}/{each.key}" for each in self.shipped(candidates)},
+            devices=on_devices.results,
         )
         built = rows.build()
         model = _model_facts(self.recipe, original)
@@ -175,6 +178,7 @@ class _Run:
             data=self.describe_data(predictions),
             environment=environment,
             primary_shape=rows.primary,
+            devices=dict(on_devices.facts),
             rows=tuple(built),
             steps=steps,
             verdict=judge(
@@ -328,6 +332,20 @@ class _Run:
         self.record(step)
         self.progress.finish("", cached=step.cached)
         return results, Environment.model_validate(step.record.facts["environment"])
+
+    def measure_on_devices(self, candidates: Sequence[Candidate]) -> OnDevices:
+        """Measure every bundle on the devices of the recipe, if it names any."""
+        if self.recipe.devices is None:
+            return OnDevices()
+        return measure_on_devices(
+            self.recipe.devices,
+            candidates,
+            self.recipe.benchmark,
+            store=self.store,
+            record=self.record,
+            progress=self.progress,
+            again=self.measure_again,
+        )
 
     def shipped(self, candidates: Sequence[Candidate]) -> list[Candidate]:
         """Those whose bundles go beside the report."""

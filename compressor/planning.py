@@ -75,6 +75,7 @@ def make_plan(recipe: Recipe) -> Plan:
     problems.extend(_output_problems(recipe))
     problems.extend(_target_problems(recipe))
     problems.extend(_library_problems(recipe))
+    problems.extend(_device_problems(recipe))
     if original is not None:
         problems.extend(_shape_problems(recipe, original))
     if problems or original is None:
@@ -246,6 +247,22 @@ def _library_problems(recipe: Recipe) -> Iterator[ToolkitError]:
                 given=f"needed by {', '.join(users)}",
                 fix="pip install 'compressor[build]'",
             )
+
+
+def _device_problems(recipe: Recipe) -> Iterator[ToolkitError]:
+    if recipe.devices is None:
+        return
+    from compressor.devices.connection import require_ssh
+    from compressor.devices.inventory import read_devices
+
+    if not recipe.devices.is_file():
+        yield _missing_file("devices", recipe.devices)
+        return
+    try:
+        require_ssh()
+        read_devices(recipe.devices)
+    except ToolkitError as error:
+        yield from getattr(error, "problems", (error,))
 
 
 def _shape_problems(recipe: Recipe, original: Architecture) -> Iterator[ToolkitError]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from compressor import evaluation
 from compressor.lowering import Candidate
 from compressor.measuring import SPLITS, Predictions
 from compressor.recipe.schema import Recipe
-from compressor.report.schema import Row
+from compressor.report.schema import OnDevice, Row
 from compressor.store import RunStore
 from compressor.tasks import Task
 from compressor.verdict import choose, shortfalls
@@ -29,6 +29,13 @@ __all__ = ["Rows", "accuracy", "shape_key"]
 def shape_key(shape: Shape) -> str:
     """How a shape is named in a report: batch x tokens."""
     return str(shape).replace(" ", "")
+
+
+def _by_shape(result: CaseResult) -> dict[str, Measurement]:
+    return {
+        shape_key(Shape(each.batch_size, each.sequence_length)): each
+        for each in result.measurements
+    }
 
 
 def accuracy(task: Task, predictions: Predictions, split: str) -> Accuracy:
@@ -56,6 +63,7 @@ class Rows:
         found: Candidate key -> what its evaluation noticed.
         latencies: Candidate key -> its times, for those that were measured.
         bundles: Candidate key -> folder of the bundle, relative to the report.
+        devices: Name of a remote device -> candidate key -> its times there.
     """
 
     recipe: Recipe
@@ -67,6 +75,7 @@ class Rows:
     found: Mapping[str, str]
     latencies: Mapping[str, CaseResult]
     bundles: Mapping[str, str]
+    devices: Mapping[str, Mapping[str, CaseResult]] = field(default_factory=dict)
 
     @property
     def primary(self) -> str:
@@ -100,7 +109,29 @@ class Rows:
             if self.primary in measured:
                 update["status"] = "measured"
             row = row.model_copy(update=update)
-        return row
+        return row.model_copy(update={"devices": self._on_devices(candidate)})
+
+    def _on_devices(self, candidate: Candidate) -> dict[str, OnDevice]:
+        found = {}
+        for name, results in self.devices.items():
+            result = results.get(candidate.key)
+            if result is None:
+                continue
+            own = _by_shape(result).get(self.primary)
+            bases = [
+                measured
+                for each in self.candidates
+                if self._is_baseline(each, candidate.target) and each.key in results
+                if (measured := _by_shape(results[each.key]).get(self.primary)) is not None
+            ]
+            found[name] = OnDevice(
+                latency=_by_shape(result),
+                speedup=speedup(min(bases, key=lambda each: each.median_ms), own)
+                if own is not None and bases
+                else None,
+                reason=None if own is not None else self._failure(result),
+            )
+        return found
 
     def _facts(self, candidate: Candidate) -> Row:
         status: Any = candidate.status
@@ -151,16 +182,14 @@ class Rows:
 
     def _measurements(self, candidate: Candidate) -> dict[str, Measurement]:
         result = self.latencies.get(candidate.key)
-        if result is None:
-            return {}
-        return {
-            shape_key(Shape(each.batch_size, each.sequence_length)): each
-            for each in result.measurements
-        }
+        return {} if result is None else _by_shape(result)
 
     def _latency_failure(self, candidate: Candidate) -> str | None:
         result = self.latencies.get(candidate.key)
-        failed = None if result is None else result.at(self.recipe.benchmark.shapes[0])
+        return None if result is None else self._failure(result)
+
+    def _failure(self, result: CaseResult) -> str | None:
+        failed = result.at(self.recipe.benchmark.shapes[0])
         if not isinstance(failed, Failure):
             return None
         return self.store.without_paths(str(failed.error))

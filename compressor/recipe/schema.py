@@ -87,6 +87,8 @@ class Recipe(BaseModel):
     """What a bundle has to reach for the run to succeed."""
     benchmark: BenchmarkSettings = BenchmarkSettings()
     """How latency is measured."""
+    devices: Path | None = None
+    """A devices file: every bundle is measured on each of its devices as well, over SSH."""
     bundle: BundleSettings = BundleSettings()
     """What goes into the bundles beside the model."""
     seed: int = Field(default=0, ge=0, lt=2**31)

@@ -22,6 +22,7 @@ from compressor.report.steps import step_texts
 from compressor.report.summary import (
     accuracy_split,
     best,
+    device_table,
     environment_facts,
     how_measured,
     noise_reasons,
@@ -63,6 +64,7 @@ def render_html(report: Report) -> str:
         policy=f"default-src 'none'; style-src {_hash(style)}; script-src {_hash(script)}",
         split=accuracy_split(report),
         best=best(report),
+        device_table=device_table(report),
         rows=rows,
         steps={variant: step_texts(report, variant) for variant in report.steps},
         environment=environment_facts(report),

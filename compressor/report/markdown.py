@@ -14,6 +14,7 @@ from compressor.report.summary import (
     absent_groups,
     accuracy_split,
     best,
+    device_table,
     environment_facts,
     how_measured,
     noise_reasons,
@@ -36,6 +37,7 @@ def render_markdown(report: Report) -> str:
         *_results(report),
         *_missed(report),
         *_absent(report),
+        *_devices(report),
         *_passes(report),
         "## Environment",
         _table(("", ""), environment_facts(report), align="ll"),
@@ -136,6 +138,33 @@ def _absent(report: Report) -> list[str]:
         for group in absent_groups(report)
     ]
     return ["### Not measured here", _bullets(lines)] if lines else []
+
+
+def _devices(report: Report) -> list[str]:
+    table = device_table(report)
+    if table is None:
+        return []
+    parts = ["## On the devices"]
+    if table.rows:
+        header = ("#", "variant", "target", "precision", *(f"{name}, ms" for name in table.names))
+        rows = [
+            (
+                str(text.number),
+                one_line(text.row.variant),
+                text.target,
+                text.row.precision,
+                *(_with(value, more) for value, more in cells),
+            )
+            for text, cells in table.rows
+        ]
+        parts.append(_table(header, rows, align="rlll" + "r" * len(table.names)))
+        parts.append(
+            f"Median latency at {report.primary_shape}; in brackets, how many times as fast as the "
+            "fastest uncompressed model of the same target on that device. `~`: noisy."
+        )
+    if table.absent:
+        parts.append(_bullets(f"{name}: {reason}" for name, reason in table.absent))
+    return parts
 
 
 def _passes(report: Report) -> list[str]:

@@ -18,7 +18,9 @@ __all__ = [
     "REPORT_SCHEMA_VERSION",
     "Accuracy",
     "Comparison",
+    "DeviceFacts",
     "ModelFacts",
+    "OnDevice",
     "Report",
     "Row",
     "Step",
@@ -78,6 +80,26 @@ class Step(_Frozen):
     """Training curve: step, epoch, loss, learning_rate, validation_accuracy where known."""
 
 
+class OnDevice(_Frozen):
+    """What a remote device found of one bundle."""
+
+    latency: dict[str, Measurement] = {}
+    """Shape such as ``1x128`` (batch x tokens) -> measurement with its raw times."""
+    speedup: Speedup | None = None
+    """Against the fastest baseline of the same target on that device, at the primary shape."""
+    reason: str | None = None
+    """Why it was not measured there."""
+
+
+class DeviceFacts(_Frozen):
+    """A remote device of a run."""
+
+    address: str
+    environment: Environment | None = None
+    reason: str | None = None
+    """Why nothing was measured there."""
+
+
 class Row(_Frozen):
     """One variant on one target."""
 
@@ -100,6 +122,8 @@ class Row(_Frozen):
     test_comparison: Comparison | None = None
     latency: dict[str, Measurement] = {}
     """Shape such as ``1x128`` (batch x tokens) -> measurement with its raw times."""
+    devices: dict[str, OnDevice] = {}
+    """Name of a remote device -> what it found."""
     speedup: Speedup | None = None
     """Against the fastest baseline on the same target, at the primary shape."""
     speedup_eager: Speedup | None = None
@@ -143,6 +167,8 @@ class Report(_Frozen):
     environment: Environment
     primary_shape: str
     """The shape that speed-ups and the budget refer to, such as ``1x128``."""
+    devices: dict[str, DeviceFacts] = {}
+    """Name -> the remote devices on which the bundles were measured as well."""
     rows: tuple[Row, ...]
     steps: dict[str, tuple[Step, ...]]
     """Variant -> its passes in order; ``original`` -> the export of the baseline."""

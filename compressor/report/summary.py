@@ -28,6 +28,7 @@ from targets.measurement import Measurement
 
 __all__ = [
     "Best",
+    "DeviceTable",
     "Mark",
     "RowText",
     "Split",
@@ -36,6 +37,7 @@ __all__ = [
     "accuracy_split",
     "best",
     "comparison_of",
+    "device_table",
     "environment_facts",
     "how_measured",
     "measurement_of",
@@ -183,6 +185,47 @@ def _judgement(row: Row) -> tuple[Mark, str]:
     if row.chosen:
         return ("nearest", "nearest, misses the budget") if row.unmet else ("chosen", "chosen")
     return ("missed", "misses the budget") if row.unmet else ("met", "meets the budget")
+
+
+@dataclass(frozen=True)
+class DeviceTable:
+    """Latency on remote devices, one column a device.
+
+    Attributes:
+        names: The devices.
+        rows: Those measured on any device -> one cell a device: latency in ms, and how many times
+            as fast as the untouched model there; or why there is none.
+        absent: Devices that measured nothing -> why.
+    """
+
+    names: tuple[str, ...]
+    rows: tuple[tuple[RowText, tuple[tuple[str, str], ...]], ...]
+    absent: tuple[tuple[str, str], ...]
+
+
+def device_table(report: Report) -> DeviceTable | None:
+    """The table of the remote devices; None where the run had none."""
+    if not report.devices:
+        return None
+    names = tuple(name for name, facts in report.devices.items() if facts.reason is None)
+    rows = tuple(
+        (text, tuple(_device_cell(report, text.row, name) for name in names))
+        for text in row_texts(report)
+        if any(name in text.row.devices for name in names)
+    )
+    absent = ((name, one_line(facts.reason or "")) for name, facts in report.devices.items())
+    return DeviceTable(names, rows, tuple(each for each in absent if each[1]))
+
+
+def _device_cell(report: Report, row: Row, name: str) -> tuple[str, str]:
+    found = row.devices.get(name)
+    if found is None:
+        return NONE, ""
+    measured = found.latency.get(report.primary_shape)
+    if measured is None:
+        return NONE, one_line((found.reason or "not measured").splitlines()[0])
+    noisy = "~" if measured.noise.verdict == "noisy" else ""
+    return milliseconds(measured.median_ms) + noisy, times(found.speedup and found.speedup.ratio)
 
 
 def absent_groups(report: Report) -> tuple[tuple[RowText, ...], ...]:

@@ -18,6 +18,7 @@ from compressor.report.summary import (
     RowText,
     absent_groups,
     accuracy_split,
+    device_table,
     noise_reasons,
     row_texts,
 )
@@ -105,6 +106,7 @@ class _Results:
         if misses:
             yield Text("\nMissed the budget", style="bold")
             yield _list([([text], "; ".join(text.row.unmet)) for text in misses])
+        yield from _devices(self.report)
         absent = _absent_lines(self.report)
         if absent:
             yield Text("\nNot measured here", style="bold")
@@ -186,6 +188,28 @@ def _legend(report: Report, texts: Sequence[RowText], marks: dict[str, str]) -> 
         + (f"; accuracy: on the {split} data; drop: accuracy lost, in points" if split else ""),
         style="dim",
     )
+
+
+def _devices(report: Report) -> RenderResult:
+    """One column a remote device, and why there is none."""
+    found = device_table(report)
+    if found is None:
+        return
+    yield Text("\nOn the devices, ms", style="bold")
+    if found.rows:
+        table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+        table.add_column("#", justify="right", no_wrap=True)
+        for title in ("variant", "target"):
+            table.add_column(title, overflow="fold")
+        for name in found.names:
+            table.add_column(Text(name), justify="right")
+        for text, cells in found.rows:
+            told = (f"{value} ({more})" if more else value for value, more in cells)
+            name = f"{one_line(text.row.variant)} {text.row.precision}"
+            table.add_row(str(text.number), Text(name), Text(text.target), *map(Text, told))
+        yield table
+    for name, reason in found.absent:
+        yield Text(f"{name}: {reason}", style="red")
 
 
 def _absent_lines(report: Report) -> dict[str, list[RowText]]:

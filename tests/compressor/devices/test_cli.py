@@ -16,7 +16,6 @@ import yaml
 
 from compressor.cli import main
 from compressor.cli.devices import given_options
-from targets.benchmark import CaseResult
 
 OPTIONS = ("--rounds", "2", "--sequence-length", "16", "--batch-size", "1", "--batch-size", "2")
 

@@ -19,7 +19,6 @@ from compressor.devices.copying import bundle_key, copy_file, make_folder
 from compressor.devices.session import Job, bench_on
 from compressor.devices.wheel import make_wheel
 from compressor.errors import DeviceError
-from targets.benchmark import CaseResult
 from targets.bundle import Bundle
 from targets.environment import Environment
 
