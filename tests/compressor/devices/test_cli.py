@@ -39,7 +39,7 @@ def call(capsys, monkeypatch):
 def devices_file(tmp_path):
     def write(**devices):
         path = tmp_path / "devices.yaml"
-        path.write_text(yaml.safe_dump(devices))
+        path.write_text(yaml.safe_dump(devices, sort_keys=False))
         return path
 
     return write
