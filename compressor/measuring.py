@@ -17,17 +17,27 @@ from targets.bundle import Bundle
 from targets.environment import Environment
 from targets.evaluation_pack import EvaluationPack
 from targets.predictor import tokenize
+from targets.tuning import describe, tune, write_tuned
 from targets.worker_client import Worker
 
 if TYPE_CHECKING:
     from compressor.data import Split, Splits
 
-__all__ = ["SPLITS", "Predictions", "evaluate", "evaluation_packs", "measure_latency", "pack_file"]
+__all__ = [
+    "SPLITS",
+    "Predictions",
+    "evaluate",
+    "evaluation_packs",
+    "measure_latency",
+    "pack_file",
+    "tuned",
+]
 
 SPLITS = ("validation", "test")
 PACK_VERSION = 2
 EVALUATE_VERSION = 2
 BENCHMARK_VERSION = 1
+TUNE_VERSION = 1
 EVALUATION_THREADS = 2
 RESULTS = "latency.json"
 OUTPUTS = "outputs.safetensors"
@@ -116,6 +126,52 @@ def evaluate(
         make,
     )
     return step, load_file(step.folder / OUTPUTS)
+
+
+def tuned(
+    candidate: Candidate,
+    settings: BenchmarkSettings,
+    *,
+    store: RunStore,
+    packs: StoredStep,
+    environment: Environment,
+    on_progress: Callable[[float, str], None],
+) -> StoredStep:
+    """The bundle with the runtime options that are fastest on this machine.
+
+    Args:
+        candidate: Has a bundle that runs here.
+        settings: How to measure.
+        store: Where the result is kept.
+        packs: See :func:`evaluation_packs`. The validation data tell whether labels change.
+        environment: This machine.
+        on_progress: Called with (fraction done, one line).
+
+    Raises:
+        TargetError: The target failed.
+    """
+    bundle = candidate.bundle
+    assert bundle is not None
+
+    def make(files: Path, work: Path) -> dict[str, Any]:
+        opened = Bundle.open(bundle.folder, verify=False)
+        pack = packs.folder / pack_file("validation")
+        tuning = tune(opened, settings, pack=pack, on_progress=on_progress)
+        written = write_tuned(opened, tuning, files)
+        facts = bundle.record.facts
+        return {"size_bytes": written.size_bytes, "notes": [*facts["notes"], describe(tuning)]}
+
+    return store.step(
+        "tune",
+        {
+            "bundle": bundle.content_hash,
+            "data": packs.content_hash,
+            "settings": settings.model_dump(mode="json"),
+            "machine": environment.machine,
+            "version": TUNE_VERSION,
+        },
+        make,
+    )
 
 
 def measure_latency(

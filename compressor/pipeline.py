@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -19,6 +19,7 @@ from compressor.measuring import (
     evaluate,
     evaluation_packs,
     measure_latency,
+    tuned,
 )
 from compressor.passes import advice_for
 from compressor.planning import Plan, validate_recipe
@@ -130,6 +131,10 @@ class _Run:
         baselines, chains = self.run_passes(original)
         candidates = self.lower_all(original, baselines, chains)
         packs = self.tokenize_all(candidates)
+        if self.recipe.bundle.tune:
+            candidates = [
+                self.tune(each, packs[each.key]) if each.runs_here else each for each in candidates
+            ]
         predictions, failures = self.evaluate_all(candidates, packs)
         latencies, benchmark = self.time_all(
             [each for each in candidates if each.key in predictions]
@@ -285,6 +290,25 @@ class _Run:
             found = accuracy(self.task, predictions[each.key], "test")
             self.progress.finish(f"test accuracy {100 * found.value:.1f}%", cached=step.cached)
         return predictions, failures
+
+    def tune(self, candidate: Candidate, packs: StoredStep) -> Candidate:
+        """The candidate with the runtime options that are fastest here."""
+        self.progress.start(f"tune {candidate.variant} on {candidate.target.label}")
+        try:
+            step = tuned(
+                candidate,
+                self.recipe.benchmark,
+                store=self.store,
+                packs=packs,
+                environment=self.environment,
+                on_progress=self.progress.update,
+            )
+        except (TargetError, BundleError) as error:
+            self.progress.finish(f"not tuned: {error.what}", cached=False)
+            return candidate
+        self.record(step)
+        self.progress.finish(step.record.facts["notes"][-1], cached=step.cached)
+        return replace(candidate, bundle=step)
 
     def time_all(
         self, candidates: Sequence[Candidate]

@@ -18,7 +18,7 @@ from compressor.store import RunStore
 from compressor.tasks import Task
 from compressor.verdict import choose, shortfalls
 from targets.base import Target
-from targets.benchmark import CaseResult, Failure
+from targets.benchmark import CaseResult, Failure, Shape
 from targets.measurement import Measurement, speedup
 from targets.scoring import Accuracy
 from targets.scoring import accuracy as accuracy_of
@@ -26,9 +26,9 @@ from targets.scoring import accuracy as accuracy_of
 __all__ = ["Rows", "accuracy", "shape_key"]
 
 
-def shape_key(shape: tuple[int, int]) -> str:
+def shape_key(shape: Shape) -> str:
     """How a shape is named in a report: batch x tokens."""
-    return f"{shape[0]}x{shape[1]}"
+    return str(shape).replace(" ", "")
 
 
 def accuracy(task: Task, predictions: Predictions, split: str) -> Accuracy:
@@ -154,7 +154,8 @@ class Rows:
         if result is None:
             return {}
         return {
-            shape_key((each.batch_size, each.sequence_length)): each for each in result.measurements
+            shape_key(Shape(each.batch_size, each.sequence_length)): each
+            for each in result.measurements
         }
 
     def _latency_failure(self, candidate: Candidate) -> str | None:

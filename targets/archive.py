@@ -12,6 +12,7 @@ import os
 import shutil
 import stat
 import struct
+import sys
 import tarfile
 import zipfile
 import zlib
@@ -32,7 +33,7 @@ MAX_RATIO = 1000
 of its size is not a model."""
 
 _FREE = 64 * 2**20  # bytes that any archive may unpack to, whatever its ratio
-_WINDOW = 2**27  # memory that decompression may take
+_WINDOW_LOG = 27  # bits: 128 MiB of memory is what decompression may take
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 _CHUNK = 2**20
 
@@ -209,7 +210,7 @@ def _broken(archive: Path) -> Iterator[None]:
     except ToolkitError:
         raise
     except Exception as error:
-        if is_disk_full(error) or not isinstance(error, (*_BROKEN, *_zstd_errors())):
+        if is_disk_full(error) or not isinstance(error, (*_BROKEN, _zstd().ZstdError)):
             raise
         if not archive.exists():
             given: object = "no such file"
@@ -220,18 +221,18 @@ def _broken(archive: Path) -> Iterator[None]:
         ) from error
 
 
-def _zstd_errors() -> tuple[type[Exception], ...]:
-    import zstandard
-
-    return (zstandard.ZstdError,)
+def _zstd() -> Any:  # one module under two names; the types are those of neither
+    """The zstd module of Python 3.14, or its backport."""
+    if sys.version_info >= (3, 14):
+        from compression import zstd
+    else:
+        from backports import zstd
+    return zstd
 
 
 def _write_tar(folder: Path, names: list[str], stream: IO[bytes]) -> None:
-    import zstandard
-
-    compressor = zstandard.ZstdCompressor(level=10)
     with (
-        compressor.stream_writer(stream, closefd=False) as packed,
+        _zstd().ZstdFile(stream, "w", level=10) as packed,
         tarfile.open(fileobj=packed, mode="w|", format=tarfile.PAX_FORMAT) as tar,
     ):
         for name in names:
@@ -274,7 +275,7 @@ class _Limited(io.RawIOBase):
 
 
 def _read_tar(archive: Path, writer: _Writer) -> None:
-    import zstandard
+    zstd = _zstd()
 
     def refuse() -> BundleError:
         return writer.refusal(
@@ -282,8 +283,8 @@ def _read_tar(archive: Path, writer: _Writer) -> None:
             f"{archive.stat().st_size} bytes",
         )
 
-    decompressor = zstandard.ZstdDecompressor(max_window_size=_WINDOW)
-    with archive.open("rb") as packed, decompressor.stream_reader(packed) as unpacked:
+    options = {zstd.DecompressionParameter.window_log_max: _WINDOW_LOG}
+    with zstd.ZstdFile(archive, options=options) as unpacked:
         stream = _Limited(unpacked, refuse)
         with tarfile.open(fileobj=stream, mode="r|") as tar:
             first = True

@@ -17,7 +17,7 @@ from targets.signature import Arrays, Signature
 if TYPE_CHECKING:
     from targets.bundle import Bundle
 
-__all__ = ["Form", "Lowered", "Precision", "Session", "Source", "Target"]
+__all__ = ["Alternative", "Form", "Lowered", "Precision", "Session", "Source", "Target"]
 
 Form = Literal["onnx", "torch"]
 """The form in which a target takes a model: an ONNX file, or a folder with a torch checkpoint."""
@@ -64,6 +64,21 @@ class Lowered:
     options: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     cpu_features: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Alternative:
+    """Runtime options that may be faster than those a bundle has.
+
+    Attributes:
+        options: On top of the options of the bundle; JSON values only.
+        threads: CPU threads, where not all that may be used.
+        keeps_outputs: Whether the outputs are known to stay the same up to rounding.
+    """
+
+    options: Mapping[str, Any] = field(default_factory=dict)
+    threads: int | None = None
+    keeps_outputs: bool = True
 
 
 class Session(ABC):
@@ -173,6 +188,10 @@ class Target(Component, ABC):
             MissingLibraryError: The runtime is not installed.
             TargetError: The runtime refused the bundle.
         """
+
+    def alternatives(self) -> Mapping[str, Alternative]:
+        """What ``tune`` may try on this machine, by name; by default nothing."""
+        return {}
 
     def versions(self) -> dict[str, str]:
         """Versions of the libraries whose change makes a lowered model stale."""

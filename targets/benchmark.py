@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
@@ -21,6 +21,7 @@ from targets.feeds import FeedsSpec, num_token_ids
 from targets.measurement import Measurement, Round
 from targets.protocol import ErrorRecord
 from targets.worker_client import Opened, Timed, Worker
+from targets.workloads import TextsSpec
 
 __all__ = ["BenchmarkCase", "BenchmarkSettings", "CaseResult", "Failure", "Shape", "benchmark"]
 
@@ -38,13 +39,21 @@ class _Frozen(BaseModel):
 
 
 class Shape(NamedTuple):
-    """Size of a batch of texts."""
+    """Size of a batch of texts.
+
+    Attributes:
+        batch_size: Texts a run.
+        sequence_length: Tokens of each text; None for real texts of many lengths.
+        tokenization: Whether a run begins with the text and ends with labels; real texts only.
+    """
 
     batch_size: int
-    sequence_length: int
+    sequence_length: int | None
+    tokenization: bool = False
 
     def __str__(self) -> str:
-        return f"{self.batch_size} x {self.sequence_length}"
+        length = "raw text" if self.tokenization else self.sequence_length or "real"
+        return f"{self.batch_size} x {length}"
 
 
 class BenchmarkSettings(_Frozen):
@@ -88,10 +97,16 @@ class BenchmarkCase:
     Attributes:
         bundle: Its folder.
         python: The interpreter that has its runtime.
+        threads: CPU threads; None for those of the settings.
+        texts: A JSON file with a list of texts, for shapes without a length.
+        options: Runtime options on top of those of the bundle.
     """
 
     bundle: Path
     python: str | Path = sys.executable
+    threads: int | None = None
+    texts: Path | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Failure(_Frozen):
@@ -111,7 +126,7 @@ class CaseResult(_Frozen):
     def at(self, shape: Shape) -> Measurement | Failure | None:
         """What happened on a shape; None if it was not asked for."""
         for each in self.measurements:
-            if (each.batch_size, each.sequence_length) == shape:
+            if (each.batch_size, each.sequence_length, each.tokenization) == shape:
                 return each
         return next((each for each in self.failures if each.shape in (shape, None)), None)
 
@@ -129,10 +144,16 @@ class _Lane:
     opened: Opened
     num_ids: int
     bundle: Bundle
+    texts: Path | None = None
     measurements: list[Measurement] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
 
-    def feeds(self, shape: Shape) -> FeedsSpec:
+    def workload(self, shape: Shape) -> FeedsSpec | TextsSpec:
+        if shape.sequence_length is None:
+            assert self.texts is not None
+            return TextsSpec(
+                texts=self.texts, batch_size=shape.batch_size, tokenization=shape.tokenization
+            )
         return FeedsSpec(
             lengths=(shape.sequence_length,) * shape.batch_size,
             num_ids=self.num_ids,
@@ -163,6 +184,8 @@ def benchmark(
     cases: Mapping[str, BenchmarkCase],
     settings: BenchmarkSettings,
     on_progress: Progress | None = None,
+    *,
+    shapes: Sequence[Shape] | None = None,
 ) -> dict[str, CaseResult]:
     """Measure the latency of bundles under the same conditions.
 
@@ -174,11 +197,13 @@ def benchmark(
         cases: Name -> bundle.
         settings: How to measure.
         on_progress: Called before every step.
+        shapes: What to measure, instead of the shapes of the settings.
 
     Returns:
         One result for each case, in the same order.
     """
-    steps = _Steps(len(cases) * (1 + len(settings.shapes) * (1 + settings.rounds)), on_progress)
+    wanted = settings.shapes if shapes is None else tuple(shapes)
+    steps = _Steps(len(cases) * (1 + len(wanted) * (1 + settings.rounds)), on_progress)
     results: dict[str, CaseResult] = {}
     with ExitStack() as stack:
         lanes: list[_Lane] = []
@@ -188,7 +213,7 @@ def benchmark(
                 lanes.append(_open(stack, name, case, settings))
             except ToolkitError as error:
                 results[name] = CaseResult(failures=(Failure(error=ErrorRecord.of(error)),))
-        for shape in settings.shapes:
+        for shape in wanted:
             _measure(lanes, shape, settings, steps)
         for lane in lanes:
             results[lane.name] = CaseResult(
@@ -199,15 +224,17 @@ def benchmark(
 
 def _open(stack: ExitStack, name: str, case: BenchmarkCase, settings: BenchmarkSettings) -> _Lane:
     bundle = Bundle.open(case.bundle, verify=False)  # the worker verifies it
-    worker = Worker(threads=settings.threads, python=case.python, timeout_s=settings.timeout_s)
+    threads = case.threads or settings.threads
+    worker = Worker(threads=threads, python=case.python, timeout_s=settings.timeout_s)
     with ExitStack() as own:
         own.enter_context(worker)
         lane = _Lane(
             name=name,
             worker=worker,
-            opened=worker.open(case.bundle.resolve()),
+            opened=worker.open(case.bundle.resolve(), options=case.options),
             num_ids=num_token_ids(bundle),
             bundle=bundle,
+            texts=case.texts,
         )
         stack.push(own.pop_all())
     return lane
@@ -221,36 +248,37 @@ def _measure(
     for lane in lanes:
         steps.next(f"warming up {lane.name} ({shape})")
         try:
-            times = lane.worker.warm_up(lane.feeds(shape))
+            warmed_up = lane.worker.warm_up(lane.workload(shape))
         except ToolkitError as error:
             lane.failures.append(Failure(error=ErrorRecord.of(error), shape=shape))
             continue
-        lengths[lane.name] = _length_of(times, settings.min_round_s)
+        lengths[lane.name] = _length_of(
+            warmed_up.run_ns, settings.min_round_s, num_requests=warmed_up.num_requests
+        )
         timed[lane.name] = []
     for index in range(settings.rounds):
         for lane in _order([lane for lane in lanes if lane.name in timed], index):
             steps.next(f"measuring {lane.name} ({shape}), round {index + 1}")
             time.sleep(settings.pause_s)
             try:
-                each = lane.worker.round(lane.feeds(shape), **lengths[lane.name]._asdict())
+                each = lane.worker.round(lane.workload(shape), **lengths[lane.name]._asdict())
                 timed[lane.name].append(each)
             except ToolkitError as error:
                 lane.failures.append(Failure(error=ErrorRecord.of(error), shape=shape))
                 del timed[lane.name]
     for lane in lanes:
         if lane.name in timed:
-            lane.measurements.append(_measurement(lane, shape, settings, timed[lane.name]))
+            lane.measurements.append(_measurement(lane, shape, timed[lane.name]))
 
 
-def _measurement(
-    lane: _Lane, shape: Shape, settings: BenchmarkSettings, timed: Sequence[Timed]
-) -> Measurement:
+def _measurement(lane: _Lane, shape: Shape, timed: Sequence[Timed]) -> Measurement:
     rounds: tuple[Round, ...] = tuple(each.round for each in timed)
     return Measurement(
         rounds=rounds,
-        threads=settings.threads,
+        threads=lane.worker.threads,
         batch_size=shape.batch_size,
         sequence_length=shape.sequence_length,
+        tokenization=shape.tokenization,
         num_cpus=os.cpu_count() or 1,
         load_time_ms=lane.opened.load_time_ms,
         peak_memory_bytes=max(each.peak_memory_bytes for each in timed),
@@ -258,11 +286,15 @@ def _measurement(
     )
 
 
-def _length_of(warm_up_ns: Sequence[int], min_round_s: float) -> _Length:
-    """Runs that fill a round, from the times at the end of the warm-up."""
-    last_ns = max(statistics.median(warm_up_ns[-5:]), 1)
+def _length_of(warm_up_ns: Sequence[int], min_round_s: float, *, num_requests: int = 1) -> _Length:
+    """Runs that fill a round, from the times at the end of the warm-up.
+
+    Every round takes each request equally often, so that rounds can be compared.
+    """
+    last_ns = max(statistics.median(warm_up_ns[-max(5, num_requests) :]), 1)
+    num_runs = min(max(math.ceil(min_round_s * 1e9 / last_ns), MIN_RUNS), MAX_RUNS)
     return _Length(
-        num_runs=min(max(math.ceil(min_round_s * 1e9 / last_ns), MIN_RUNS), MAX_RUNS),
+        num_runs=math.ceil(num_runs / num_requests) * num_requests,
         settle_runs=max(1, min(int(SETTLE_NS / last_ns), MAX_SETTLE_RUNS)),
     )
 

@@ -11,6 +11,7 @@ import os
 import shutil
 import tempfile
 import weakref
+from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
@@ -19,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from targets.archive import MANIFEST, is_archive, unpack
 from targets.base import Precision
 from targets.errors import BundleError
+from targets.measurement import Speedup
 from targets.scoring import Accuracy
 from targets.signature import Signature
 
@@ -30,7 +32,10 @@ __all__ = [
     "Manifest",
     "Measured",
     "Preprocessing",
+    "Trial",
+    "Tuning",
     "hash_file",
+    "merge_options",
     "parse_manifest",
 ]
 
@@ -90,6 +95,40 @@ class Measured(_Frozen):
     latency: Latency | None = None
 
 
+class Trial(_Frozen):
+    """One alternative that a tuning measured."""
+
+    name: str
+    options: dict[str, Any]
+    """On top of those of the bundle."""
+    threads: int | None
+    """CPU threads, where not all that may be used."""
+    median_ms: float | None
+    gain: Speedup | None
+    """Against the default options, round by round."""
+    rejected: str | None = None
+    """Why it cannot be taken, however fast it is."""
+
+
+class Tuning(_Frozen):
+    """Which runtime options were measured on a machine, and what was chosen.
+
+    The default is the first trial. Where anything was faster, the last trial is what was chosen,
+    measured once more.
+    """
+
+    machine: str
+    libraries: dict[str, str]
+    threads: int
+    batch_size: int
+    sequence_length: int
+    trials: tuple[Trial, ...]
+    options: dict[str, Any]
+    """What was chosen, on top of the options that the bundle had; empty where nothing was."""
+    max_threads: int | None
+    """More threads than this made it slower; None where all help."""
+
+
 class _Versioned(BaseModel):
     schema_version: int
 
@@ -112,6 +151,9 @@ class Manifest(_Frozen):
     preprocessing: Preprocessing
     provenance: dict[str, Any] = Field(default_factory=dict)
     evaluation: str | None = None
+    max_threads: int | None = Field(default=None, ge=1)
+    """More CPU threads than this are not used, however many are asked for."""
+    tuning: Tuning | None = None
     measured: Measured | None = None
     files: dict[str, FileRecord]
 
@@ -204,14 +246,19 @@ class Bundle:
         files = self.manifest.files
         return sum(record.size_bytes for name, record in files.items() if name not in extra)
 
+    def with_options(self, options: Mapping[str, Any]) -> Bundle:
+        """The same files with ``options`` on top of those in the manifest."""
+        merged = merge_options(self.manifest.options, options)
+        return Bundle(self.folder, self.manifest.model_copy(update={"options": merged}))
+
     @property
     def identity(self) -> str:
         """The sha256 over all that the same build gives again, in hex.
 
         That is every file and the whole manifest, without what was measured and the card that
-        tells it: two runs of one recipe give bundles of one identity.
+        tells it: two runs of one recipe give bundles of one identity. What a tuning chose counts.
         """
-        described = self.manifest.model_dump(mode="json", exclude={"measured", "files"})
+        described = self.manifest.model_dump(mode="json", exclude={"measured", "tuning", "files"})
         files = {
             name: record.sha256 for name, record in self.manifest.files.items() if name != CARD
         }
@@ -323,3 +370,15 @@ def _check_version(text: str, path: Path) -> None:
             given=found,
             fix=f"this version reads schema {SCHEMA_VERSION}; install the version that built it",
         )
+
+
+def merge_options(options: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Options with changes on top; what is a mapping on both sides is merged in turn."""
+    merged = dict(options)
+    for name, value in changes.items():
+        before = merged.get(name)
+        if isinstance(before, Mapping) and isinstance(value, Mapping):
+            merged[name] = merge_options(before, value)
+        else:
+            merged[name] = value
+    return merged

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import psutil
 
+from targets.energy import EnergyMeter, EnergySample, energy_between
 from targets.measurement import Round
 
 __all__ = ["CpuSample", "peak_memory_bytes", "round_between"]
@@ -26,6 +27,7 @@ class CpuSample:
     steal_s: float
     total_s: float
     load_average: float
+    energy: EnergySample
 
     @classmethod
     def take(cls) -> CpuSample:
@@ -43,6 +45,7 @@ class CpuSample:
             steal_s=steal_s,
             total_s=total_s,
             load_average=os.getloadavg()[0],
+            energy=EnergyMeter.here().take(),
         )
 
 
@@ -58,6 +61,7 @@ def round_between(before: CpuSample, after: CpuSample, run_ns: tuple[int, ...]) 
         others_cpus=max(others_s / wall_s, 0.0),
         steal=steal_s / max(after.total_s - before.total_s, 1e-9),
         load_average=after.load_average,
+        energy_j=energy_between(before.energy, after.energy),
     )
 
 

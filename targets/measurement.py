@@ -60,6 +60,8 @@ class Round(_Frozen):
     """Share of the machine's CPU time that its host gave to others, 0 to 1."""
     load_average: float = 0.0
     """The system's one-minute load average at the end."""
+    energy_j: float | None = None
+    """Energy that the processors took meanwhile, all processes together; see `targets.energy`."""
 
     @functools.cached_property
     def median_ns(self) -> float:
@@ -88,7 +90,10 @@ class Measurement(_Frozen):
     rounds: tuple[Round, ...] = Field(min_length=1)
     threads: int = Field(ge=1)
     batch_size: int = Field(ge=1)
-    sequence_length: int = Field(ge=1)
+    sequence_length: int | None = Field(ge=1)
+    """Tokens of each text; None for real texts of many lengths."""
+    tokenization: bool = False
+    """Whether a run began with the text and ended with labels."""
     num_cpus: int = Field(ge=1)
     load_time_ms: float = Field(ge=0)
     """Time to load the model in a fresh process, the import of the runtime's library included."""
@@ -141,6 +146,16 @@ class Measurement(_Frozen):
     def cpu_ms(self) -> float:
         """CPU time of one run, all threads, median over the rounds."""
         return float(np.median([each.cpu_ns / len(each.run_ns) for each in self.rounds])) / 1e6
+
+    @property
+    def energy_mj(self) -> float | None:
+        """Energy of one text, median over the rounds, or None where the machine tells none."""
+        found = [
+            each.energy_j / (len(each.run_ns) * self.batch_size) * 1e3
+            for each in self.rounds
+            if each.energy_j is not None
+        ]
+        return float(np.median(found)) if len(found) == len(self.rounds) else None
 
     @property
     def noise(self) -> Noise:

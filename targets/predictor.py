@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
+from targets.base import Session
 from targets.bundle import Bundle
 from targets.errors import BundleError, InputError
 from targets.evaluation_pack import EvaluationPack
@@ -59,13 +60,21 @@ class Predictor:
         bundle: A text classifier.
         threads: CPU threads of the runtime.
         batch_size: Texts that run at a time.
+        session: An open session of the bundle; by default a new one.
     """
 
-    def __init__(self, bundle: Bundle, *, threads: int = 1, batch_size: int = 32) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        *,
+        threads: int = 1,
+        batch_size: int = 32,
+        session: Session | None = None,
+    ) -> None:
         self.bundle = bundle
         self.batch_size = batch_size
         self._tokenizer = read_tokenizer(bundle)
-        self._session = open_session(bundle, threads=threads)
+        self._session = session or open_session(bundle, threads=threads)
         self._running = threading.Lock()
         self._executor: ThreadPoolExecutor | None = None
 

@@ -64,4 +64,5 @@ def open_session(bundle: Bundle, *, threads: int = 1) -> Session:
             f"the CPU has {', '.join(cpu_features()) or 'none of those that matter'}",
             fix="lower the model on a CPU like this one, or use another precision here",
         )
+    threads = min(threads, manifest.max_threads or threads)
     return get(manifest.target, **manifest.target_settings).load(bundle, threads=threads)

@@ -9,28 +9,33 @@ from __future__ import annotations
 import dataclasses
 import faulthandler
 import gc
+import itertools
 import os
 import queue
 import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
+
+from pydantic import TypeAdapter
 
 from targets.base import Session
 from targets.bundle import Bundle
 from targets.errors import ToolkitError, WorkerError
 from targets.evaluation_pack import EvaluationPack
-from targets.feeds import FeedsSpec, synthetic_feeds
+from targets.feeds import FeedsSpec
 from targets.interference import CpuSample, peak_memory_bytes, round_between
 from targets.measurement import warm_up_until_stable
 from targets.protocol import ErrorRecord, decode, encode, source_from_json
 from targets.registry import get, open_session
-from targets.signature import Arrays
+from targets.workloads import Request, TextsSpec, requests
 
 __all__ = ["Commands", "serve"]
+
+WORKLOAD: TypeAdapter[FeedsSpec | TextsSpec] = TypeAdapter(FeedsSpec | TextsSpec)
 
 
 class Commands:
@@ -38,7 +43,8 @@ class Commands:
 
     def __init__(self) -> None:
         self._session: Session | None = None
-        self._feeds: dict[FeedsSpec, Arrays] = {}
+        self._bundle: Bundle | None = None
+        self._requests: dict[FeedsSpec | TextsSpec, list[Request]] = {}
 
     def lower(
         self, *, target: str, settings: dict[str, Any], source: dict[str, Any], folder: str
@@ -49,13 +55,14 @@ class Commands:
         lowering.requires(model)
         return dataclasses.asdict(lowering.lower(model, Path(folder)))
 
-    def open(self, *, bundle: str, threads: int) -> dict[str, Any]:
+    def open(self, *, bundle: str, threads: int, options: dict[str, Any]) -> dict[str, Any]:
         """Load a bundle; measures the load with the import of the runtime's library in it."""
-        opened = Bundle.open(bundle)
+        opened = Bundle.open(bundle).with_options(options)
         start = time.perf_counter()
         self._session = open_session(opened, threads=threads)
         load_time_s = time.perf_counter() - start
-        self._feeds.clear()
+        self._bundle = opened
+        self._requests.clear()
         return {"load_time_ms": load_time_s * 1e3, "peak_memory_bytes": peak_memory_bytes()}
 
     def predict(self, *, pack: str, outputs: str, batch_size: int) -> dict[str, Any]:
@@ -71,22 +78,22 @@ class Commands:
         save_file(samples.restore(answers, session.signature), outputs)
         return {"num_samples": len(samples)}
 
-    def warm_up(self, *, feeds: dict[str, Any]) -> dict[str, Any]:
+    def warm_up(self, *, workload: dict[str, Any]) -> dict[str, Any]:
         """Run until the times are stable."""
-        session, arrays = self._opened(), self._made(feeds)
-        times = warm_up_until_stable(lambda: session.run(arrays), time.perf_counter_ns)
-        return {"run_ns": times}
+        turns = itertools.cycle(self._made(workload))
+        times = warm_up_until_stable(lambda: next(turns)(), time.perf_counter_ns)
+        return {"run_ns": times, "num_requests": len(self._made(workload))}
 
-    def round(self, *, feeds: dict[str, Any], num_runs: int, settle_runs: int) -> dict[str, Any]:
+    def round(self, *, workload: dict[str, Any], num_runs: int, settle_runs: int) -> dict[str, Any]:
         """Time ``num_runs`` runs, after some that are not timed."""
-        session, arrays = self._opened(), self._made(feeds)
-        for _ in range(settle_runs):
-            session.run(arrays)
+        made = self._made(workload)
+        for index in range(settle_runs):
+            made[index % len(made)]()
         gc.collect()
         gc.disable()
         try:
             before = CpuSample.take()
-            times = _time_runs(session, arrays, num_runs)
+            times = _time_runs(made, num_runs)
             after = CpuSample.take()
         finally:
             gc.enable()
@@ -107,14 +114,16 @@ class Commands:
             raise WorkerError("no bundle is open in this worker", fix="send the command open first")
         return self._session
 
-    def _made(self, feeds: dict[str, Any]) -> Arrays:
-        spec = FeedsSpec.model_validate(feeds)
-        if spec not in self._feeds:
-            self._feeds[spec] = synthetic_feeds(self._opened().signature, spec)
-        return self._feeds[spec]
+    def _made(self, workload: dict[str, Any]) -> list[Request]:
+        spec = WORKLOAD.validate_python(workload)
+        if spec not in self._requests:
+            session = self._opened()
+            assert self._bundle is not None
+            self._requests[spec] = requests(spec, session, self._bundle)
+        return self._requests[spec]
 
 
-def serve(requests: BinaryIO, answers: BinaryIO) -> None:
+def serve(commands_in: BinaryIO, answers: BinaryIO) -> None:
     """Answer commands until ``close`` comes; leaves the process at once when the parent is gone."""
     commands = Commands()
     table: dict[str, Callable[..., dict[str, Any]]] = {
@@ -129,7 +138,7 @@ def serve(requests: BinaryIO, answers: BinaryIO) -> None:
         )
     }
     inbox: queue.SimpleQueue[bytes] = queue.SimpleQueue()
-    threading.Thread(target=_receive, args=(requests, inbox), daemon=True).start()
+    threading.Thread(target=_receive, args=(commands_in, inbox), daemon=True).start()
     name = ""
     while name != "close":
         message = decode(inbox.get())
@@ -149,19 +158,19 @@ def _answer(command: Callable[..., dict[str, Any]], arguments: dict[str, Any]) -
         return encode({"error": ErrorRecord.of(error).model_dump()})
 
 
-def _receive(requests: BinaryIO, inbox: queue.SimpleQueue[bytes]) -> None:
-    for line in requests:
+def _receive(commands_in: BinaryIO, inbox: queue.SimpleQueue[bytes]) -> None:
+    for line in commands_in:
         inbox.put(line)
     # The pipe ends when the parent does, even while the main thread is deep in native code.
     os._exit(0)
 
 
-def _time_runs(session: Session, feeds: Arrays, num_runs: int) -> tuple[int, ...]:
-    clock, run = time.perf_counter_ns, session.run
+def _time_runs(made: Sequence[Request], num_runs: int) -> tuple[int, ...]:
+    clock = time.perf_counter_ns
     times = []
-    for _ in range(num_runs):
+    for run in itertools.islice(itertools.cycle(made), num_runs):
         start = clock()
-        run(feeds)
+        run()
         times.append(clock() - start)
     return tuple(times)
 
@@ -169,11 +178,11 @@ def _time_runs(session: Session, feeds: Arrays, num_runs: int) -> tuple[int, ...
 def _main() -> None:
     faulthandler.enable(all_threads=False)
     # Native libraries print to fd 1, and their children read fd 0: keep both off the protocol.
-    requests, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
+    commands_in, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     nothing = os.open(os.devnull, os.O_RDONLY)
     os.dup2(nothing, 0)
     os.dup2(2, 1)
-    serve(requests, answers)
+    serve(commands_in, answers)
     # Runtimes have crashed while the interpreter takes itself apart; nothing is left to save.
     os._exit(0)
 

@@ -26,8 +26,9 @@ from targets.feeds import FeedsSpec
 from targets.measurement import Round
 from targets.protocol import ErrorRecord, decode, encode, source_to_json
 from targets.signature import Arrays
+from targets.workloads import TextsSpec
 
-__all__ = ["Opened", "Timed", "Worker", "worker_environment"]
+__all__ = ["Opened", "Timed", "WarmedUp", "Worker", "worker_environment"]
 
 STDERR_LINES = 30
 EXIT_S = 5.0
@@ -57,6 +58,17 @@ class Opened(BaseModel):
 
     load_time_ms: float
     peak_memory_bytes: int
+
+
+class WarmedUp(BaseModel):
+    """What a warm-up found."""
+
+    model_config = ConfigDict(frozen=True)
+
+    run_ns: tuple[int, ...]
+    """Wall time of each run, in nanoseconds."""
+    num_requests: int
+    """Different requests of the workload."""
 
 
 class Timed(BaseModel):
@@ -139,9 +151,11 @@ class Worker:
             cpu_features=tuple(answer["cpu_features"]),
         )
 
-    def open(self, bundle: Path) -> Opened:
-        """Load a bundle."""
-        answer = self._ask("open", bundle=str(bundle), threads=self.threads)
+    def open(self, bundle: Path, *, options: Mapping[str, Any] | None = None) -> Opened:
+        """Load a bundle, with ``options`` on top of its own."""
+        answer = self._ask(
+            "open", bundle=str(bundle), threads=self.threads, options=dict(options or {})
+        )
         return Opened.model_validate(answer)
 
     def predict(self, pack: Path, *, batch_size: int = 32) -> Arrays:
@@ -156,14 +170,23 @@ class Worker:
         outputs.unlink()
         return arrays
 
-    def warm_up(self, feeds: FeedsSpec) -> tuple[int, ...]:
-        """Run until the times are stable; returns them in nanoseconds."""
-        return tuple(self._ask("warm_up", feeds=feeds.model_dump())["run_ns"])
+    def warm_up(self, workload: FeedsSpec | TextsSpec) -> WarmedUp:
+        """Run until the times are stable."""
+        answer = self._ask("warm_up", workload=workload.model_dump(mode="json"))
+        return WarmedUp.model_validate(answer)
 
-    def round(self, feeds: FeedsSpec, *, num_runs: int, settle_runs: int = 1) -> Timed:
-        """Time ``num_runs`` runs in a row, after ``settle_runs`` that bring the caches back."""
+    def round(
+        self, workload: FeedsSpec | TextsSpec, *, num_runs: int, settle_runs: int = 1
+    ) -> Timed:
+        """Time ``num_runs`` runs in a row, after ``settle_runs`` that bring the caches back.
+
+        A workload of several requests takes them in turn.
+        """
         answer = self._ask(
-            "round", feeds=feeds.model_dump(), num_runs=num_runs, settle_runs=settle_runs
+            "round",
+            workload=workload.model_dump(mode="json"),
+            num_runs=num_runs,
+            settle_runs=settle_runs,
         )
         return Timed.model_validate(answer)
 

@@ -2,28 +2,30 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from rich import box
 from rich.table import Table
 
 from compressor.cli.progress import ConsoleProgress, console
-from targets.benchmark import BenchmarkCase, BenchmarkSettings, CaseResult, Failure, benchmark
+from compressor.report.wording import milliseconds
+from targets.bench import BenchEntry, BenchReport, Sweep, bench
+from targets.benchmark import BenchmarkSettings, Failure
 from targets.bundle import Bundle
-from targets.environment import Environment
 from targets.errors import InputError
+from targets.measurement import Measurement
+from targets.workloads import read_texts
 
-__all__ = ["bench_bundles"]
+__all__ = ["bench_bundles", "show_bench"]
 
 
 def bench_bundles(
     bundles: Sequence[Path],
+    sweep: Sweep,
     *,
-    threads: int,
-    sequence_length: int,
-    batch_sizes: tuple[int, ...],
     rounds: int,
+    texts: Path | None,
     output: Path | None,
 ) -> bool:
     """Measure bundles, print a table, and write the raw times where asked for.
@@ -32,70 +34,129 @@ def bench_bundles(
         Whether every bundle was measured.
     """
     settings = BenchmarkSettings(
-        threads=threads, sequence_length=sequence_length, batch_sizes=batch_sizes, rounds=rounds
+        threads=sweep.threads[0],
+        sequence_length=sweep.sequence_lengths[0],
+        batch_sizes=sweep.batch_sizes,
+        rounds=rounds,
     )
     opened = {str(bundle): Bundle.open(bundle) for bundle in bundles}
-    _check_length(opened, sequence_length)
+    _check_lengths(opened, sweep)
+    read = None if texts is None else read_texts(texts)
     with ConsoleProgress() as progress:
         progress.start(f"measure {len(bundles)} bundles")
-        results = benchmark(
-            {name: BenchmarkCase(bundle.folder) for name, bundle in opened.items()},
-            settings,
-            lambda done, total, line: progress.update(done / total, line),
-        )
+        report = bench(opened, sweep, settings, texts=read, on_progress=progress.update)
         progress.finish("", cached=False)
-    environment = Environment.here()
-    _show(results, settings)
-    console().print(
-        f"{environment.cpu}, {environment.num_cpus} CPUs, {threads} threads, "
-        f"load {environment.load_average:.2f}"
-    )
+    show_bench(report)
     if output is not None:
-        document = {
-            "environment": environment.model_dump(mode="json"),
-            "settings": settings.model_dump(mode="json"),
-            "bundles": {name: each.model_dump(mode="json") for name, each in results.items()},
-        }
-        output.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-    return not any(result.failures for result in results.values())
+        output.write_text(report.model_dump_json(indent=1) + "\n", encoding="utf-8")
+    return report.complete
 
 
-def _check_length(bundles: Mapping[str, Bundle], sequence_length: int) -> None:
+def show_bench(report: BenchReport) -> None:
+    """Print a report in a form that fits a narrow terminal: bundles by number, failures below."""
+    names = list(dict.fromkeys(entry.bundle for entry in report.entries))
+    for number, name in enumerate(names, start=1):
+        console().print(f" {number}  {name}", soft_wrap=True)
+    console().print(_latencies(report, names))
+    for entry in report.entries:
+        for line in _more(entry, names.index(entry.bundle) + 1):
+            console().print(line, soft_wrap=True)
+    for line in _failures(report, names):
+        console().print(line, soft_wrap=True, style="red")
+    environment = report.environment
+    console().print(
+        f"{environment.cpu}, {environment.num_cpus} CPUs, load {environment.load_average:.2f}"
+    )
+
+
+def _latencies(report: BenchReport, names: Sequence[str]) -> Table:
+    has_energy = any(
+        found.energy_mj is not None
+        for entry in report.entries
+        for found in entry.result.measurements
+    )
+    table = Table(
+        box=box.SIMPLE_HEAD,
+        padding=(0, 2, 0, 0),
+        pad_edge=False,
+        caption_justify="left",
+        caption="; ".join(_legend(report, has_energy)) or None,
+    )
+    titles = ["#", "threads", "batch x tokens", "ms", "95% interval", "p90", "texts/s"]
+    for title in (*titles, *(["mJ"] if has_energy else []), "noise"):
+        table.add_column(title, justify="right", no_wrap=True)
+    for entry in report.entries:
+        number = str(names.index(entry.bundle) + 1)
+        for shape in report.sweep.shapes:
+            found = entry.result.at(shape)
+            cells = _cells(found, has_energy) if isinstance(found, Measurement) else ("failed",)
+            table.add_row(number, str(entry.threads), str(shape), *cells)
+    return table
+
+
+def _legend(report: BenchReport, has_energy: bool) -> list[str]:
+    lines = []
+    if report.sweep.real_texts:
+        lines.append("real: texts as long as the test data")
+        lines.append("raw text: tokenization included")
+    if has_energy:
+        lines.append("mJ: of one text, all processors")
+    return lines
+
+
+def _cells(found: Measurement, has_energy: bool) -> tuple[str, ...]:
+    energy = "" if found.energy_mj is None else f"{found.energy_mj:.1f}"
+    return (
+        milliseconds(found.median_ms),
+        f"{milliseconds(found.interval.low)}-{milliseconds(found.interval.high)}",
+        milliseconds(found.p90_ms),
+        f"{found.throughput:.0f}",
+        *((energy,) if has_energy else ()),
+        found.noise.verdict,
+    )
+
+
+def _more(entry: BenchEntry, number: int) -> list[str]:
+    title = f"{number} with {entry.threads} threads"
+    lines = []
+    start = entry.cold_start
+    if start is not None:
+        low, high = start.interval
+        lines.append(
+            f"{title}: cold start {start.median_ms:.0f} ms ({low:.0f}-{high:.0f}) to the first "
+            f"answer, {len(start.starts)} starts"
+            + (", files out of the page cache" if start.evicted else ", files in the page cache")
+        )
+    run = entry.sustained
+    if run is not None:
+        lines.append(
+            f"{title}: {run.verdict} over {run.duration_s:.0f} s, {run.throughput:.1f} texts/s; "
+            f"the last third takes {run.slowdown:.2f}x the time of the first"
+        )
+    return lines
+
+
+def _failures(report: BenchReport, names: Sequence[str]) -> list[str]:
+    lines = []
+    for entry in report.entries:
+        number = names.index(entry.bundle) + 1
+        for shape in report.sweep.shapes:
+            found = entry.result.at(shape)
+            if isinstance(found, Failure):
+                lines.append(
+                    f"{number} with {entry.threads} threads at {shape} failed: {found.error}"
+                )
+    return list(dict.fromkeys(lines))
+
+
+def _check_lengths(bundles: Mapping[str, Bundle], sweep: Sweep) -> None:
+    longest = max(sweep.sequence_lengths)
     for name, bundle in bundles.items():
-        longest = bundle.manifest.preprocessing.max_length
-        if sequence_length > longest:
+        limit = bundle.manifest.preprocessing.max_length
+        if longest > limit:
             raise InputError(
                 "the model takes no text of this length",
                 where=name,
-                given=f"--sequence-length {sequence_length}",
-                fix=f"use at most {longest}",
+                given=f"--sequence-length {longest}",
+                fix=f"use at most {limit}",
             )
-
-
-def _show(results: Mapping[str, CaseResult], settings: BenchmarkSettings) -> None:
-    """A table that fits a narrow terminal: bundles by number, and failures below it."""
-    table = Table()
-    for title in ("#", "batch x tokens", "median ms", "95% interval", "p90", "texts/s", "noise"):
-        table.add_column(title, justify="right", no_wrap=True)
-    failures = []
-    for number, (name, result) in enumerate(results.items(), start=1):
-        console().print(f" {number}  {name}", soft_wrap=True)
-        for shape in settings.shapes:
-            found = result.at(shape)
-            if found is None or isinstance(found, Failure):
-                table.add_row(str(number), str(shape), "failed")
-                if found is not None:
-                    failures.append(f"{number} at {shape} failed: {found.error}")
-                continue
-            table.add_row(
-                str(number),
-                str(shape),
-                f"{found.median_ms:.3f}",
-                f"{found.interval.low:.3f}-{found.interval.high:.3f}",
-                f"{found.p90_ms:.3f}",
-                f"{found.throughput:.0f}",
-                found.noise.verdict,
-            )
-    console().print(table)
-    for line in failures:
-        console().print(line, soft_wrap=True, style="red")

@@ -17,7 +17,7 @@ BundleArgument = Annotated[Path, typer.Argument(help="A bundle: a folder, .tar.z
 
 def add_commands(app: typer.Typer) -> None:
     """Add the commands of this module."""
-    for command in (predict, bench, evaluate, verify, pack):
+    for command in (predict, bench, tune, evaluate, verify, pack):
         app.command()(command)
 
 
@@ -54,12 +54,35 @@ def predict(
 def bench(
     context: typer.Context,
     bundles: Annotated[list[Path], typer.Argument(help="Bundles, measured side by side.")],
-    threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 1,
-    sequence_length: Annotated[int, typer.Option(min=1, help="Tokens of each text.")] = 128,
-    batch_size: Annotated[
-        list[int] | None, typer.Option(help="Batch size; repeatable, the first is the latency.")
+    threads: Annotated[
+        list[int] | None, typer.Option(min=1, help="CPU threads; repeatable. [default: 1]")
     ] = None,
-    rounds: Annotated[int, typer.Option(min=1, help="Rounds for each bundle and batch.")] = 9,
+    sequence_length: Annotated[
+        list[int] | None,
+        typer.Option(min=1, help="Tokens of each text; repeatable. [default: 128]"),
+    ] = None,
+    batch_size: Annotated[
+        list[int] | None, typer.Option(min=1, help="Texts a run; repeatable. [default: 1, 4]")
+    ] = None,
+    rounds: Annotated[
+        int, typer.Option(min=1, help="Rounds for each bundle, threads and batch.")
+    ] = 9,
+    real_texts: Annotated[
+        bool,
+        typer.Option(
+            "--real-texts",
+            help="Also time texts as long as the test data, with and without tokenization.",
+        ),
+    ] = False,
+    texts: Annotated[
+        Path | None, typer.Option(help="A file with one text a line, for --real-texts.")
+    ] = None,
+    cold_starts: Annotated[
+        int, typer.Option(min=0, help="Time so many starts of a process to the first answer.")
+    ] = 0,
+    sustained: Annotated[
+        float, typer.Option(min=0, help="Run this many seconds without a pause; tells throttling.")
+    ] = 0.0,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Write the raw times here, as JSON.")
     ] = None,
@@ -72,16 +95,40 @@ def bench(
 
         raise typer.Exit(0 if bench_on_devices(context, bundles, on, devices, output) else 6)
     from compressor.cli.bench import bench_bundles
+    from targets.bench import Sweep
 
-    ok = bench_bundles(
-        bundles,
-        threads=threads,
-        sequence_length=sequence_length,
-        batch_sizes=tuple(batch_size or (1, 4)),
-        rounds=rounds,
-        output=output,
+    sweep = Sweep(
+        threads=_distinct(threads, (1,)),
+        batch_sizes=_distinct(batch_size, (1, 4)),
+        sequence_lengths=_distinct(sequence_length, (128,)),
+        real_texts=real_texts or texts is not None,
+        num_cold_starts=cold_starts,
+        sustained_s=sustained,
     )
+    ok = bench_bundles(bundles, sweep, rounds=rounds, texts=texts, output=output)
     raise typer.Exit(0 if ok else 6)
+
+
+def _distinct(given: list[int] | None, default: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(dict.fromkeys(given or default))
+
+
+def tune(
+    bundle: BundleArgument,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the tuned bundle.")],
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads that it may use.")] = 1,
+    sequence_length: Annotated[int, typer.Option(min=1, help="Tokens of each text.")] = 128,
+    batch_size: Annotated[int, typer.Option(min=1, help="Texts a run.")] = 1,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds for each alternative.")] = 9,
+) -> None:
+    """Find the runtime options that are fastest here, and write a bundle that has them."""
+    from compressor.cli.tune import tune_bundle
+    from targets.benchmark import BenchmarkSettings
+
+    settings = BenchmarkSettings(
+        threads=threads, sequence_length=sequence_length, batch_sizes=(batch_size,), rounds=rounds
+    )
+    tune_bundle(bundle, output, settings)
 
 
 def evaluate(

@@ -14,7 +14,7 @@ class TrainingSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
-    epochs: int = Field(default=4, ge=1, le=10_000)
+    epochs: int = Field(default=3, ge=1, le=10_000)
     """Passes over the training data."""
     learning_rate: float = Field(default=2e-4, gt=0, le=1)
     """Peak learning rate of AdamW."""

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from targets.base import Lowered, Precision, Session, Source, Target
+from targets.base import Alternative, Lowered, Precision, Session, Source, Target
 from targets.errors import MissingLibraryError, TargetError, UnsupportedModelError
+from targets.external_data import check_external_data
 from targets.signature import Arrays, Signature
 
 if TYPE_CHECKING:
@@ -137,11 +138,28 @@ class OnnxRuntime(Target):
         The worker threads spin for a moment after each run, which is fastest but shows as CPU time
         and slows down whatever else runs in the process; there are none with one thread.
         """
-        options = bundle.manifest.options.get("session", {})
+        check_external_data(bundle.model_path, bundle.manifest.files)
+        options = bundle.manifest.options
         session = create_session(
-            bundle.model_path, device=self.device, threads=threads, options=options
+            bundle.model_path,
+            device=self.device,
+            threads=threads,
+            options=options.get("session", {}),
+            optimization=options.get("optimization", "all"),
         )
         return OnnxRuntimeSession(bundle.manifest.signature, session)
+
+    def alternatives(self) -> Mapping[str, Alternative]:
+        """On a CPU: threads that sleep between runs, and fewer graph optimizations."""
+        if self.device != "cpu":
+            return {}
+        spinning = {"session.intra_op.allow_spinning": "0"}
+        return {
+            "no spinning": Alternative({"session": spinning}),
+            "denormals as zero": Alternative({"session": {"session.set_denormal_as_zero": "1"}}),
+            "extended optimization": Alternative({"optimization": "extended"}),
+            "basic optimization": Alternative({"optimization": "basic"}),
+        }
 
 
 class OnnxRuntimeSession(Session):
@@ -173,7 +191,7 @@ def create_session(
     device: Literal["cpu", "cuda"] = "cpu",
     threads: int = 1,
     options: Mapping[str, str] | None = None,
-    optimize: bool = True,
+    optimization: Literal["all", "extended", "basic", "none"] = "all",
 ) -> onnxruntime.InferenceSession:
     """Open an ONNX file in ONNX Runtime.
 
@@ -182,7 +200,7 @@ def create_session(
         device: Where to run; there is no silent fallback to the CPU.
         threads: Threads inside an operator.
         options: Session configuration entries.
-        optimize: Fuse and fold; without it loading is fast and running slow.
+        optimization: How much to fuse and fold; without it loading is fast and running slow.
 
     Raises:
         MissingLibraryError: onnxruntime is not installed.
@@ -197,8 +215,8 @@ def create_session(
     settings.inter_op_num_threads = 1
     settings.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
     settings.log_severity_level = _ERRORS_ONLY
-    if not optimize:
-        settings.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    level = "DISABLE_ALL" if optimization == "none" else f"ENABLE_{optimization.upper()}"
+    settings.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, f"ORT_{level}")
     for key, value in (options or {}).items():
         settings.add_session_config_entry(key, value)
     try:
@@ -225,7 +243,7 @@ def create_session(
 
 def _try_load(path: Path, device: Literal["cpu", "cuda"]) -> None:
     try:
-        create_session(path, device=device, optimize=False)
+        create_session(path, device=device, optimization="none")
     except TargetError as error:
         raise UnsupportedModelError(
             "ONNX Runtime does not run this model",

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from targets.base import Lowered, Precision, Session, Source, Target
+from targets.base import Alternative, Lowered, Precision, Session, Source, Target
 from targets.environment import cpu_features
 from targets.errors import MissingLibraryError, TargetError, UnsupportedModelError
 from targets.signature import Arrays, Signature
@@ -124,8 +124,7 @@ class OpenVINO(Target):
 
         Threads are not pinned to cores: pinning loses on a machine that does other work as well.
         """
-        options = dict(bundle.manifest.options)
-        options |= {"PERFORMANCE_HINT": "LATENCY"}
+        options: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY"}
         if self.device == "CPU":
             options |= {
                 "INFERENCE_NUM_THREADS": threads,
@@ -134,9 +133,24 @@ class OpenVINO(Target):
                 # Else activations of weight-only models become int8 without having been asked for.
                 "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0,
             }
+        options |= bundle.manifest.options
         return OpenVINOSession(
             bundle.manifest.signature, _compile(bundle.model_path, self.device, options)
         )
+
+    def alternatives(self) -> Mapping[str, Alternative]:
+        """On a CPU: pinned threads, none beside another on a core, and bf16 where it is native."""
+        if self.device != "CPU":
+            return {}
+        found = {
+            "pinned threads": Alternative({"ENABLE_CPU_PINNING": True}),
+            "one thread a core": Alternative({"ENABLE_HYPER_THREADING": False}),
+            "throughput hint": Alternative({"PERFORMANCE_HINT": "THROUGHPUT"}),
+        }
+        if _has_bf16():
+            hint = {"INFERENCE_PRECISION_HINT": "bf16"}
+            found["bf16"] = Alternative(hint, keeps_outputs=False)
+        return found
 
     def _precision_hint(self, precision: Precision) -> str:
         if precision == "bf16":

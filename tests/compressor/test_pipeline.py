@@ -195,21 +195,26 @@ def test_an_fp32_bundle_answers_as_the_pipeline_of_transformers(
         assert answer.scores == pytest.approx(scores, abs=1e-5)
 
 
-def test_bench_fits_a_narrow_terminal_and_names_each_bundle_by_its_path(finished, compressor):
-    bundles = [finished.output / "bundles" / f"{name}-onnxruntime" for name in ("fp32", "int8")]
-    options = ("--rounds", "2", "--sequence-length", "16", "--batch-size", "1")
-    outcome = compressor("bench", *bundles, *options)
-    assert outcome.code == 0, outcome.err
-    lines = outcome.out.splitlines()
-    for number, bundle in enumerate(bundles, start=1):
-        assert f" {number}  {bundle}" in lines
-    table = [line for line in lines if line.startswith("│")]
-    assert [line.split("│")[1].strip() for line in table] == ["1", "2"]
-    assert all(len(line) <= 80 and "…" not in line for line in table)
-    too_long = compressor("bench", bundles[0], "--sequence-length", "33")
-    assert too_long.code == 3
-    assert "the model takes no text of this length" in too_long.err
-    assert "fix:   use at most 32" in too_long.err
+def test_a_tuned_run_stores_the_evidence_and_finds_it_again(finished, home, tmp_path, compressor):
+    arguments = (
+        "run", home / "recipe.yaml", "--output", tmp_path, "--store", finished.store,
+        "--set", "bundle.tune=true", "--set", "targets=[onnxruntime]",
+    )  # fmt: skip
+    outcome = compressor(*arguments)
+    assert outcome.code == 0, (outcome.out, outcome.err)
+    told = [line for line in outcome.out.splitlines() if line.startswith("  tune ")]
+    assert len(told) == 5  # the eager reference, the baseline, and three variants
+    opened = Bundle.open(tmp_path / "bundles" / "int8-onnxruntime")
+    tuning = opened.manifest.tuning
+    assert tuning is not None
+    assert tuning.trials[0].name == "default"
+    assert {"no spinning", "basic optimization"} <= {trial.name for trial in tuning.trials}
+    for row in read_report(tmp_path).rows:
+        assert any(note.startswith("tuned: ") for note in row.notes) or row.status != "measured"
+    before = Bundle.open(finished.output / "bundles" / "int8-onnxruntime")
+    assert predicted(opened.folder, ["who cat"]) == predicted(before.folder, ["who cat"])
+    again = [line for line in compressor(*arguments).out.splitlines() if "  tune " in line]
+    assert all(" cached " in line for line in again)
 
 
 def test_the_output_of_a_run_is_no_bundle_but_names_those_in_it(finished, compressor):

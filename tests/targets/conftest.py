@@ -17,7 +17,7 @@ FAKE = '''
 import ctypes, os, signal, time
 import numpy as np
 from pydantic import BaseModel
-from targets.base import Lowered, Session, Target
+from targets.base import Alternative, Lowered, Session, Target
 from targets.errors import TargetError, UnsupportedModelError
 
 class Fake(Target):
@@ -36,21 +36,32 @@ class Fake(Target):
         (folder / "model.bin").write_bytes(b"fake")
         options = {"precision": source.precision, "ranges": dict(source.ranges)}
         return Lowered("model.bin", options, ("a note",))
+    def alternatives(self):
+        return {
+            "fast": Alternative({"fake": {"delay_ms": self.delay_ms / 4}}),
+            "slow": Alternative({"fake": {"delay_ms": self.delay_ms * 2}}),
+            "wrong": Alternative(
+                {"fake": {"delay_ms": self.delay_ms / 8, "flip": True}}, keeps_outputs=False
+            ),
+            "broken": Alternative({"fake": {"fault": "crash"}}),
+        }
     def load(self, bundle, *, threads):
         if self.fault == "load":
             raise TargetError("the runtime refused it", where="model.bin")
         if self.fault == "print":
             os.write(1, b"native noise on stdout\\n")
             print("python noise on stdout")
-        return FakeSession(bundle.manifest.signature, self)
+        return FakeSession(bundle.manifest.signature, self, bundle.manifest.options)
 
 class FakeSession(Session):
-    def __init__(self, signature, target):
+    def __init__(self, signature, target, options):
         super().__init__(signature)
-        self.target, self.count = target, 0
+        self.count = 0
+        self.options = {"fault": target.fault, "delay_ms": target.delay_ms}
+        self.options |= options.get("fake", {})
     def _run(self, feeds):
         self.count += 1
-        fault, _, at = self.target.fault.partition("@")
+        fault, _, at = self.options["fault"].partition("@")
         if self.count > int(at or 0):
             if fault == "crash":
                 ctypes.string_at(0)
@@ -64,11 +75,11 @@ class FakeSession(Session):
                 raise KeyError("a bug")
             if fault == "big" and len(feeds["input_ids"]) > 1:
                 raise TargetError("static shape", given=str(feeds["input_ids"].shape))
-        if self.target.delay_ms:
-            end = time.perf_counter() + self.target.delay_ms / 1e3
+        if self.options["delay_ms"]:
+            end = time.perf_counter() + self.options["delay_ms"] / 1e3
             while time.perf_counter() < end: pass
         ids = feeds["input_ids"] * feeds["attention_mask"]
-        total = ids.sum(axis=1)
+        total = ids.sum(axis=1) * (-1 if self.options.get("flip") else 1)
         return {"logits": np.stack([total, -total], axis=1).astype(np.float32),
                 "tokens": ids.astype(np.float32)}
 '''

@@ -232,6 +232,23 @@ def check_wrong_inputs_are_refused_by_name(target: Target, models: Models, folde
     assert session.run(good)["logits"].shape == (2, 3)  # still in order after all that
 
 
+def check_every_alternative_of_tuning_answers_the_same(
+    target: Target, models: Models, folder: Path
+) -> None:
+    skip_where_it_cannot(target.cannot_lower() or target.cannot_run())
+    if not target.alternatives():
+        pytest.skip("it offers no runtime options to tune")
+    bundle = make_bundle(target, models.source(target), models.checkpoint, folder / "bundle")
+    feeds = models.feeds(BATCHES[0])
+    default = target.load(bundle, threads=1).run(feeds)["logits"]
+    for name, each in target.alternatives().items():
+        assert name.strip()
+        assert json.loads(json.dumps(dict(each.options))) == dict(each.options)
+        found = target.load(bundle.with_options(each.options), threads=1).run(feeds)["logits"]
+        tolerance = TOLERANCES["fp32" if each.keeps_outputs else "bf16"]
+        assert np.linalg.norm(found - default) / np.linalg.norm(default) < tolerance, name
+
+
 def check_the_same_model_gives_the_same_bytes(target: Target, models: Models, folder: Path) -> None:
     skip_where_it_cannot(target.cannot_lower())
     source = models.source(target, "fp32" if target.form == "torch" else "int8")
@@ -347,6 +364,7 @@ CHECKS: tuple[Check, ...] = (
     check_outputs_match_the_reference,
     check_what_it_says_it_never_runs_it_refuses,
     check_wrong_inputs_are_refused_by_name,
+    check_every_alternative_of_tuning_answers_the_same,
     check_the_same_model_gives_the_same_bytes,
     check_fp64_is_refused_by_node_or_run,
     check_it_works_from_lowering_to_timing,

@@ -166,16 +166,18 @@ def test_killed_from_outside_in_the_middle_of_a_run(make_bundle: MakeBundle) -> 
 def test_command_after_death_still_says_what_happened(
     make_bundle: MakeBundle, fault: str, cause: str
 ) -> None:
-    with Worker(timeout_s=1.5) as worker:
+    with Worker() as worker:
         worker.open(make_bundle(fault=fault))
+        worker.timeout_s = 1.5
         for _ in range(2):
             with pytest.raises(WorkerError, match=cause):
                 worker.round(FEEDS, num_runs=1)
 
 
 def test_no_answer_in_time_ends_the_process(make_bundle: MakeBundle) -> None:
-    with Worker(timeout_s=1.5) as worker:
+    with Worker() as worker:
         worker.open(make_bundle(fault="hang"))
+        worker.timeout_s = 1.5
         with pytest.raises(WorkerError, match="did not answer in time"):
             worker.round(FEEDS, num_runs=1)
         assert gone(worker.pid)

@@ -173,7 +173,7 @@ def outputs(model: Model) -> NDArray[np.generic]:
             return logits
     from targets.runtimes.onnxruntime import create_session
 
-    [found] = create_session(model.path, optimize=False).run(None, batch)
+    [found] = create_session(model.path, optimization="none").run(None, batch)
     return np.asarray(found)
 
 

@@ -1,0 +1,56 @@
+"""What ``compressor tune`` prints and writes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich import box
+from rich.table import Table
+
+from compressor.cli.progress import ConsoleProgress, console
+from compressor.report.wording import milliseconds
+from targets.benchmark import BenchmarkSettings
+from targets.bundle import Bundle, Trial, Tuning
+from targets.tuning import describe, tune, write_tuned
+
+__all__ = ["tune_bundle"]
+
+
+def tune_bundle(path: Path, output: Path, settings: BenchmarkSettings) -> Tuning:
+    """Tune a bundle, print the trials, and write the bundle with what was chosen.
+
+    Raises:
+        BundleError: The output folder is not empty.
+    """
+    bundle = Bundle.open(path)
+    with ConsoleProgress() as progress:
+        progress.start(f"tune for {settings.shapes[0]} tokens")
+        tuning = tune(bundle, settings, on_progress=progress.update)
+        progress.finish("", cached=False)
+    write_tuned(bundle, tuning, output)
+    console().print(_table(tuning))
+    console().print(describe(tuning))
+    console().print(f"bundle: {output}", soft_wrap=True)
+    return tuning
+
+
+def _table(tuning: Tuning) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 2, 0, 0), pad_edge=False)
+    table.add_column("alternative")
+    for title in ("ms", "gain", "95% interval"):
+        table.add_column(title, justify="right", no_wrap=True)
+    table.add_column("")
+    for trial in tuning.trials:
+        table.add_row(*_cells(trial))
+    return table
+
+
+def _cells(trial: Trial) -> tuple[str, ...]:
+    gain = trial.gain
+    return (
+        trial.name,
+        milliseconds(trial.median_ms),
+        "" if gain is None else f"{gain.ratio:.2f}x",
+        "" if gain is None else f"{gain.low:.2f}-{gain.high:.2f}",
+        "" if trial.rejected is None else trial.rejected.splitlines()[0],
+    )

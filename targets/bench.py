@@ -1,0 +1,170 @@
+"""All that one call of the bench measures, as one value with a versioned form in JSON."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict
+
+from targets.benchmark import BenchmarkCase, BenchmarkSettings, CaseResult, Shape, benchmark
+from targets.bundle import Bundle
+from targets.cold_start import ColdStart, cold_starts
+from targets.environment import Environment
+from targets.sustained import Sustained, sustained_run
+from targets.workloads import bundle_texts
+
+__all__ = ["BenchEntry", "BenchReport", "Sweep", "bench"]
+
+BENCH_SCHEMA_VERSION = 1
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class Sweep(_Frozen):
+    """What to measure of each bundle: every combination."""
+
+    threads: tuple[int, ...] = (1,)
+    """CPU threads of the runtime."""
+    batch_sizes: tuple[int, ...] = (1, 4)
+    """Texts a run."""
+    sequence_lengths: tuple[int, ...] = (128,)
+    """Tokens of each text."""
+    real_texts: bool = False
+    """Whether to run real texts as well, with and without their tokenization."""
+    num_cold_starts: int = 0
+    """Starts of a process to time to their first answer."""
+    sustained_s: float = 0.0
+    """Length of a run without a pause, in seconds, at the first of each of the above."""
+
+    @property
+    def shapes(self) -> tuple[Shape, ...]:
+        """The shapes to measure: synthetic ones first."""
+        fixed = [
+            Shape(size, length) for length in self.sequence_lengths for size in self.batch_sizes
+        ]
+        real = [
+            Shape(size, None, tokenization)
+            for size in (self.batch_sizes if self.real_texts else ())
+            for tokenization in (False, True)
+        ]
+        return (*fixed, *real)
+
+
+class BenchEntry(_Frozen):
+    """One bundle with one number of threads."""
+
+    bundle: str
+    """As the caller named it."""
+    identity: str
+    """See `targets.bundle.Bundle.identity`."""
+    threads: int
+    result: CaseResult
+    cold_start: ColdStart | None = None
+    sustained: Sustained | None = None
+
+
+class BenchReport(_Frozen):
+    """What was measured, where."""
+
+    schema_version: int = BENCH_SCHEMA_VERSION
+    created: str
+    """Time of the end, in UTC."""
+    environment: Environment
+    settings: BenchmarkSettings
+    sweep: Sweep
+    entries: tuple[BenchEntry, ...]
+
+    @property
+    def complete(self) -> bool:
+        """Whether nothing failed."""
+        return not any(entry.result.failures for entry in self.entries)
+
+
+def bench(
+    bundles: Mapping[str, Bundle],
+    sweep: Sweep,
+    settings: BenchmarkSettings,
+    *,
+    texts: Sequence[str] | None = None,
+    on_progress: Callable[[float, str], None] = lambda fraction, line: None,
+) -> BenchReport:
+    """Measure bundles side by side.
+
+    Args:
+        bundles: Name -> bundle.
+        sweep: What to measure.
+        settings: How; its threads, batch sizes and sequence length are those of the sweep.
+        texts: Real texts; by default each bundle's own test data.
+        on_progress: Called with (fraction done, one line).
+
+    Raises:
+        BundleError: Real texts are asked for, and a bundle carries none.
+        TargetError: A cold start or a sustained run was refused by the runtime.
+    """
+    with tempfile.TemporaryDirectory(prefix="bench-") as scratch:
+        cases = {
+            (name, threads): BenchmarkCase(
+                bundle.folder,
+                threads=threads,
+                texts=_write_texts(bundle, texts, Path(scratch)) if sweep.real_texts else None,
+            )
+            for name, bundle in bundles.items()
+            for threads in sweep.threads
+        }
+        results = benchmark(
+            {f"{name}, {threads} threads": case for (name, threads), case in cases.items()},
+            settings,
+            lambda done, total, line: on_progress(done / total, line),
+            shapes=sweep.shapes,
+        )
+    entries = []
+    for (name, threads), result in zip(cases, results.values(), strict=True):
+        bundle = bundles[name]
+        entry = BenchEntry(bundle=name, identity=bundle.identity, threads=threads, result=result)
+        if not result.failures:
+            entry = entry.model_copy(update=_alone(bundle, threads, sweep, on_progress))
+        entries.append(entry)
+    return BenchReport(
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        environment=Environment.here(),
+        settings=settings,
+        sweep=sweep,
+        entries=tuple(entries),
+    )
+
+
+def _alone(
+    bundle: Bundle, threads: int, sweep: Sweep, on_progress: Callable[[float, str], None]
+) -> dict[str, ColdStart | Sustained]:
+    """What is measured of one bundle while no other runs."""
+    found: dict[str, ColdStart | Sustained] = {}
+    if sweep.num_cold_starts:
+        found["cold_start"] = cold_starts(
+            bundle.folder,
+            threads=threads,
+            num_starts=sweep.num_cold_starts,
+            sequence_length=sweep.sequence_lengths[0],
+            on_progress=lambda done, total: on_progress(done / total, "cold starts"),
+        )
+    if sweep.sustained_s:
+        found["sustained"] = sustained_run(
+            bundle.folder,
+            duration_s=sweep.sustained_s,
+            threads=threads,
+            batch_size=sweep.batch_sizes[0],
+            sequence_length=sweep.sequence_lengths[0],
+            on_progress=on_progress,
+        )
+    return found
+
+
+def _write_texts(bundle: Bundle, texts: Sequence[str] | None, folder: Path) -> Path:
+    path = folder / f"{bundle.identity[:16]}.json"
+    path.write_text(json.dumps(list(texts or bundle_texts(bundle))), encoding="utf-8")
+    return path

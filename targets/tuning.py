@@ -1,0 +1,217 @@
+"""Find the runtime options that are fastest for one bundle on one machine."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from targets.base import Alternative
+from targets.benchmark import BenchmarkCase, BenchmarkSettings, Failure, benchmark
+from targets.bundle import Bundle, Trial, Tuning, merge_options
+from targets.environment import Environment
+from targets.errors import BundleError, InputError, TargetError
+from targets.measurement import Measurement, Speedup, speedup
+from targets.registry import get
+from targets.worker_client import Worker
+
+__all__ = ["describe", "tune", "write_tuned"]
+
+DEFAULT = "default"
+COMBINED = "combined"
+CONFIRMED = "confirmed"
+# Below this a gain is not worth options that nobody else runs with.
+LEAST_GAIN = 1.02
+
+Progress = Callable[[float, str], None]
+
+
+def tune(
+    bundle: Bundle,
+    settings: BenchmarkSettings,
+    *,
+    pack: Path | None = None,
+    on_progress: Progress = lambda fraction, line: None,
+) -> Tuning:
+    """Measure what a target offers, and choose.
+
+    All alternatives are timed side by side with the options that the bundle has. Those that are
+    faster for certain, by the 95% interval of the paired rounds and by 2% at least, are put
+    together and measured once more beside the default: what was fastest of many by chance does not
+    stand that. An alternative that changes a single label on the test data is not taken.
+
+    Args:
+        bundle: What to tune; stays as it is.
+        settings: How to measure. Its threads are the most to use, and its first shape counts.
+        pack: Test data; by default those in the bundle. Without any, alternatives that may change
+            the outputs are left out.
+        on_progress: Called with (fraction done, one line).
+
+    Raises:
+        TargetError: The bundle itself does not run.
+        InputError: It takes no text of the length in the settings.
+    """
+    if settings.sequence_length > bundle.manifest.preprocessing.max_length:
+        raise InputError(
+            "the model takes no text of this length",
+            where=bundle.folder,
+            given=settings.sequence_length,
+            fix=f"use at most {bundle.manifest.preprocessing.max_length}",
+        )
+    if pack is None and bundle.manifest.evaluation is not None:
+        pack = bundle.path(bundle.manifest.evaluation)
+    offered = _offered(bundle, settings.threads, has_pack=pack is not None)
+    found = _measure(bundle, {DEFAULT: Alternative(), **offered}, settings, on_progress)
+    trials = [_keep_labels(trial, bundle, pack, settings) for trial in found]
+    winners = [trial for trial in trials if _is_faster(trial)]
+    chosen = None
+    if winners:
+        both = _together(winners, offered)
+        again = _measure(bundle, {DEFAULT: Alternative(), COMBINED: both}, settings, on_progress)
+        last = _keep_labels(again[-1], bundle, pack, settings)
+        trials.append(last.model_copy(update={"name": CONFIRMED}))
+        chosen = both if _is_faster(last) else None
+    here = Environment.here()
+    return Tuning(
+        machine=here.machine,
+        libraries=here.libraries,
+        threads=settings.threads,
+        batch_size=settings.batch_sizes[0],
+        sequence_length=settings.sequence_length,
+        trials=tuple(trials),
+        options={} if chosen is None else dict(chosen.options),
+        max_threads=None if chosen is None else chosen.threads,
+    )
+
+
+def write_tuned(bundle: Bundle, tuning: Tuning, folder: Path) -> Bundle:
+    """Write a bundle with the options that a tuning chose, and the evidence for them.
+
+    Raises:
+        BundleError: The folder is not empty.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise BundleError(
+            "the folder for the tuned bundle is not empty",
+            where=folder,
+            fix="name another folder, or empty it",
+        )
+    shutil.copytree(bundle.folder, folder, dirs_exist_ok=True)
+    manifest = bundle.manifest
+    changes: dict[str, Any] = {
+        "options": merge_options(manifest.options, tuning.options),
+        "max_threads": tuning.max_threads or manifest.max_threads,
+        "tuning": tuning,
+    }
+    return Bundle.create(folder, manifest.model_copy(update=changes))
+
+
+def describe(tuning: Tuning) -> str:
+    """What was chosen, in one line."""
+    parts = [f"{name} {value}" for name, value in tuning.options.items()]
+    if tuning.max_threads:
+        parts.append(f"at most {tuning.max_threads} threads")
+    gain = tuning.trials[-1].gain
+    if not parts or gain is None:
+        return f"tuned: of {len(tuning.trials)} alternatives none is faster for certain"
+    return f"tuned: {', '.join(parts)}: {gain}"
+
+
+def _offered(bundle: Bundle, threads: int, *, has_pack: bool) -> dict[str, Alternative]:
+    """What the target offers, and fewer threads."""
+    manifest = bundle.manifest
+    target = get(manifest.target, **manifest.target_settings)
+    offered = {
+        name: each for name, each in target.alternatives().items() if each.keeps_outputs or has_pack
+    }
+    fewer = threads // 2
+    while fewer >= 1:
+        offered[f"{fewer} threads" if fewer > 1 else "1 thread"] = Alternative(threads=fewer)
+        fewer //= 2
+    return offered
+
+
+def _measure(
+    bundle: Bundle,
+    alternatives: Mapping[str, Alternative],
+    settings: BenchmarkSettings,
+    on_progress: Progress,
+) -> list[Trial]:
+    """One trial for each alternative; the first is the default."""
+    results = benchmark(
+        {
+            name: BenchmarkCase(bundle.folder, threads=each.threads, options=each.options)
+            for name, each in alternatives.items()
+        },
+        settings.model_copy(update={"batch_sizes": settings.batch_sizes[:1]}),
+        lambda done, total, line: on_progress(done / total, line),
+    )
+    [shape] = {settings.shapes[0]}
+    default = results[DEFAULT].at(shape)
+    if not isinstance(default, Measurement):
+        assert isinstance(default, Failure)
+        raise default.error.to_error()
+    trials = []
+    for name, each in alternatives.items():
+        found = results[name].at(shape)
+        reason = None if isinstance(found, Measurement) else str(getattr(found, "error", found))
+        trials.append(
+            Trial(
+                name=name,
+                options=dict(each.options),
+                threads=each.threads,
+                median_ms=found.median_ms if isinstance(found, Measurement) else None,
+                gain=speedup(default, found) if isinstance(found, Measurement) else None,
+                rejected=reason,
+            )
+        )
+    return trials
+
+
+def _is_faster(trial: Trial) -> bool:
+    gain: Speedup | None = trial.gain
+    return trial.rejected is None and gain is not None and gain.low > 1 and gain.ratio >= LEAST_GAIN
+
+
+def _keep_labels(
+    trial: Trial, bundle: Bundle, pack: Path | None, settings: BenchmarkSettings
+) -> Trial:
+    """Reject a trial that would be taken, but changes a label of the test data."""
+    if pack is None or not trial.options or not _is_faster(trial):
+        return trial
+    try:
+        default = _labels(bundle, {}, pack, settings)
+        changed = int((_labels(bundle, trial.options, pack, settings) != default).sum())
+    except TargetError as error:
+        return trial.model_copy(update={"rejected": str(error)})
+    if not changed:
+        return trial
+    return trial.model_copy(update={"rejected": f"changes {changed} of {default.size} labels"})
+
+
+def _labels(
+    bundle: Bundle, options: Mapping[str, Any], pack: Path, settings: BenchmarkSettings
+) -> NDArray[np.int64]:
+    with Worker(threads=settings.threads) as worker:
+        worker.open(bundle.folder.resolve(), options=options)
+        outputs = worker.predict(pack)
+    return np.asarray(outputs[bundle.manifest.signature.outputs[0].name].argmax(axis=-1))
+
+
+def _together(winners: list[Trial], offered: Mapping[str, Alternative]) -> Alternative:
+    """All winners in one; where two set the same option, the one with the larger gain stays."""
+    ordered = sorted(winners, key=lambda trial: trial.gain.ratio if trial.gain else 0.0)
+    both = Alternative()
+    for trial in ordered:
+        each = offered[trial.name]
+        both = dataclasses.replace(
+            both,
+            options=merge_options(both.options, each.options),
+            threads=each.threads or both.threads,
+        )
+    return both

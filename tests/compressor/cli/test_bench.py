@@ -1,0 +1,84 @@
+"""What ``compressor bench`` prints of real bundles, and writes."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from targets import Bundle
+from targets.bench import BenchReport
+from targets.workloads import bundle_texts
+
+QUICK = ("--rounds", "2", "--sequence-length", "16", "--batch-size", "1")
+
+
+@pytest.mark.slow
+def test_bench_fits_a_narrow_terminal_and_names_each_bundle_by_its_path(finished, compressor):
+    bundles = [finished.output / "bundles" / f"{name}-onnxruntime" for name in ("fp32", "int8")]
+    outcome = compressor("bench", *bundles, *QUICK)
+    assert outcome.code == 0, outcome.err
+    lines = outcome.out.splitlines()
+    for number, bundle in enumerate(bundles, start=1):
+        assert f" {number}  {bundle}" in lines
+    table = [line for line in lines if " x 16 " in line]
+    assert [line.split()[:2] for line in table] == [["1", "1"], ["2", "1"]]
+    assert all(len(line) <= 80 and "…" not in line for line in lines if " x 16" in line)
+    too_long = compressor("bench", bundles[0], "--sequence-length", "33")
+    assert too_long.code == 3
+    assert "the model takes no text of this length" in too_long.err
+    assert "fix:   use at most 32" in too_long.err
+
+
+@pytest.mark.slow
+def test_a_sweep_prints_and_writes_every_combination(finished, compressor, tmp_path):
+    bundle = finished.output / "bundles" / "int8-onnxruntime"
+    options = (
+        *QUICK, "--batch-size", "2", "--threads", "1", "--threads", "2", "--real-texts",
+        "--cold-starts", "2", "--sustained", "0.5", "--output", tmp_path / "bench.json",
+    )  # fmt: skip
+    outcome = compressor("bench", bundle, *options)
+    assert outcome.code == 0, outcome.err
+    rows = [re.split(" {2,}", line.strip())[:3] for line in outcome.out.splitlines()]
+    assert [tuple(row) for row in rows if re.match(r"\d x", row[-1])] == [
+        ("1", threads, shape)
+        for threads in "12"
+        for shape in ("1 x 16", "2 x 16", "1 x real", "1 x raw text", "2 x real", "2 x raw text")
+    ]
+    assert outcome.out.count("cold start") == 2
+    assert outcome.out.count("too short over") == 2
+    report = BenchReport.model_validate_json((tmp_path / "bench.json").read_bytes())
+    assert report.complete
+    assert {entry.identity for entry in report.entries} == {Bundle.open(bundle).identity}
+    assert report.environment.cpu in outcome.out.replace("\n", " ")
+
+
+@pytest.mark.slow
+def test_texts_come_from_a_file_where_one_is_given(finished, compressor, tmp_path):
+    bundle = finished.output / "bundles" / "fp32-onnxruntime"
+    assert len(bundle_texts(Bundle.open(bundle))) == 48
+    absent = compressor("bench", bundle, *QUICK, "--texts", tmp_path / "absent.txt")
+    assert absent.code == 3
+    assert "the file of texts cannot be read" in absent.err
+    (tmp_path / "texts.txt").write_text("who cat\nwhere is the dog\n", encoding="utf-8")
+    outcome = compressor("bench", bundle, *QUICK, "--texts", tmp_path / "texts.txt")
+    assert outcome.code == 0, outcome.err
+    assert "raw text" in outcome.out
+
+
+@pytest.mark.slow
+def test_tune_prints_every_alternative_and_writes_a_bundle_that_runs(
+    finished, compressor, tmp_path
+):
+    bundle = finished.output / "bundles" / "int8-openvino"
+    options = ("--rounds", "6", "--sequence-length", "16", "--output", tmp_path / "tuned")
+    outcome = compressor("tune", bundle, *options)
+    assert outcome.code == 0, outcome.err
+    for name in ("default", "pinned threads", "throughput hint"):
+        assert any(line.startswith(name) for line in outcome.out.splitlines())
+    assert "tuned: " in outcome.out
+    assert compressor("verify", tmp_path / "tuned").code == 0
+    assert compressor("predict", tmp_path / "tuned", "--text", "who").code == 0
+    again = compressor("tune", bundle, *options)
+    assert again.code == 6
+    assert "the folder for the tuned bundle is not empty" in again.err
