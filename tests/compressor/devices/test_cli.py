@@ -16,6 +16,7 @@ import yaml
 
 from compressor.cli import main
 from compressor.cli.devices import given_options
+from targets.bench import BenchReport
 
 OPTIONS = ("--rounds", "2", "--sequence-length", "16", "--batch-size", "1", "--batch-size", "2")
 
@@ -38,7 +39,7 @@ def call(capsys, monkeypatch):
 def devices_file(tmp_path):
     def write(**devices):
         path = tmp_path / "devices.yaml"
-        path.write_text(yaml.safe_dump(devices))
+        path.write_text(yaml.safe_dump(devices, sort_keys=False))
         return path
 
     return write

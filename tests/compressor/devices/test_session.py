@@ -7,6 +7,7 @@ import fcntl
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +20,7 @@ from compressor.devices.copying import bundle_key, copy_file, make_folder
 from compressor.devices.session import Job, bench_on
 from compressor.devices.wheel import make_wheel
 from compressor.errors import DeviceError
+from targets.bench import BenchReport
 from targets.bundle import Bundle
 from targets.environment import Environment
 
@@ -94,35 +96,30 @@ def test_the_result_is_that_of_a_bench_at_home(bench, server, python, small_bund
     assert server.commands() == []
 
 
-def test_an_environment_is_made_once(bench, server, device_wheels, said):
-    device = server.device(
-        base_python=BASE_PYTHON, pip_options=["--no-index", "--find-links", str(device_wheels)]
-    )
+def test_an_environment_is_made_to_the_end_and_once(
+    bench, fails, server, device_wheels, said, tmp_path
+):
+    wheels = tmp_path / "wheels"
+    wheels.mkdir()
+    options = ["--no-index", "--find-links", str(wheels)]
+    device = server.device(base_python=BASE_PYTHON, pip_options=options)
+    error = fails(device)
+    assert error.what == "the package cannot be installed on the device"
+    assert "No matching distribution" in error.given
+    assert server.left_over() == {"lock", "venvs"}
+    for each in device_wheels.iterdir():
+        (wheels / each.name).symlink_to(each)
     assert bench(device).ok
-    assert "makes an environment on the device" in said
+    assert said.count("makes an environment on the device") == 2
     assert server.left_over() == {"lock", "venvs"}
     [venv] = (server.workdir / "venvs").iterdir()
     packages = next(venv.glob("lib/python3*/site-packages"))
     assert (packages / "onnxruntime").is_dir()
     assert not (packages / "torch").exists()
-    said.clear()
-    assert bench(device).ok
-    assert "makes an environment on the device" not in said
-    cleaned = fleet.clean_devices({"a": device})
-    assert cleaned == {"a": str(server.workdir)}
-    assert not server.workdir.exists()
-
-
-def test_an_environment_that_was_not_finished_is_made_again(bench, server, device_wheels, said):
-    device = server.device(
-        base_python=BASE_PYTHON, pip_options=["--no-index", "--find-links", str(device_wheels)]
-    )
-    assert bench(device).ok
-    [venv] = (server.workdir / "venvs").iterdir()
-    (venv / ".complete").unlink()
-    (venv / "bin" / "python").unlink()
     assert bench(device).ok
     assert said.count("makes an environment on the device") == 2
+    assert fleet.clean_devices({"a": device}) == {"a": str(server.workdir)}
+    assert not server.workdir.exists()
 
 
 def test_a_file_that_an_option_names_comes_along(server, python, tmp_path, said):
@@ -142,12 +139,21 @@ def test_a_file_that_an_option_names_comes_along(server, python, tmp_path, said)
 
 
 def test_a_bundle_that_cannot_be_measured_is_in_the_result(
-    bench, server, python, small_bundle, said
+    server, python, small_bundle, wheel, said, tmp_path
 ):
-    outcome = bench(server.device(python=python), ("--rounds", "1", "--batch-size", "100000000"))
+    shutil.copytree(small_bundle, tmp_path / "foreign")
+    manifest = Bundle.open(small_bundle).manifest.model_copy(
+        update={"cpu_features": ("of-no-cpu",)}
+    )
+    Bundle.create(tmp_path / "foreign", manifest)
+    opened = {str(path): Bundle.open(path) for path in (tmp_path / "foreign", small_bundle)}
+    device = server.device(python=python)
+    outcome = asyncio.run(bench_on(device, Job(opened, OPTIONS), wheel, said.append))
     assert not outcome.ok
-    [entry] = BenchReport.model_validate(outcome.document).entries
-    assert entry.result.failures
+    report = BenchReport.model_validate(outcome.document)
+    foreign, good = (entry.result for entry in report.entries)
+    assert "this CPU lacks instructions" in foreign.failures[0].error.what
+    assert good.measurements
     assert server.left_over() == KEPT
 
 
@@ -201,14 +207,6 @@ def test_a_given_interpreter_without_the_libraries(fails, server, tmp_path):
     assert error.what == "the given interpreter lacks libraries that a benchmark needs"
     assert error.given.startswith("ModuleNotFoundError")
     assert server.left_over() == KEPT
-
-
-def test_pip_without_an_index(fails, server, tmp_path):
-    options = ["--no-index", "--find-links", str(tmp_path)]
-    error = fails(server.device(base_python=BASE_PYTHON, pip_options=options))
-    assert error.what == "the package cannot be installed on the device"
-    assert "No matching distribution" in error.given
-    assert server.left_over() == {"lock", "venvs"}
 
 
 def test_more_threads_than_allowed(fails, server):
