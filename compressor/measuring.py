@@ -136,6 +136,7 @@ def tuned(
     packs: StoredStep,
     environment: Environment,
     on_progress: Callable[[float, str], None],
+    again: bool = False,
 ) -> StoredStep:
     """The bundle with the runtime options that are fastest on this machine.
 
@@ -146,6 +147,7 @@ def tuned(
         packs: See :func:`evaluation_packs`. The validation data tell whether labels change.
         environment: This machine.
         on_progress: Called with (fraction done, one line).
+        again: Forget a cached result.
 
     Raises:
         TargetError: The target failed.
@@ -161,17 +163,16 @@ def tuned(
         facts = bundle.record.facts
         return {"size_bytes": written.size_bytes, "notes": [*facts["notes"], describe(tuning)]}
 
-    return store.step(
-        "tune",
-        {
-            "bundle": bundle.content_hash,
-            "data": packs.content_hash,
-            "settings": settings.model_dump(mode="json"),
-            "machine": environment.machine,
-            "version": TUNE_VERSION,
-        },
-        make,
-    )
+    inputs = {
+        "bundle": bundle.content_hash,
+        "data": packs.content_hash,
+        "settings": settings.model_dump(mode="json"),
+        "machine": environment.machine,
+        "version": TUNE_VERSION,
+    }
+    if again:
+        store.remove(step_key("tune", inputs))
+    return store.step("tune", inputs, make)
 
 
 def measure_latency(

@@ -306,6 +306,7 @@ class _Run:
                 packs=packs,
                 environment=self.environment,
                 on_progress=self.progress.update,
+                again=self.measure_again,
             )
         except (TargetError, BundleError) as error:
             self.progress.finish(f"not tuned: {error.what}", cached=False)

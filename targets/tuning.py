@@ -25,6 +25,7 @@ __all__ = ["describe", "tune", "write_tuned"]
 DEFAULT = "default"
 COMBINED = "combined"
 CONFIRMED = "confirmed"
+NOISY = "the machine was noisy"
 # Below this a gain is not worth options that nobody else runs with.
 LEAST_GAIN = 1.02
 
@@ -36,6 +37,7 @@ def tune(
     settings: BenchmarkSettings,
     *,
     pack: Path | None = None,
+    even_if_noisy: bool = False,
     on_progress: Progress = lambda fraction, line: None,
 ) -> Tuning:
     """Measure what a target offers, and choose.
@@ -43,13 +45,15 @@ def tune(
     All alternatives are timed side by side with the options that the bundle has. Those that are
     faster for certain, by the 95% interval of the paired rounds and by 2% at least, are put
     together and measured once more beside the default: what was fastest of many by chance does not
-    stand that. An alternative that changes a single label on the test data is not taken.
+    stand that. An alternative that changes a single label on the test data is not taken, nor one
+    that was measured while the machine was noisy.
 
     Args:
         bundle: What to tune; stays as it is.
         settings: How to measure. Its threads are the most to use, and its first shape counts.
         pack: Test data; by default those in the bundle. Without any, alternatives that may change
             the outputs are left out.
+        even_if_noisy: Take the times as they are, also where other work disturbed them.
         on_progress: Called with (fraction done, one line).
 
     Raises:
@@ -66,14 +70,18 @@ def tune(
     if pack is None and bundle.manifest.evaluation is not None:
         pack = bundle.path(bundle.manifest.evaluation)
     offered = _offered(bundle, settings.threads, has_pack=pack is not None)
-    found = _measure(bundle, {DEFAULT: Alternative(), **offered}, settings, on_progress)
+
+    def measure(alternatives: Mapping[str, Alternative]) -> list[Trial]:
+        tried = {DEFAULT: Alternative(), **alternatives}
+        return _measure(bundle, tried, settings, on_progress, even_if_noisy=even_if_noisy)
+
+    found = measure(offered)
     trials = [_keep_labels(trial, bundle, pack, settings) for trial in found]
     winners = [trial for trial in trials if _is_faster(trial)]
     chosen = None
     if winners:
         both = _together(winners, offered)
-        again = _measure(bundle, {DEFAULT: Alternative(), COMBINED: both}, settings, on_progress)
-        last = _keep_labels(again[-1], bundle, pack, settings)
+        last = _keep_labels(measure({COMBINED: both})[-1], bundle, pack, settings)
         trials.append(last.model_copy(update={"name": CONFIRMED}))
         chosen = both if _is_faster(last) else None
     here = Environment.here()
@@ -117,6 +125,8 @@ def describe(tuning: Tuning) -> str:
     if tuning.max_threads:
         parts.append(f"at most {tuning.max_threads} threads")
     gain = tuning.trials[-1].gain
+    if not parts and any((trial.rejected or "").startswith(NOISY) for trial in tuning.trials):
+        return f"tuned: nothing is taken, {NOISY}"
     if not parts or gain is None:
         return f"tuned: of {len(tuning.trials)} alternatives none is faster for certain"
     return f"tuned: {', '.join(parts)}: {gain}"
@@ -141,6 +151,8 @@ def _measure(
     alternatives: Mapping[str, Alternative],
     settings: BenchmarkSettings,
     on_progress: Progress,
+    *,
+    even_if_noisy: bool,
 ) -> list[Trial]:
     """One trial for each alternative; the first is the default."""
     results = benchmark(
@@ -160,6 +172,8 @@ def _measure(
     for name, each in alternatives.items():
         found = results[name].at(shape)
         reason = None if isinstance(found, Measurement) else str(getattr(found, "error", found))
+        if isinstance(found, Measurement) and found.noise.reasons and not even_if_noisy:
+            reason = f"{NOISY}: {found.noise.reasons[0]}"
         trials.append(
             Trial(
                 name=name,

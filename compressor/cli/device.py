@@ -169,6 +169,10 @@ def tune(
     sequence_length: Annotated[int, typer.Option(min=1, help="Tokens of each text.")] = 128,
     batch_size: Annotated[int, typer.Option(min=1, help="Texts a run.")] = 1,
     rounds: Annotated[int, typer.Option(min=1, help="Rounds for each alternative.")] = 9,
+    even_if_noisy: Annotated[
+        bool,
+        typer.Option("--even-if-noisy", help="Believe times that other work disturbed."),
+    ] = False,
 ) -> None:
     """Find the runtime options that are fastest here, and write a bundle that has them."""
     from compressor.cli.tune import tune_bundle
@@ -177,7 +181,7 @@ def tune(
     settings = BenchmarkSettings(
         threads=threads, sequence_length=sequence_length, batch_sizes=(batch_size,), rounds=rounds
     )
-    tune_bundle(bundle, output, settings)
+    tune_bundle(bundle, output, settings, even_if_noisy=even_if_noisy)
 
 
 def evaluate(

@@ -16,7 +16,9 @@ from targets.tuning import describe, tune, write_tuned
 __all__ = ["tune_bundle"]
 
 
-def tune_bundle(path: Path, output: Path, settings: BenchmarkSettings) -> Tuning:
+def tune_bundle(
+    path: Path, output: Path, settings: BenchmarkSettings, *, even_if_noisy: bool = False
+) -> Tuning:
     """Tune a bundle, print the trials, and write the bundle with what was chosen.
 
     Raises:
@@ -25,7 +27,7 @@ def tune_bundle(path: Path, output: Path, settings: BenchmarkSettings) -> Tuning
     bundle = Bundle.open(path)
     with ConsoleProgress() as progress:
         progress.start(f"tune for {settings.shapes[0]} tokens")
-        tuning = tune(bundle, settings, on_progress=progress.update)
+        tuning = tune(bundle, settings, even_if_noisy=even_if_noisy, on_progress=progress.update)
         progress.finish("", cached=False)
     write_tuned(bundle, tuning, output)
     console().print(_table(tuning))

@@ -225,7 +225,9 @@ def _device_cell(report: Report, row: Row, name: str) -> tuple[str, str]:
     if measured is None:
         return NONE, one_line((found.reason or "not measured").splitlines()[0])
     noisy = "~" if measured.noise.verdict == "noisy" else ""
-    return milliseconds(measured.median_ms) + noisy, times(found.speedup and found.speedup.ratio)
+    return milliseconds(measured.median_ms) + noisy, times(
+        found.speedup.ratio if found.speedup else None
+    )
 
 
 def absent_groups(report: Report) -> tuple[tuple[RowText, ...], ...]:

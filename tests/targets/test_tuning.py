@@ -41,7 +41,13 @@ def test_the_fastest_that_answers_the_same_is_chosen_and_measured_again(
 ) -> None:
     seen: list[float] = []
     bundle = Bundle.open(make_bundle(delay_ms=8))
-    tuning = tune(bundle, QUICK, pack=pack, on_progress=lambda done, line: seen.append(done))
+    tuning = tune(
+        bundle,
+        QUICK,
+        pack=pack,
+        even_if_noisy=True,
+        on_progress=lambda done, line: seen.append(done),
+    )
     assert tuning.options == {"fake": {"delay_ms": 2}}
     assert tuning.max_threads is None
     found = trials(tuning)
@@ -58,6 +64,16 @@ def test_the_fastest_that_answers_the_same_is_chosen_and_measured_again(
     assert max(seen) <= 1
     assert "delay_ms" in describe(tuning)
     assert Tuning.model_validate_json(tuning.model_dump_json()) == tuning
+
+
+def test_times_of_a_noisy_machine_are_not_believed(
+    make_bundle: MakeBundle, pack: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("targets.measurement.MAX_CONTENTION", -1.0)
+    tuning = tune(Bundle.open(make_bundle(delay_ms=8)), QUICK, pack=pack)
+    assert tuning.options == {}
+    assert describe(tuning) == "tuned: nothing is taken, the machine was noisy"
+    assert trials(tuning)["fast"].rejected.startswith("the machine was noisy: other processes")
 
 
 def test_without_test_data_nothing_that_may_change_the_outputs_is_tried(
@@ -107,7 +123,7 @@ def test_a_tuned_bundle_has_the_options_and_the_evidence(
     make_bundle: MakeBundle, pack: Path, tmp_path: Path
 ) -> None:
     bundle = Bundle.open(make_bundle(delay_ms=8))
-    tuning = tune(bundle, QUICK, pack=pack)
+    tuning = tune(bundle, QUICK, pack=pack, even_if_noisy=True)
     written = write_tuned(bundle, tuning, tmp_path / "tuned")
     again = Bundle.open(tmp_path / "tuned")
     assert again.manifest.tuning == tuning
