@@ -189,6 +189,11 @@ def test_the_steps_work_by_hand(
     with targets.load(bundle.folder) as predictor:
         expected = [each.label for each in predictor.predict(texts)]
     assert [json.loads(line)["label"] for line in done.stdout.splitlines()] == expected
+    # Packaging itself takes no more than the base install either.
+    output = str(tmp_path / "repository")
+    done = step("compressor", "package", "bundle", "--for", "triton", "--output", output)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "repository" / "small" / "1" / "model.onnx").is_file()
 
 
 def build_wheel(source: Path) -> Path:
