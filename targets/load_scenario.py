@@ -8,12 +8,7 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-__all__ = [
-    "SCENARIOS",
-    "LoadSettings",
-    "Scenario",
-    "ScenarioRules",
-]
+__all__ = ["SCENARIOS", "LoadSettings", "Scenario", "ScenarioRules"]
 
 Scenario = Literal["single-stream", "multi-stream", "offline", "server"]
 

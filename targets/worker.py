@@ -28,7 +28,6 @@ from targets.errors import ToolkitError, WorkerError
 from targets.evaluation_pack import EvaluationPack
 from targets.feeds import FeedsSpec
 from targets.interference import CpuSample, peak_memory_bytes, round_between
-from targets.load_scenario import LoadSettings
 from targets.measurement import warm_up_until_stable
 from targets.protocol import ErrorRecord, decode, encode, source_from_json
 from targets.registry import get, open_session
@@ -108,6 +107,7 @@ class Commands:
     def run_load(self, *, pack: str, settings: dict[str, Any], logs: str) -> dict[str, Any]:
         """Run a load scenario on the samples of a pack; LoadGen's logs go into a folder."""
         from targets import loadgen
+        from targets.load_scenario import LoadSettings
 
         result = loadgen.run_load(
             self._opened(),

@@ -21,6 +21,7 @@ from targets.load_search import MAX_CONFIRMATIONS, RateSearch, find_rate
 from targets.loadgen import run_load
 from targets.measurement import Noise
 
+SERVICE_S = 0.001
 SETTINGS = LoadSettings(scenario="server", p99_ms=20, duration_s=8)
 
 
@@ -145,7 +146,7 @@ class Sleeper(Session):
         )
 
     def _run(self, feeds: Mapping[str, NDArray[np.generic]]) -> Arrays:
-        time.sleep(0.001)
+        time.sleep(SERVICE_S)
         return {"logits": np.zeros((len(feeds["input_ids"]), 1), dtype=np.float32)}
 
 
@@ -163,12 +164,14 @@ def test_one_server_holds_nearly_one_query_in_its_service_time(
 
     found = find_rate(run, LoadSettings(scenario="server", p99_ms=40, duration_s=2))
     assert found.held is not None
-    limit = 1e3 / found.unloaded.latency.mean_ms
-    share = (found.held.settings.qps or 0) / limit
-    record_property("share_of_service_rate", round(share, 3))
-    assert 0.5 < share < 1.05
+    rate = found.held.settings.qps or 0
+    record_property("share_of_service_rate", round(rate * SERVICE_S, 3))
+    # A sleep is never shorter than asked for; on a busy machine it is longer, so that one query at
+    # a time tells what to expect at least.
+    assert rate < 1.05 / SERVICE_S
+    assert rate > 0.4 * 1e3 / found.unloaded.latency.mean_ms
     assert found.held.latency.p99_ms <= 40
-    assert found.held.scheduled_qps == pytest.approx(found.held.settings.qps, rel=0.1)
+    assert found.held.scheduled_qps == pytest.approx(rate, rel=0.1)
     missed = [run for run in found.probes if not run.bound_kept]
     assert missed
     assert all(run.latency.p99_ms > 40 for run in missed)
