@@ -67,7 +67,8 @@ def test_the_commands_of_a_device_work(
     assert "95% interval" in succeed(
         device_environment / "compressor", "bench", small_bundle, *options
     )
-    [result] = json.loads(raw.read_text())["bundles"].values()
+    [entry] = json.loads(raw.read_text())["entries"]
+    result = entry["result"]
     assert not result["failures"]
     assert len(result["measurements"][0]["rounds"]) == 2
     for name in ("small.tar.zst", "small.zip"):

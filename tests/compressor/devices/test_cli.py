@@ -16,7 +16,7 @@ import yaml
 
 from compressor.cli import main
 from compressor.cli.devices import given_options
-from targets.benchmark import CaseResult
+from targets.bench import BenchReport
 
 OPTIONS = ("--rounds", "2", "--sequence-length", "16", "--batch-size", "1", "--batch-size", "2")
 
@@ -140,7 +140,7 @@ def test_every_device_is_measured_and_one_that_fails_is_told(
     assert code == 6
     assert "near: measures" in out
     assert "far: measures" in out
-    assert out.count("median ms") == 2
+    assert out.count("95% interval") == 2
     assert out.count(f" 1  {small_bundle}\n") == 2
     assert err.startswith("\nerror: gone: the device cannot be reached\n")
     found = json.loads(output.read_text())["devices"]
@@ -148,9 +148,10 @@ def test_every_device_is_measured_and_one_that_fails_is_told(
     assert found["gone"]["error"]["type"] == "DeviceError"
     for name in ("near", "far"):
         assert found[name]["address"].startswith("ssh://root@198.18.")
-        assert found[name]["settings"]["batch_sizes"] == [1, 2]
-        result = CaseResult.model_validate(found[name]["bundles"][str(small_bundle)])
-        assert len(result.measurements) == 2
+        report = BenchReport.model_validate(found[name]["report"])
+        assert report.sweep.batch_sizes == (1, 2)
+        assert [entry.bundle for entry in report.entries] == [str(small_bundle)]
+        assert len(report.entries[0].result.measurements) == 2
     code, out, _ = call("devices", "clean", "--devices", path, "--on", "near")
     assert (code, out) == (0, f"near: removed {server.workdir}\n")
     assert not server.workdir.exists()
