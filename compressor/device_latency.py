@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +18,6 @@ from targets.errors import ToolkitError
 
 if TYPE_CHECKING:
     from compressor.devices.inventory import Device
-    from compressor.devices.session import Outcome
 
 __all__ = ["OnDevices", "measure_on_devices"]
 
@@ -84,7 +82,7 @@ def measure_on_devices(
             store.remove(step_key("devices", each))
     kept = {name: store.find(step_key("devices", each)) for name, each in inputs.items()}
     absent = {name: devices[name] for name, step in kept.items() if step is None}
-    found: Mapping[str, Outcome | ToolkitError] = {}
+    found: Mapping[str, BenchReport | ToolkitError] = {}
     progress.start(f"measure {len(bundles)} bundles on {len(devices)} devices")
     if absent:
         job = Job(
@@ -113,12 +111,11 @@ def measure_on_devices(
     return OnDevices(facts, results)
 
 
-def _keep(store: RunStore, inputs: Mapping[str, Any], outcome: Outcome | None) -> StoredStep:
-    assert outcome is not None
-    document = outcome.document
+def _keep(store: RunStore, inputs: Mapping[str, Any], report: BenchReport | None) -> StoredStep:
+    assert report is not None
 
     def make(files: Path, work: Path) -> dict[str, Any]:
-        (files / RESULT).write_text(json.dumps(document), encoding="utf-8")
+        (files / RESULT).write_text(report.model_dump_json(), encoding="utf-8")
         return {}
 
     return store.step("devices", inputs, make)

@@ -68,8 +68,9 @@ def test_the_commands_of_a_device_work(
         device_environment / "compressor", "bench", small_bundle, *options
     )
     [entry] = json.loads(raw.read_text())["entries"]
-    assert not entry["result"]["failures"]
-    assert len(entry["result"]["measurements"][0]["rounds"]) == 2
+    result = entry["result"]
+    assert not result["failures"]
+    assert len(result["measurements"][0]["rounds"]) == 2
     for name in ("small.tar.zst", "small.zip"):
         archive = tmp_path / name
         assert name in succeed(device_environment / "compressor", "pack", small_bundle, archive)

@@ -14,7 +14,7 @@ from targets.errors import ToolkitError
 
 if TYPE_CHECKING:
     from compressor.devices.inventory import Device
-    from compressor.devices.session import Outcome
+    from targets.bench import BenchReport
 
 __all__ = ["app", "bench_on_devices", "given_options"]
 
@@ -52,7 +52,7 @@ def bench_on_devices(
     devices: Path | None,
     output: Path | None,
 ) -> bool:
-    """Measure bundles on remote devices, print what each of them prints, and write the raw times.
+    """Measure bundles on remote devices, print a table for each, and write the raw times.
 
     Args:
         context: The command, whose options the devices get as they were given.
@@ -64,7 +64,7 @@ def bench_on_devices(
     Returns:
         Whether every device measured every bundle.
     """
-    from compressor.cli.progress import console
+    from compressor.cli.bench import show_bench
     from compressor.devices.fleet import bench_devices
     from compressor.devices.inventory import select_devices
     from compressor.devices.session import Job
@@ -75,18 +75,18 @@ def bench_on_devices(
         bundles={str(path): Bundle.open(path) for path in bundles},
         options=tuple(given_options(context, leave_out=LOCAL)),
         threads=_most(context.params.get("threads")),
-        columns=console().width,
     )
     results = bench_devices(selected, job, lambda name, line: typer.echo(f"  {name}: {line}"))
     for name, found in results.items():
         if isinstance(found, ToolkitError):
             _complain(name, found)
         else:
-            typer.echo(f"\n{name}\n{found.shown.rstrip()}")
+            typer.echo(f"\n{name}")
+            show_bench(found)
     if output is not None:
         document = {"devices": dict(_documents(selected, results))}
         output.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-    return all(not isinstance(each, ToolkitError) and each.ok for each in results.values())
+    return all(not isinstance(each, ToolkitError) and each.complete for each in results.values())
 
 
 def given_options(context: typer.Context, *, leave_out: Sequence[str]) -> Iterator[str | Path]:
@@ -115,7 +115,7 @@ def given_options(context: typer.Context, *, leave_out: Sequence[str]) -> Iterat
 
 
 def _documents(
-    devices: Mapping[str, Device], results: Mapping[str, Outcome | ToolkitError]
+    devices: Mapping[str, Device], results: Mapping[str, BenchReport | ToolkitError]
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     from targets.protocol import ErrorRecord
 
@@ -124,7 +124,7 @@ def _documents(
         if isinstance(found, ToolkitError):
             yield name, address | {"error": ErrorRecord.of(found).model_dump(mode="json")}
         else:
-            yield name, address | found.document
+            yield name, address | {"report": found.model_dump(mode="json")}
 
 
 def _most(threads: Any) -> int:  # what an option may hold

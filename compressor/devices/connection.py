@@ -18,7 +18,7 @@ from targets.errors import MissingLibraryError
 if TYPE_CHECKING:
     import asyncssh
 
-__all__ = ["BEAT_S", "Completed", "Connection", "Process", "connect", "require_ssh"]
+__all__ = ["BEAT_S", "Completed", "Connection", "Process", "connect", "printable", "require_ssh"]
 
 BEAT_S = 5.0
 """Seconds between two signs of life, to the server and to each attended command."""
@@ -45,7 +45,12 @@ class Completed:
     def last_words(self) -> str:
         """The end of what it printed, on standard error where there is something."""
         lines = [line for line in (self.err.strip() or self.out.strip()).splitlines() if line]
-        return "\n".join(lines[-8:]) or f"exit code {self.code}"
+        return printable("\n".join(lines[-8:])) or f"exit code {self.code}"
+
+
+def printable(text: str) -> str:
+    """Words of a device, without what would steer the terminal."""
+    return "".join(each if each.isprintable() or each == "\n" else "?" for each in text)
 
 
 class Connection:

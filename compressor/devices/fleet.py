@@ -11,9 +11,10 @@ from typing import TypeVar
 
 from compressor.devices.connection import connect, require_ssh
 from compressor.devices.inventory import Device
-from compressor.devices.session import Job, Outcome, bench_on
+from compressor.devices.session import Job, bench_on
 from compressor.devices.wheel import make_wheel
 from compressor.devices.workplace import remove_workplace
+from targets.bench import BenchReport
 from targets.errors import ToolkitError
 
 __all__ = ["bench_devices", "clean_devices"]
@@ -26,7 +27,7 @@ Say = Callable[[str, str], None]
 
 def bench_devices(
     devices: Mapping[str, Device], job: Job, say: Say
-) -> dict[str, Outcome | ToolkitError]:
+) -> dict[str, BenchReport | ToolkitError]:
     """Measure on every device.
 
     Args:
@@ -44,7 +45,7 @@ def bench_devices(
     with tempfile.TemporaryDirectory(prefix="wheel-") as folder:
         wheel = make_wheel(Path(folder))
 
-        async def bench(name: str) -> Outcome:
+        async def bench(name: str) -> BenchReport:
             return await bench_on(devices[name], job, wheel, functools.partial(say, name))
 
         return asyncio.run(_all(devices, bench))

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import re
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
 
-from compressor.devices.connection import connect
+from pydantic import ValidationError
+
+from compressor.devices.connection import connect, printable
 from compressor.devices.copying import Copied, bundle_key, copy_bundle, copy_file, make_folder
 from compressor.devices.failures import talking
 from compressor.devices.interpreter import check_interpreter, prepare_interpreter
@@ -20,9 +20,10 @@ from compressor.devices.inventory import Device
 from compressor.devices.workplace import CLEAN_UP_S, Workplace, occupy
 from compressor.errors import DeviceError
 from targets import registry
+from targets.bench import BenchReport
 from targets.bundle import Bundle
 
-__all__ = ["Job", "Outcome", "bench_on"]
+__all__ = ["Job", "bench_on"]
 
 MAX_RESULT = 256 * 2**20
 """Bytes that a result may have; what comes from a device is not trusted to be small."""
@@ -40,31 +41,14 @@ class Job:
         bundles: As the user wrote it -> the opened bundle.
         options: Options of ``compressor bench``; a path stands for a file of this machine.
         threads: The most CPU threads that the options ask for.
-        columns: Width of the tables that the device prints.
     """
 
     bundles: Mapping[str, Bundle]
     options: tuple[str | Path, ...] = ()
     threads: int = 1
-    columns: int = 100
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """What came back from a device.
-
-    Attributes:
-        document: What ``compressor bench --output`` wrote there, with the bundles named as here.
-        shown: What it printed.
-        ok: Whether every bundle was measured.
-    """
-
-    document: dict[str, Any]
-    shown: str
-    ok: bool
-
-
-async def bench_on(device: Device, job: Job, wheel: Path, say: Say) -> Outcome:
+async def bench_on(device: Device, job: Job, wheel: Path, say: Say) -> BenchReport:
     """Run ``compressor bench`` on a device, with its bundles side by side there.
 
     Args:
@@ -72,6 +56,9 @@ async def bench_on(device: Device, job: Job, wheel: Path, say: Say) -> Outcome:
         job: What to measure.
         wheel: The wheel of this package.
         say: Is told of each step.
+
+    Returns:
+        What ``compressor bench --output`` wrote there, with the bundles named as in the job.
 
     Raises:
         DeviceError: The device cannot be reached, cannot do it, or was lost on the way. What was
@@ -156,12 +143,12 @@ async def _verify(place: Workplace, start: Sequence[str], names: Mapping[str, st
 
 async def _bench(
     place: Workplace, start: Sequence[str], job: Job, names: Mapping[str, str]
-) -> Outcome:
+) -> BenchReport:
     options = [await _option(place, number, each) for number, each in enumerate(job.options)]
     done = await place.run(
         (
-            *("env", f"COLUMNS={job.columns}", *start, "-m", "compressor", "bench"),
-            *(*options, "--output", RESULT, "--", *names),
+            *(*start, "-m", "compressor", "bench", *options),
+            *("--output", RESULT, "--", *names),
         ),
         doing="measuring",
         cwd=place.run_folder,
@@ -175,20 +162,18 @@ async def _bench(
             fix="the message of the device says what to change",
         )
     try:
-        document = json.loads(text)
-        if not isinstance(document, dict):
-            raise ValueError("no object")
-    except ValueError as error:
+        report = BenchReport.model_validate_json(text)
+        entries = [
+            each.model_copy(update={"bundle": names[each.bundle]}) for each in report.entries
+        ]
+    except (ValidationError, KeyError) as error:
         raise DeviceError(
             "the result of the device cannot be read",
             where=place.connection.device.address,
-            given=error,
+            given=printable(str(error)),
             fix="check the device: another program may write into its work folder",
         ) from error
-    shown = done.out
-    for name, given in names.items():
-        shown = shown.replace(f" {name}\n", f" {given}\n")
-    return Outcome(_renamed(document, names), shown, done.code == 0)
+    return report.model_copy(update={"entries": tuple(entries)})
 
 
 async def _option(place: Workplace, number: int, option: str | Path) -> str:
@@ -221,17 +206,6 @@ async def _fetch(place: Workplace, path: PurePosixPath) -> bytes | None:
         async with sftp.open(str(path), "rb", encoding=None) as stream:
             content: bytes = await stream.read(MAX_RESULT)
             return content
-
-
-def _renamed(value: Any, names: Mapping[str, str]) -> Any:
-    """A document in which the bundles have the names of this machine."""
-    if isinstance(value, str):
-        return names.get(value, value)
-    if isinstance(value, list):
-        return [_renamed(each, names) for each in value]
-    if isinstance(value, dict):
-        return {names.get(key, key): _renamed(each, names) for key, each in value.items()}
-    return value
 
 
 def _check_threads(device: Device, job: Job) -> None:

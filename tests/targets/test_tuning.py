@@ -73,7 +73,7 @@ def test_times_of_a_noisy_machine_are_not_believed(
     tuning = tune(Bundle.open(make_bundle(delay_ms=8)), QUICK, pack=pack)
     assert tuning.options == {}
     assert describe(tuning) == "tuned: nothing is taken, the machine was noisy"
-    assert trials(tuning)["fast"].rejected.startswith("the machine was noisy: other processes")
+    assert trials(tuning)["fast"].rejected.startswith("the machine was noisy: ")
 
 
 def test_without_test_data_nothing_that_may_change_the_outputs_is_tried(
@@ -89,7 +89,7 @@ def test_where_nothing_is_faster_the_bundle_stays_what_it_was(
     # "fast" halves a delay that is not there.
     bundle = Bundle.open(make_bundle(delay_ms=0))
     settings = QUICK.model_copy(update={"rounds": 9})
-    found = tune(bundle, settings, pack=pack)
+    found = tune(bundle, settings, pack=pack, even_if_noisy=True)
     tuning = found.model_copy(update={"options": {}, "max_threads": None})
     assert "none is faster for certain" in describe(tuning)
     written = write_tuned(bundle, tuning, tmp_path / "tuned")
