@@ -35,14 +35,15 @@ def make_wheel(folder: Path) -> Path:
     Raises:
         ToolkitError: The package is not installed, so that its metadata are missing.
     """
-    try:
-        distribution = importlib.metadata.distribution(DISTRIBUTION)
-    except importlib.metadata.PackageNotFoundError as error:
+    # In a checkout, what a build left beside the source is found first, and is not complete.
+    installed = importlib.metadata.distributions(name=DISTRIBUTION)
+    distribution = next((each for each in installed if each.read_text("METADATA")), None)
+    if distribution is None:
         raise ToolkitError(
             "the metadata of this package are missing, so no wheel can be made for a device",
             where=Path(compressor.__file__).parent,
             fix="install it: pip install --editable CHECKOUT",
-        ) from error
+        )
     name = f"{DISTRIBUTION}-{distribution.version}"
     info = f"{name}.dist-info"
     content = dict(_modules())

@@ -18,6 +18,13 @@ from compressor.cli import main
 from compressor.cli.devices import given_options
 from targets.bench import BenchReport
 
+# A test runner in the background hands an ignored SIGINT down to its children.
+INTERRUPTIBLE = """
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from compressor.cli import main
+main(sys.argv[1:])
+"""
 OPTIONS = ("--rounds", "2", "--sequence-length", "16", "--batch-size", "1", "--batch-size", "2")
 
 
@@ -167,7 +174,7 @@ def test_an_interrupt_ends_what_runs_on_the_device(
 ):
     pytest.importorskip("asyncssh")
     path = devices_file(a=server.settings(python=str(device_environment / "python")))
-    command = [sys.executable, "-m", "compressor", "bench", small_bundle, "--rounds", "1000"]
+    command = [sys.executable, "-c", INTERRUPTIBLE, "bench", small_bundle, "--rounds", "1000"]
     with subprocess.Popen(
         [*command, "--sequence-length", "16", "--devices", path],
         stdout=subprocess.PIPE,
