@@ -213,6 +213,7 @@ async def _fetch(place: Workplace, path: PurePosixPath) -> bytes | None:
         content = bytearray()
         async with sftp.open(str(path), "rb", encoding=None, block_size=0) as stream:
             while len(content) < size and (block := await stream.read(BLOCK)):
+                assert isinstance(block, bytes)  # there is no encoding
                 content += block
         return bytes(content)
 
