@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
@@ -15,12 +16,14 @@ from targets.bundle import Bundle, hash_file
 if TYPE_CHECKING:
     import asyncssh
 
-__all__ = ["Copied", "bundle_key", "copy_bundle", "copy_file", "make_folder"]
+__all__ = ["BLOCK", "Copied", "bundle_key", "copy_bundle", "copy_file", "make_folder"]
 
 CHUNK = 2**20
 """Bytes of which the arrival is awaited before more are sent. Only in the last chunk of a file that
 was cut off can bytes be missing, so the copy goes on at its beginning."""
 
+BLOCK = 2**15
+"""Bytes of one request; every server takes so many."""
 _PRIVATE = 0o700
 
 
@@ -79,10 +82,17 @@ async def copy_file(connection: Connection, source: Path, goal: PurePosixPath) -
             flags |= asyncssh.FXF_TRUNC
         with source.open("rb") as stream:
             stream.seek(start)
-            async with sftp.open(str(part), flags, encoding=None) as output:
+            # Without a block size of its own the library leaves tasks with unseen errors behind
+            # when the connection is lost.
+            async with sftp.open(str(part), flags, encoding=None, block_size=0) as output:
                 offset = start
                 while chunk := stream.read(CHUNK):
-                    await output.write(chunk, offset)
+                    await asyncio.gather(
+                        *(
+                            output.write(chunk[at : at + BLOCK], offset + at)
+                            for at in range(0, len(chunk), BLOCK)
+                        )
+                    )
                     offset += len(chunk)
         await sftp.posix_rename(str(part), str(goal))
     return Copied(sent_bytes=size - start, found_bytes=start)

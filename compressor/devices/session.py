@@ -13,7 +13,14 @@ from pathlib import Path, PurePosixPath
 from pydantic import ValidationError
 
 from compressor.devices.connection import connect, printable
-from compressor.devices.copying import Copied, bundle_key, copy_bundle, copy_file, make_folder
+from compressor.devices.copying import (
+    BLOCK,
+    Copied,
+    bundle_key,
+    copy_bundle,
+    copy_file,
+    make_folder,
+)
 from compressor.devices.failures import talking
 from compressor.devices.interpreter import check_interpreter, prepare_interpreter
 from compressor.devices.inventory import Device
@@ -203,9 +210,14 @@ async def _fetch(place: Workplace, path: PurePosixPath) -> bytes | None:
                 given=f"{size / 1e6:.0f} MB",
                 fix="measure less at a time",
             )
-        async with sftp.open(str(path), "rb", encoding=None) as stream:
-            content: bytes = await stream.read(MAX_RESULT)
-            return content
+        content = bytearray()
+        async with sftp.open(str(path), "rb", encoding=None, block_size=0) as stream:
+            while len(content) < size:
+                block: bytes = await stream.read(BLOCK)
+                if not block:
+                    break
+                content += block
+        return bytes(content)
 
 
 def _check_threads(device: Device, job: Job) -> None:

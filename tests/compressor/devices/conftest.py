@@ -104,6 +104,8 @@ class Server:
         At the end of the device: at this end the route would go as well, and packets elsewhere.
         """
         call("ip", "-n", self.namespace, "link", "set", "cable", state)
+        if state == "up":
+            await_port(self.address)
 
     def received_bytes(self) -> int:
         """What came to the device over its cable."""
@@ -160,7 +162,7 @@ def serve(number: int, folder: Path) -> Iterator[Server]:
         log = (folder / "log").open("wb")
         with log, subprocess.Popen([*command, folder / "sshd_config"], stderr=log) as process:
             try:
-                await_port(server.address, process)
+                await_port(server.address)
                 yield server
             finally:
                 process.terminate()
@@ -172,9 +174,9 @@ def serve(number: int, folder: Path) -> Iterator[Server]:
         subprocess.run(["ip", "link", "delete", server.cable], capture_output=True, check=False)
 
 
-def await_port(address: str, process: subprocess.Popen[bytes]) -> None:
+def await_port(address: str) -> None:
+    """Wait until the server listens and the network knows its way there."""
     for _ in range(100):
-        assert process.poll() is None, "the SSH server ended"
         with contextlib.suppress(OSError), socket.create_connection((address, PORT), timeout=1):
             return
         time.sleep(0.1)

@@ -290,7 +290,8 @@ def test_a_copy_goes_on_where_it_was_cut(how, server, tmp_path, impatient):
     async def copy_and_cut():
         copying = asyncio.create_task(copy())
         while not part.exists() or part.stat().st_size < size // 3:
-            await asyncio.sleep(0)
+            assert not copying.done()
+            await asyncio.sleep(0.001)
         server.drop() if how == "server" else server.plug("down")
         await copying
 
