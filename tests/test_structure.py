@@ -83,7 +83,7 @@ def top_level_names(tree: ast.Module) -> set[str]:
     """Names that a module binds."""
     names: set[str] = set()
     for node in tree.body:
-        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
             names.add(node.name)
         elif isinstance(node, ast.Import | ast.ImportFrom):
             names.update(alias.asname or alias.name for alias in node.names)
@@ -239,7 +239,8 @@ def test_public_modules_have_a_docstring_and_an_honest_all(module: str) -> None:
     defined = {
         node.name
         for node in tree.body
-        if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_")
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
+        and not node.name.startswith("_")
     }
     assert sorted(defined - set(names)) == []
 
