@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -70,6 +71,8 @@ def bench_on_devices(
     from compressor.devices.session import Job
     from targets.bundle import Bundle
 
+    # It warns of each write to a connection that is gone; the error of the device says so once.
+    logging.getLogger("asyncio").setLevel(logging.ERROR)
     selected = select_devices(on or (), devices)
     job = Job(
         bundles={str(path): Bundle.open(path) for path in bundles},

@@ -61,19 +61,19 @@ def test_the_exit_code_and_the_output_are_those_of_the_command(start, tmp_path):
     script = "import os, sys; print(os.getcwd()); print('e', file=sys.stderr); sys.exit(3)"
     process = start("--cwd", tmp_path, "--", sys.executable, "-c", script)
     out = process.stdout.read()
-    assert process.wait() == 3
+    assert process.wait(60) == 3
     assert out == f"{tmp_path}\n"
     assert process.stderr.read() == "e\n"
 
 
 def test_a_signal_is_told_as_a_shell_tells_it(start):
     process = start("--", sys.executable, "-c", "import os; os.kill(os.getpid(), 9)")
-    assert process.wait() == 128 + signal.SIGKILL
+    assert process.wait(60) == 128 + signal.SIGKILL
 
 
 def test_a_command_that_is_not_there(start):
     process = start("--", "/no/such/command")
-    assert process.wait() == 127
+    assert process.wait(60) == 127
     assert process.stderr.read() == "/no/such/command: No such file or directory\n"
 
 
@@ -83,14 +83,14 @@ def test_the_end_of_the_input_ends_the_command(start, command, monkeypatch):
     assert process.stdout.readline() == "on\n"
     child = child_of(process)
     process.stdin.close()
-    assert process.wait() == attended.ABANDONED
+    assert process.wait(60) == attended.ABANDONED
     assert not is_running(child)
 
 
 def test_silence_ends_the_command(start):
     process = start("--", *SLEEP, silence=0.5)
     assert process.stdout.readline() == "on\n"
-    assert process.wait() == attended.ABANDONED
+    assert process.wait(60) == attended.ABANDONED
 
 
 def test_signs_of_life_keep_it_going(start):
@@ -109,7 +109,7 @@ def test_the_lock_is_held_by_one_at_a_time(start, tmp_path):
     second = start("--lock", tmp_path / "lock")
     assert second.stdout.readline() == "busy\n"
     first.stdin.close()
-    assert first.wait() == 0
+    assert first.wait(60) == 0
     assert second.stdout.readline() == "ready\n"
 
 
@@ -119,7 +119,7 @@ def test_who_stops_waiting_for_the_lock_gets_nothing(start, tmp_path):
     second = start("--lock", tmp_path / "lock", "--", *SLEEP)
     assert second.stdout.readline() == "busy\n"
     second.stdin.close()
-    assert second.wait() == attended.ABANDONED
+    assert second.wait(60) == attended.ABANDONED
     assert second.stdout.read() == ""
 
 
@@ -132,6 +132,6 @@ def test_the_folder_goes_with_the_end(start, tmp_path):
     assert process.stdout.readline() == "ready\n"
     assert folder.exists()
     process.stdin.close()
-    assert process.wait() == 0
+    assert process.wait(60) == 0
     assert not folder.exists()
     assert (tmp_path / "kept").exists()

@@ -17,7 +17,7 @@ def measured(home, finished, device_environment, make_servers, tmp_path_factory,
     folder = tmp_path_factory.mktemp("measured")
     server = make_servers(0)
     board = server.settings(python=str(device_environment / "python"))
-    gone = board | {"address": "ssh://root@198.18.255.254:1", "connect_timeout_s": 1}
+    gone = board | {"address": f"ssh://root@{server.address}:1"}
     (folder / "devices.yaml").write_text(yaml.safe_dump({"board": board, "gone": gone}))
 
     def run(inventory, output, *more):
