@@ -12,8 +12,8 @@ from typing import TypeVar
 from compressor.devices.connection import connect, require_ssh
 from compressor.devices.inventory import Device
 from compressor.devices.session import Job, bench_on
-from compressor.devices.wheel import make_wheel
 from compressor.devices.workplace import remove_workplace
+from compressor.wheel import make_wheel
 from targets.bench import BenchReport
 from targets.errors import ToolkitError
 

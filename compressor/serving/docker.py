@@ -16,6 +16,7 @@ from compressor.errors import PackageError
 from compressor.serving._dockerfile import Instruction, to_text
 from compressor.serving._names import kubernetes_name
 from compressor.serving.base import Format
+from compressor.wheel import make_wheel
 from targets.archive import MANIFEST
 from targets.bundle import Bundle, Manifest
 from targets.registry import available
@@ -39,8 +40,8 @@ class Docker(Format):
     name = "docker"
     targets: ClassVar[tuple[str, ...]] = tuple(_CPU)
 
-    wheel: Path
-    """The wheel of this toolkit: `pip wheel --no-deps .` in a checkout makes it."""
+    wheel: Path | None = None
+    """The wheel of this toolkit; by default one of the code that packages."""
 
     python: str = Field(default="3.11", pattern=r"^3\.[0-9]{2}$")
     """Python of the image."""
@@ -51,20 +52,21 @@ class Docker(Format):
     def write(self, bundle: Bundle, folder: Path, name: str) -> Sequence[str]:
         """Write ``Dockerfile`` and all that it copies into the image."""
         self._check_device(bundle)
-        wheel = self._checked_wheel()
-        shutil.copyfile(wheel, folder / wheel.name)
+        if self.wheel is None:
+            wheel = make_wheel(folder).name
+        else:
+            wheel = _checked(self.wheel).name
+            shutil.copyfile(self.wheel, folder / wheel)
         for each in (MANIFEST, *bundle.manifest.files):
             target = folder / "bundle" / each
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(bundle.path(each), target)
         lines = (f"{each}=={version}\n" for each, version in _pins(bundle.manifest).items())
         (folder / REQUIREMENTS).write_text("".join(lines), encoding="utf-8")
-        needed = (REQUIREMENTS, wheel.name, "bundle")
+        needed = (REQUIREMENTS, wheel, "bundle")
         ignore = ["*", *(f"!{each}" for each in needed)]
         (folder / ".dockerignore").write_text("\n".join(ignore) + "\n", encoding="utf-8")
-        (folder / "Dockerfile").write_text(
-            to_text(self._instructions(wheel.name)), encoding="utf-8"
-        )
+        (folder / "Dockerfile").write_text(to_text(self._instructions(wheel)), encoding="utf-8")
         return ()
 
     def command(self, output: Path, name: str) -> str:
@@ -106,17 +108,18 @@ class Docker(Format):
                 fix=f"package a bundle for the device {known[0]}, or use --for triton",
             )
 
-    def _checked_wheel(self) -> Path:
-        if not self.wheel.is_file() or not re.fullmatch(
-            rf"{DISTRIBUTION}-[A-Za-z0-9_.+!]+-py3-none-any\.whl", self.wheel.name
-        ):
-            raise PackageError(
-                f"this is no wheel of {DISTRIBUTION}",
-                where="--set wheel",
-                given=self.wheel,
-                fix=f"pass {DISTRIBUTION}-VERSION-py3-none-any.whl",
-            )
-        return self.wheel
+
+def _checked(wheel: Path) -> Path:
+    if not wheel.is_file() or not re.fullmatch(
+        rf"{DISTRIBUTION}-[A-Za-z0-9_.+!]+-py3-none-any\.whl", wheel.name
+    ):
+        raise PackageError(
+            f"this is no wheel of {DISTRIBUTION}",
+            where="--set wheel",
+            given=wheel,
+            fix=f"pass {DISTRIBUTION}-VERSION-py3-none-any.whl, or leave it out",
+        )
+    return wheel
 
 
 def _pins(manifest: Manifest) -> dict[str, str]:

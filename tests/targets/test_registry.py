@@ -52,7 +52,7 @@ def test_a_bundle_is_opened_on_the_target_it_was_made_for(make_bundle: Callable[
     bundle = Bundle.open(make_bundle("slow", delay_ms=1.0))
     session = open_session(bundle, threads=2)
     assert session.signature == bundle.manifest.signature
-    assert session.target.settings() == {"fault": "", "delay_ms": 1.0}  # type: ignore[attr-defined]
+    assert session.options == {"fault": "", "delay_ms": 1.0}  # type: ignore[attr-defined]
 
 
 def test_a_bundle_of_a_target_that_is_not_installed(make_bundle: Callable[..., Path]) -> None:

@@ -64,7 +64,6 @@ def test_options_are_given_as_settings_are(
         (("--for", "triton", "--set", "threads=-1"), 3, ("threads", "greater than or equal to 0")),
         (("--for", "triton", "--set", "threads"), 3, ("has no value",)),
         (("--for", "kserve"), 3, ("'storage_uri' is missing", "--set storage_uri=...")),
-        (("--for", "docker"), 3, ("'wheel' is missing", "wheel of this toolkit")),
         (
             ("--for", "ovms", "--set", "num_streams=2", "--set", "performance_hint=LATENCY"),
             3,

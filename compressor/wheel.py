@@ -40,7 +40,7 @@ def make_wheel(folder: Path) -> Path:
     distribution = next((each for each in installed if each.read_text("METADATA")), None)
     if distribution is None:
         raise ToolkitError(
-            "the metadata of this package are missing, so no wheel can be made for a device",
+            "the metadata of this package are missing, so no wheel can be made of it",
             where=Path(compressor.__file__).parent,
             fix="install it: pip install --editable CHECKOUT",
         )
