@@ -20,7 +20,7 @@ from targets.measurement import Measurement, Speedup, speedup
 from targets.registry import get
 from targets.worker_client import Worker
 
-__all__ = ["describe", "tune", "write_tuned"]
+__all__ = ["check_folder", "describe", "tune", "write_tuned"]
 
 DEFAULT = "default"
 COMBINED = "combined"
@@ -103,12 +103,7 @@ def write_tuned(bundle: Bundle, tuning: Tuning, folder: Path) -> Bundle:
     Raises:
         BundleError: The folder is not empty.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise BundleError(
-            "the folder for the tuned bundle is not empty",
-            where=folder,
-            fix="name another folder, or empty it",
-        )
+    check_folder(folder)
     shutil.copytree(bundle.folder, folder, dirs_exist_ok=True)
     manifest = bundle.manifest
     changes: dict[str, Any] = {
@@ -117,6 +112,20 @@ def write_tuned(bundle: Bundle, tuning: Tuning, folder: Path) -> Bundle:
         "tuning": tuning,
     }
     return Bundle.create(folder, manifest.model_copy(update=changes))
+
+
+def check_folder(folder: Path) -> None:
+    """Check that a tuned bundle can go to a folder, before the work.
+
+    Raises:
+        BundleError: The folder is not empty.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise BundleError(
+            "the folder for the tuned bundle is not empty",
+            where=folder,
+            fix="name another folder, or empty it",
+        )
 
 
 def describe(tuning: Tuning) -> str:

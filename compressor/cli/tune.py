@@ -11,7 +11,7 @@ from compressor.cli.progress import ConsoleProgress, console
 from compressor.report.wording import milliseconds
 from targets.benchmark import BenchmarkSettings
 from targets.bundle import Bundle, Trial, Tuning
-from targets.tuning import describe, tune, write_tuned
+from targets.tuning import check_folder, describe, tune, write_tuned
 
 __all__ = ["tune_bundle"]
 
@@ -24,6 +24,7 @@ def tune_bundle(
     Raises:
         BundleError: The output folder is not empty.
     """
+    check_folder(output)
     bundle = Bundle.open(path)
     with ConsoleProgress() as progress:
         progress.start(f"tune for {settings.shapes[0]} tokens")

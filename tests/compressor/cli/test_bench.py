@@ -72,7 +72,7 @@ def test_tune_prints_every_alternative_and_writes_a_bundle_that_runs(
 ):
     bundle = finished.output / "bundles" / "int8-openvino"
     options = (
-        "--rounds", "6", "--sequence-length", "16", "--even-if-noisy",
+        "--rounds", "2", "--sequence-length", "16", "--even-if-noisy",
         "--output", tmp_path / "tuned",
     )  # fmt: skip
     outcome = compressor("tune", bundle, *options)
