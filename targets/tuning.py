@@ -133,7 +133,7 @@ def describe(tuning: Tuning) -> str:
     parts = [f"{name} {value}" for name, value in tuning.options.items()]
     if tuning.max_threads:
         parts.append(f"at most {tuning.max_threads} threads")
-    gain = tuning.trials[-1].gain
+    gain = tuning.trials[-1].gain if tuning.trials else None
     if not parts and any((trial.rejected or "").startswith(NOISY) for trial in tuning.trials):
         return f"tuned: nothing is taken, {NOISY}"
     if not parts or gain is None:

@@ -15,7 +15,7 @@ from targets.benchmark import BenchmarkSettings
 from targets.bundle import Tuning, merge_options
 from targets.errors import BundleError, InputError, TargetError
 from targets.evaluation_pack import EvaluationPack
-from targets.tuning import _together, describe, tune, write_tuned
+from targets.tuning import _offered, _together, describe, tune, write_tuned
 
 MakeBundle = Callable[..., Path]
 QUICK = BenchmarkSettings(
@@ -30,6 +30,14 @@ def pack(tmp_path: Path) -> Path:
         {"input_ids": [[2, 5, 3], [2, 6, 7, 3]]}, np.array([0, 0]), pad_token_id=0
     ).save(path)
     return path
+
+
+def chosen(options: dict[str, Any]) -> Tuning:
+    """A tuning that took these options, without its trials."""
+    return Tuning(
+        machine="m", libraries={}, threads=1, batch_size=1, sequence_length=8, trials=(),
+        options=options, max_threads=None,
+    )  # fmt: skip
 
 
 def trials(tuning: Tuning) -> dict[str, Any]:
@@ -79,32 +87,27 @@ def test_times_of_a_noisy_machine_are_not_believed(
 def test_without_test_data_nothing_that_may_change_the_outputs_is_tried(
     make_bundle: MakeBundle,
 ) -> None:
-    tuning = tune(Bundle.open(make_bundle(delay_ms=8)), QUICK)
-    assert "wrong" not in trials(tuning)
+    bundle = Bundle.open(make_bundle())
+    assert list(_offered(bundle, 1, has_pack=False)) == ["fast", "slow", "broken"]
+    assert list(_offered(bundle, 1, has_pack=True)) == ["fast", "slow", "wrong", "broken"]
 
 
 def test_where_nothing_is_faster_the_bundle_stays_what_it_was(
-    make_bundle: MakeBundle, pack: Path, tmp_path: Path
+    make_bundle: MakeBundle, tmp_path: Path
 ) -> None:
-    # "fast" halves a delay that is not there.
-    bundle = Bundle.open(make_bundle(delay_ms=0))
-    settings = QUICK.model_copy(update={"rounds": 9})
-    found = tune(bundle, settings, pack=pack, even_if_noisy=True)
-    tuning = found.model_copy(update={"options": {}, "max_threads": None})
-    assert "none is faster for certain" in describe(tuning)
-    written = write_tuned(bundle, tuning, tmp_path / "tuned")
-    assert written.identity == bundle.identity
+    bundle = Bundle.open(make_bundle())
+    assert "none is faster for certain" in describe(chosen({}))
+    assert write_tuned(bundle, chosen({}), tmp_path / "tuned").identity == bundle.identity
 
 
 def test_fewer_threads_are_tried_and_kept_as_a_limit(
-    make_bundle: MakeBundle, pack: Path, monkeypatch: pytest.MonkeyPatch
+    make_bundle: MakeBundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = make_bundle(delay_ms=1)
-    settings = QUICK.model_copy(update={"threads": 4})
-    found = trials(tune(Bundle.open(folder), settings, pack=pack))
-    assert found["2 threads"].threads == 2
-    assert found["1 thread"].threads == 1
+    folder = make_bundle()
     bundle = Bundle.open(folder)
+    offered = _offered(bundle, 4, has_pack=True)
+    assert offered["2 threads"].threads == 2
+    assert offered["1 thread"].threads == 1
     limited = Bundle(folder, bundle.manifest.model_copy(update={"max_threads": 2}))
     asked: list[int] = []
 
@@ -120,17 +123,17 @@ def test_fewer_threads_are_tried_and_kept_as_a_limit(
 
 
 def test_a_tuned_bundle_has_the_options_and_the_evidence(
-    make_bundle: MakeBundle, pack: Path, tmp_path: Path
+    make_bundle: MakeBundle, tmp_path: Path
 ) -> None:
     bundle = Bundle.open(make_bundle(delay_ms=8))
-    tuning = tune(bundle, QUICK, pack=pack, even_if_noisy=True)
+    tuning = chosen({"fake": {"delay_ms": 2.0}})
     written = write_tuned(bundle, tuning, tmp_path / "tuned")
     again = Bundle.open(tmp_path / "tuned")
     assert again.manifest.tuning == tuning
     assert again.manifest.options["fake"] == tuning.options["fake"]
     assert set(again.manifest.files) == set(bundle.manifest.files)
     assert again.identity == written.identity != bundle.identity
-    other_times = tuning.model_copy(update={"trials": tuning.trials[:1]})
+    other_times = tuning.model_copy(update={"machine": "another"})
     twin = write_tuned(bundle, other_times, tmp_path / "twin")
     assert twin.identity == written.identity  # the times are no part of what it is
     with targets.load(tmp_path / "tuned") as predictor:
@@ -143,12 +146,8 @@ def test_a_folder_that_holds_something_is_not_written_to(
     bundle = Bundle.open(make_bundle())
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine").write_text("mine")
-    tuning = Tuning(
-        machine="m", libraries={}, threads=1, batch_size=1, sequence_length=8, trials=(),
-        options={}, max_threads=None,
-    )  # fmt: skip
     with pytest.raises(BundleError, match="is not empty"):
-        write_tuned(bundle, tuning, tmp_path / "full")
+        write_tuned(bundle, chosen({}), tmp_path / "full")
     assert [path.name for path in (tmp_path / "full").iterdir()] == ["mine"]
 
 
