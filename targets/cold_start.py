@@ -11,7 +11,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from targets.bundle import Bundle
-from targets.feeds import FeedsSpec, num_token_ids
+from targets.feeds import FeedsSpec, bundle_feeds
 from targets.measurement import Interval, median_interval
 from targets.worker_client import Worker
 
@@ -80,11 +80,7 @@ def cold_starts(
         WorkerError: The process died.
     """
     bundle = Bundle.open(folder, verify=False)
-    workload = FeedsSpec(
-        lengths=(sequence_length,),
-        num_ids=num_token_ids(bundle),
-        pad_token_id=bundle.manifest.preprocessing.pad_token_id,
-    )
+    workload = bundle_feeds(bundle, batch_size=1, sequence_length=sequence_length)
     starts, evicted = [], True
     for index in range(num_starts):
         on_progress(index, num_starts)

@@ -12,7 +12,14 @@ from targets.bundle import Bundle
 from targets.errors import BundleError, InputError
 from targets.signature import Arrays, Signature
 
-__all__ = ["FeedsSpec", "num_token_ids", "pad_batch", "synthetic_feeds", "synthetic_ids"]
+__all__ = [
+    "FeedsSpec",
+    "bundle_feeds",
+    "num_token_ids",
+    "pad_batch",
+    "synthetic_feeds",
+    "synthetic_ids",
+]
 
 IDS = "input_ids"
 MASK = "attention_mask"
@@ -41,6 +48,19 @@ class FeedsSpec(BaseModel):
     def sequence_length(self) -> int:
         """Length that the samples are padded to."""
         return max(self.lengths)
+
+
+def bundle_feeds(bundle: Bundle, *, batch_size: int, sequence_length: int) -> FeedsSpec:
+    """A synthetic batch for the model of a bundle, all samples of one length.
+
+    Raises:
+        BundleError: The tokenizer cannot be read.
+    """
+    return FeedsSpec(
+        lengths=(sequence_length,) * batch_size,
+        num_ids=num_token_ids(bundle),
+        pad_token_id=bundle.manifest.preprocessing.pad_token_id,
+    )
 
 
 def synthetic_feeds(signature: Signature, spec: FeedsSpec) -> Arrays:

@@ -13,7 +13,7 @@ import psutil
 from pydantic import BaseModel, ConfigDict, Field
 
 from targets.bundle import Bundle
-from targets.feeds import FeedsSpec, num_token_ids
+from targets.feeds import bundle_feeds
 from targets.measurement import Interval, Round, machine_noise, median_interval
 from targets.worker_client import Worker
 
@@ -116,11 +116,7 @@ def sustained_run(
         WorkerError: The process died.
     """
     bundle = Bundle.open(folder, verify=False)
-    workload = FeedsSpec(
-        lengths=(sequence_length,) * batch_size,
-        num_ids=num_token_ids(bundle),
-        pad_token_id=bundle.manifest.preprocessing.pad_token_id,
-    )
+    workload = bundle_feeds(bundle, batch_size=batch_size, sequence_length=sequence_length)
     slices: list[Round] = []
     clocks: list[float | None] = []
     events = _throttle_events()

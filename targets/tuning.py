@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -75,13 +76,20 @@ def tune(
         tried = {DEFAULT: Alternative(), **alternatives}
         return _measure(bundle, tried, settings, on_progress, even_if_noisy=even_if_noisy)
 
-    found = measure(offered)
-    trials = [_keep_labels(trial, bundle, pack, settings) for trial in found]
+    @functools.cache
+    def default_labels() -> NDArray[np.int64]:
+        assert pack is not None
+        return _labels(bundle, {}, pack, settings)
+
+    def keep_labels(trial: Trial) -> Trial:
+        return _keep_labels(trial, bundle, pack, settings, default_labels)
+
+    trials = [keep_labels(trial) for trial in measure(offered)]
     winners = [trial for trial in trials if _is_faster(trial)]
     chosen = None
     if winners:
         both = _together(winners, offered)
-        last = _keep_labels(measure({COMBINED: both})[-1], bundle, pack, settings)
+        last = keep_labels(measure({COMBINED: both})[-1])
         trials.append(last.model_copy(update={"name": CONFIRMED}))
         chosen = both if _is_faster(last) else None
     here = Environment.here()
@@ -202,13 +210,17 @@ def _is_faster(trial: Trial) -> bool:
 
 
 def _keep_labels(
-    trial: Trial, bundle: Bundle, pack: Path | None, settings: BenchmarkSettings
+    trial: Trial,
+    bundle: Bundle,
+    pack: Path | None,
+    settings: BenchmarkSettings,
+    default_labels: Callable[[], NDArray[np.int64]],
 ) -> Trial:
     """Reject a trial that would be taken, but changes a label of the test data."""
     if pack is None or not trial.options or not _is_faster(trial):
         return trial
     try:
-        default = _labels(bundle, {}, pack, settings)
+        default = default_labels()
         changed = int((_labels(bundle, trial.options, pack, settings) != default).sum())
     except TargetError as error:
         return trial.model_copy(update={"rejected": str(error)})

@@ -19,7 +19,7 @@ from targets.bundle import Bundle
 from targets.environment import Environment
 from targets.errors import InputError
 from targets.evaluation_pack import EvaluationPack
-from targets.feeds import FeedsSpec, num_token_ids
+from targets.feeds import bundle_feeds
 from targets.load_result import LoadResult
 from targets.load_scenario import SCENARIOS, LoadSettings
 from targets.load_search import RateSearch, find_rate
@@ -163,11 +163,7 @@ class _Samples:
                 given=f"--sequence-length {length}",
                 fix=f"use at most {longest}",
             )
-        spec = FeedsSpec(
-            lengths=(length,) * SYNTHETIC_TEXTS,
-            num_ids=num_token_ids(bundle),
-            pad_token_id=manifest.preprocessing.pad_token_id,
-        )
+        spec = bundle_feeds(bundle, batch_size=SYNTHETIC_TEXTS, sequence_length=length)
         return cls(EvaluationPack.synthetic(spec), "random tokens")
 
     def __str__(self) -> str:
