@@ -15,6 +15,7 @@ from targets.signature import Arrays, Signature
 __all__ = [
     "FeedsSpec",
     "bundle_feeds",
+    "check_length",
     "num_token_ids",
     "pad_batch",
     "synthetic_feeds",
@@ -61,6 +62,22 @@ def bundle_feeds(bundle: Bundle, *, batch_size: int, sequence_length: int) -> Fe
         num_ids=num_token_ids(bundle),
         pad_token_id=bundle.manifest.preprocessing.pad_token_id,
     )
+
+
+def check_length(bundle: Bundle, sequence_length: int) -> None:
+    """Check that the model of a bundle takes texts of a length, before any work.
+
+    Raises:
+        InputError: They are too long; names the longest.
+    """
+    longest = bundle.manifest.preprocessing.max_length
+    if sequence_length > longest:
+        raise InputError(
+            "the model takes no text of this length",
+            where=bundle.folder,
+            given=f"{sequence_length} tokens",
+            fix=f"use at most {longest}",
+        )
 
 
 def synthetic_feeds(signature: Signature, spec: FeedsSpec) -> Arrays:

@@ -16,7 +16,8 @@ from targets.base import Alternative
 from targets.benchmark import BenchmarkCase, BenchmarkSettings, Failure, benchmark
 from targets.bundle import Bundle, Trial, Tuning, merge_options
 from targets.environment import Environment
-from targets.errors import BundleError, InputError, TargetError
+from targets.errors import BundleError, TargetError
+from targets.feeds import check_length
 from targets.measurement import Measurement, Speedup, speedup
 from targets.registry import get
 from targets.worker_client import Worker
@@ -61,13 +62,7 @@ def tune(
         TargetError: The bundle itself does not run.
         InputError: It takes no text of the length in the settings.
     """
-    if settings.sequence_length > bundle.manifest.preprocessing.max_length:
-        raise InputError(
-            "the model takes no text of this length",
-            where=bundle.folder,
-            given=settings.sequence_length,
-            fix=f"use at most {bundle.manifest.preprocessing.max_length}",
-        )
+    check_length(bundle, settings.sequence_length)
     if pack is None and bundle.manifest.evaluation is not None:
         pack = bundle.path(bundle.manifest.evaluation)
     offered = _offered(bundle, settings.threads, has_pack=pack is not None)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich import box
@@ -13,7 +13,7 @@ from compressor.report.wording import milliseconds
 from targets.bench import BenchEntry, BenchReport, Sweep, bench
 from targets.benchmark import BenchmarkSettings, Failure
 from targets.bundle import Bundle
-from targets.errors import InputError
+from targets.feeds import check_length
 from targets.measurement import Measurement
 from targets.workloads import read_texts
 
@@ -40,7 +40,8 @@ def bench_bundles(
         rounds=rounds,
     )
     opened = {str(bundle): Bundle.open(bundle) for bundle in bundles}
-    _check_lengths(opened, sweep)
+    for bundle in opened.values():
+        check_length(bundle, max(sweep.sequence_lengths))
     read = None if texts is None else read_texts(texts)
     with ConsoleProgress() as progress:
         progress.start(f"measure {len(bundles)} bundles")
@@ -147,16 +148,3 @@ def _failures(report: BenchReport, names: Sequence[str]) -> list[str]:
                     f"{number} with {entry.threads} threads at {shape} failed: {found.error}"
                 )
     return list(dict.fromkeys(lines))
-
-
-def _check_lengths(bundles: Mapping[str, Bundle], sweep: Sweep) -> None:
-    longest = max(sweep.sequence_lengths)
-    for name, bundle in bundles.items():
-        limit = bundle.manifest.preprocessing.max_length
-        if longest > limit:
-            raise InputError(
-                "the model takes no text of this length",
-                where=name,
-                given=f"--sequence-length {longest}",
-                fix=f"use at most {limit}",
-            )

@@ -17,9 +17,9 @@ from compressor.cli.progress import ConsoleProgress, console
 from compressor.errors import BudgetError
 from targets.bundle import Bundle
 from targets.environment import Environment
-from targets.errors import InputError
+from targets.errors import TargetError
 from targets.evaluation_pack import EvaluationPack
-from targets.feeds import bundle_feeds
+from targets.feeds import bundle_feeds, check_length
 from targets.load_result import LoadResult
 from targets.load_scenario import SCENARIOS, LoadSettings
 from targets.load_search import RateSearch, find_rate
@@ -103,6 +103,7 @@ def bench_scenario(
 
     Raises:
         BudgetError: A latency bound is not held.
+        TargetError: LoadGen calls a run without a bound not valid.
     """
     import_loadgen()
     if len(bundles) != 1:
@@ -154,15 +155,8 @@ class _Samples:
         if manifest.evaluation is not None and sequence_length is None:
             pack = EvaluationPack.load(bundle.path(manifest.evaluation))
             return cls(pack, "the bundle's test data")
-        longest = manifest.preprocessing.max_length
-        length = sequence_length or min(SYNTHETIC_LENGTH, longest)
-        if length > longest:
-            raise InputError(
-                "the model takes no text of this length",
-                where=bundle.folder,
-                given=f"--sequence-length {length}",
-                fix=f"use at most {longest}",
-            )
+        length = sequence_length or min(SYNTHETIC_LENGTH, manifest.preprocessing.max_length)
+        check_length(bundle, length)
         spec = bundle_feeds(bundle, batch_size=SYNTHETIC_TEXTS, sequence_length=length)
         return cls(EvaluationPack.synthetic(spec), "random tokens")
 
@@ -230,13 +224,22 @@ def _show(result: LoadResult | None, search: RateSearch | None, samples: _Sample
 def _judge(
     bundle: Path, settings: LoadSettings, result: LoadResult | None, search: RateSearch | None
 ) -> None:
-    """Refuse a bound that is not held.
+    """Refuse a bound that is not held, and a run that is not valid.
 
     Raises:
-        BudgetError: Says how far off it is.
+        BudgetError: Says how far off the bound is.
+        TargetError: Says why the run is not valid.
     """
-    if settings.p99_ms is None or (result is not None and result.valid):
+    if result is not None and result.valid:
         return
+    if settings.p99_ms is None:
+        assert result is not None
+        raise TargetError(
+            "LoadGen does not call the run valid",
+            where=bundle,
+            given="; ".join(result.reasons),
+            fix="raise --duration; the figures above may be off until it is valid",
+        )
     bound = f"99% of the answers within {settings.p99_ms:g} ms"
     if search is None:
         assert result is not None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 from compressor.report.schema import Accuracy, Comparison
 from targets.measurement import Interval, Speedup
@@ -27,6 +28,8 @@ __all__ = [
 
 NONE = "-"
 """Stands where there is no value."""
+
+ERROR_LABEL = re.compile(r"\s*\n\s+(where|given|fix):\s+")
 
 
 def significant(value: float, digits: int = 3) -> str:
@@ -111,7 +114,11 @@ def change(before: float | None, after: float | None) -> str | None:
 
 
 def one_line(text: str) -> str:
-    """Text without line breaks, runs of blanks, or characters that would steer a terminal."""
+    """Text without line breaks, runs of blanks, or characters that would steer a terminal.
+
+    The labelled lines of an error become parts after semicolons.
+    """
+    text = ERROR_LABEL.sub(r"; \1: ", text)
     return "".join(char for char in " ".join(text.split()) if char.isprintable())
 
 

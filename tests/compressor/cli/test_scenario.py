@@ -124,7 +124,7 @@ def test_without_an_output_nothing_is_left(
 ) -> None:
     bundle = make_bundle()
     before = sorted(tmp_path.rglob("*"))
-    assert bench(bundle, "--scenario", "single-stream", "--duration", "0.1").code == 0
+    assert bench(bundle, "--scenario", "single-stream", "--duration", "1").code == 0
     assert sorted(tmp_path.rglob("*")) == before
 
 
@@ -216,7 +216,16 @@ def test_mistakes_on_the_command_line_are_told_before_anything_runs(
 def test_a_length_that_the_model_does_not_take(bench: Bench, make_bundle: MakeBundle) -> None:
     done = bench(make_bundle(), "--scenario", "offline", "--sequence-length", MAX_LENGTH + 1)
     assert done.code == 3
-    assert f"--sequence-length {MAX_LENGTH + 1} fix: use at most {MAX_LENGTH}" in done.err
+    assert f"given: {MAX_LENGTH + 1} tokens fix: use at most {MAX_LENGTH}" in done.err
+
+
+def test_a_run_that_is_not_valid_is_no_success(bench: Bench, make_bundle: MakeBundle) -> None:
+    done = bench(make_bundle(), "--scenario", "multi-stream", "--duration", "0.1")
+    assert done.code == 6
+    assert "queries/s" in done.out
+    assert "error: LoadGen does not call the run valid" in done.err
+    assert "queries are too few to be 99% sure of the percentile" in done.err
+    assert "fix: raise --duration" in done.err
 
 
 def test_a_missing_library_names_the_extra(

@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 
 from compressor.report import wording
+from targets.errors import ToolkitError
 
 
 @pytest.mark.parametrize(
@@ -65,3 +66,8 @@ def test_changes(before, after, text):
 
 def test_one_line_cannot_steer_a_terminal():
     assert wording.one_line("two\n lines \x1b[31m red\x07") == "two lines [31m red"
+
+
+def test_an_error_on_one_line_keeps_its_parts_apart():
+    error = ToolkitError("it broke", where="here", given="given: 3", fix="mend it")
+    assert wording.one_line(str(error)) == "it broke; where: here; given: given: 3; fix: mend it"
