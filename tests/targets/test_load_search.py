@@ -21,7 +21,7 @@ from targets.load_search import MAX_CONFIRMATIONS, RateSearch, find_rate
 from targets.loadgen import run_load
 from targets.measurement import Noise
 
-SERVICE_S = 0.001
+SERVICE_S = 0.0005
 SETTINGS = LoadSettings(scenario="server", p99_ms=20, duration_s=8)
 
 
@@ -162,7 +162,7 @@ def test_one_server_holds_nearly_one_query_in_its_service_time(
         logs.mkdir()
         return run_load(session, pack, settings, logs, threads=1)
 
-    found = find_rate(run, LoadSettings(scenario="server", p99_ms=40, duration_s=2))
+    found = find_rate(run, LoadSettings(scenario="server", p99_ms=25, duration_s=1))
     assert found.held is not None
     rate = found.held.settings.qps or 0
     record_property("share_of_service_rate", round(rate * SERVICE_S, 3))
@@ -170,8 +170,8 @@ def test_one_server_holds_nearly_one_query_in_its_service_time(
     # a time tells what to expect at least.
     assert rate < 1.05 / SERVICE_S
     assert rate > 0.4 * 1e3 / found.unloaded.latency.mean_ms
-    assert found.held.latency.p99_ms <= 40
+    assert found.held.latency.p99_ms <= 25
     assert found.held.scheduled_qps == pytest.approx(rate, rel=0.1)
     missed = [run for run in found.probes if not run.bound_kept]
     assert missed
-    assert all(run.latency.p99_ms > 40 for run in missed)
+    assert all(run.latency.p99_ms > 25 for run in missed)
