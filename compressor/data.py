@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import random
 from collections import Counter
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,6 +38,9 @@ class DataSpec(BaseModel):
     """Column with the text."""
     label: str = "label"
     """Column with the label: a class name or its index."""
+    slices: tuple[str, ...] = ()
+    """Columns by whose values the accuracy is broken down, such as the source of a text. The test
+    file has to have them; where the validation data lacks one, it has no part in the choice."""
     max_length: int | None = Field(default=None, ge=2)
     """Longest input in tokens; the default is the model's limit."""
 
@@ -54,17 +58,26 @@ class Split:
     Attributes:
         texts: N strings.
         labels: (N,) int64 indices into the label names.
+        slices: Column -> its N values as text.
     """
 
     texts: tuple[str, ...]
     labels: NDArray[np.int64]
+    slices: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.texts)
 
     def take(self, indices: Sequence[int]) -> Split:
         """The rows at the given indices."""
-        return Split(tuple(self.texts[index] for index in indices), self.labels[list(indices)])
+        return Split(
+            tuple(self.texts[index] for index in indices),
+            self.labels[list(indices)],
+            {
+                name: tuple(values[index] for index in indices)
+                for name, values in self.slices.items()
+            },
+        )
 
 
 @dataclass(frozen=True)
@@ -91,6 +104,8 @@ def data_fingerprint(spec: DataSpec, *, seed: int = 0) -> str:
     parts = [f"{name} {hash_file(path)}" for name, path in sorted(spec.files.items())]
     set_apart = None if spec.validation is not None else (seed, VALIDATION_FRACTION)
     parts.append(repr((spec.text, spec.label, spec.max_length, set_apart)))
+    if spec.slices:
+        parts.append(repr(spec.slices))
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
@@ -111,22 +126,31 @@ def read_splits(spec: DataSpec, *, label_names: Sequence[str] | None, seed: int 
             class only, or has labels that the model does not know.
     """
     rows = {name: _read_rows(path, spec) for name, path in spec.files.items()}
+    _check_slices(spec, rows["test"].slices)
     if label_names is None:
-        label_names = _sorted_labels(rows["train"][1])
-    indices = _indices(label_names, {label for _, labels in rows.values() for label in labels})
+        label_names = _sorted_labels(rows["train"].labels)
+    indices = _indices(label_names, {label for each in rows.values() for label in each.labels})
     splits = {}
-    for name, (texts, labels) in rows.items():
+    for name, each in rows.items():
         where = f"{spec.files[name]}, column {spec.label!r}"
-        _check_labels(labels, indices, label_names, where)
-        splits[name] = Split(texts, np.array([indices[label] for label in labels], np.int64))
+        _check_labels(each.labels, indices, label_names, where)
+        numbers = np.array([indices[label] for label in each.labels], np.int64)
+        splits[name] = Split(each.texts, numbers, each.slices)
     if "validation" not in splits:
         splits["train"], splits["validation"] = _set_apart(splits["train"], seed)
     return Splits(splits["train"], splits["validation"], splits["test"], tuple(label_names))
 
 
-def _read_rows(path: Path, spec: DataSpec) -> tuple[tuple[str, ...], list[str]]:
-    """Texts and labels of a file, as they stand there."""
-    names, values = read_columns(path, (spec.text, spec.label))
+class _Rows(NamedTuple):
+    """A file, as it stands there."""
+
+    texts: tuple[str, ...]
+    labels: list[str]
+    slices: dict[str, tuple[str, ...]]
+
+
+def _read_rows(path: Path, spec: DataSpec) -> _Rows:
+    names, values = read_columns(path, {spec.text, spec.label, *spec.slices})
     for role, column in (("text", spec.text), ("label", spec.label)):
         if column not in values:
             guess = nearest(column, names)
@@ -148,7 +172,29 @@ def _read_rows(path: Path, spec: DataSpec) -> tuple[tuple[str, ...], list[str]]:
             )
     if not labels:
         raise DataError("the file has no rows", where=path, fix="pass a file with labelled rows")
-    return tuple(values[spec.text]), [label for label in labels if label is not None]
+    return _Rows(
+        tuple(values[spec.text]),
+        [label for label in labels if label is not None],
+        {
+            name: tuple(_label_text(value) or str(value or "(empty)") for value in values[name])
+            for name in spec.slices
+            if name in values
+        },
+    )
+
+
+def _check_slices(spec: DataSpec, found: Collection[str]) -> None:
+    missing = [name for name in spec.slices if name not in found]
+    if missing:
+        names = read_columns(spec.test, ()).names
+        guess = nearest(missing[0], names)
+        raise DataError(
+            f"the column {missing[0]!r} of data.slices is missing",
+            where=spec.test,
+            given=f"columns {', '.join(names)}",
+            fix="correct data.slices, or add the column"
+            + (f"; did you mean {guess!r}?" if guess else ""),
+        )
 
 
 def _label_text(label: object) -> str | None:

@@ -3,19 +3,21 @@
     ToolkitError (targets.errors)
     ├── DocumentError       a file of settings that does not hold; carries all of its problems
     │   ├── RecipeError         a recipe
+    │   ├── BudgetFileError     the limits of a gate
     │   └── InventoryError      a devices file
     ├── DataError           data that cannot be used as it is
     ├── CheckpointError     (targets.errors) a checkpoint that cannot be used as it is
     ├── PassError           a pass cannot start, failed, or broke its promise
     ├── PackageError        a bundle that cannot be handed over to a server
     ├── StoreError          the run store cannot be read or written
+    ├── ComparisonError     two reports that must not be compared
     ├── ReportError         a report that cannot be written, is damaged, or of another schema
     ├── BudgetError         nothing that was built meets the budget
     └── DeviceError         a remote device that cannot be reached, or cannot do what was asked
 
 Exit codes: 0 bundles exist and meet the budget, 1 a bug, 2 command line, 3 recipe, data or
 checkpoint, 4 a pass, 5 the budget, 6 a target, bundle or remote device, 7 a missing library,
-8 the store, 130 interrupted.
+8 the store, 9 a gate on a noisy machine, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -28,7 +30,9 @@ from targets.errors import CheckpointError, ToolkitError
 
 __all__ = [
     "BudgetError",
+    "BudgetFileError",
     "CheckpointError",
+    "ComparisonError",
     "DataError",
     "DeviceError",
     "DocumentError",
@@ -90,6 +94,12 @@ class RecipeError(DocumentError):
     kind = "recipe"
 
 
+class BudgetFileError(DocumentError):
+    """The limits that a gate is given do not hold."""
+
+    kind = "budget"
+
+
 class InventoryError(DocumentError):
     """A devices file does not hold."""
 
@@ -118,6 +128,12 @@ class StoreError(ToolkitError):
     """The run store cannot be read or written."""
 
     exit_code = 8
+
+
+class ComparisonError(ToolkitError):
+    """Two reports differ in what has to be equal for their figures to be compared."""
+
+    exit_code = 3
 
 
 class ReportError(ToolkitError):

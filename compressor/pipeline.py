@@ -12,6 +12,7 @@ from typing import Any
 from compressor.checkpoint import label_names
 from compressor.data import Splits, data_fingerprint, read_splits
 from compressor.device_latency import OnDevices, measure_on_devices
+from compressor.gate.verdict import judge
 from compressor.lowering import Candidate, lower
 from compressor.manager import PassManager, import_checkpoint
 from compressor.measuring import (
@@ -32,7 +33,6 @@ from compressor.report.schema import ModelFacts, Report, Step
 from compressor.rows import Rows, accuracy
 from compressor.store import RunStore, StoredStep
 from compressor.tasks import get_task
-from compressor.verdict import judge
 from targets.base import Target
 from targets.benchmark import CaseResult
 from targets.bundle import Bundle
@@ -151,6 +151,8 @@ class _Run:
             found=self.notes,
             latencies=latencies,
             bundles={each.key: f"{BUNDLES}/{each.key}" for each in self.shipped(candidates)},
+            label_names=self.label_names,
+            splits={split: getattr(self.splits(), split) for split in SPLITS},
             devices=on_devices.results,
         )
         built = rows.build()
@@ -167,6 +169,7 @@ class _Run:
                     packs[candidate.key],
                     self.recipe.output / row.bundle,
                 )
+        advice = {str(goal): each for goal, each in advice_for(_pass_names(self.recipe)).items()}
         report = Report(
             name=self.recipe.name,
             created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -181,15 +184,10 @@ class _Run:
             devices=dict(on_devices.facts),
             rows=tuple(built),
             steps=steps,
-            verdict=judge(
-                built,
-                self.recipe.budget,
-                rows.primary,
-                advice=advice_for(_pass_names(self.recipe)),
-            ),
+            advice=advice,
+            verdict=judge(built, self.recipe.budget, rows.primary, advice=advice),
         )
-        write_report(report, self.recipe.output)
-        return report
+        return write_report(report, self.recipe.output, answers=rows.answers())
 
     def run_passes(self, original: StoredStep) -> tuple[list[_Chain], list[_Chain]]:
         """Bring the untouched model to every native precision, and run every variant's chain."""

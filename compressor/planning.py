@@ -76,6 +76,7 @@ def make_plan(recipe: Recipe) -> Plan:
     problems.extend(_target_problems(recipe))
     problems.extend(_library_problems(recipe))
     problems.extend(_device_problems(recipe))
+    problems.extend(_budget_problems(recipe))
     if original is not None:
         problems.extend(_shape_problems(recipe, original))
     if problems or original is None:
@@ -265,6 +266,43 @@ def _device_problems(recipe: Recipe) -> Iterator[ToolkitError]:
         yield from getattr(error, "problems", (error,))
 
 
+def _budget_problems(recipe: Recipe) -> Iterator[ToolkitError]:
+    """Limits on what the run does not measure: they could never be met."""
+    budget = recipe.budget
+    labels = [target.label for target in recipe.targets]
+    for name in budget.targets:
+        if name not in labels:
+            guess = nearest(name, labels)
+            yield Problem(
+                "the budget has limits for a target that the recipe does not have",
+                where=f"budget.targets.{name}",
+                given=", ".join(labels),
+                fix=f"did you mean {guess!r}?" if guess else "add the target, or remove the limits",
+            )
+    if budget.devices and recipe.devices is None:
+        yield Problem(
+            "the budget has limits for devices, but the recipe names no devices file",
+            where="budget.devices",
+            given=", ".join(budget.devices),
+            fix="set devices: FILE, or remove the limits",
+        )
+    sliced = [
+        where
+        for where, limits in (
+            ("budget", budget),
+            *((f"budget.targets.{name}", each) for name, each in budget.targets.items()),
+        )
+        if limits.max_slice_drop is not None
+    ]
+    if sliced and not recipe.data.slices:
+        yield Problem(
+            "there is a limit on slices, but the data is not sliced",
+            where=f"{sliced[0]}.max_slice_drop",
+            given="data.slices is empty",
+            fix="name columns of the test file in data.slices",
+        )
+
+
 def _shape_problems(recipe: Recipe, original: Architecture) -> Iterator[ToolkitError]:
     limit = min(recipe.data.max_length or original.max_positions, original.max_positions)
     if recipe.benchmark.sequence_length > limit:
@@ -315,7 +353,7 @@ def _warnings(recipe: Recipe) -> Iterator[str]:
     cpus = os.cpu_count() or 1
     if recipe.benchmark.threads > cpus:
         yield f"benchmark.threads is {recipe.benchmark.threads}, and this machine has {cpus} CPUs"
-    if not _set_limits(recipe):
+    if recipe.budget.is_empty:
         yield "the budget is empty: every bundle that can be built passes"
 
 
@@ -326,8 +364,3 @@ def _refusals(recipe: Recipe, target: Target) -> Iterator[str]:
         reason = target.refuses.get(precisions[-1]) if precisions else None
         if reason is not None and target.form == "onnx":
             yield f"{target.label} refuses the variant {variant} ({precisions[-1]}): {reason}"
-
-
-def _set_limits(recipe: Recipe) -> bool:
-    limits = recipe.budget.model_dump(exclude={"require"})
-    return any(limit is not None for limit in limits.values())

@@ -4,24 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from compressor import evaluation
+from compressor.fidelity import changed_examples, compare_answers
+from compressor.gate.verdict import judge_rows
 from compressor.lowering import Candidate
 from compressor.measuring import SPLITS, Predictions
 from compressor.recipe.schema import Recipe
 from compressor.report.schema import OnDevice, Row
 from compressor.store import RunStore
 from compressor.tasks import Task
-from compressor.verdict import choose, shortfalls
 from targets.base import Target
 from targets.benchmark import CaseResult, Failure, Shape
 from targets.measurement import Measurement, speedup
 from targets.scoring import Accuracy
 from targets.scoring import accuracy as accuracy_of
+
+if TYPE_CHECKING:
+    from compressor.data import Split
 
 __all__ = ["Rows", "accuracy", "shape_key"]
 
@@ -63,6 +66,8 @@ class Rows:
         found: Candidate key -> what its evaluation noticed.
         latencies: Candidate key -> its times, for those that were measured.
         bundles: Candidate key -> folder of the bundle, relative to the report.
+        label_names: Of the classes.
+        splits: Split -> the examples, for their slices and texts; empty where neither is wanted.
         devices: Name of a remote device -> candidate key -> its times there.
     """
 
@@ -75,6 +80,8 @@ class Rows:
     found: Mapping[str, str]
     latencies: Mapping[str, CaseResult]
     bundles: Mapping[str, str]
+    label_names: Sequence[str] = ()
+    splits: Mapping[str, Split] = field(default_factory=dict)
     devices: Mapping[str, Mapping[str, CaseResult]] = field(default_factory=dict)
 
     @property
@@ -85,18 +92,18 @@ class Rows:
     def build(self) -> list[Row]:
         """All rows: judged against the budget, those to ship marked."""
         rows = [self._row(each) for each in self.candidates]
-        budget, primary = self.recipe.budget, self.primary
-        chosen = set(choose(rows, budget, primary).values())
-        judged = []
-        for index, (row, candidate) in enumerate(zip(rows, self.candidates, strict=True)):
-            unmet: tuple[str, ...] = ()
-            if row.kind == "candidate" and row.status == "measured":
-                missed = shortfalls(row, budget, row.test_comparison, primary)
-                unmet = tuple(text for _, text in missed.values())
-            bundle = self.bundles.get(candidate.key)
-            changes = {"unmet": unmet, "chosen": index in chosen, "bundle": bundle}
-            judged.append(row.model_copy(update=changes))
-        return judged
+        return judge_rows(rows, self.recipe.budget, self.primary)
+
+    def answers(self) -> dict[str, NDArray[np.generic]]:
+        """The true classes of the test data (N,), and row key -> probabilities (N, classes)."""
+        found: dict[str, NDArray[np.generic]] = {}
+        for key, predictions in self.predictions.items():
+            found["labels"] = predictions["test_labels"]
+            found[key] = self._probabilities(predictions, "test").astype(np.float32)
+        return found
+
+    def _probabilities(self, predictions: Predictions, split: str) -> NDArray[np.float64]:
+        return self.task.probabilities(predictions[split])  # type: ignore[arg-type]
 
     def _row(self, candidate: Candidate) -> Row:
         row = self._facts(candidate)
@@ -148,6 +155,7 @@ class Rows:
         if size and base is not None and base.bundle is not None:
             ratio = base.bundle.record.facts["size_bytes"] / size
         return Row(
+            key=candidate.key,
             variant=candidate.variant,
             kind=candidate.kind,
             target=candidate.target.name,
@@ -157,6 +165,7 @@ class Rows:
             reason=reason,
             size_bytes=size,
             size_ratio=ratio,
+            bundle=self.bundles.get(candidate.key),
             notes=self._notes(candidate),
         )
 
@@ -172,11 +181,26 @@ class Rows:
         reference = self.predictions.get(self.candidates[0].key)
         for split in SPLITS:
             update[split] = accuracy(self.task, predictions, split)
-            if reference is not None:
-                update[f"{split}_comparison"] = evaluation.compare(
-                    _classes(self.task, reference, split),
-                    _classes(self.task, predictions, split),
-                    predictions[f"{split}_labels"],  # type: ignore[arg-type]
+            if reference is None:
+                continue
+            before, after = (self._probabilities(each, split) for each in (reference, predictions))
+            labels: Any = predictions[f"{split}_labels"]
+            examples = self.splits.get(split)
+            update[f"{split}_comparison"] = compare_answers(
+                before,
+                after,
+                labels,
+                label_names=self.label_names,
+                slices=None if examples is None else examples.slices,
+            )
+            if split == "test":
+                private = not self.recipe.bundle.evaluation_data
+                update["changed"] = changed_examples(
+                    before,
+                    after,
+                    labels,
+                    label_names=self.label_names,
+                    texts=None if examples is None or private else examples.texts,
                 )
         return update
 

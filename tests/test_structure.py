@@ -175,7 +175,7 @@ def test_no_pass_or_target_is_named_in_a_condition_elsewhere() -> None:
     "statement",
     [
         "import targets, targets.predictor, targets.worker_client, targets.benchmark",
-        "import compressor.planning, compressor.data, compressor.store, compressor.verdict",
+        "import compressor.planning, compressor.data, compressor.store, compressor.gate.gate",
         "import compressor.serving; compressor.serving.available_formats()",
     ],
 )

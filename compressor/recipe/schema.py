@@ -9,13 +9,14 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_serializer
 
 from compressor.data import DataSpec
+from compressor.gate.budget import Budget
 from compressor.passes import Pass, available_passes
 from targets.base import Target
 from targets.benchmark import BenchmarkSettings
 from targets.discovery import Component
 from targets.registry import available
 
-__all__ = ["Budget", "BundleSettings", "Recipe", "component_entry", "recipe_json_schema"]
+__all__ = ["BundleSettings", "Recipe", "component_entry", "recipe_json_schema"]
 
 ORIGINAL = "original"
 """Name of the untouched model among the variants."""
@@ -25,27 +26,6 @@ VARIANT_NAME = rf"^(?!{ORIGINAL}$)[A-Za-z0-9][A-Za-z0-9._-]*$"
 
 DEFAULT_VARIANT = "compressed"
 """Name of the one variant of a recipe that lists none."""
-
-
-class Budget(BaseModel):
-    """What a bundle has to reach. Limits that are not given do not count."""
-
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False
-    )
-
-    max_accuracy_drop: float | None = Field(default=None, ge=-100, le=100)
-    """Accuracy lost against the untouched model on the test split, in percentage points."""
-    min_speedup: float | None = Field(default=None, gt=0)
-    """Median latency of the fastest untouched model on the same target over that of the bundle."""
-    max_latency_ms: float | None = Field(default=None, gt=0)
-    """Median latency at the primary shape."""
-    max_size_mb: float | None = Field(default=None, gt=0)
-    """Size of the bundle, in 10^6 bytes."""
-    min_size_ratio: float | None = Field(default=None, gt=0)
-    """Size of the untouched fp32 bundle on the same target over that of the bundle."""
-    require: Literal["every", "any"] = "every"
-    """Whether every target that can run here needs a bundle within the budget, or one is enough."""
 
 
 class BundleSettings(BaseModel):

@@ -2,45 +2,61 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import ValidationError
+from safetensors.numpy import load, save
 
 from compressor.errors import ReportError
-from compressor.report.html import render_html
-from compressor.report.markdown import render_markdown
 from compressor.report.schema import REPORT_SCHEMA_VERSION, Report
 
-__all__ = ["JSON_NAME", "read_report", "write_report"]
+__all__ = ["JSON_NAME", "PREDICTIONS_NAME", "read_answers", "read_report", "write_report"]
 
 JSON_NAME = "report.json"
+PREDICTIONS_NAME = "predictions.safetensors"
+
+Answers = Mapping[str, NDArray[np.generic]]
 
 
-def write_report(report: Report, folder: str | Path) -> tuple[Path, ...]:
+def write_report(report: Report, folder: str | Path, *, answers: Answers | None = None) -> Report:
     """Write a report as JSON, Markdown and HTML; each file appears whole or not at all.
 
     Args:
         report: What to write.
         folder: Where to; made if it is absent.
+        answers: The true classes of the test data as ``labels`` (N,), and row key -> probabilities
+            (N, classes); written as ``predictions.safetensors``.
 
     Returns:
-        The files that were written, JSON first.
+        The report, with the sha256 of the answers in it.
 
     Raises:
         ReportError: The folder cannot be written to.
     """
+    from compressor.report.html import render_html
+    from compressor.report.markdown import render_markdown
+
     folder = Path(folder)
+    packed = None if answers is None else save(dict(answers.items()))
+    if packed is not None:
+        digest = hashlib.sha256(packed).hexdigest()
+        report = report.model_copy(update={"predictions": digest})
     contents = {
-        JSON_NAME: report.model_dump_json() + "\n",
-        "report.md": render_markdown(report),
-        "report.html": render_html(report),
+        JSON_NAME: (report.model_dump_json() + "\n").encode(),
+        "report.md": render_markdown(report).encode(),
+        "report.html": render_html(report).encode(),
+        **({} if packed is None else {PREDICTIONS_NAME: packed}),
     }
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for name, text in contents.items():
-            _replace(folder / name, text)
+        for name, content in contents.items():
+            _replace(folder / name, content)
     except OSError as error:
         raise ReportError(
             "the report cannot be written",
@@ -48,7 +64,39 @@ def write_report(report: Report, folder: str | Path) -> tuple[Path, ...]:
             given=error,
             fix="free some space there, or pass a folder that can be written to",
         ) from error
-    return tuple(folder / name for name in contents)
+    return report
+
+
+def read_answers(report: Report, path: str | Path) -> dict[str, NDArray[np.generic]] | None:
+    """Read the answers that a report was written with; None where there are none.
+
+    Args:
+        report: Read from ``path``.
+        path: Its file, or the folder that holds it.
+
+    Raises:
+        ReportError: They are absent or not those of the report.
+    """
+    if report.predictions is None:
+        return None
+    path = Path(path)
+    file = (path if path.is_dir() else path.parent) / PREDICTIONS_NAME
+    try:
+        packed = file.read_bytes()
+    except OSError as error:
+        raise ReportError(
+            "the predictions of the report cannot be read",
+            where=file,
+            given=error.strerror or error,
+            fix="keep predictions.safetensors beside report.json",
+        ) from error
+    if hashlib.sha256(packed).hexdigest() != report.predictions:
+        raise ReportError(
+            "these are not the predictions of the report: their sha256 differs",
+            where=file,
+            fix="keep the files of one run together, or run again",
+        )
+    return load(packed)
 
 
 def read_report(path: str | Path) -> Report:
@@ -93,12 +141,12 @@ def read_report(path: str | Path) -> Report:
         ) from error
 
 
-def _replace(path: Path, text: str) -> None:
+def _replace(path: Path, content: bytes) -> None:
     """Write beside the file, then put it in its place in one step."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("w", encoding="utf-8", newline="\n") as stream:
-            stream.write(text)
+        with temporary.open("wb") as stream:
+            stream.write(content)
             stream.flush()
             os.fsync(stream.fileno())
         os.replace(temporary, path)

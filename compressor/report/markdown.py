@@ -22,7 +22,7 @@ from compressor.report.summary import (
 )
 from compressor.report.wording import bytes_text, count_text, duration_text, milliseconds, one_line
 
-__all__ = ["render_markdown"]
+__all__ = ["escape", "render_markdown"]
 
 SPECIAL = re.compile(r"([\\`*_\[\]|~])")
 
@@ -30,7 +30,7 @@ SPECIAL = re.compile(r"([\\`*_\[\]|~])")
 def render_markdown(report: Report) -> str:
     """Write a report as GitHub-flavoured Markdown; names in it cannot bring markup of their own."""
     sections = [
-        f"# Compression report: {_escape(report.name)}",
+        f"# Compression report: {escape(report.name)}",
         *_verdict(report),
         *_headline(report),
         "## Results",
@@ -76,7 +76,7 @@ def _headline(report: Report) -> list[str]:
     title = "Best bundle" if found.met else "Nearest candidate (not within the budget)"
     row = text.row
     return [
-        f"## {title}: {_escape(row.variant)} on {_escape(text.target)} ({row.precision})",
+        f"## {title}: {escape(row.variant)} on {escape(text.target)} ({row.precision})",
         _table(("", ""), rows, align="lr"),
     ]
 
@@ -186,7 +186,7 @@ def _passes(report: Report) -> list[str]:
         ]
         notes = [f"{text.step.pass_name}: {note}" for text in texts for note in text.step.notes]
         if rows:
-            parts.append(f"### {_escape(variant)}")
+            parts.append(f"### {escape(variant)}")
             parts.append(_table(header, rows, align="rlrrrrl"))
             parts += [_bullets(notes)] if notes else []
     return ["## Passes", *parts] if parts else []
@@ -232,18 +232,19 @@ def _with(value: str, more: str) -> str:
     return f"{value} ({more})" if more else value
 
 
-def _escape(text: str) -> str:
+def escape(text: str) -> str:
+    """Text on one line that Markdown and HTML show as it stands."""
     escaped = SPECIAL.sub(r"\\\1", one_line(text))
     return escaped.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
 def _bullets(lines: Iterable[str]) -> str:
-    return "\n".join(f"- {_escape(line)}" for line in lines)
+    return "\n".join(f"- {escape(line)}" for line in lines)
 
 
 def _table(header: Sequence[str], rows: Iterable[Sequence[str]], *, align: str) -> str:
     rules = ["---:" if side == "r" else ":---" for side in align]
-    lines = [tuple(header), tuple(rules), *(tuple(_escape(cell) for cell in row) for row in rows)]
+    lines = [tuple(header), tuple(rules), *(tuple(escape(cell) for cell in row) for row in rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 

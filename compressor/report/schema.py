@@ -17,8 +17,12 @@ from targets.scoring import Accuracy
 __all__ = [
     "REPORT_SCHEMA_VERSION",
     "Accuracy",
+    "Change",
+    "ChangedExample",
+    "Check",
     "Comparison",
     "DeviceFacts",
+    "Group",
     "ModelFacts",
     "OnDevice",
     "Report",
@@ -27,7 +31,7 @@ __all__ = [
     "Verdict",
 ]
 
-REPORT_SCHEMA_VERSION = 1
+REPORT_SCHEMA_VERSION = 2
 
 
 class _Frozen(BaseModel):
@@ -35,6 +39,79 @@ class _Frozen(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="forbid", use_attribute_docstrings=True, ser_json_inf_nan="strings"
     )
+
+
+class Change(_Frozen):
+    """A metric of a row beside that of the untouched model on the same examples."""
+
+    value: float
+    """Of the row, in [0, 1]."""
+    reference: float
+    """Of the untouched model, in [0, 1]."""
+    drop_points: float
+    """Lost, in percentage points; negative when it was gained."""
+    low_points: float
+    high_points: float
+    """95% interval of the drop, from a paired bootstrap."""
+
+
+class Group(_Frozen):
+    """A part of the examples: those of one class, or with one value in a column."""
+
+    column: str | None
+    """None for a class."""
+    value: str
+    """Name of the class, or what stands in the column."""
+    num_rows: int
+    accuracy: float
+    """Of the row, in [0, 1]; for a class this is its recall."""
+    reference: float
+    """Of the untouched model."""
+    drop_points: float
+    """Lost, in percentage points."""
+    low_points: float
+    high_points: float
+    """95% interval of the drop, from the paired differences."""
+
+    @property
+    def title(self) -> str:
+        """Such as ``class ABBR`` or ``source = web``."""
+        return f"class {self.value}" if self.column is None else f"{self.column} = {self.value}"
+
+
+class ChangedExample(_Frozen):
+    """An example that got another label than the untouched model gives it."""
+
+    index: int
+    """Row of the split, from 0."""
+    text: str | None
+    """None where the data is to stay private."""
+    label: str
+    """The true one."""
+    before: str
+    after: str
+    confidence_before: float
+    """Probability that the untouched model gives its label, in [0, 1]."""
+    confidence_after: float
+
+
+class Check(_Frozen):
+    """A row beside one limit of the budget."""
+
+    limit: str
+    """Its name in the budget."""
+    subject: str = ""
+    """The metric, class, slice or device that it is about, where there are several."""
+    wanted: float
+    found: float | None
+    """None where it could not be measured."""
+    met: bool
+    shortfall: float = 0.0
+    """How far it is missed, as a share of the limit; 0 where it is met."""
+    text: str
+    """The same in words: what was found, and what is allowed."""
+    noisy: bool = False
+    """Whether it rests on a latency that other work disturbed."""
 
 
 class Comparison(_Frozen):
@@ -49,6 +126,18 @@ class Comparison(_Frozen):
     """Exact McNemar test: chance of a difference this large if the two were equally good."""
     agreement: float
     """Share of examples with the same label as the untouched model, in [0, 1]."""
+    reference_accuracy: float | None = None
+    """Of the untouched model, in [0, 1]."""
+    metrics: dict[str, Change] = {}
+    """Metric -> what was lost of it."""
+    groups: tuple[Group, ...] = ()
+    """Every class, then every value of each column that the data is sliced by."""
+    max_probability_difference: float | None = None
+    """Largest difference of a class's probability on any example, in [0, 1]."""
+    calibration_error: float | None = None
+    """Expected calibration error of the row, in [0, 1] (Guo et al., 2017; 15 bins)."""
+    reference_calibration_error: float | None = None
+    """The same of the untouched model."""
 
 
 class ModelFacts(_Frozen):
@@ -103,6 +192,8 @@ class DeviceFacts(_Frozen):
 class Row(_Frozen):
     """One variant on one target."""
 
+    key: str = ""
+    """Names the row among those of its report, such as ``int8-onnxruntime``."""
     variant: str
     """Name of the variant; ``original`` for the untouched model."""
     kind: Literal["reference", "baseline", "candidate"]
@@ -130,12 +221,20 @@ class Row(_Frozen):
     """Against eager PyTorch fp32, at the primary shape."""
     size_ratio: float | None = None
     """Size of the untouched model in fp32 on the same target over the size of this bundle."""
-    unmet: tuple[str, ...] = ()
-    """Each line of the budget that this row misses, with its margin."""
+    checks: tuple[Check, ...] = ()
+    """A measured candidate beside every limit of the budget, on the test data."""
+    changed: tuple[ChangedExample, ...] = ()
+    """The worst of the test examples that got another label: those that are wrong now and were
+    right first, then the most confident."""
     chosen: bool = False
     """Whether this was picked for its target: the fastest that met the budget on the validation
     data, or, where none did, the nearest. It is one to ship only where ``unmet`` is empty."""
     notes: tuple[str, ...] = ()
+
+    @property
+    def unmet(self) -> tuple[str, ...]:
+        """Each limit of the budget that this row misses, in words."""
+        return tuple(check.text for check in self.checks if not check.met)
 
 
 class Verdict(_Frozen):
@@ -172,4 +271,9 @@ class Report(_Frozen):
     rows: tuple[Row, ...]
     steps: dict[str, tuple[Step, ...]]
     """Variant -> its passes in order; ``original`` -> the export of the baseline."""
+    advice: dict[str, tuple[str, ...]] = {}
+    """Goal (accuracy, speed, size) -> what to try next where it is missed."""
+    predictions: str | None = None
+    """The sha256 of ``predictions.safetensors`` beside the report: the probabilities that every row
+    gives to the test examples, and their labels."""
     verdict: Verdict

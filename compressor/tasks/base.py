@@ -70,6 +70,10 @@ class Task(ABC):
     def predictions(self, outputs: NDArray[np.floating]) -> NDArray[np.int64]:
         """Class indices (N,) from the model's outputs (N, num_labels)."""
 
+    @abstractmethod
+    def probabilities(self, outputs: NDArray[np.floating]) -> NDArray[np.float64]:
+        """Probability of each class (N, num_labels) from the model's outputs (N, num_labels)."""
+
     def correct(self, outputs: NDArray[np.floating], split: Split) -> NDArray[np.bool_]:
         """Which rows are right, (N,): what accuracy and the paired test are computed from."""
         return np.asarray(self.predictions(outputs) == split.labels)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from compressor.architecture import Architecture
 from compressor.errors import CheckpointError
 from compressor.tasks.base import Task
+from targets.predictor import softmax
 from targets.signature import Signature, TensorSpec
 
 if TYPE_CHECKING:
@@ -125,6 +126,10 @@ class TextClassification(Task):
     def predictions(self, outputs: NDArray[np.floating]) -> NDArray[np.int64]:
         """See the base class."""
         return np.asarray(np.asarray(outputs).argmax(axis=-1), dtype=np.int64)
+
+    def probabilities(self, outputs: NDArray[np.floating]) -> NDArray[np.float64]:
+        """See the base class."""
+        return softmax(np.asarray(outputs, dtype=np.float64))
 
 
 def _configured_tokens(folder: Path) -> dict[str, str]:

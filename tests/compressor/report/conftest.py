@@ -7,6 +7,7 @@ import pytest
 
 from compressor.report.schema import (
     Accuracy,
+    Check,
     Comparison,
     ModelFacts,
     Report,
@@ -69,6 +70,20 @@ def make_measurement(
         load_time_ms=410 + 40 * seed,
         peak_memory_bytes=180_000_000 + size_bytes,
         size_bytes=size_bytes,
+    )
+
+
+def make_checks(unmet: tuple[str, ...]) -> tuple[Check, ...]:
+    """What a row misses, after one limit that it keeps."""
+    kept = Check(
+        limit="max_size_mb", wanted=99, found=5, met=True, text="is 5.00 MB, allowed 99 MB"
+    )
+    return (
+        kept,
+        *(
+            Check(limit="min_speedup", wanted=3, found=2, met=False, shortfall=0.3, text=text)
+            for text in unmet
+        ),
     )
 
 
@@ -145,7 +160,7 @@ class RowMaker:
                 speedup=speedup(baseline[0], one) if baseline and kind == "candidate" else None,
                 speedup_eager=speedup(self._eager, one) if self._eager else None,
                 size_ratio=baseline[1] / size if baseline else None,
-                unmet=unmet,
+                checks=make_checks(unmet),
                 chosen=chosen,
                 notes=notes,
             )

@@ -4,17 +4,40 @@ import json
 import math
 import os
 
+import numpy as np
 import pytest
 
 from compressor.errors import ReportError
-from compressor.report.files import read_report, write_report
+from compressor.report.files import read_answers, read_report, write_report
 
 
 def test_a_report_survives_the_round_trip(report, tmp_path):
-    paths = write_report(report, tmp_path / "new" / "folder")
-    assert [path.name for path in paths] == ["report.json", "report.md", "report.html"]
-    assert read_report(paths[0]) == report
-    assert read_report(tmp_path / "new" / "folder") == report
+    folder = tmp_path / "new" / "folder"
+    assert write_report(report, folder) == report
+    assert read_report(folder / "report.json") == report
+    assert read_report(folder) == report
+    assert read_answers(report, folder) is None
+
+
+def test_the_answers_lie_beside_it_and_belong_to_it(report, tmp_path):
+    answers = {"labels": np.arange(3), "a-b": np.eye(3, dtype=np.float32)}
+    written = write_report(report, tmp_path, answers=answers)
+    again = read_report(tmp_path)
+    assert again == written
+    for path in (tmp_path, tmp_path / "report.json"):
+        found = read_answers(again, path)
+        assert found is not None
+        assert {key: each.tolist() for key, each in found.items()} == {
+            key: each.tolist() for key, each in answers.items()
+        }
+    file = tmp_path / "predictions.safetensors"
+    file.write_bytes(file.read_bytes()[:-1] + b"x")
+    with pytest.raises(ReportError, match="not the predictions of the report"):
+        read_answers(again, tmp_path)
+    file.unlink()
+    with pytest.raises(ReportError, match="cannot be read") as caught:
+        read_answers(again, tmp_path)
+    assert "keep predictions.safetensors beside report.json" in str(caught.value)
 
 
 def test_the_raw_times_survive_it(report, tmp_path):
@@ -84,7 +107,7 @@ def test_another_schema_version_is_refused(tmp_path, content):
     (tmp_path / "report.json").write_text(content)
     with pytest.raises(ReportError, match="another schema version") as caught:
         read_report(tmp_path)
-    assert "reads schema 1" in str(caught.value)
+    assert "reads schema 2" in str(caught.value)
 
 
 def test_a_damaged_field_is_named(report, tmp_path):

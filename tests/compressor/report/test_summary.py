@@ -6,6 +6,7 @@ from rich.console import Console
 
 from compressor.report.html import render_html
 from compressor.report.markdown import render_markdown
+from compressor.report.schema import Check
 from compressor.report.steps import step_texts
 from compressor.report.summary import (
     absent_groups,
@@ -39,8 +40,11 @@ def test_without_a_chosen_row_the_fastest_candidate_is_named_as_not_met(report):
 
 
 def test_a_picked_row_that_misses_the_budget_is_not_called_one_to_ship(report):
+    missed_check = Check(
+        limit="min_speedup", wanted=3, found=2, met=False, text="is 2.00x as fast, wanted 3x"
+    )
     rows = tuple(
-        row.model_copy(update={"unmet": ("is 2.00x as fast, wanted 3x",)}) if row.chosen else row
+        row.model_copy(update={"checks": (missed_check,)}) if row.chosen else row
         for row in report.rows
     )
     missed = report.model_copy(update={"rows": rows})

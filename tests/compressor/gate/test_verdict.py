@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 
+from compressor.gate.budget import Budget, Limits
+from compressor.gate.limits import check_row, target_label
+from compressor.gate.verdict import choose, judge, judge_rows
 from compressor.passes import advice_for
-from compressor.recipe import Budget
-from compressor.report.schema import Comparison, Row, Verdict
-from compressor.verdict import choose, judge, shortfalls, target_label
+from compressor.report.schema import Change, Comparison, Group, OnDevice, Row, Verdict
 from targets.measurement import Measurement, Round, Speedup
 
 SHAPE = "1x128"
@@ -28,14 +29,45 @@ def measurement(ms: float, *, others_cpus: float = 0.0) -> Measurement:
         sequence_length=128,
         num_cpus=2,
         load_time_ms=1,
-        peak_memory_bytes=1,
+        peak_memory_bytes=3_000_000,
         size_bytes=1,
+    )
+
+
+def group(column: str | None, value: str, drop: float, low: float) -> Group:
+    return Group(
+        column=column,
+        value=value,
+        num_rows=40,
+        accuracy=0.9 - drop / 100,
+        reference=0.9,
+        drop_points=drop,
+        low_points=low,
+        high_points=2 * drop - low,
     )
 
 
 def comparison(drop: float) -> Comparison:
     return Comparison(
-        drop_points=drop, low_points=drop - 1, high_points=drop + 2, p_value=0.5, agreement=0.9
+        drop_points=drop,
+        low_points=drop - 1,
+        high_points=drop + 2,
+        p_value=0.5,
+        agreement=0.9,
+        reference_accuracy=0.8,
+        metrics={
+            "macro_f1": Change(
+                value=0.7, reference=0.75, drop_points=5, low_points=2, high_points=8
+            )
+        },
+        groups=(
+            group(None, "rare", 20.0, 4.0),
+            group(None, "common", 6.0, -1.0),
+            group("source", "web", 9.0, 2.0),
+        ),
+        max_probability_difference=0.25,
+        calibration_error=0.04,
+        reference_calibration_error=0.02,
     )
 
 
@@ -69,6 +101,9 @@ def row(
         "speedup": None
         if speedup is None
         else Speedup(ratio=speedup, low=speedup, high=speedup, num_rounds=9),
+        "speedup_eager": None
+        if speedup is None
+        else Speedup(ratio=2 * speedup, low=speedup, high=3 * speedup, num_rounds=9),
     }
     return Row(**(given | changes))
 
@@ -81,15 +116,19 @@ def verdict(
     rows: list[Row], budget: Budget, pass_names: Sequence[str] = ("prune", "distill")
 ) -> Verdict:
     """Choose and judge as a run does."""
-    chosen = set(choose(rows, budget, SHAPE).values())
-    judged = []
-    for index, each in enumerate(rows):
-        missed = {}
-        if each.kind == "candidate" and each.status == "measured":
-            missed = shortfalls(each, budget, each.test_comparison, SHAPE)
-        unmet = tuple(text for _, text in missed.values())
-        judged.append(each.model_copy(update={"unmet": unmet, "chosen": index in chosen}))
-    return judge(judged, budget, SHAPE, advice=advice_for(pass_names))
+    advice = {str(goal): each for goal, each in advice_for(pass_names).items()}
+    return judge(judge_rows(rows, budget, SHAPE), budget, SHAPE, advice=advice)
+
+
+def shortfalls(
+    row: Row, budget: Budget, comparison: Comparison | None, shape: str
+) -> dict[str, tuple[float, str]]:
+    """What a row misses: limit -> (share of the limit, in words)."""
+    return {
+        check.limit: (check.shortfall, check.text)
+        for check in check_row(row, budget, comparison, shape)
+        if not check.met
+    }
 
 
 # What a row misses
@@ -110,10 +149,37 @@ def verdict(
         ("max_size_mb", 9.99, "is 10.00 MB, allowed 9.99 MB"),
         ("min_size_ratio", 4.0, None),
         ("min_size_ratio", 4.5, "is 4.00x smaller, wanted 4.5x"),
+        ("max_relative_drop", 0.625, None),
+        ("max_relative_drop", 0.6, "loses 0.62% of the accuracy, allowed 0.6%"),
+        ("min_label_agreement", 0.9, None),
+        (
+            "min_label_agreement",
+            0.95,
+            "gives the label of the untouched model on 90.0% of the examples, wanted 95.0%",
+        ),
+        ("max_probability_difference", 0.25, None),
+        ("max_probability_difference", 0.2, "differs by 0.25 in a probability, allowed 0.2"),
+        ("max_calibration_error", 0.04, None),
+        ("max_calibration_error", 0.03, "has a calibration error of 0.040, allowed 0.03"),
+        ("max_p90_ms", 2.0, None),
+        ("max_p90_ms", 1.5, "takes 2.000 ms at the 90th percentile, allowed 1.5 ms"),
+        ("max_p99_ms", 1.5, "takes 2.000 ms at the 99th percentile, allowed 1.5 ms"),
+        ("min_speedup_eager", 6.0, None),
+        ("min_speedup_eager", 7.0, "is 6.00x as fast as eager PyTorch, wanted 7x"),
+        ("max_load_time_ms", 1.0, None),
+        ("max_load_time_ms", 0.5, "takes 1 ms to load, allowed 0.5 ms"),
+        ("max_peak_memory_mb", 3.0, None),
+        ("max_peak_memory_mb", 2.0, "needs 3 MB of memory, allowed 2 MB"),
+        ("max_metric_drop", {"macro_f1": 5}, None),
+        ("max_metric_drop", {"macro_f1": 4.5}, "loses 5.00 points of macro_f1, allowed 4.5"),
+        ("max_class_drop", 20, None),
+        ("max_class_drop", 19, "loses 20.0 points (4.0 to 36.0) on class rare, allowed 19"),
+        ("max_slice_drop", 9, None),
+        ("max_slice_drop", 8, "loses 9.0 points (2.0 to 16.0) on source = web, allowed 8"),
     ],
 )
 def test_a_limit_is_met_at_the_limit_and_missed_beyond_it(
-    limit: str, value: float, words: str | None
+    limit: str, value: Any, words: str | None
 ) -> None:
     budget = Budget.model_validate({limit: value})
     missed = shortfalls(row(), budget, comparison(0.5), SHAPE)
@@ -144,33 +210,121 @@ def test_a_miss_is_a_share_of_the_limit(limit: str, value: float, share: float) 
     assert missed[limit][0] == pytest.approx(share)
 
 
+IMPOSSIBLE = Budget.model_validate(
+    {
+        "max_accuracy_drop": 0,
+        "max_relative_drop": 0,
+        "max_metric_drop": {"macro_f1": 0},
+        "max_class_drop": 0,
+        "max_slice_drop": 0,
+        "min_label_agreement": 1,
+        "max_probability_difference": 0,
+        "max_calibration_error": 0,
+        "max_latency_ms": 0.1,
+        "max_p90_ms": 0.1,
+        "max_p99_ms": 0.1,
+        "min_speedup": 99,
+        "min_speedup_eager": 99,
+        "max_load_time_ms": 0.1,
+        "max_peak_memory_mb": 1e-9,
+        "max_size_mb": 0.001,
+        "min_size_ratio": 99,
+    }
+)
+"""No bundle meets any of these."""
+
+
 def test_every_limit_is_looked_at() -> None:
-    budget = Budget(
-        max_accuracy_drop=0,
-        min_speedup=99,
-        max_latency_ms=0.1,
-        max_size_mb=0.1,
-        min_size_ratio=99,
-    )
-    limits = set(Budget.model_fields) - {"require"}
-    assert set(shortfalls(row(), budget, comparison(1), SHAPE)) == limits
+    limits = set(Limits.model_fields) - {"drop_at"}
+    assert IMPOSSIBLE.model_fields_set == limits
+    assert set(shortfalls(row(), IMPOSSIBLE, comparison(1), SHAPE)) == limits
     assert shortfalls(row(), Budget(), comparison(1), SHAPE) == {}
 
 
 def test_what_could_not_be_measured_is_a_miss() -> None:
-    budget = Budget(
-        max_accuracy_drop=1, min_speedup=1, max_latency_ms=1, max_size_mb=1, min_size_ratio=1
-    )
     nothing = row(ms=None, size_bytes=None, size_ratio=None)
-    missed = shortfalls(nothing, budget, None, SHAPE)
-    assert [text for _, text in missed.values()] == [
-        f"{name} could not be measured" for name in Budget.model_fields if name != "require"
-    ]
+    missed = shortfalls(nothing, IMPOSSIBLE, None, SHAPE)
+    assert {text for _, text in missed.values()} == {
+        f"{name} could not be measured" for name in IMPOSSIBLE.model_fields_set
+    }
+    # A report that knows no groups cannot vouch for them.
+    bare = comparison(0).model_copy(update={"groups": (), "metrics": {}})
+    assert {"max_class_drop", "max_slice_drop", "max_metric_drop"} <= set(
+        shortfalls(row(), IMPOSSIBLE, bare, SHAPE)
+    )
 
 
 def test_only_the_primary_shape_counts() -> None:
     slow = row(latency={"8x128": measurement(50), SHAPE: measurement(1)})
     assert shortfalls(slow, Budget(max_latency_ms=2), comparison(0), SHAPE) == {}
+
+
+def test_a_loss_on_a_group_that_may_be_chance_does_not_count() -> None:
+    checks = check_row(row(), Budget(max_class_drop=1), comparison(0), SHAPE)
+    assert [(check.subject, check.met) for check in checks] == [
+        ("class rare", False),
+        ("class common", True),
+    ]
+    assert checks[1].text.endswith("on class common, allowed 1; it may be chance, with 40 rows")
+
+
+def test_the_upper_end_of_the_interval_counts_where_that_is_asked_for() -> None:
+    lenient = {"max_accuracy_drop": 1, "max_relative_drop": 1, "max_metric_drop": {"macro_f1": 6}}
+    assert shortfalls(row(), Budget.model_validate(lenient), comparison(0.5), SHAPE) == {}
+    strict = Budget.model_validate(lenient | {"drop_at": "upper"})
+    missed = shortfalls(row(), strict, comparison(0.5), SHAPE)
+    assert [text for _, text in missed.values()] == [
+        "loses 2.50 points of accuracy at the upper end of the interval, allowed 1",
+        "loses 3.12% of the accuracy at the upper end of the interval, allowed 1%",
+        "loses 8.00 points of macro_f1 at the upper end of the interval, allowed 6",
+    ]
+
+
+def test_a_target_has_its_own_limits_and_for_the_rest_those_of_all() -> None:
+    budget = Budget.model_validate(
+        {
+            "max_latency_ms": 1,
+            "max_size_mb": 11,
+            "targets": {
+                "openvino": {"max_latency_ms": 3},
+                "onnxruntime (cuda)": {"min_speedup": 9},
+            },
+        }
+    )
+    assert list(shortfalls(row(), budget, None, SHAPE)) == ["max_latency_ms"]
+    assert shortfalls(row(target="openvino"), budget, None, SHAPE) == {}
+    on_gpu = row(device="cuda")
+    assert list(shortfalls(on_gpu, budget, None, SHAPE)) == ["max_latency_ms", "min_speedup"]
+    # A limit can be lifted there, too.
+    lifted = Budget.model_validate(
+        {"max_latency_ms": 1, "targets": {"openvino": {"max_latency_ms": None}}}
+    )
+    assert shortfalls(row(target="openvino"), lifted, None, SHAPE) == {}
+
+
+def test_a_device_has_limits_on_what_it_measures() -> None:
+    budget = Budget.model_validate({"devices": {"pi": {"max_latency_ms": 30, "min_speedup": 2}}})
+    slow = OnDevice(
+        latency={SHAPE: measurement(40)},
+        speedup=Speedup(ratio=3, low=3, high=3, num_rounds=9),
+    )
+    missed = shortfalls(row(devices={"pi": slow}), budget, None, SHAPE)
+    assert [text for _, text in missed.values()] == ["on pi: takes 40.000 ms, allowed 30 ms"]
+    gone = shortfalls(row(devices={"pi": OnDevice(reason="no route")}), budget, None, SHAPE)
+    assert [text for _, text in gone.values()] == [
+        "on pi: max_latency_ms could not be measured",
+        "on pi: min_speedup could not be measured",
+    ]
+    assert list(shortfalls(row(), budget, None, SHAPE)) == ["max_latency_ms", "min_speedup"]
+
+
+def test_only_checks_of_latency_are_noisy() -> None:
+    noisy = row(latency={SHAPE: measurement(2, others_cpus=2.0)})
+    checks = check_row(noisy, Budget(max_latency_ms=3, max_size_mb=99), None, SHAPE)
+    assert {check.limit: check.noisy for check in checks} == {
+        "max_latency_ms": True,
+        "max_size_mb": False,
+    }
 
 
 # What is shipped
@@ -210,6 +364,12 @@ def test_the_choice_sees_validation_data_only() -> None:
     found = verdict(rows, budget)
     assert not found.met
     assert "steady misses it: loses 3.00 points" in found.lines[0]
+
+
+def test_the_choice_needs_no_slices_in_the_validation_data() -> None:
+    bare = comparison(0).model_copy(update={"groups": ()})
+    rows = [row("a", ms=2), row("b", ms=1, validation_comparison=bare)]
+    assert choose(rows, Budget(max_slice_drop=10), SHAPE) == {"onnxruntime": 1}
 
 
 def test_each_target_and_device_gets_its_own_choice() -> None:

@@ -4,72 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from compressor.passes import Goal
-from compressor.recipe.schema import Budget
-from compressor.report.schema import Comparison, Row, Verdict
+from compressor.gate.budget import Budget
+from compressor.gate.limits import GOALS, check_row, target_label
+from compressor.report.schema import Row, Verdict
 
-__all__ = ["choose", "judge", "shortfalls", "target_label"]
+__all__ = ["choose", "judge", "judge_rows"]
 
-Advice = Mapping[Goal, Sequence[str]]
+Advice = Mapping[str, Sequence[str]]
 
 MET, BUDGET_UNMET, NOTHING_MEASURED = 0, 5, 6
 
-_LEAST_DROP = 1.0
-"""Points of accuracy that a miss is measured by where the limit itself is near 0."""
-
-_GOALS: Mapping[str, Goal] = {
-    "max_accuracy_drop": "accuracy",
-    "min_speedup": "speed",
-    "max_latency_ms": "speed",
-    "max_size_mb": "size",
-    "min_size_ratio": "size",
-}
-"""Limit of the budget -> what it is about."""
-
 _CANNOT_RUN_HERE = ("built", "unavailable")
-
-
-def shortfalls(
-    row: Row, budget: Budget, comparison: Comparison | None, primary_shape: str
-) -> dict[str, tuple[float, str]]:
-    """What a row misses.
-
-    Args:
-        row: A measured row.
-        budget: The limits.
-        comparison: The row against the untouched model, on the data that is to count.
-        primary_shape: The shape whose latency counts.
-
-    Returns:
-        Limit -> (how far it was missed as a share of the limit, above 0; the same in words).
-    """
-    latency = row.latency.get(primary_shape)
-    found = {
-        "max_accuracy_drop": None if comparison is None else comparison.drop_points,
-        "min_speedup": None if row.speedup is None else row.speedup.ratio,
-        "max_latency_ms": None if latency is None else latency.median_ms,
-        "max_size_mb": None if row.size_bytes is None else row.size_bytes / 1e6,
-        "min_size_ratio": row.size_ratio,
-    }
-    words = {
-        "max_accuracy_drop": "loses {found:.2f} points of accuracy, allowed {limit:g}",
-        "min_speedup": "is {found:.2f}x as fast, wanted {limit:g}x",
-        "max_latency_ms": "takes {found:.3f} ms, allowed {limit:g} ms",
-        "max_size_mb": "is {found:.2f} MB, allowed {limit:g} MB",
-        "min_size_ratio": "is {found:.2f}x smaller, wanted {limit:g}x",
-    }
-    missed = {}
-    for name, value in found.items():
-        limit = getattr(budget, name)
-        if limit is None:
-            continue
-        if value is None:
-            missed[name] = (1.0, f"{name} could not be measured")
-        elif (value > limit) if name.startswith("max") else (value < limit):
-            text = words[name].format(found=value, limit=limit)
-            scale = max(abs(limit), _LEAST_DROP) if name == "max_accuracy_drop" else limit
-            missed[name] = (abs(value - limit) / scale, text)
-    return missed
 
 
 def choose(rows: Sequence[Row], budget: Budget, primary_shape: str) -> dict[str, int]:
@@ -84,11 +29,36 @@ def choose(rows: Sequence[Row], budget: Budget, primary_shape: str) -> dict[str,
         latency = row.latency.get(primary_shape)
         if row.kind != "candidate" or latency is None:
             continue
-        missed = shortfalls(row, budget, row.validation_comparison, primary_shape)
-        rank = (sum(share for share, _ in missed.values()), latency.median_ms, index)
+        checks = check_row(row, budget, row.validation_comparison, primary_shape)
+        # The validation data need not have the columns that the test data is sliced by.
+        missed = sum(
+            check.shortfall
+            for check in checks
+            if not (check.limit == "max_slice_drop" and check.found is None)
+        )
+        rank = (missed, latency.median_ms, index)
         if target_label(row) not in chosen or rank < chosen[target_label(row)]:
             chosen[target_label(row)] = rank
     return {label: index for label, (_, _, index) in chosen.items()}
+
+
+def judge_rows(rows: Sequence[Row], budget: Budget, primary_shape: str) -> list[Row]:
+    """Mark which rows to ship, and compare every measured candidate with the budget.
+
+    What was marked before does not count.
+    """
+    chosen = set(choose(rows, budget, primary_shape).values())
+    return [
+        row.model_copy(
+            update={
+                "chosen": index in chosen,
+                "checks": check_row(row, budget, row.test_comparison, primary_shape)
+                if row.kind == "candidate" and row.status == "measured"
+                else (),
+            }
+        )
+        for index, row in enumerate(rows)
+    ]
 
 
 def judge(
@@ -97,7 +67,7 @@ def judge(
     """Give the verdict of a run.
 
     Args:
-        rows: All rows, those to ship marked as chosen and ``unmet`` filled in from the test data.
+        rows: All rows, as :func:`judge_rows` left them.
         budget: The limits.
         primary_shape: The shape whose latency counts.
         advice: Goal -> what to try next where it was missed.
@@ -120,7 +90,7 @@ def judge(
     passed = any(met.values()) if budget.require == "any" else bool(met) and all(met.values())
     if shipped:
         code = MET if passed else BUDGET_UNMET
-        lines.extend([] if passed else _advice(rows, budget, primary_shape, advice or {}))
+        lines.extend([] if passed else _advice(rows, advice or {}))
     else:
         code = NOTHING_MEASURED
         kept = any(row.bundle for row in rows if row.kind == "candidate")
@@ -132,11 +102,6 @@ def judge(
         measured.noise.verdict == "noisy" for row in rows for measured in row.latency.values()
     )
     return Verdict(met=passed, exit_code=code, lines=tuple(lines), noisy=noisy)
-
-
-def target_label(row: Row) -> str:
-    """Name of a row's target, with the device where that is not the default."""
-    return row.target if row.device is None else f"{row.target} ({row.device})"
 
 
 def _by_target(rows: Sequence[Row]) -> Mapping[str, list[Row]]:
@@ -174,13 +139,10 @@ def _line(label: str, row: Row, primary_shape: str) -> str:
     return f"{label}: {row.variant} {outcome} ({', '.join(parts)})"
 
 
-def _advice(rows: Sequence[Row], budget: Budget, primary_shape: str, advice: Advice) -> list[str]:
+def _advice(rows: Sequence[Row], advice: Advice) -> list[str]:
     """What to try after a miss, as one line; nothing where nothing was missed."""
     missed = {
-        _GOALS[name]
-        for row in rows
-        if row.chosen
-        for name in shortfalls(row, budget, row.test_comparison, primary_shape)
+        GOALS[check.limit] for row in rows if row.chosen for check in row.checks if not check.met
     }
     if not missed:
         return []

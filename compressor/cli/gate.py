@@ -1,0 +1,140 @@
+"""``compressor gate``: judge a report that exists, for a release step."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from compressor.gate.budget import Budget
+    from compressor.gate.gate import GateResult
+
+__all__ = ["add_commands"]
+
+
+def add_commands(app: typer.Typer) -> None:
+    """Add the commands of this module."""
+    app.command()(gate)
+
+
+def gate(
+    report: Annotated[Path, typer.Argument(help="report.json, or the folder that holds it.")],
+    budget: Annotated[
+        Path | None,
+        typer.Option("--budget", "-b", help="A YAML file of limits. [default: those of the run]"),
+    ] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", "-s", help="A limit: max_latency_ms=5. Repeatable."),
+    ] = None,
+    against: Annotated[
+        Path | None, typer.Option(help="The report of the last release, to compare with.")
+    ] = None,
+    allow: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="What may differ from the last release: machine, data, shape, settings or model. "
+            "Repeatable."
+        ),
+    ] = None,
+    max_slowdown: Annotated[
+        float,
+        typer.Option(min=0, help="Slow-down that is as good as the last release, as a share."),
+    ] = 0.03,
+    even_if_noisy: Annotated[
+        bool,
+        typer.Option("--even-if-noisy", help="Believe latencies that other work disturbed."),
+    ] = False,
+    junit: Annotated[Path | None, typer.Option(help="Write JUnit XML here.")] = None,
+    summary: Annotated[
+        Path | None,
+        typer.Option(help="Add Markdown here, such as to $GITHUB_STEP_SUMMARY."),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Write the result here, as JSON.")
+    ] = None,
+) -> None:
+    """Judge a report against a budget, and against the last release.
+
+    Ends with 0 if the release may go on, 5 if not, 6 if nothing was measured, and 9 if only
+    latencies from a noisy machine decide.
+    """
+    from compressor.gate.gate import gate as judge_report
+    from compressor.gate.regression import DIFFERENCES, Tolerance
+
+    for each in allow or ():
+        if each not in DIFFERENCES:
+            raise typer.BadParameter(f"--allow {each}: use {', '.join(DIFFERENCES)}")
+    result = judge_report(
+        report,
+        budget=_read_budget(report, budget, set_ or []),
+        against=against,
+        tolerance=Tolerance(latency=max_slowdown),
+        allow=allow or (),
+        even_if_noisy=even_if_noisy,
+    )
+    _show(result)
+    _write(result, junit, summary, output)
+    raise typer.Exit(result.exit_code)
+
+
+def _read_budget(report: Path, file: Path | None, overrides: list[str]) -> Budget | None:
+    """The budget of the command line; None for that of the report."""
+    if file is None and not overrides:
+        return None
+    from compressor.gate.budget_file import load_budget
+    from compressor.report.files import read_report
+
+    base = read_report(report).budget if file is None else None
+    return load_budget(file, base=base, overrides=overrides)
+
+
+def _show(result: GateResult) -> None:
+    from rich.markup import escape
+    from rich.table import Table
+
+    from compressor.cli.progress import console
+    from compressor.report.wording import one_line
+
+    rows = [(each.target, check) for each in result.targets for check in each.checks]
+    rows += [("last release", check) for check in result.regression]
+    if rows:
+        table = Table(box=None, pad_edge=False, show_header=False, padding=(0, 2, 0, 0))
+        for target, check in rows:
+            mark, style = ("ok", "green") if check.met else ("MISSED", "bold red")
+            if check.noisy:
+                mark, style = f"{mark} ~noisy", "yellow"
+            cells = (one_line(each) for each in (target, check.limit, check.text))
+            table.add_row(f"[{style}]{mark}[/]", *map(escape, cells))
+        console().print(table)
+    for line in result.lines:
+        console().print(one_line(line), soft_wrap=True, markup=False)
+    title = {"pass": "PASSED", "fail": "FAILED", "undecided": "UNDECIDED"}[result.outcome]
+    style = {"pass": "bold green", "fail": "bold red", "undecided": "bold yellow"}[result.outcome]
+    console().print(f"gate {title}", style=style)
+
+
+def _write(
+    result: GateResult, junit: Path | None, summary: Path | None, output: Path | None
+) -> None:
+    from compressor.errors import ReportError
+    from compressor.gate.junit import junit_xml
+    from compressor.gate.summary import markdown_summary
+
+    try:
+        if junit is not None:
+            junit.write_text(junit_xml(result), encoding="utf-8")
+        if summary is not None:
+            with summary.open("a", encoding="utf-8") as stream:
+                stream.write(markdown_summary(result))
+        if output is not None:
+            output.write_text(result.model_dump_json(indent=1) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise ReportError(
+            "the result of the gate cannot be written",
+            where=error.filename,
+            given=error.strerror or error,
+            fix="pass a file in a folder that can be written to",
+        ) from error

@@ -1,0 +1,1 @@
+"""The release gate: budgets, verdicts, and the comparison with the last release."""

@@ -1,0 +1,100 @@
+"""What a bundle has to reach: the limits of a budget, for all targets, for one, or for a device."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from compressor.metrics import METRICS
+
+__all__ = ["Budget", "DeviceLimits", "Limits"]
+
+Points = Annotated[float, Field(ge=-100, le=100)]
+Positive = Annotated[float, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Metric = Literal["accuracy", "balanced_accuracy", "macro_f1"]
+
+assert set(Metric.__args__) == set(METRICS)  # type: ignore[attr-defined]
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False
+    )
+
+
+class DeviceLimits(_Frozen):
+    """Limits on what one machine measures. Those that are not given do not count."""
+
+    max_latency_ms: Positive | None = None
+    """Median latency at the primary shape."""
+    max_p90_ms: Positive | None = None
+    """90th percentile of the latency of all runs at the primary shape."""
+    max_p99_ms: Positive | None = None
+    """99th percentile of the latency of all runs at the primary shape."""
+    min_speedup: Positive | None = None
+    """Median latency of the fastest untouched model on the same target over that of the bundle."""
+    max_load_time_ms: Positive | None = None
+    """Time to load the bundle in a fresh process, the import of the runtime included."""
+    max_peak_memory_mb: Positive | None = None
+    """Largest resident size of the process that runs the bundle, in 10^6 bytes."""
+
+
+class Limits(DeviceLimits):
+    """All limits. Those that are not given do not count."""
+
+    max_accuracy_drop: Points | None = None
+    """Accuracy lost against the untouched model on the test split, in percentage points."""
+    max_relative_drop: Points | None = None
+    """The same, in per cent of the accuracy of the untouched model."""
+    drop_at: Literal["estimate", "upper"] | None = None
+    """Which drop counts for the two above and for `max_metric_drop`: the estimate (the default), or
+    the upper end of its 95% interval, so that only what is certain passes."""
+    max_metric_drop: dict[Metric, Points] = Field(default_factory=dict)
+    """Metric -> loss against the untouched model, in percentage points."""
+    max_class_drop: Points | None = None
+    """Recall lost on any class, in points. A loss that may be chance (its 95% interval holds 0)
+    does not count, so that a class with few rows neither fails by one row nor collapses unseen."""
+    max_slice_drop: Points | None = None
+    """Accuracy lost on any value of a column in `data.slices`, in points; judged as a class is."""
+    min_speedup_eager: Positive | None = None
+    """Median latency of the untouched model in eager PyTorch over that of the bundle."""
+    max_size_mb: Positive | None = None
+    """Size of the bundle, in 10^6 bytes."""
+    min_size_ratio: Positive | None = None
+    """Size of the untouched fp32 bundle on the same target over that of the bundle."""
+    min_label_agreement: Share | None = None
+    """Share of the examples that get the label that the untouched model gives."""
+    max_probability_difference: Share | None = None
+    """Largest difference of a class's probability to that of the untouched model on any example."""
+    max_calibration_error: Share | None = None
+    """Expected calibration error: how far confidence and accuracy are apart, on average."""
+
+
+class Budget(Limits):
+    """What a bundle has to reach for a run or a gate to pass."""
+
+    require: Literal["every", "any"] = "every"
+    """Whether every target that can run here needs a bundle within the budget, or one is enough."""
+    targets: dict[str, Limits] = Field(default_factory=dict)
+    """Target, such as `onnxruntime` or `onnxruntime (cuda)` -> limits that stand in there for those
+    above."""
+    devices: dict[str, DeviceLimits] = Field(default_factory=dict)
+    """Remote device -> limits on what it measures; the bundle that is chosen for a target has to
+    keep them."""
+
+    def on(self, target: str) -> Limits:
+        """The limits for a target: its own, and for the rest those of all."""
+        shared: dict[str, Any] = {name: getattr(self, name) for name in Limits.model_fields}
+        own = self.targets.get(target, Limits())
+        return Limits.model_validate(
+            shared | {name: getattr(own, name) for name in own.model_fields_set}
+        )
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is no limit at all."""
+        return not self.model_dump(
+            exclude={"require", "drop_at"}, exclude_defaults=True, exclude_none=True
+        )

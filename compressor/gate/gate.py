@@ -1,0 +1,139 @@
+"""Judge a report that exists: against a budget, and against the last release."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from compressor.gate.budget import Budget
+from compressor.gate.limits import target_label
+from compressor.gate.regression import Tolerance, compare_releases
+from compressor.gate.verdict import BUDGET_UNMET, MET, judge, judge_rows
+from compressor.report.files import read_answers, read_report
+from compressor.report.schema import Check, Report
+
+__all__ = ["NOISY", "GateResult", "TargetChecks", "gate"]
+
+NOISY = 9
+"""Exit code of a gate that cannot tell, because the machine was noisy."""
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class TargetChecks(_Frozen):
+    """What a target ships, or what comes nearest, beside every limit."""
+
+    target: str
+    variant: str
+    bundle: str | None
+    """Folder of the bundle, relative to the report."""
+    checks: tuple[Check, ...]
+
+    @property
+    def met(self) -> bool:
+        """Whether every limit is met."""
+        return all(check.met for check in self.checks)
+
+
+class GateResult(_Frozen):
+    """The verdict of a gate."""
+
+    name: str
+    exit_code: int
+    outcome: Literal["pass", "fail", "undecided"]
+    """``undecided``: latencies that were measured on a noisy machine decide it."""
+    lines: tuple[str, ...]
+    """For people."""
+    targets: tuple[TargetChecks, ...]
+    regression: tuple[Check, ...] = ()
+    """Against the last release; empty where there is none to compare with."""
+
+    @property
+    def passed(self) -> bool:
+        """Whether the release may go on."""
+        return self.exit_code == MET
+
+
+def gate(
+    report: Path,
+    *,
+    budget: Budget | None = None,
+    against: Path | None = None,
+    tolerance: Tolerance | None = None,
+    allow: Collection[str] = (),
+    even_if_noisy: bool = False,
+) -> GateResult:
+    """Judge a report.
+
+    Args:
+        report: ``report.json``, or the folder that holds it.
+        budget: The limits; by default those that the report was made with.
+        against: The report of the last release.
+        tolerance: How much worse than the last release is still as good.
+        allow: In what the two may differ; see `compressor.gate.regression.DIFFERENCES`.
+        even_if_noisy: Believe latencies that other work disturbed.
+
+    Raises:
+        ReportError: A report cannot be read.
+        ComparisonError: The two reports cannot be compared.
+    """
+    now = read_report(report)
+    wanted = budget or Budget.model_validate(now.budget)
+    rows = judge_rows(now.rows, wanted, now.primary_shape)
+    verdict = judge(rows, wanted, now.primary_shape, advice=now.advice)
+    judged = now.model_copy(update={"rows": tuple(rows), "verdict": verdict})
+    regression: tuple[Check, ...] = ()
+    if against is not None:
+        before = read_report(against)
+        regression = compare_releases(
+            judged,
+            before,
+            answers_now=read_answers(now, report),
+            answers_before=read_answers(before, against),
+            tolerance=tolerance or Tolerance(),
+            allow=allow,
+        )
+    return _result(judged, regression, even_if_noisy=even_if_noisy)
+
+
+def _result(report: Report, regression: tuple[Check, ...], *, even_if_noisy: bool) -> GateResult:
+    verdict = report.verdict
+    targets = tuple(
+        TargetChecks(
+            target=target_label(row), variant=row.variant, bundle=row.bundle, checks=row.checks
+        )
+        for row in report.rows
+        if row.chosen
+    )
+    worse = tuple(check for check in regression if not check.met)
+    code = verdict.exit_code
+    if code == MET and worse:
+        code = BUDGET_UNMET
+    lines = [*verdict.lines, *(f"worse than the last release: {check.text}" for check in worse)]
+    checks = [check for each in targets for check in each.checks] + list(regression)
+    # Nothing fails that a quiet machine would not change.
+    open_to_doubt = any(check.noisy for check in checks) and all(
+        check.met or check.noisy for check in checks
+    )
+    if open_to_doubt and not even_if_noisy and code in (MET, BUDGET_UNMET):
+        code = NOISY
+        lines.append(
+            "the machine was noisy, so that its latencies decide nothing: measure again on an idle "
+            "one with `compressor run --measure-again`, or accept them with --even-if-noisy"
+        )
+    outcome: Literal["pass", "fail", "undecided"] = "fail"
+    if code in (MET, NOISY):
+        outcome = "pass" if code == MET else "undecided"
+    return GateResult(
+        name=report.name,
+        exit_code=code,
+        outcome=outcome,
+        lines=tuple(lines),
+        targets=targets,
+        regression=regression,
+    )

@@ -1,0 +1,267 @@
+"""Compare a row with each limit of the budget."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+from compressor.gate.budget import Budget, DeviceLimits, Limits
+from compressor.passes import Goal
+from compressor.report.schema import Change, Check, Comparison, Group, Row
+from targets.measurement import Measurement, Speedup
+
+__all__ = ["GOALS", "check_row", "target_label"]
+
+_LEAST_DROP = 1.0
+"""Points that a miss is measured by where the limit itself is near 0."""
+
+
+@dataclass(frozen=True)
+class _Facts:
+    """What the limits of one row look at."""
+
+    row: Row
+    comparison: Comparison | None
+    measured: Measurement | None
+    speedup: Speedup | None
+    limits: DeviceLimits
+
+    @property
+    def upper(self) -> bool:
+        return getattr(self.limits, "drop_at", None) == "upper"
+
+    def drop(self) -> float | None:
+        found = self.comparison
+        if found is None:
+            return None
+        return found.high_points if self.upper else found.drop_points
+
+    def relative_drop(self) -> float | None:
+        drop, found = self.drop(), self.comparison
+        if drop is None or found is None or not found.reference_accuracy:
+            return None
+        return drop / found.reference_accuracy
+
+    def of_comparison(self, name: str) -> float | None:
+        value = None if self.comparison is None else getattr(self.comparison, name)
+        return None if value is None else float(value)
+
+    def of_latency(self, name: str, scale: float = 1.0) -> float | None:
+        return None if self.measured is None else getattr(self.measured, name) / scale
+
+
+@dataclass(frozen=True)
+class _Limit:
+    goal: Goal
+    read: Callable[[_Facts], float | None]
+    words: str
+    of_drop: bool = False
+    of_latency: bool = False
+
+
+_LIMITS: Mapping[str, _Limit] = {
+    "max_accuracy_drop": _Limit(
+        "accuracy",
+        _Facts.drop,
+        "loses {found:.2f} points of accuracy{at}, allowed {limit:g}",
+        of_drop=True,
+    ),
+    "max_relative_drop": _Limit(
+        "accuracy",
+        _Facts.relative_drop,
+        "loses {found:.2f}% of the accuracy{at}, allowed {limit:g}%",
+        of_drop=True,
+    ),
+    "min_label_agreement": _Limit(
+        "accuracy",
+        lambda facts: facts.of_comparison("agreement"),
+        "gives the label of the untouched model on {found:.1%} of the examples, wanted {limit:.1%}",
+    ),
+    "max_probability_difference": _Limit(
+        "accuracy",
+        lambda facts: facts.of_comparison("max_probability_difference"),
+        "differs by {found:.3g} in a probability, allowed {limit:g}",
+    ),
+    "max_calibration_error": _Limit(
+        "accuracy",
+        lambda facts: facts.of_comparison("calibration_error"),
+        "has a calibration error of {found:.3f}, allowed {limit:g}",
+    ),
+    "max_latency_ms": _Limit(
+        "speed",
+        lambda facts: facts.of_latency("median_ms"),
+        "takes {found:.3f} ms, allowed {limit:g} ms",
+        of_latency=True,
+    ),
+    "max_p90_ms": _Limit(
+        "speed",
+        lambda facts: facts.of_latency("p90_ms"),
+        "takes {found:.3f} ms at the 90th percentile, allowed {limit:g} ms",
+        of_latency=True,
+    ),
+    "max_p99_ms": _Limit(
+        "speed",
+        lambda facts: facts.of_latency("p99_ms"),
+        "takes {found:.3f} ms at the 99th percentile, allowed {limit:g} ms",
+        of_latency=True,
+    ),
+    "min_speedup": _Limit(
+        "speed",
+        lambda facts: None if facts.speedup is None else facts.speedup.ratio,
+        "is {found:.2f}x as fast, wanted {limit:g}x",
+        of_latency=True,
+    ),
+    "min_speedup_eager": _Limit(
+        "speed",
+        lambda facts: None if facts.row.speedup_eager is None else facts.row.speedup_eager.ratio,
+        "is {found:.2f}x as fast as eager PyTorch, wanted {limit:g}x",
+        of_latency=True,
+    ),
+    "max_load_time_ms": _Limit(
+        "size",
+        lambda facts: facts.of_latency("load_time_ms"),
+        "takes {found:.0f} ms to load, allowed {limit:g} ms",
+        of_latency=True,
+    ),
+    "max_peak_memory_mb": _Limit(
+        "size",
+        lambda facts: facts.of_latency("peak_memory_bytes", 1e6),
+        "needs {found:.0f} MB of memory, allowed {limit:g} MB",
+    ),
+    "max_size_mb": _Limit(
+        "size",
+        lambda facts: None if facts.row.size_bytes is None else facts.row.size_bytes / 1e6,
+        "is {found:.2f} MB, allowed {limit:g} MB",
+    ),
+    "min_size_ratio": _Limit(
+        "size", lambda facts: facts.row.size_ratio, "is {found:.2f}x smaller, wanted {limit:g}x"
+    ),
+}
+"""Limits of one number."""
+
+GOALS: Mapping[str, Goal] = {
+    **{name: limit.goal for name, limit in _LIMITS.items()},
+    "max_metric_drop": "accuracy",
+    "max_class_drop": "accuracy",
+    "max_slice_drop": "accuracy",
+}
+"""Limit of the budget -> what it is about."""
+
+
+def target_label(row: Row) -> str:
+    """Name of a row's target, with the device where that is not the default."""
+    return row.target if row.device is None else f"{row.target} ({row.device})"
+
+
+def check_row(
+    row: Row, budget: Budget, comparison: Comparison | None, primary_shape: str
+) -> tuple[Check, ...]:
+    """Compare a row with every limit that there is for it.
+
+    Args:
+        row: A measured candidate.
+        budget: The limits.
+        comparison: The row against the untouched model, on the data that is to count.
+        primary_shape: The shape whose latency counts.
+    """
+    limits = budget.on(target_label(row))
+    facts = _Facts(row, comparison, row.latency.get(primary_shape), row.speedup, limits)
+    checks = [*_simple(facts), *_metrics(facts, limits), *_groups(facts, limits)]
+    for name, device_limits in budget.devices.items():
+        found = row.devices.get(name)
+        measured = None if found is None else found.latency.get(primary_shape)
+        there = None if found is None else found.speedup
+        checks += _simple(_Facts(row, None, measured, there, device_limits), f"on {name}")
+    return tuple(checks)
+
+
+def _simple(facts: _Facts, subject: str = "") -> Iterator[Check]:
+    """The limits of one number."""
+    noisy = facts.measured is not None and facts.measured.noise.verdict == "noisy"
+    for name, limit in _LIMITS.items():
+        wanted = getattr(facts.limits, name, None)
+        if wanted is not None:
+            yield _check(
+                name,
+                wanted,
+                limit.read(facts),
+                limit.words,
+                subject=subject,
+                at=" at the upper end of the interval" if facts.upper else "",
+                in_points=limit.of_drop,
+                noisy=noisy and limit.of_latency,
+            )
+
+
+def _metrics(facts: _Facts, limits: Limits) -> Iterator[Check]:
+    for name, wanted in limits.max_metric_drop.items():
+        change: Change | None = (facts.comparison.metrics if facts.comparison else {}).get(name)
+        drop = None
+        if change is not None:
+            drop = change.high_points if facts.upper else change.drop_points
+        words = "loses {found:.2f} points of {subject}{at}, allowed {limit:g}"
+        at = " at the upper end of the interval" if facts.upper else ""
+        yield _check("max_metric_drop", wanted, drop, words, subject=name, at=at, in_points=True)
+
+
+def _groups(facts: _Facts, limits: Limits) -> Iterator[Check]:
+    groups = () if facts.comparison is None else facts.comparison.groups
+    for name, is_class in (("max_class_drop", True), ("max_slice_drop", False)):
+        wanted = getattr(limits, name)
+        if wanted is None:
+            continue
+        own = [each for each in groups if (each.column is None) == is_class]
+        if not own:
+            yield _check(name, wanted, None, "")
+        for each in own:
+            yield _group_check(name, wanted, each)
+
+
+def _group_check(name: str, wanted: float, group: Group) -> Check:
+    words = "loses {found:.1f} points ({low:.1f} to {high:.1f}) on {subject}, allowed {limit:g}"
+    check = _check(
+        name,
+        wanted,
+        group.drop_points,
+        words,
+        subject=group.title,
+        in_points=True,
+        low=group.low_points,
+        high=group.high_points,
+    )
+    if not check.met and group.low_points <= 0:
+        text = f"{check.text}; it may be chance, with {group.num_rows} rows"
+        return check.model_copy(update={"met": True, "shortfall": 0.0, "text": text})
+    return check
+
+
+def _check(
+    name: str,
+    wanted: float,
+    found: float | None,
+    words: str,
+    *,
+    subject: str = "",
+    in_points: bool = False,
+    noisy: bool = False,
+    **more: object,
+) -> Check:
+    place = f"{subject}: " if subject.startswith("on ") else ""
+    if found is None:
+        text = f"{place}{name} could not be measured"
+        return Check(
+            limit=name, subject=subject, wanted=wanted, found=None, met=False, shortfall=1.0,
+            text=text,
+        )  # fmt: skip
+    missed = found > wanted if name.startswith("max") else found < wanted
+    scale = max(abs(wanted), _LEAST_DROP) if in_points else (abs(wanted) or 1.0)
+    return Check(
+        limit=name,
+        subject=subject,
+        wanted=wanted,
+        found=found,
+        met=not missed,
+        shortfall=abs(found - wanted) / scale if missed else 0.0,
+        text=place + words.format(found=found, limit=wanted, subject=subject, **more),
+        noisy=noisy,
+    )

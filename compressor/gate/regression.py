@@ -1,0 +1,308 @@
+"""Compare a report with that of the last release, with the noise of both taken into account."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field
+
+from compressor.errors import ComparisonError
+from compressor.evaluation import compare
+from compressor.gate.limits import target_label
+from compressor.report.schema import Check, Report, Row
+from targets.measurement import Measurement
+
+__all__ = ["DIFFERENCES", "Answers", "Tolerance", "compare_releases", "latency_ratio"]
+
+Answers = Mapping[str, NDArray[np.generic]]
+Difference = Literal["machine", "data", "shape", "settings", "model"]
+
+DIFFERENCES: Mapping[Difference, str] = {
+    "machine": "the machine",
+    "data": "the data",
+    "shape": "the shape whose latency counts",
+    "settings": "the threads of the benchmark",
+    "model": "the untouched model",
+}
+"""What has to be equal in both reports, unless it is said that it may differ."""
+
+RESAMPLES = 2000
+
+
+class Tolerance(BaseModel):
+    """How much worse than the last release is still as good."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    accuracy_points: float = Field(default=0.0, ge=0)
+    """A loss counts where the lower end of its 95% interval is above this."""
+    latency: float = Field(default=0.03, ge=0)
+    """A slow-down, as a share, counts where the lower end of its 95% interval is above this."""
+    size: float = Field(default=0.01, ge=0)
+    """A growth of the bundle, as a share, above which it counts."""
+    memory: float = Field(default=0.10, ge=0)
+    """The same of the peak memory."""
+
+
+def compare_releases(
+    now: Report,
+    before: Report,
+    *,
+    answers_now: Answers | None = None,
+    answers_before: Answers | None = None,
+    tolerance: Tolerance = Tolerance(),  # noqa: B008  (frozen)
+    allow: Collection[str] = (),
+) -> tuple[Check, ...]:
+    """Compare what each target ships now with what it shipped in the last release.
+
+    Args:
+        now: The new report.
+        before: The report of the last release.
+        answers_now: What the rows of the new report answered, see `compressor.report.files`.
+        answers_before: The same of the other one. Where both are there and the data is the same,
+            the answers are compared example by example; else the intervals of both accuracies.
+        tolerance: What is still as good.
+        allow: Of `DIFFERENCES`, what may differ.
+
+    Returns:
+        One check for each target and aspect: ``accuracy``, ``latency``, ``size``, ``memory``, and
+        ``shipped`` where a target ships nothing any more.
+
+    Raises:
+        ComparisonError: The reports differ in what has to be equal; names each difference.
+    """
+    _check_comparable(now, before, allow)
+    paired = now.data.get("sha256") == before.data.get("sha256")
+    checks: list[Check] = []
+    shipped_now, shipped_before = _shipped(now), _shipped(before)
+    for label, old in shipped_before.items():
+        new = shipped_now.get(label)
+        if new is None:
+            checks.append(_gone(label, old))
+            continue
+        if paired and answers_now and answers_before:
+            checks += _accuracy(label, new, old, answers_now, answers_before, tolerance)
+        else:
+            checks += _accuracy_unpaired(label, new, old, tolerance)
+        checks += _latency(label, new, old, now, before, tolerance)
+        checks += _growth(label, new, old, now.primary_shape, before.primary_shape, tolerance)
+    return tuple(checks)
+
+
+def latency_ratio(
+    now: Measurement,
+    before: Measurement,
+    *,
+    base_now: Measurement | None = None,
+    base_before: Measurement | None = None,
+) -> tuple[float, float, float]:
+    """How many times as long a run takes now: estimate and 95% interval.
+
+    The rounds, and in each round the runs, are drawn anew 2000 times (a bootstrap in two stages:
+    Davison and Hinkley, Bootstrap Methods and their Application, 1997, section 3.8). With the same
+    untouched model measured in both runs, the ratio is divided by that of the untouched model, so
+    that a machine that was slower as a whole cancels out; the rounds of the two stay paired.
+
+    Args:
+        now: The bundle in the new run.
+        before: The bundle in the old run.
+        base_now: The untouched model in the new run.
+        base_before: The untouched model in the old run.
+    """
+    generator = np.random.default_rng(0)
+
+    def medians(own: Measurement, base: Measurement | None) -> NDArray[np.float64]:
+        count = len(own.rounds)
+        drawn = generator.integers(0, count, size=(RESAMPLES, count))
+        found = _round_medians(own, generator)[np.arange(RESAMPLES)[:, None], drawn]
+        if base is None:
+            return np.asarray(np.median(found, axis=1))
+        other = _round_medians(base, generator)[np.arange(RESAMPLES)[:, None], drawn]
+        return np.asarray(np.median(found / other, axis=1))
+
+    def estimate(own: Measurement, base: Measurement | None) -> float:
+        found = np.asarray(own.round_medians_ms)
+        return float(
+            np.median(found if base is None else found / np.asarray(base.round_medians_ms))
+        )
+
+    both = base_now is not None and base_before is not None
+    pairs = ((now, base_now if both else None), (before, base_before if both else None))
+    drawn_now, drawn_before = (medians(*pair) for pair in pairs)
+    first, second = (estimate(*pair) for pair in pairs)
+    low, high = np.percentile(drawn_now / drawn_before, [2.5, 97.5])
+    return first / second, float(low), float(high)
+
+
+def _round_medians(measured: Measurement, generator: np.random.Generator) -> NDArray[np.float64]:
+    """Median of each round, its runs drawn anew.  # (resamples, rounds)"""
+    columns = []
+    for each in measured.rounds:
+        runs = np.asarray(each.run_ns, dtype=np.float64)[:500]
+        drawn = generator.integers(0, len(runs), size=(RESAMPLES, len(runs)))
+        columns.append(np.median(runs[drawn], axis=1))
+    return np.stack(columns, axis=1)
+
+
+def _check_comparable(now: Report, before: Report, allow: Collection[str]) -> None:
+    found: dict[Difference, tuple[object, object]] = {
+        "machine": (now.environment.machine, before.environment.machine),
+        "data": (now.data.get("sha256"), before.data.get("sha256")),
+        "shape": (now.primary_shape, before.primary_shape),
+        "settings": (_threads(now), _threads(before)),
+        "model": (now.model.sha256, before.model.sha256),
+    }
+    different = {
+        name: pair for name, pair in found.items() if pair[0] != pair[1] and name not in allow
+    }
+    if different:
+        names = ", ".join(DIFFERENCES[name] for name in different)
+        given = "; ".join(
+            f"{name}: {_short(new)}, in the last release {_short(old)}"
+            for name, (new, old) in different.items()
+        )
+        raise ComparisonError(
+            f"the reports cannot be compared: they differ in {names}",
+            where=f"{now.name} of {now.created}, {before.name} of {before.created}",
+            given=given,
+            fix="run both in the same way, or allow what may differ: "
+            + " ".join(f"--allow {name}" for name in different),
+        )
+
+
+def _short(value: object) -> str:
+    text = str(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _threads(report: Report) -> tuple[int, ...]:
+    return tuple(sorted({each.threads for row in report.rows for each in row.latency.values()}))
+
+
+def _shipped(report: Report) -> dict[str, Row]:
+    return {target_label(row): row for row in report.rows if row.chosen and not row.unmet}
+
+
+def _gone(label: str, old: Row) -> Check:
+    return Check(
+        limit="shipped",
+        subject=label,
+        wanted=1,
+        found=0,
+        met=False,
+        shortfall=1,
+        text=f"{label} ships nothing; the last release shipped {old.variant}",
+    )
+
+
+def _accuracy(
+    label: str,
+    new: Row,
+    old: Row,
+    answers_now: Answers,
+    answers_before: Answers,
+    tolerance: Tolerance,
+) -> Iterator[Check]:
+    """The answers of both, example by example."""
+    if new.key not in answers_now or old.key not in answers_before:
+        return
+    found = compare(
+        answers_before[old.key].argmax(axis=1),
+        answers_now[new.key].argmax(axis=1),
+        np.asarray(answers_now["labels"], dtype=np.int64),
+    )
+    yield _drop(label, found.drop_points, found.low_points, found.high_points, tolerance)
+
+
+def _accuracy_unpaired(label: str, new: Row, old: Row, tolerance: Tolerance) -> Iterator[Check]:
+    if new.test is None or old.test is None:
+        return
+    drop = old.test.value - new.test.value
+    # Newcombe, 1998, method 10: from the Wilson intervals of both.
+    low = drop - np.hypot(old.test.value - old.test.low, new.test.high - new.test.value)
+    high = drop + np.hypot(old.test.high - old.test.value, new.test.value - new.test.low)
+    yield _drop(label, 100 * drop, 100 * float(low), 100 * float(high), tolerance)
+
+
+def _drop(label: str, drop: float, low: float, high: float, tolerance: Tolerance) -> Check:
+    wanted = tolerance.accuracy_points
+    return Check(
+        limit="accuracy",
+        subject=label,
+        wanted=wanted,
+        found=drop,
+        met=low <= wanted,
+        shortfall=max(0.0, low - wanted),
+        text=f"{label}: {0.0 - drop:+.1f} points of accuracy against the last release "
+        f"({0.0 - high:+.1f} to {0.0 - low:+.1f})",
+    )
+
+
+def _latency(
+    label: str, new: Row, old: Row, now: Report, before: Report, tolerance: Tolerance
+) -> Iterator[Check]:
+    measured = new.latency.get(now.primary_shape)
+    earlier = old.latency.get(before.primary_shape)
+    if measured is None or earlier is None:
+        return
+    same_model = now.model.sha256 == before.model.sha256
+    base_now = _baseline(now, new) if same_model else None
+    base_before = _baseline(before, old) if same_model else None
+    has_base = base_now is not None and base_before is not None
+    ratio, low, high = latency_ratio(measured, earlier, base_now=base_now, base_before=base_before)
+    beside = ", beside the untouched model in each run" if has_base else ""
+    noisy = any(
+        each is not None and each.noise.verdict == "noisy"
+        for each in (measured, earlier, base_now, base_before)
+    )
+    yield Check(
+        limit="latency",
+        subject=label,
+        wanted=tolerance.latency,
+        found=ratio - 1,
+        met=low - 1 <= tolerance.latency,
+        shortfall=max(0.0, low - 1 - tolerance.latency),
+        text=f"{label}: {ratio:.3f}x the time of the last release ({low:.3f} to {high:.3f})"
+        f"{beside}; {earlier.median_ms:.3f} ms then, {measured.median_ms:.3f} ms now",
+        noisy=noisy,
+    )
+
+
+def _baseline(report: Report, row: Row) -> Measurement | None:
+    """The untouched fp32 model on the target of a row."""
+    for each in report.rows:
+        if (
+            each.kind != "candidate"
+            and each.precision == "fp32"
+            and target_label(each) == target_label(row)
+        ):
+            return each.latency.get(report.primary_shape)
+    return None
+
+
+def _growth(
+    label: str, new: Row, old: Row, shape_now: str, shape_before: str, tolerance: Tolerance
+) -> Iterator[Check]:
+    memory = (
+        each.peak_memory_bytes if each is not None else None
+        for each in (new.latency.get(shape_now), old.latency.get(shape_before))
+    )
+    for limit, what, (value, was), wanted in (
+        ("size", "size", (new.size_bytes, old.size_bytes), tolerance.size),
+        ("memory", "peak memory", tuple(memory), tolerance.memory),
+    ):
+        if value and was:
+            growth = value / was - 1
+            yield Check(
+                limit=limit,
+                subject=label,
+                wanted=wanted,
+                found=growth,
+                met=growth <= wanted,
+                shortfall=max(0.0, growth - wanted),
+                text=f"{label}: {what} {value / 1e6:.2f} MB, {growth:+.1%} against the last "
+                f"release ({was / 1e6:.2f} MB)",
+            )

@@ -1,0 +1,140 @@
+"""How good predicted classes are, and what is lost from one model to the other, with intervals."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Mapping
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["METRICS", "MetricChange", "expected_calibration_error", "metric_changes"]
+
+Weights = NDArray[np.float64]
+
+RESAMPLES = 1000
+_CHUNK = 20_000_000  # cells of the table of weights that are held at once
+
+
+def _accuracy(right: Weights, wanted: Weights, given: Weights) -> Weights:
+    return np.asarray(right.sum(axis=1) / wanted.sum(axis=1))
+
+
+def _balanced_accuracy(right: Weights, wanted: Weights, given: Weights) -> Weights:
+    return _mean_of_classes(right, wanted, wanted > 0)
+
+
+def _macro_f1(right: Weights, wanted: Weights, given: Weights) -> Weights:
+    return _mean_of_classes(2 * right, wanted + given, wanted + given > 0)
+
+
+def _mean_of_classes(above: Weights, below: Weights, present: NDArray[np.bool_]) -> Weights:
+    """Mean over the classes that are present, (B,)."""
+    each = np.divide(above, below, out=np.zeros_like(above), where=present)
+    return np.asarray(each.sum(axis=1) / present.sum(axis=1))
+
+
+METRICS: Mapping[str, Callable[[Weights, Weights, Weights], Weights]] = {
+    "accuracy": _accuracy,
+    "balanced_accuracy": _balanced_accuracy,
+    "macro_f1": _macro_f1,
+}
+"""Name -> function of the weights, each (B, classes), of the rows that are rightly given a class,
+that have it, and that are given it. Gives (B,)."""
+
+
+class MetricChange(NamedTuple):
+    """A metric of two models on the same rows, all as shares in [0, 1]."""
+
+    reference: float
+    candidate: float
+    low: float
+    high: float
+    """95% interval of the first minus the second."""
+
+
+def metric_changes(
+    reference: NDArray[np.int64],
+    candidate: NDArray[np.int64],
+    labels: NDArray[np.int64],
+    *,
+    num_classes: int,
+) -> dict[str, MetricChange]:
+    """Every metric of two models, and what is lost from one to the other.
+
+    The interval comes from 1000 paired bootstrap resamples of the rows, always the same ones (Efron
+    and Tibshirani, An Introduction to the Bootstrap, 1993, section 13.3).
+
+    Args:
+        reference: (N,) classes that the untouched model gives.
+        candidate: (N,) classes that the other one gives.
+        labels: (N,) true classes.
+        num_classes: Of the task.
+    """
+    wanted = _one_hot(labels, num_classes)
+    before, after = (_one_hot(each, num_classes) for each in (reference, candidate))
+    table = np.concatenate([wanted, before, wanted * before, after, wanted * after], axis=1)
+    whole = _values(table.sum(axis=0, keepdims=True), num_classes)
+    resampled = [_values(each @ table, num_classes) for each in _resamples(len(labels))]
+    found = {}
+    for name in METRICS:
+        drops = np.concatenate([one[name][0] - one[name][1] for one in resampled])
+        low, high = np.percentile(drops, [2.5, 97.5])
+        first, second = (float(each[0]) for each in whole[name])
+        found[name] = MetricChange(first, second, float(low), float(high))
+    return found
+
+
+def _values(counts: Weights, num_classes: int) -> dict[str, tuple[Weights, Weights]]:
+    """Metric -> that of the reference and of the candidate, (B,) each."""
+    parts = np.split(counts.astype(np.float64), counts.shape[1] // num_classes, axis=1)
+    wanted, before, right_before, after, right_after = parts
+    return {
+        name: (measure(right_before, wanted, before), measure(right_after, wanted, after))
+        for name, measure in METRICS.items()
+    }
+
+
+def _one_hot(classes: NDArray[np.int64], num_classes: int) -> NDArray[np.float32]:
+    return np.eye(num_classes, dtype=np.float32)[classes]
+
+
+def expected_calibration_error(
+    probabilities: NDArray[np.floating], labels: NDArray[np.int64], *, num_bins: int = 15
+) -> float:
+    """How far confidence and accuracy are apart, in [0, 1] (Guo et al., 2017).
+
+    Args:
+        probabilities: (N, classes), rows add up to 1.
+        labels: (N,) true classes.
+        num_bins: Equal ranges of confidence.
+    """
+    confidence = probabilities.max(axis=1)
+    right = probabilities.argmax(axis=1) == labels
+    bins = np.minimum((confidence * num_bins).astype(int), num_bins - 1)
+    gaps = np.bincount(bins, weights=confidence - right, minlength=num_bins)
+    return float(np.abs(gaps).sum() / len(labels))
+
+
+def _resamples(count: int) -> Iterator[NDArray[np.float32]]:
+    """How often each row is drawn, (B, count) at a time."""
+    if count * RESAMPLES <= _CHUNK:
+        yield _drawn(count)
+        return
+    generator = np.random.default_rng(0)
+    step = max(1, _CHUNK // count)
+    for start in range(0, RESAMPLES, step):
+        yield _draw(generator, min(step, RESAMPLES - start), count)
+
+
+@functools.lru_cache(maxsize=4)
+def _drawn(count: int) -> NDArray[np.float32]:
+    return _draw(np.random.default_rng(0), RESAMPLES, count)
+
+
+def _draw(generator: np.random.Generator, size: int, count: int) -> NDArray[np.float32]:
+    drawn = generator.integers(0, count, size=(size, count))
+    drawn += np.arange(size)[:, None] * count
+    counts = np.bincount(drawn.ravel(), minlength=size * count)
+    return counts.reshape(size, count).astype(np.float32)

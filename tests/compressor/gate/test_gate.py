@@ -1,0 +1,269 @@
+"""``compressor gate``: its exit codes, what it prints, and what it writes for CI servers."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+from xml.etree import ElementTree as ET
+
+import pytest
+
+from compressor.cli import main
+from compressor.gate.gate import GateResult
+from compressor.report.files import write_report
+from compressor.report.schema import Report
+
+from .conftest import RESULTS, answers_for
+from .test_regression import KEY, changed, noisy, slower
+
+NOW = RESULTS / "trec6_minilm_balanced.json"
+BEFORE = RESULTS / "trec6_minilm_balanced_seed1.json"
+
+
+class Outcome(NamedTuple):
+    """What a command left."""
+
+    code: int
+    out: str
+    err: str
+
+
+Gate = Callable[..., Outcome]
+
+
+@pytest.fixture
+def gate(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Gate:
+    """Run ``compressor gate`` in this process."""
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def run(*arguments: object) -> Outcome:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as caught:
+            main(["gate", *map(str, arguments)])
+        out, err = capsys.readouterr()
+        return Outcome(int(caught.value.code or 0), out, err)
+
+    return run
+
+
+def test_a_report_within_its_budget_passes(gate: Gate) -> None:
+    done = gate(NOW)
+    assert done.code == 0, done.err
+    assert "gate PASSED" in done.out
+    assert "is 6.75x as fast, wanted 3x" in done.out
+
+
+def test_a_budget_of_the_command_line_takes_the_place_of_that_of_the_run(gate: Gate) -> None:
+    done = gate(NOW, "--set", "min_speedup=7")
+    assert done.code == 5
+    assert "gate FAILED" in done.out
+    assert "is 6.75x as fast, wanted 7x" in done.out
+    assert "to try next: " in done.out
+    for limit in ("max_accuracy_drop", "min_size_ratio"):
+        assert limit in done.out  # the other limits of the run still count
+
+
+def test_the_choice_follows_the_budget(gate: Gate) -> None:
+    assert "onnxruntime: int8 meets" in gate(NOW).out
+    # Where the size does not count, fp32 is the fastest.
+    assert "onnxruntime: fp32 meets" in gate(NOW, "--set", "min_size_ratio=1").out
+
+
+@pytest.mark.parametrize("content", ["min_speedup: 7\n", "name: x\nbudget:\n  min_speedup: 7\n"])
+def test_a_budget_comes_from_a_file_of_limits_or_a_recipe(
+    gate: Gate, tmp_path: Path, content: str
+) -> None:
+    file = tmp_path / "budget.yaml"
+    file.write_text(content)
+    done = gate(NOW, "--budget", file)
+    assert done.code == 5
+    assert "wanted 7x" in done.out
+    assert "max_accuracy_drop" not in done.out  # the file stands for all limits
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("max_latency: 3\n", "did you mean 'max_latency_ms'?"),
+        ("max_latency_ms: -3\n", "where: max_latency_ms"),
+        ("- 3\n", "a budget is a mapping of limits"),
+        ("a: [\n", "not valid YAML"),
+    ],
+)
+def test_a_wrong_budget_exits_3_and_says_where(
+    gate: Gate, tmp_path: Path, content: str, words: str
+) -> None:
+    file = tmp_path / "budget.yaml"
+    file.write_text(content)
+    done = gate(NOW, "--budget", file)
+    assert done.code == 3
+    assert "the budget has 1 problem" in done.err
+    assert words in done.err
+
+
+def test_a_wrong_override_exits_3(gate: Gate) -> None:
+    done = gate(NOW, "--set", "max_latncy_ms=3")
+    assert done.code == 3
+    assert "where: command line" in done.err
+    assert "did you mean 'max_latency_ms'?" in done.err
+
+
+def test_a_limit_on_what_the_report_does_not_know_is_a_miss(gate: Gate) -> None:
+    done = gate(NOW, "--set", "max_class_drop=5")
+    assert done.code == 5
+    assert "max_class_drop could not be measured" in done.out
+
+
+def test_worse_than_the_last_release_fails(gate: Gate, now: Report, tmp_path: Path) -> None:
+    assert gate(NOW, "--against", NOW).code == 0
+    write_report(slower(now, 1.3), tmp_path)
+    done = gate(tmp_path, "--against", NOW, "--set", "min_speedup=1")
+    assert done.code == 5
+    assert "worse than the last release: onnxruntime: 1.300x the time" in done.out
+    assert gate(tmp_path, "--against", NOW, "--max-slowdown", "0.5").code == 0
+
+
+def test_answers_of_both_runs_are_paired(gate: Gate, now: Report, tmp_path: Path) -> None:
+    write_report(now, tmp_path / "old", answers=answers_for(now, {KEY: 50}))
+    write_report(now, tmp_path / "new", answers=answers_for(now, {KEY: 70}))
+    done = gate(tmp_path / "new", "--against", tmp_path / "old")
+    assert done.code == 5
+    assert "-2.0 points of accuracy against the last release" in done.out
+    shutil.copy(tmp_path / "old/predictions.safetensors", tmp_path / "new")
+    damaged = gate(tmp_path / "new", "--against", tmp_path / "old")
+    assert damaged.code == 8
+    assert "not the predictions of the report" in damaged.err
+
+
+def test_reports_that_cannot_be_compared_exit_3(gate: Gate, now: Report, tmp_path: Path) -> None:
+    other = now.environment.model_copy(update={"cpu": "another"})
+    write_report(now.model_copy(update={"environment": other}), tmp_path)
+    done = gate(NOW, "--against", tmp_path)
+    assert done.code == 3
+    assert "they differ in the machine" in done.err
+    assert "--allow machine" in done.err
+    assert gate(NOW, "--against", tmp_path, "--allow", "machine").code == 0
+    unknown = gate(NOW, "--against", tmp_path, "--allow", "everything")
+    assert unknown.code == 2
+    assert "--allow everything: use machine, data" in " ".join(unknown.err.split())
+
+
+def test_latencies_of_a_noisy_machine_decide_nothing(
+    gate: Gate, now: Report, tmp_path: Path
+) -> None:
+    write_report(noisy(now), tmp_path)
+    done = gate(tmp_path, "--budget", NOW.parent / "none", "--set", "x=1")
+    assert done.code == 3  # a budget file that is not there
+    only = ("--set", "require=any", "--set", "targets.openvino.min_speedup=1")
+    done = gate(tmp_path, *only)
+    assert done.code == 9
+    assert "gate UNDECIDED" in done.out
+    assert "--measure-again" in done.out
+    assert gate(tmp_path, *only, "--even-if-noisy").code == 0
+    # A miss that a quiet machine would not mend stays a miss.
+    assert gate(tmp_path, *only, "--set", "max_size_mb=1").code == 5
+    # And limits that no latency touches are judged as ever.
+    accuracy = tmp_path / "accuracy.yaml"
+    accuracy.write_text("max_accuracy_drop: 1\n")
+    assert gate(tmp_path, "--budget", accuracy).code == 0
+
+
+def test_nothing_measured_exits_6(gate: Gate, now: Report, tmp_path: Path) -> None:
+    gone = tuple(
+        row if row.kind != "candidate" else row.model_copy(
+            update={"status": "failed", "reason": "it died", "latency": {}, "bundle": None}
+        )
+        for row in now.rows
+    )  # fmt: skip
+    write_report(now.model_copy(update={"rows": gone}), tmp_path)
+    done = gate(tmp_path)
+    assert done.code == 6
+    assert "no candidate could be measured" in done.out
+
+
+def test_what_is_no_report_exits_8(gate: Gate, tmp_path: Path) -> None:
+    done = gate(tmp_path)
+    assert done.code == 8
+    assert "this is not a report" in done.err
+
+
+@pytest.mark.parametrize(
+    ("options", "outcome"),
+    [((), "pass"), (("--set", "min_speedup=7"), "fail")],
+)
+def test_what_is_written_says_what_is_printed(
+    gate: Gate, tmp_path: Path, options: tuple[str, ...], outcome: str
+) -> None:
+    files = {name: tmp_path / name for name in ("junit.xml", "summary.md", "gate.json")}
+    files["summary.md"].write_text("# Job\n\n")
+    done = gate(
+        NOW, "--against", NOW, *options, "--junit", files["junit.xml"],
+        "--summary", files["summary.md"], "--output", files["gate.json"],
+    )  # fmt: skip
+    result = GateResult.model_validate_json(files["gate.json"].read_bytes())
+    assert (result.outcome, result.exit_code) == (outcome, done.code)
+    missed = [check for target in result.targets for check in target.checks if not check.met]
+    suites = ET.parse(files["junit.xml"]).getroot()  # noqa: S314  (written by this test)
+    count = sum(len(target.checks) for target in result.targets) + len(result.regression) + 1
+    assert int(suites.attrib["tests"]) == len(list(suites.iter("testcase"))) == count
+    if outcome == "fail":
+        messages = {each.attrib["message"] for each in suites.iter("failure")}
+        assert {check.text for check in missed} <= messages
+        assert int(suites.attrib["failures"]) == len(list(suites.iter("failure")))
+    else:
+        assert suites.attrib["failures"] == suites.attrib["errors"] == "0"
+        assert int(suites.attrib["skipped"]) == len(missed) > 0
+    text = files["summary.md"].read_text()
+    assert text.startswith("# Job\n\n## ")  # added to what is there
+    for line in result.lines:
+        assert line.split(":")[0].replace("_", "\\_") in text
+    worse = [check for check in result.regression if not check.met]
+    assert text.count("❌") == len(missed) + len(worse) + (outcome == "fail")
+    assert "### Against the last release" in text
+
+
+def test_an_undecided_gate_is_an_error_for_a_ci_server(
+    gate: Gate, now: Report, tmp_path: Path
+) -> None:
+    write_report(noisy(now), tmp_path)
+    options = ("--set", "targets.openvino.min_speedup=1", "--junit", tmp_path / "junit.xml")
+    assert gate(tmp_path, *options).code == 9
+    suites = ET.parse(tmp_path / "junit.xml").getroot()  # noqa: S314  (written by this test)
+    assert suites.attrib["failures"] == "0"
+    assert int(suites.attrib["errors"]) > 1
+
+
+def test_a_file_that_cannot_be_written_is_named(gate: Gate, tmp_path: Path) -> None:
+    done = gate(NOW, "--junit", tmp_path / "no" / "junit.xml")
+    assert done.code == 8
+    assert "the result of the gate cannot be written" in done.err
+    assert str(tmp_path / "no") in done.err
+
+
+def test_hostile_names_stay_text(gate: Gate, now: Report, tmp_path: Path) -> None:
+    name = "<b>|`x`\x1b[31m]]>&"
+    write_report(changed(now, variant=name), tmp_path)
+    xml, markdown = tmp_path / "j.xml", tmp_path / "s.md"
+    done = gate(tmp_path, "--junit", xml, "--summary", markdown)
+    assert done.code == 0
+    assert "\x1b" not in done.out
+    ET.parse(xml)  # noqa: S314  (written by this test)
+    assert "<b>" not in markdown.read_text()
+    assert json.dumps(name)  # the name is one that JSON can hold
+
+
+def test_the_budget_of_a_recipe_is_checked_against_what_it_measures() -> None:
+    from compressor.gate.budget import Budget
+
+    empty: list[dict[str, Any]] = [{}, {"require": "any"}, {"drop_at": "upper"}, {"targets": {}}]
+    assert all(Budget.model_validate(each).is_empty for each in empty)
+    limits: list[dict[str, Any]] = [
+        {"max_size_mb": 1},
+        {"max_metric_drop": {"macro_f1": 1}},
+        {"targets": {"openvino": {"max_size_mb": 1}}},
+        {"devices": {"pi": {"max_latency_ms": 1}}},
+    ]
+    assert not any(Budget.model_validate(each).is_empty for each in limits)

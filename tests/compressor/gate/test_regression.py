@@ -1,0 +1,210 @@
+"""What a new release is compared with, what counts as worse, and what is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from compressor.errors import ComparisonError
+from compressor.gate.regression import DIFFERENCES, Tolerance, compare_releases, latency_ratio
+from compressor.report.schema import Check, Report, Row
+from targets.measurement import Measurement, Round
+
+from .conftest import answers_for
+
+KEY = "int8-onnxruntime"
+
+
+def measured(
+    ms: float, *, seed: int, rounds: int = 9, spread: float = 0.02, drift: float = 1.0
+) -> Measurement:
+    """Rounds whose level varies by ``spread``, with runs that vary by a fifth of that."""
+    generator = np.random.default_rng(seed)
+    found = []
+    for _ in range(rounds):
+        level = ms * drift * (1 + spread * generator.standard_normal())
+        runs = level * (1 + spread / 5 * np.abs(generator.standard_normal(40)))
+        found.append(Round(run_ns=tuple(int(run * 1e6) for run in runs), cpu_ns=1))
+    return Measurement(
+        rounds=tuple(found), threads=1, batch_size=1, sequence_length=128, num_cpus=2,
+        load_time_ms=1, peak_memory_bytes=1, size_bytes=1,
+    )  # fmt: skip
+
+
+def found(checks: tuple[Check, ...], target: str = "onnxruntime") -> dict[str, Check]:
+    return {check.limit: check for check in checks if check.subject == target}
+
+
+def changed(report: Report, key: str = KEY, **changes: Any) -> Report:
+    """The report with one row changed."""
+    rows = tuple(row.model_copy(update=changes) if row.key == key else row for row in report.rows)
+    assert any(row.key == key for row in rows)
+    return report.model_copy(update={"rows": rows})
+
+
+def row_of(report: Report, key: str = KEY) -> Row:
+    return next(row for row in report.rows if row.key == key)
+
+
+def with_rounds(row: Row, change: Callable[[Round], dict[str, Any]]) -> dict[str, Measurement]:
+    """The latencies of a row, each of their rounds changed."""
+    return {
+        shape: Measurement(
+            **each.model_dump()
+            | {"rounds": tuple(Round(**one.model_dump() | change(one)) for one in each.rounds)}
+        )
+        for shape, each in row.latency.items()
+    }
+
+
+def slower(report: Report, factor: float, keys: tuple[str, ...] = (KEY,)) -> Report:
+    """The report with all runs of some rows longer."""
+
+    def stretch(one: Round) -> dict[str, Any]:
+        return {"run_ns": tuple(int(run * factor) for run in one.run_ns)}
+
+    for key in keys:
+        report = changed(report, key, latency=with_rounds(row_of(report, key), stretch))
+    return report
+
+
+def noisy(report: Report) -> Report:
+    """The report as if other work had gone on beside the bundle on ONNX Runtime."""
+    return changed(report, latency=with_rounds(row_of(report), lambda one: {"others_cpus": 2.0}))
+
+
+def test_two_runs_that_differ_in_the_seed_only_are_as_good(now: Report, before: Report) -> None:
+    checks = found(compare_releases(now, before))
+    assert set(checks) == {"accuracy", "latency", "size", "memory"}
+    assert all(check.met for check in checks.values())
+    assert "beside the untouched model in each run" in checks["latency"].text
+
+
+def test_a_target_that_ships_nothing_any_more_is_told(now: Report, before: Report) -> None:
+    [check] = found(compare_releases(now, before), "openvino").values()
+    assert (check.limit, check.met) == ("shipped", False)
+    assert check.text == "openvino ships nothing; the last release shipped int8"
+
+
+def test_a_release_compared_with_itself_has_not_changed(now: Report) -> None:
+    checks = found(compare_releases(now, now))
+    assert all(check.met for check in checks.values())
+    assert [checks[name].found for name in ("accuracy", "latency", "size", "memory")] == [0] * 4
+
+
+@pytest.mark.parametrize(("factor", "met"), [(1.02, True), (1.25, False), (0.5, True)])
+def test_a_bundle_that_is_slower_beyond_the_noise_is_worse(
+    now: Report, factor: float, met: bool
+) -> None:
+    check = found(compare_releases(slower(now, factor), now))["latency"]
+    assert check.met is met
+    assert check.found == pytest.approx(factor - 1, abs=0.01)
+
+
+def test_a_machine_that_was_slower_as_a_whole_is_no_slower_bundle(now: Report) -> None:
+    everything = tuple(row.key for row in now.rows if row.latency)
+    check = found(compare_releases(slower(now, 1.5, everything), now))["latency"]
+    assert check.met
+    assert check.found == pytest.approx(0, abs=0.01)
+    # Without the untouched model to compare with, the times stand for themselves.
+    other = now.model.model_copy(update={"sha256": "0"})
+    new = slower(now, 1.5, everything).model_copy(update={"model": other})
+    check = found(compare_releases(new, now, allow=["model"]))["latency"]
+    assert not check.met
+    assert check.found == pytest.approx(0.5, abs=0.01)
+    assert "untouched" not in check.text
+
+
+def test_the_interval_of_a_ratio_holds_the_truth_about_as_often_as_it_says() -> None:
+    held = 0
+    for seed in range(50):
+        pairs = [measured(ms, seed=4 * seed + index) for index, ms in enumerate((1.1, 1.0))]
+        ratio, low, high = latency_ratio(*pairs)
+        assert low <= ratio <= high
+        held += low <= 1.1 <= high
+    assert held >= 42  # 95 is promised; nine rounds are few for a bootstrap
+
+
+def test_a_growing_bundle_is_worse(now: Report) -> None:
+    size = row_of(now).size_bytes
+    assert size is not None
+    checks = found(compare_releases(changed(now, size_bytes=int(size * 1.02)), now))
+    assert not checks["size"].met
+    assert "+2.0% against the last release" in checks["size"].text
+    lenient = Tolerance(size=0.05)
+    assert found(compare_releases(changed(now, size_bytes=int(size * 1.02)), now,
+                                  tolerance=lenient))["size"].met  # fmt: skip
+
+
+def test_answers_are_compared_example_by_example(now: Report) -> None:
+    """20 rows more wrong of 1000 are certain where they are paired, and not where they are not."""
+    before = answers_for(now, {KEY: 50})
+    worse = compare_releases(
+        now, now, answers_now=answers_for(now, {KEY: 70}), answers_before=before
+    )
+    check = found(worse)["accuracy"]
+    assert not check.met
+    assert check.text.startswith("onnxruntime: -2.0 points of accuracy against the last release")
+    little = compare_releases(
+        now, now, answers_now=answers_for(now, {KEY: 52}), answers_before=before
+    )
+    assert found(little)["accuracy"].met
+    test = row_of(now).test
+    assert test is not None
+    lower = test.model_copy(
+        update={"value": test.value - 0.02, "low": test.low - 0.02, "high": test.high - 0.02}
+    )
+    unpaired = found(compare_releases(changed(now, test=lower), now))["accuracy"]
+    assert unpaired.met
+    assert unpaired.found == pytest.approx(2)
+    far = test.model_copy(
+        update={"value": test.value - 0.1, "low": test.low - 0.1, "high": test.high - 0.1}
+    )
+    assert not found(compare_releases(changed(now, test=far), now))["accuracy"].met
+
+
+def test_noise_in_either_run_is_told(now: Report) -> None:
+    assert not found(compare_releases(now, now))["latency"].noisy
+    assert found(compare_releases(now, noisy(now)))["latency"].noisy
+    assert found(compare_releases(noisy(now), now))["latency"].noisy
+
+
+def differing(report: Report) -> dict[str, Report]:
+    """For each difference that is refused, a report that has it."""
+    environment = report.environment.model_copy(update={"cpu": "another"})
+    threads = {
+        shape: each.model_copy(update={"threads": 7})
+        for shape, each in row_of(report).latency.items()
+    }
+    return {
+        "machine": report.model_copy(update={"environment": environment}),
+        "data": report.model_copy(update={"data": report.data | {"sha256": "0"}}),
+        "shape": report.model_copy(update={"primary_shape": "4x128"}),
+        "settings": changed(report, latency=threads),
+        "model": report.model_copy(
+            update={"model": report.model.model_copy(update={"sha256": "0"})}
+        ),
+    }
+
+
+@pytest.mark.parametrize("name", DIFFERENCES)
+def test_what_cannot_be_compared_is_refused_unless_it_is_allowed(now: Report, name: str) -> None:
+    other = differing(now)[name]
+    with pytest.raises(ComparisonError) as caught:
+        compare_releases(now, other)
+    assert f"they differ in {DIFFERENCES[name]}" in str(caught.value)  # type: ignore[index]
+    assert f"--allow {name}" in str(caught.value)
+    assert compare_releases(now, other, allow=[name])
+
+
+def test_every_difference_is_told_at_once(now: Report) -> None:
+    other = now
+    for change in ("machine", "data"):
+        other = differing(other)[change]
+    with pytest.raises(ComparisonError, match="the machine, the data"):
+        compare_releases(now, other)
+    with pytest.raises(ComparisonError, match="they differ in the data"):
+        compare_releases(now, other, allow=["machine"])
