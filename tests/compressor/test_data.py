@@ -368,6 +368,37 @@ def test_take_picks_rows_in_order(indices: list[int]) -> None:
     assert taken.labels.tolist() == indices
 
 
+# Slices
+
+
+def test_slices_are_read_beside_the_rows_and_follow_them(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("text,label,source,year\na,x,web,2020\nb,y,,2021\nc,x,mail,2021\n")
+    spec = DataSpec(train=path, test=path, validation=path, slices=("source", "year"))
+    test = read_splits(spec, label_names=None).test
+    assert test.slices == {"source": ("web", "(empty)", "mail"), "year": ("2020", "2021", "2021")}
+    assert test.take([2, 0]).slices["source"] == ("mail", "web")
+
+
+def test_only_the_test_file_needs_the_columns_of_the_slices(tmp_path: Path) -> None:
+    write_csv(tmp_path / "train.csv", ROWS)
+    (tmp_path / "test.csv").write_text("text,label,source\na,animal,web\nb,thing,mail\n")
+    spec = DataSpec(train=tmp_path / "train.csv", test=tmp_path / "test.csv", slices=("source",))
+    splits = read_splits(spec, label_names=None)
+    assert splits.test.slices == {"source": ("web", "mail")}
+    assert splits.train.slices == splits.validation.slices == {}
+
+
+def test_a_missing_slice_column_names_the_nearest(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("text,label,source\na,x,web\nb,y,mail\n")
+    spec = DataSpec(train=path, test=path, validation=path, slices=("sorce",))
+    error = refusal(spec)
+    assert "the column 'sorce' of data.slices is missing" in error.what
+    assert error.given == "columns text, label, source"
+    assert "did you mean 'source'?" in str(error.fix)
+
+
 # The fingerprint
 
 
@@ -383,7 +414,7 @@ def test_the_fingerprint_follows_content_and_columns_not_paths(tmp_path: Path) -
     assert data_fingerprint(one) == data_fingerprint(two)
     swapped = DataSpec(train=one.test, test=one.train)
     assert data_fingerprint(swapped) != data_fingerprint(one)
-    for change in ({"text": "label"}, {"label": "text"}, {"max_length": 8}):
+    for change in ({"text": "label"}, {"label": "text"}, {"max_length": 8}, {"slices": ("text",)}):
         assert data_fingerprint(one.model_copy(update=change)) != data_fingerprint(one)
     with two.test.open("a") as stream:
         stream.write("x,thing\n")

@@ -320,6 +320,31 @@ def test_an_output_folder_that_cannot_be_written_is_found_first(place: Workplace
     assert not (place.folder / "new").exists()
 
 
+@pytest.mark.parametrize(
+    ("budget", "where", "fix"),
+    [
+        (
+            {"targets": {"onnxruntme": {"max_size_mb": 1}}},
+            "budget.targets.onnxruntme",
+            "did you mean 'onnxruntime'?",
+        ),
+        ({"devices": {"pi": {"max_latency_ms": 1}}}, "budget.devices", "set devices: FILE"),
+        ({"max_slice_drop": 3}, "budget.max_slice_drop", "name columns of the test file"),
+        (
+            {"targets": {"onnxruntime": {"max_slice_drop": 3}}},
+            "budget.targets.onnxruntime.max_slice_drop",
+            "name columns of the test file",
+        ),
+    ],
+)
+def test_a_limit_on_what_is_not_measured_is_a_problem(
+    place: Workplace, budget: dict[str, Any], where: str, fix: str
+) -> None:
+    problem = place.problem(budget=budget)
+    assert problem.where == where
+    assert fix in str(problem.fix)
+
+
 def test_two_targets_of_one_name(place: Workplace) -> None:
     problem = place.problem(targets=["openvino", "onnxruntime", "openvino"])
     assert problem.where == "targets.2"
