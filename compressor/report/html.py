@@ -15,6 +15,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from compressor.report import wording
+from compressor.report.changes import change_texts
 from compressor.report.charts import latency_chart, scatter_chart, series_of, size_chart
 from compressor.report.curves import training_curves
 from compressor.report.schema import Report
@@ -64,6 +65,7 @@ def render_html(report: Report) -> str:
         policy=f"default-src 'none'; style-src {_hash(style)}; script-src {_hash(script)}",
         split=accuracy_split(report),
         best=best(report),
+        changes=change_texts(report),
         device_table=device_table(report),
         rows=rows,
         steps={variant: step_texts(report, variant) for variant in report.steps},

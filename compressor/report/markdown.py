@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 
 import yaml
 
+from compressor.report.changes import change_texts
 from compressor.report.schema import Report
 from compressor.report.steps import step_texts
 from compressor.report.summary import (
@@ -38,6 +39,7 @@ def render_markdown(report: Report) -> str:
         *_missed(report),
         *_absent(report),
         *_devices(report),
+        *_changes(report),
         *_passes(report),
         "## Environment",
         _table(("", ""), environment_facts(report), align="ll"),
@@ -240,6 +242,33 @@ def escape(text: str) -> str:
 
 def _bullets(lines: Iterable[str]) -> str:
     return "\n".join(f"- {escape(line)}" for line in lines)
+
+
+def _changes(report: Report) -> list[str]:
+    """What the chosen bundles lose by metric, class and slice."""
+    parts: list[str] = []
+    for change in change_texts(report):
+        parts += [
+            f"## What {_name(change.text)} changes",
+            "; ".join(f"{name}: {value}" for name, value in change.facts),
+            _table(
+                ("on", "examples", "untouched", "bundle", "drop, points"),
+                (
+                    (
+                        each.title,
+                        each.num_rows,
+                        each.before,
+                        each.after,
+                        ("▼ " if each.certain else "") + _with(each.drop, each.drop_interval),
+                    )
+                    for each in change.groups
+                ),
+                align="lrrrr",
+            ),
+        ]
+    if parts:
+        parts.append("▼: lost beyond chance, as the 95% interval leaves out 0.")
+    return parts
 
 
 def _table(header: Sequence[str], rows: Iterable[Sequence[str]], *, align: str) -> str:

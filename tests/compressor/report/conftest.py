@@ -7,8 +7,11 @@ import pytest
 
 from compressor.report.schema import (
     Accuracy,
+    Change,
+    ChangedExample,
     Check,
     Comparison,
+    Group,
     ModelFacts,
     Report,
     Row,
@@ -99,7 +102,57 @@ def make_comparison(drop: float, agreement: float) -> Comparison:
         high_points=drop + 0.8,
         p_value=0.04 if drop > 0.8 else 0.62,
         agreement=agreement,
+        reference_accuracy=0.943,
+        metrics={
+            "accuracy": make_change(drop, 0.7),
+            "macro_f1": make_change(drop + 0.9, 1.1),
+        },
+        groups=(
+            make_group(None, "ABBR", 9, 11.1, -12.0),
+            make_group(None, "NUM", 113, 4.4, 0.9),
+            make_group(None, HOSTILE, 138, 0.0, -2.1),
+            make_group("source", HOSTILE, 300, drop, drop - 1.2),
+            make_group("source", "web", 700, drop, drop - 0.9),
+        ),
+        max_probability_difference=0.413,
+        calibration_error=0.0312,
+        reference_calibration_error=0.0187,
     )
+
+
+def make_change(drop: float, half: float) -> Change:
+    return Change(
+        value=0.93 - drop / 100,
+        reference=0.93,
+        drop_points=drop,
+        low_points=drop - half,
+        high_points=drop + half,
+    )
+
+
+def make_group(column: str | None, value: str, num_rows: int, drop: float, low: float) -> Group:
+    return Group(
+        column=column,
+        value=value,
+        num_rows=num_rows,
+        accuracy=0.9 - drop / 100,
+        reference=0.9,
+        drop_points=drop,
+        low_points=low,
+        high_points=2 * drop - low,
+    )
+
+
+CHANGED = (
+    ChangedExample(
+        index=12, text=f"How far is it from Denver to Aspen {HOSTILE}?", label="NUM",
+        before="NUM", after="LOC", confidence_before=0.71, confidence_after=0.64,
+    ),
+    ChangedExample(
+        index=77, text=None, label="ABBR", before="DESC", after="ENTY",
+        confidence_before=0.51, confidence_after=0.42,
+    ),
+)  # fmt: skip
 
 
 class RowMaker:
@@ -162,6 +215,7 @@ class RowMaker:
                 size_ratio=baseline[1] / size if baseline else None,
                 checks=make_checks(unmet),
                 chosen=chosen,
+                changed=CHANGED if chosen else (),
                 notes=notes,
             )
         )

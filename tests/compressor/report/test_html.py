@@ -95,6 +95,28 @@ def test_every_row_is_in_the_page(report):
             assert line in text
 
 
+def test_what_the_chosen_bundles_change_is_in_the_page(report):
+    page = render_html(report)
+    chosen = [row for row in report.rows if row.chosen]
+    assert page.count('aria-label="Accuracy by metric, class and slice"') == len(chosen) == 2
+    for words in (
+        "class ABBR",
+        "source = web",
+        "macro f1",
+        "How far is it from Denver",
+        "example 77",
+    ):
+        assert words in page
+    assert "40 examples got another label; the 2 worst" in page
+    assert "0.0312, untouched 0.0187" in page
+    # Lost beyond chance: NUM; for ABBR the interval holds 0.
+    lost = [part for part in page.split("<tbody") if 'class="lost"' in part.partition(">")[0]]
+    assert any("class NUM" in part for part in lost)
+    assert not any("class ABBR" in part for part in lost)
+    plain = tuple(row.model_copy(update={"chosen": False}) for row in report.rows)
+    assert "got another label" not in render_html(report.model_copy(update={"rows": plain}))
+
+
 def test_noise_is_said_loudly_and_only_then(report, noisy_report):
     assert "Noisy machine: do not trust these latencies" in Page(render_html(noisy_report)).text
     assert "Noisy machine" not in Page(render_html(report)).text

@@ -45,6 +45,13 @@ def test_the_verdict_comes_first(report, noisy_report):
     assert noisy.index("Noisy machine") < noisy.index("## ")
 
 
+def test_what_the_chosen_bundles_change_is_there(report):
+    text = render_markdown(report)
+    assert text.count("| on | examples | untouched | bundle | drop, points |") == 2
+    assert "| class NUM | 113 | 90.0% | 85.6% | ▼ 4.4 (0.9 to 7.9) |" in text
+    assert "| class ABBR | 9 | 90.0% | 78.9% | 11.1 (-12.0 to 34.2) |" in text
+
+
 def test_every_reason_is_there(report):
     text = render_markdown(report)
     for row in row_texts(report):

@@ -1,0 +1,101 @@
+"""What the bundles to ship change: by metric, class and slice, and example by example."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from compressor.report.schema import ChangedExample, Comparison, Group, Report
+from compressor.report.summary import RowText, row_texts
+from compressor.report.wording import percent, points, significant
+
+__all__ = ["ChangeText", "GroupText", "change_texts"]
+
+
+@dataclass(frozen=True)
+class GroupText:
+    """A metric, a class or a slice as text."""
+
+    title: str
+    num_rows: str
+    before: str
+    after: str
+    drop: str
+    drop_interval: str
+    certain: bool
+    """Whether something is lost that is more than chance."""
+
+
+@dataclass(frozen=True)
+class ChangeText:
+    """What one bundle changes against the untouched model, on the test data.
+
+    Attributes:
+        text: Its row.
+        facts: Label and value of what is said of all examples.
+        groups: Metrics, then classes, then slices.
+        changed: The worst examples that got another label.
+        num_changed: How many got another one.
+    """
+
+    text: RowText
+    facts: tuple[tuple[str, str], ...]
+    groups: tuple[GroupText, ...]
+    changed: tuple[ChangedExample, ...]
+    num_changed: int
+
+
+def change_texts(report: Report) -> tuple[ChangeText, ...]:
+    """One entry for each row that was chosen for its target and compared on the test data."""
+    return tuple(
+        ChangeText(
+            text=text,
+            facts=_facts(compared),
+            groups=_groups(compared),
+            changed=text.row.changed,
+            num_changed=round((1 - compared.agreement) * (text.row.test.num_rows)),
+        )
+        for text in row_texts(report)
+        if text.row.chosen and text.row.test is not None
+        if (compared := text.row.test_comparison) is not None and compared.groups
+    )
+
+
+def _facts(compared: Comparison) -> tuple[tuple[str, str], ...]:
+    found = [("same label as the untouched model", percent(compared.agreement))]
+    difference = compared.max_probability_difference
+    if difference is not None:
+        found.append(("largest difference of a probability", significant(difference)))
+    after, before = compared.calibration_error, compared.reference_calibration_error
+    if after is not None and before is not None:
+        found.append(
+            ("calibration error (ECE)", f"{significant(after)}, untouched {significant(before)}")
+        )
+    return tuple(found)
+
+
+def _groups(compared: Comparison) -> tuple[GroupText, ...]:
+    metrics = [
+        GroupText(
+            title=name.replace("_", " "),
+            num_rows="all",
+            before=percent(each.reference),
+            after=percent(each.value),
+            drop=points(each.drop_points),
+            drop_interval=f"{points(each.low_points)} to {points(each.high_points)}",
+            certain=each.low_points > 0,
+        )
+        for name, each in compared.metrics.items()
+    ]
+    return (*metrics, *map(_group, compared.groups))
+
+
+def _group(group: Group) -> GroupText:
+    return GroupText(
+        title=group.title,
+        num_rows=str(group.num_rows),
+        before=percent(group.reference),
+        after=percent(group.accuracy),
+        drop=points(group.drop_points),
+        drop_interval=f"{points(group.low_points)} to {points(group.high_points)}",
+        certain=group.low_points > 0,
+    )
