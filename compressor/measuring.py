@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +14,7 @@ from safetensors.numpy import load_file, save_file
 
 from compressor.lowering import Candidate
 from compressor.store import RunStore, StoredStep, step_key
+from targets.base import Target
 from targets.benchmark import BenchmarkCase, BenchmarkSettings, CaseResult, benchmark
 from targets.bundle import Bundle
 from targets.environment import Environment
@@ -25,6 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "SPLITS",
+    "Evaluators",
     "Predictions",
     "evaluate",
     "evaluation_packs",
@@ -81,12 +85,48 @@ def evaluation_packs(
     )
 
 
+class Evaluators:
+    """The processes in which bundles predict; a context manager that ends them.
+
+    The bundles of one target take turns in one process, for importing a runtime takes longer than
+    predicting. After a failure the next bundle gets a new one.
+    """
+
+    def __init__(self) -> None:
+        self._workers: dict[str, Worker] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        while self._workers:
+            _, worker = self._workers.popitem()
+            worker.close(kindly=error is None)
+
+    @contextmanager
+    def worker(self, target: Target) -> Iterator[Worker]:
+        """The process of a target, started where there is none."""
+        if target.label not in self._workers:
+            self._workers[target.label] = Worker(threads=EVALUATION_THREADS)
+        try:
+            yield self._workers[target.label]
+        except BaseException:
+            self._workers.pop(target.label).close(kindly=False)
+            raise
+
+
 def evaluate(
     candidate: Candidate,
     *,
     store: RunStore,
     packs: StoredStep,
     environment: Environment,
+    evaluators: Evaluators,
 ) -> tuple[StoredStep, Predictions]:
     """Run a bundle on the whole validation and test data, on its own target.
 
@@ -95,6 +135,7 @@ def evaluate(
         store: Where the answers are kept.
         packs: What `evaluation_packs` made for the bundle.
         environment: This machine.
+        evaluators: Where it predicts.
 
     Raises:
         TargetError: The target failed.
@@ -105,7 +146,7 @@ def evaluate(
 
     def make(files: Path, work: Path) -> dict[str, Any]:
         arrays: dict[str, NDArray[np.generic]] = {}
-        with Worker(threads=EVALUATION_THREADS) as worker:
+        with evaluators.worker(candidate.target) as worker:
             worker.open(bundle.folder)
             for name in SPLITS:
                 pack = packs.folder / pack_file(name)

@@ -17,6 +17,7 @@ from compressor.lowering import Candidate, lower
 from compressor.manager import PassManager, import_checkpoint
 from compressor.measuring import (
     SPLITS,
+    Evaluators,
     Predictions,
     evaluate,
     evaluation_packs,
@@ -39,6 +40,7 @@ from targets.bundle import Bundle
 from targets.environment import Environment
 from targets.errors import BundleError, MissingLibraryError, TargetError
 from targets.runtimes.pytorch import PyTorch
+from targets.tuning import offered
 
 __all__ = ["run"]
 
@@ -271,30 +273,37 @@ class _Run:
         """
         predictions: dict[str, Predictions] = {}
         failures: dict[str, str] = {}
-        for each in candidates:
-            if not each.runs_here:
-                continue
-            self.progress.start(f"evaluate {each.variant} on {each.target.label}")
-            try:
-                step, predictions[each.key] = evaluate(
-                    each,
-                    store=self.store,
-                    packs=packs[each.key],
-                    environment=self.environment,
-                )
-            except (TargetError, BundleError, MissingLibraryError) as error:
-                failures[each.key] = self.store.without_paths(str(error))
-                self.progress.finish(error.what, cached=False)
-                continue
-            self.record(step)
-            unknown = packs[each.key].record.facts["test_unknown_rate"]
-            self.notes[each.key] = f"{unknown:.2%} of the tokens of the test split are unknown"
-            found = accuracy(self.task, predictions[each.key], "test")
-            self.progress.finish(f"test accuracy {100 * found.value:.1f}%", cached=step.cached)
+        with Evaluators() as evaluators:
+            for each in candidates:
+                if not each.runs_here:
+                    continue
+                self.progress.start(f"evaluate {each.variant} on {each.target.label}")
+                try:
+                    step, predictions[each.key] = evaluate(
+                        each,
+                        store=self.store,
+                        packs=packs[each.key],
+                        environment=self.environment,
+                        evaluators=evaluators,
+                    )
+                except (TargetError, BundleError, MissingLibraryError) as error:
+                    failures[each.key] = self.store.without_paths(str(error))
+                    self.progress.finish(error.what, cached=False)
+                    continue
+                self.record(step)
+                unknown = packs[each.key].record.facts["test_unknown_rate"]
+                self.notes[each.key] = f"{unknown:.2%} of the tokens of the test split are unknown"
+                found = accuracy(self.task, predictions[each.key], "test")
+                line = f"test accuracy {100 * found.value:.1f}%"
+                self.progress.finish(line, cached=step.cached)
         return predictions, failures
 
     def tune(self, candidate: Candidate, packs: StoredStep) -> Candidate:
-        """The candidate with the runtime options that are fastest here."""
+        """The candidate with the runtime options that are fastest here, if there is a choice."""
+        assert candidate.bundle is not None
+        bundle = Bundle.open(candidate.bundle.folder, verify=False)
+        if not offered(bundle, self.recipe.benchmark.threads, has_pack=True):
+            return candidate
         self.progress.start(f"tune {candidate.variant} on {candidate.target.label}")
         try:
             step = tuned(

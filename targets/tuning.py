@@ -22,7 +22,7 @@ from targets.measurement import Measurement, Speedup, speedup
 from targets.registry import get
 from targets.worker_client import Worker
 
-__all__ = ["check_folder", "describe", "tune", "write_tuned"]
+__all__ = ["check_folder", "describe", "offered", "tune", "write_tuned"]
 
 DEFAULT = "default"
 COMBINED = "combined"
@@ -65,7 +65,7 @@ def tune(
     check_length(bundle, settings.sequence_length)
     if pack is None and bundle.manifest.evaluation is not None:
         pack = bundle.path(bundle.manifest.evaluation)
-    offered = _offered(bundle, settings.threads, has_pack=pack is not None)
+    choices = offered(bundle, settings.threads, has_pack=pack is not None)
 
     def measure(alternatives: Mapping[str, Alternative]) -> list[Trial]:
         tried = {DEFAULT: Alternative(), **alternatives}
@@ -79,11 +79,11 @@ def tune(
     def keep_labels(trial: Trial) -> Trial:
         return _keep_labels(trial, bundle, pack, settings, default_labels)
 
-    trials = [keep_labels(trial) for trial in measure(offered)]
+    trials = [keep_labels(trial) for trial in measure(choices)]
     winners = [trial for trial in trials if _is_faster(trial)]
     chosen = None
     if winners:
-        both = _together(winners, offered)
+        both = _together(winners, choices)
         last = keep_labels(measure({COMBINED: both})[-1])
         trials.append(last.model_copy(update={"name": CONFIRMED}))
         chosen = both if _is_faster(last) else None
@@ -144,18 +144,24 @@ def describe(tuning: Tuning) -> str:
     return f"tuned: {', '.join(parts)}: {gain}"
 
 
-def _offered(bundle: Bundle, threads: int, *, has_pack: bool) -> dict[str, Alternative]:
-    """What the target offers, and fewer threads."""
+def offered(bundle: Bundle, threads: int, *, has_pack: bool) -> dict[str, Alternative]:
+    """What there is to try: the alternatives of the target, and fewer threads.
+
+    Args:
+        bundle: What to tune.
+        threads: The most to use.
+        has_pack: Whether there are test data, to see whether the outputs change.
+    """
     manifest = bundle.manifest
     target = get(manifest.target, **manifest.target_settings)
-    offered = {
+    found = {
         name: each for name, each in target.alternatives().items() if each.keeps_outputs or has_pack
     }
     fewer = threads // 2
     while fewer >= 1:
-        offered[f"{fewer} threads" if fewer > 1 else "1 thread"] = Alternative(threads=fewer)
+        found[f"{fewer} threads" if fewer > 1 else "1 thread"] = Alternative(threads=fewer)
         fewer //= 2
-    return offered
+    return found
 
 
 def _measure(
@@ -233,12 +239,12 @@ def _labels(
     return np.asarray(outputs[bundle.manifest.signature.outputs[0].name].argmax(axis=-1))
 
 
-def _together(winners: list[Trial], offered: Mapping[str, Alternative]) -> Alternative:
+def _together(winners: list[Trial], choices: Mapping[str, Alternative]) -> Alternative:
     """All winners in one; where two set the same option, the one with the larger gain stays."""
     ordered = sorted(winners, key=lambda trial: trial.gain.ratio if trial.gain else 0.0)
     both = Alternative()
     for trial in ordered:
-        each = offered[trial.name]
+        each = choices[trial.name]
         both = dataclasses.replace(
             both,
             options=merge_options(both.options, each.options),

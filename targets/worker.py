@@ -57,7 +57,11 @@ class Commands:
         return dataclasses.asdict(lowering.lower(model, Path(folder)))
 
     def open(self, *, bundle: str, threads: int, options: dict[str, Any]) -> dict[str, Any]:
-        """Load a bundle; measures the load with the import of the runtime's library in it."""
+        """Load a bundle in place of the open one.
+
+        Measures the load with the import of the runtime's library in it.
+        """
+        self.close()
         opened = Bundle.open(bundle).with_options(options)
         start = time.perf_counter()
         self._session = open_session(opened, threads=threads)

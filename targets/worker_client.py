@@ -156,7 +156,7 @@ class Worker:
         )
 
     def open(self, bundle: Path, *, options: Mapping[str, Any] | None = None) -> Opened:
-        """Load a bundle, with ``options`` on top of its own."""
+        """Load a bundle in place of the open one, with ``options`` on top of its own."""
         answer = self._ask(
             "open", bundle=str(bundle), threads=self.threads, options=dict(options or {})
         )

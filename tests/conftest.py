@@ -5,6 +5,7 @@ The small transformer is written straight in ONNX: no torch, no export, ready in
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import subprocess
@@ -23,6 +24,15 @@ ROOT = Path(__file__).parents[1]
 # How pip says that it reached no index, as opposed to an index without the package.
 UNREACHABLE = ("NewConnectionError", "ConnectTimeoutError", "Name or service not known")
 VOCABULARY, WIDTH, HEADS, HIDDEN, LABELS = 700, 32, 2, 64, 3
+
+
+def pytest_collection_finish() -> None:
+    """Set aside what the imports made: hundreds of thousands of objects that live to the end.
+
+    Every full garbage collection would look through them, and every training makes one.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

@@ -76,12 +76,12 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def word_splits() -> Splits:
     return Splits(make_split(96, 1), make_split(48, 2), make_split(48, 3), LABELS)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def word_model() -> Callable[..., TorchModel]:
     """Makes a random classifier: word_model(num_layers=, hidden_size=, seed=, words=)."""
     return make_model

@@ -275,6 +275,21 @@ def store(finished, tmp_path) -> Path:
 ONLY_TENSORRT = ("--set", "targets=[tensorrt]")
 
 
+def test_a_missing_runtime_is_a_row_and_alone_it_exits_6_with_the_reason(
+    finished, home, tmp_path, compressor
+):
+    outcome = compressor(
+        "run", home / "recipe.yaml", "--store", finished.store, "--output", tmp_path,
+        *ONLY_TENSORRT,
+    )  # fmt: skip
+    assert outcome.code == 6
+    text = " ".join(outcome.out.replace("│", " ").split())
+    assert "tensorrt is not installed: pip install 'compressor[tensorrt]'" in text
+    assert "no candidate could be measured on this machine" in text
+    rows = [row for row in read_report(tmp_path).rows if row.kind == "candidate"]
+    assert {row.status for row in rows} == {"unavailable"}
+
+
 def test_a_damaged_step_exits_8_and_the_command_it_names_mends_it(
     finished, home, store, tmp_path, compressor
 ):
@@ -303,21 +318,6 @@ def test_a_damaged_step_exits_8_and_the_command_it_names_mends_it(
     # Made anew, it is the same: a step depends on nothing but its inputs.
     again = next(each for each in RunStore(store).steps() if each.key == step.key)
     assert again.files == step.files
-
-
-def test_a_missing_runtime_is_a_row_and_alone_it_exits_6_with_the_reason(
-    finished, home, tmp_path, compressor
-):
-    outcome = compressor(
-        "run", home / "recipe.yaml", "--store", finished.store, "--output", tmp_path,
-        *ONLY_TENSORRT,
-    )  # fmt: skip
-    assert outcome.code == 6
-    text = " ".join(outcome.out.replace("│", " ").split())
-    assert "tensorrt is not installed: pip install 'compressor[tensorrt]'" in text
-    assert "no candidate could be measured on this machine" in text
-    rows = [row for row in read_report(tmp_path).rows if row.kind == "candidate"]
-    assert {row.status for row in rows} == {"unavailable"}
 
 
 @pytest.mark.slow

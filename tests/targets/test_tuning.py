@@ -15,7 +15,7 @@ from targets.benchmark import BenchmarkSettings
 from targets.bundle import Tuning, merge_options
 from targets.errors import BundleError, InputError, TargetError
 from targets.evaluation_pack import EvaluationPack
-from targets.tuning import _offered, _together, describe, tune, write_tuned
+from targets.tuning import _together, describe, offered, tune, write_tuned
 
 MakeBundle = Callable[..., Path]
 QUICK = BenchmarkSettings(
@@ -88,8 +88,8 @@ def test_without_test_data_nothing_that_may_change_the_outputs_is_tried(
     make_bundle: MakeBundle,
 ) -> None:
     bundle = Bundle.open(make_bundle())
-    assert list(_offered(bundle, 1, has_pack=False)) == ["fast", "slow", "broken"]
-    assert list(_offered(bundle, 1, has_pack=True)) == ["fast", "slow", "wrong", "broken"]
+    assert list(offered(bundle, 1, has_pack=False)) == ["fast", "slow", "broken"]
+    assert list(offered(bundle, 1, has_pack=True)) == ["fast", "slow", "wrong", "broken"]
 
 
 def test_where_nothing_is_faster_the_bundle_stays_what_it_was(
@@ -105,9 +105,9 @@ def test_fewer_threads_are_tried_and_kept_as_a_limit(
 ) -> None:
     folder = make_bundle()
     bundle = Bundle.open(folder)
-    offered = _offered(bundle, 4, has_pack=True)
-    assert offered["2 threads"].threads == 2
-    assert offered["1 thread"].threads == 1
+    found = offered(bundle, 4, has_pack=True)
+    assert found["2 threads"].threads == 2
+    assert found["1 thread"].threads == 1
     limited = Bundle(folder, bundle.manifest.model_copy(update={"max_threads": 2}))
     asked: list[int] = []
 

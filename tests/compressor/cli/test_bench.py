@@ -35,7 +35,7 @@ def test_a_sweep_prints_and_writes_every_combination(finished, compressor, tmp_p
     bundle = finished.output / "bundles" / "int8-onnxruntime"
     options = (
         *QUICK, "--batch-size", "2", "--threads", "1", "--threads", "2", "--real-texts",
-        "--cold-starts", "2", "--sustained", "0.5", "--output", tmp_path / "bench.json",
+        "--cold-starts", "1", "--sustained", "0.5", "--output", tmp_path / "bench.json",
     )  # fmt: skip
     outcome = compressor("bench", bundle, *options)
     assert outcome.code == 0, outcome.err

@@ -171,7 +171,7 @@ def test_a_search_tells_what_it_found_and_every_run_is_kept(
     bench: Bench, make_bundle: MakeBundle, tmp_path: Path
 ) -> None:
     output = tmp_path / "load.json"
-    options = ("--scenario", "server", "--p99-ms", "50", "--duration", "1", "--output", output)
+    options = ("--scenario", "server", "--p99-ms", "50", "--duration", "0.4", "--output", output)
     done = bench(make_bundle(), *options)
     document = json.loads(output.read_text(encoding="utf-8"))
     search, result = document["search"], document["result"]

@@ -48,7 +48,7 @@ def same(first, second):
     return all(torch.equal(first[name], second[name]) for name in first)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def train(word_model, word_splits):
     def run(folder, *, progress=silent, settings=SETTINGS, seed=0):
         return finetune(
@@ -58,16 +58,21 @@ def train(word_model, word_splits):
     return run
 
 
-def test_equal_seeds_give_equal_weights_and_others_do_not(train, tmp_path):
-    first, second = train(tmp_path / "a"), train(tmp_path / "b")
-    assert same(weights(first), weights(second))
-    assert first.history == second.history
-    assert not same(weights(first), weights(train(tmp_path / "c", seed=1)))
+@pytest.fixture(scope="module")
+def undisturbed(train, tmp_path_factory):
+    """What an undisturbed training gives; nobody writes to its folder."""
+    return train(tmp_path_factory.mktemp("undisturbed"))
+
+
+def test_equal_seeds_give_equal_weights_and_others_do_not(train, undisturbed, tmp_path):
+    second = train(tmp_path / "b")
+    assert same(weights(undisturbed), weights(second))
+    assert undisturbed.history == second.history
+    assert not same(weights(undisturbed), weights(train(tmp_path / "c", seed=1)))
 
 
 @pytest.mark.parametrize("step", [7, 14, 23])
-def test_resumed_finetuning_equals_an_undisturbed_one(train, tmp_path, step):
-    undisturbed = train(tmp_path / "a")
+def test_resumed_finetuning_equals_an_undisturbed_one(train, undisturbed, tmp_path, step):
     with pytest.raises(CrashError):
         train(tmp_path / "b", progress=stop_at(step))
     steps = []
@@ -137,7 +142,7 @@ finetune(words.make_model(), splits, settings, seed=0, folder=Path(sys.argv[2]),
 """
 
 
-def test_a_killed_process_is_taken_up_again(train, tmp_path):
+def test_a_killed_process_is_taken_up_again(train, undisturbed, tmp_path):
     conftest = Path(__file__).parents[1] / "conftest.py"
     killed = subprocess.run(
         [
@@ -155,7 +160,7 @@ def test_a_killed_process_is_taken_up_again(train, tmp_path):
     )
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert killed.stdout == ""
-    assert same(weights(train(tmp_path / "a")), weights(train(tmp_path / "b")))
+    assert same(weights(undisturbed), weights(train(tmp_path / "b")))
 
 
 def test_checkpoints_of_other_settings_are_not_taken_up(train, tmp_path):
@@ -166,7 +171,9 @@ def test_checkpoints_of_other_settings_are_not_taken_up(train, tmp_path):
     assert same(weights(fresh), weights(train(tmp_path / "b", settings=others)))
 
 
-def test_a_full_disk_names_the_way_out_and_keeps_earlier_checkpoints(train, tmp_path, monkeypatch):
+def test_a_full_disk_names_the_way_out_and_keeps_earlier_checkpoints(
+    train, undisturbed, tmp_path, monkeypatch
+):
     calls = []
 
     def save_file(*arguments):
@@ -184,7 +191,7 @@ def test_a_full_disk_names_the_way_out_and_keeps_earlier_checkpoints(train, tmp_
         "checkpoint-4",
         "checkpoint-6",
     }
-    assert same(weights(train(tmp_path / "a")), weights(train(tmp_path / "b")))
+    assert same(weights(undisturbed), weights(train(tmp_path / "b")))
 
 
 def test_no_checkpoint_file_is_a_pickle_that_runs_code(train, tmp_path):
