@@ -98,7 +98,7 @@ def test_an_environment_is_made_to_the_end_and_once(
 ):
     wheels = tmp_path / "wheels"
     wheels.mkdir()
-    options = ["--no-index", "--find-links", str(wheels)]
+    options = ["--no-index", "--find-links", str(wheels), "--no-compile"]
     device = server.device(base_python=BASE_PYTHON, pip_options=options)
     error = fails(device)
     assert error.what == "the package cannot be installed on the device"
