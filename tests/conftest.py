@@ -5,25 +5,43 @@ The small transformer is written straight in ONNX: no torch, no export, ready in
 
 from __future__ import annotations
 
+import functools
 import gc
+import importlib.metadata
 import os
+import re
 import shutil
 import subprocess
 import sys
 import venv
-from collections.abc import Callable
+import zipfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from targets.signature import Arrays, Signature, TensorSpec
 
 ROOT = Path(__file__).parents[1]
-# How pip says that it reached no index, as opposed to an index without the package.
-UNREACHABLE = ("NewConnectionError", "ConnectTimeoutError", "Name or service not known")
+# The extras of a device that runs on a CPU.
+RUNTIMES = ("onnxruntime", "openvino")
 VOCABULARY, WIDTH, HEADS, HIDDEN, LABELS = 700, 32, 2, 64, 3
+
+
+SHARED = ("finished", "device_wheels", "project_wheel")
+"""Fixtures that take long to make."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep tests that share an expensive fixture, or else a file, in one process."""
+    for item in items:
+        needed = getattr(item, "fixturenames", ())
+        group = next((name for name in SHARED if name in needed), str(item.path))
+        item.add_marker(pytest.mark.xdist_group(group))
 
 
 def pytest_collection_finish() -> None:
@@ -228,43 +246,92 @@ def project_wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def device_wheels(project_wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the wheels of all that a device with ONNX Runtime needs besides ours."""
+def device_wheels(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder with the wheels of all that a device needs besides ours, whatever its runtime.
+
+    They are made of what is installed here. So no index is asked, and a device gets the versions
+    that everything else is tested with.
+    """
     folder = tmp_path_factory.mktemp("wheels")
-    constraints = ROOT / "scripts" / "constraints.txt"
-    _pip("download", "--constraint", constraints, "--dest", folder, f"{project_wheel}[onnxruntime]")
-    next(folder.glob("compressor-*.whl")).unlink()
-    return folder
+    names = set(_needed(Requirement(f"compressor[{','.join(RUNTIMES)}]"), set()))
+    for name in sorted(names - {"compressor"}):
+        _make_wheel(importlib.metadata.distribution(name), folder)
+    yield folder
+    shutil.rmtree(folder)  # they are large
+
+
+def _needed(requirement: Requirement, seen: set[str]) -> Iterator[str]:
+    """The distributions that an installation of this one brings."""
+    if str(requirement) in seen:
+        return
+    seen.add(str(requirement))
+    yield canonicalize_name(requirement.name)
+    for line in importlib.metadata.requires(requirement.name) or ():
+        found = Requirement(line)
+        wanted = [{"extra": extra} for extra in ("", *requirement.extras)]
+        if found.marker is None or any(found.marker.evaluate(each) for each in wanted):
+            yield from _needed(found, seen)
+
+
+def _make_wheel(distribution: importlib.metadata.Distribution, folder: Path) -> None:
+    """Pack an installed distribution again, without what its installation added."""
+    files = distribution.files or []
+    info = next(file.parts[0] for file in files if file.name == "METADATA")
+    tags = re.findall(r"^Tag: (.+)$", distribution.read_text("WHEEL") or "", re.MULTILINE)
+    assert tags, f"{distribution.name} was not installed from a wheel"
+    parts = zip(*(tag.split("-") for tag in tags), strict=True)
+    tag = "-".join(".".join(dict.fromkeys(part)) for part in parts)
+    wheel = folder / f"{info.removesuffix('.dist-info')}-{tag}.whl"
+    added = ("INSTALLER", "REQUESTED", "direct_url.json", "RECORD")
+    kept = []
+    with zipfile.ZipFile(wheel, "w") as archive:
+        for file in files:
+            # Scripts lie outside, and are made anew of the entry points.
+            if ".." in file.parts or file.suffix == ".pyc" or file.name in added:
+                continue
+            archive.write(str(file.locate()), file.as_posix())
+            kept.append(f"{file.as_posix()},,\n")
+        archive.writestr(f"{info}/RECORD", "".join([*kept, f"{info}/RECORD,,\n"]))
 
 
 @pytest.fixture(scope="session")
-def device_environment(
+def make_environment(
     project_wheel: Path, device_wheels: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Path:
+) -> Callable[[str], Path]:
+    """The ``bin`` folder of a fresh environment with the wheel and one runtime."""
+
+    @functools.cache
+    def make(runtime: str) -> Path:
+        folder = tmp_path_factory.mktemp("device") / "env"
+        venv.create(folder)
+        # Bytecode of all that is there would take longer than the installation.
+        options = ("--no-compile", "--no-index", "--find-links", device_wheels)
+        python = folder / "bin" / "python"
+        _pip("--python", python, "install", *options, f"{project_wheel}[{runtime}]")
+        return folder / "bin"
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def device_environment(make_environment: Callable[[str], Path]) -> Path:
     """The ``bin`` folder of a fresh environment with the wheel and ONNX Runtime."""
-    folder = tmp_path_factory.mktemp("device") / "env"
-    venv.create(folder, with_pip=True)
-    offline = ("--no-index", "--find-links", device_wheels)
-    python = folder / "bin" / "python"
-    _pip("install", *offline, f"{project_wheel}[onnxruntime]", python=python)
-    return folder / "bin"
+    return make_environment("onnxruntime")
 
 
-def _pip(*arguments: str | Path, python: str | Path = sys.executable) -> None:
+def _pip(*arguments: str | Path) -> None:
     """Run pip outside of the checkout, with nothing of this environment leaking in."""
     env = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
-    command = [str(each) for each in (python, "-m", "pip", *arguments)]
+    command = [str(each) for each in (sys.executable, "-m", "pip", *arguments)]
     done = subprocess.run(command, capture_output=True, text=True, cwd="/", env=env, check=False)
-    if done.returncode and any(sign in done.stdout + done.stderr for sign in UNREACHABLE):
-        pytest.skip("pip reaches no package index here")
     assert done.returncode == 0, done.stdout + done.stderr
 
 
 @pytest.fixture(scope="session")
-def small_bundle(
+def make_small_bundle(
     make_classifier: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory
-) -> Path:
-    """A bundle of a small classifier for ONNX Runtime, made by the build half."""
+) -> Callable[[str], Path]:
+    """Bundles of a small classifier by target, made by the build half."""
     from compressor.export import export_onnx
     from compressor.lowering import lower
     from compressor.model import OnnxModel
@@ -285,8 +352,18 @@ def small_bundle(
         return {"form": "onnx", "precision": "fp32"}
 
     step = store.step("model", {}, keep)
-    made = lower(
-        "small", "candidate", registry.get("onnxruntime"), [step], store=store, hand_over=folder
-    )
-    assert made.bundle is not None, made.reason
-    return made.bundle.folder
+
+    @functools.cache
+    def make(target: str) -> Path:
+        opened = registry.get(target)
+        made = lower("small", "candidate", opened, [step], store=store, hand_over=folder / target)
+        assert made.bundle is not None, made.reason
+        return made.bundle.folder
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def small_bundle(make_small_bundle: Callable[[str], Path]) -> Path:
+    """A bundle of a small classifier for ONNX Runtime."""
+    return make_small_bundle("onnxruntime")

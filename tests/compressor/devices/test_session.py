@@ -9,6 +9,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -60,6 +61,26 @@ def bench(small_bundle, wheel, said):
 
 
 @pytest.fixture
+def once_it_measures():
+    """Listens to what a device does, and does something as soon as a model runs there."""
+
+    def listen(server, do):
+        def look():
+            if any("targets.worker" in each for each in server.commands()):
+                do()
+            else:
+                asyncio.get_running_loop().call_later(0.05, look)
+
+        def say(line):
+            if line == "measures":
+                look()
+
+        return say
+
+    return listen
+
+
+@pytest.fixture
 def fails(bench):
     """The error of a benchmark."""
 
@@ -93,12 +114,12 @@ def test_the_result_is_that_of_a_bench_at_home(bench, server, python, small_bund
     assert server.commands() == []
 
 
-def test_an_environment_is_made_to_the_end_and_once(
+def test_an_environment_is_made_to_the_end_and_once_and_a_wrong_option_is_told(
     bench, fails, server, device_wheels, said, tmp_path
 ):
     wheels = tmp_path / "wheels"
     wheels.mkdir()
-    options = ["--no-index", "--find-links", str(wheels)]
+    options = ["--no-index", "--find-links", str(wheels), "--no-compile"]
     device = server.device(base_python=BASE_PYTHON, pip_options=options)
     error = fails(device)
     assert error.what == "the package cannot be installed on the device"
@@ -107,13 +128,16 @@ def test_an_environment_is_made_to_the_end_and_once(
     for each in device_wheels.iterdir():
         (wheels / each.name).symlink_to(each)
     assert bench(device).complete
-    assert said.count("makes an environment on the device") == 2
     assert server.left_over() == {"lock", "venvs"}
     [venv] = (server.workdir / "venvs").iterdir()
     packages = next(venv.glob("lib/python3*/site-packages"))
     assert (packages / "onnxruntime").is_dir()
     assert not (packages / "torch").exists()
-    assert bench(device).complete
+    # The next one finds it, even where it comes to nothing.
+    error = fails(device, ("--sequence-length", "1000"))
+    assert error.what == "the benchmark failed on the device"
+    assert "the model takes no text of this length" in error.given
+    assert server.left_over() == {"lock", "venvs"}
     assert said.count("makes an environment on the device") == 2
     assert fleet.clean_devices({"a": device}) == {"a": str(server.workdir)}
     assert not server.workdir.exists()
@@ -151,13 +175,6 @@ def test_a_bundle_that_cannot_be_measured_is_in_the_result(
     assert [foreign.bundle, good.bundle] == list(opened)
     assert "this CPU lacks instructions" in foreign.result.failures[0].error.what
     assert good.result.measurements
-    assert server.left_over() == KEPT
-
-
-def test_a_wrong_option_is_told_in_the_words_of_the_device(fails, server, python):
-    error = fails(server.device(python=python), ("--sequence-length", "1000"))
-    assert error.what == "the benchmark failed on the device"
-    assert "the model takes no text of this length" in error.given
     assert server.left_over() == KEPT
 
 
@@ -212,10 +229,25 @@ def test_more_threads_than_allowed(fails, server):
     assert error.given == "--threads 3"
 
 
-def test_a_device_that_takes_too_long_is_stopped(fails, server, python):
-    error = fails(server.device(python=python, timeout_s=12), LONG)
+def test_a_device_that_takes_too_long_is_stopped(
+    server, python, small_bundle, wheel, once_it_measures
+):
+    job = Job({"bundle": Bundle.open(small_bundle)}, LONG)
+
+    async def measure():
+        loop = asyncio.get_running_loop()
+
+        def let_an_hour_pass():
+            loop.time = lambda: time.monotonic() + 3600
+
+        say = once_it_measures(server, let_an_hour_pass)
+        await bench_on(server.device(python=python, timeout_s=3600), job, wheel, say)
+
+    with pytest.raises(DeviceError) as caught:
+        asyncio.run(measure())
+    error = caught.value
     assert error.what == "the device took too long"
-    assert error.given == "more than 12 s"
+    assert error.given == "more than 3600 s"
     assert server.commands() == []
     assert server.left_over() == KEPT
 
@@ -244,20 +276,22 @@ def impatient(monkeypatch):
 
 @pytest.mark.parametrize("how", ["server", "cable"])
 def test_a_device_that_drops_is_an_error_and_the_other_goes_on(
-    how, server, other_server, python, small_bundle, impatient, until
+    how, server, other_server, python, small_bundle, impatient, until, once_it_measures
 ):
     devices = {"a": server.device(python=python), "b": other_server.device(python=python)}
-    job = Job({"bundle": Bundle.open(small_bundle)}, ("--rounds", "60", *OPTIONS[2:]))
+    job = Job({"bundle": Bundle.open(small_bundle)}, ("--rounds", "20", *OPTIONS[2:]))
     measuring = set()
+
+    def cut():
+        server.drop() if how == "server" else server.plug("down")
+
+    say_of_a = once_it_measures(server, cut)
 
     def say(name, line):
         if line == "measures":
             measuring.add(name)
-            if name == "a":
-                asyncio.get_running_loop().call_later(1.5, cut)
-
-    def cut():
-        server.drop() if how == "server" else server.plug("down")
+        if name == "a":
+            say_of_a(line)
 
     results = fleet.bench_devices(devices, job, say)
     assert measuring == {"a", "b"}

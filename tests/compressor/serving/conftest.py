@@ -151,10 +151,9 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     def install(*requirements: str) -> Path:
         if requirements not in found:
             folder = tmp_path_factory.mktemp("published")
-            command = (sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target")
-            done = subprocess.run(
-                [*command, str(folder), *requirements], capture_output=True, text=True, check=False
-            )
+            options = ("--quiet", "--no-deps", "--no-compile", "--target", str(folder))
+            command = [sys.executable, "-m", "pip", "install", *options, *requirements]
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
             if done.returncode and any(sign in done.stdout + done.stderr for sign in UNREACHABLE):
                 pytest.skip("pip reaches no package index here")
             assert done.returncode == 0, done.stdout + done.stderr
