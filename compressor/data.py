@@ -158,7 +158,8 @@ def _read_rows(path: Path, spec: DataSpec) -> _Rows:
                 f"the {role} column {column!r} is missing",
                 where=path,
                 given=f"columns {', '.join(names) or '(none)'}",
-                fix=f"name it: data.{role} in a recipe, --{role} for finetune"
+                fix=_separator_hint(names)
+                or f"name it: data.{role} in a recipe, --{role} for finetune"
                 + (f"; did you mean {guess!r}?" if guess else ""),
             )
     labels = [_label_text(label) for label in values[spec.label]]
@@ -181,6 +182,14 @@ def _read_rows(path: Path, spec: DataSpec) -> _Rows:
             if name in values
         },
     )
+
+
+def _separator_hint(names: Sequence[str]) -> str | None:
+    """What to do about a table whose columns were read as one."""
+    for separator, name in ((";", "semicolons"), ("\t", "tabs"), ("|", "bars")):
+        if len(names) == 1 and separator in names[0]:
+            return f"the columns are separated by {name}: write commas, or tabs in a .tsv file"
+    return None
 
 
 def _check_slices(spec: DataSpec, found: Collection[str]) -> None:

@@ -4,6 +4,7 @@
     ├── DocumentError       a file of settings that does not hold; carries all of its problems
     │   ├── RecipeError         a recipe
     │   ├── BudgetFileError     the limits of a gate
+    │   ├── SettingsError       the settings that a command gives to one component
     │   └── InventoryError      a devices file
     ├── DataError           data that cannot be used as it is
     ├── CheckpointError     (targets.errors) a checkpoint that cannot be used as it is
@@ -42,6 +43,7 @@ __all__ = [
     "Problem",
     "RecipeError",
     "ReportError",
+    "SettingsError",
     "StoreError",
     "nearest",
 ]
@@ -92,6 +94,12 @@ class RecipeError(DocumentError):
     """A recipe does not hold."""
 
     kind = "recipe"
+
+
+class SettingsError(DocumentError):
+    """The settings that the command line gives to one component do not hold."""
+
+    kind = "command line"
 
 
 class BudgetFileError(DocumentError):
@@ -158,4 +166,6 @@ def nearest(word: str, known: Iterable[str]) -> str | None:
     """The known word most like a misspelt one, or None when nothing is close; case is ignored."""
     words = {each.lower(): each for each in known}
     matches = difflib.get_close_matches(word.lower(), words, n=1, cutoff=0.6)
+    if not matches and len(word) > 2:
+        matches = [each for each in words if each.startswith(word.lower())][:1]
     return words[matches[0]] if matches else None

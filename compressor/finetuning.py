@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from compressor.checkpoint import file_hashes
 from compressor.data import DataSpec, Splits, data_fingerprint, read_splits
 from compressor.errors import StoreError
@@ -17,14 +19,16 @@ from compressor.passes.finetune import Finetune
 from compressor.progress import Progress
 from compressor.recipe.settings import read_settings
 from compressor.storage import why_not_writable
-from compressor.store import RunStore
+from compressor.store import RunStore, step_key
 from targets.environment import library_versions
 from targets.scoring import Accuracy, accuracy
 
 __all__ = ["finetune_checkpoint"]
 
-VERSION = 1  # goes up when the same settings give another checkpoint
+VERSION = 2  # goes up when the same settings give another checkpoint
 SETTINGS = "the settings of finetune"
+ORIGIN = ".finetune"
+"""File that tells which call wrote a folder, so that the same call may write it again."""
 
 
 def finetune_checkpoint(
@@ -38,6 +42,7 @@ def finetune_checkpoint(
     overrides: Sequence[str],
     store: RunStore,
     progress: Progress,
+    overwrite: bool = False,
 ) -> dict[str, Accuracy]:
     """Fine-tune a checkpoint and write it to ``output`` with its training curves.
 
@@ -51,6 +56,7 @@ def finetune_checkpoint(
         overrides: Settings of the pass ``finetune`` as ``name=value``.
         store: Where the result is kept; the same call finds it there.
         progress: Is told what happens.
+        overwrite: Write into a folder that holds something else.
 
     Returns:
         Accuracy on the validation and on the test data.
@@ -61,34 +67,37 @@ def finetune_checkpoint(
     settings = read_settings(Finetune, overrides, SETTINGS)
     spec = DataSpec.model_validate({**data_files, "text": text, "label": label})
 
+    inputs = {
+        "files": file_hashes(model),
+        "data": data_fingerprint(spec, seed=seed),
+        "settings": settings.settings(),
+        "seed": seed,
+        "version": VERSION,
+        "libraries": library_versions(("torch", "transformers", "accelerate")),
+    }
+    key = step_key("finetune", inputs)
+
     def make(files: Path, work: Path) -> dict[str, Any]:
         splits = read_splits(spec, label_names=None, seed=seed)
         return _train(model, splits, settings, seed, files, work, progress)
 
-    reason = why_not_writable(output)
-    if reason is not None:
-        raise _unwritable(output, reason)
+    _check_output(output, key, (model, *(path.parent for path in spec.files.values())), overwrite)
     progress.start("finetune")
     with store.run("finetune", output) as record:
-        step = store.step(
-            "finetune",
-            {
-                "files": file_hashes(model),
-                "data": data_fingerprint(spec, seed=seed),
-                "settings": settings.settings(),
-                "seed": seed,
-                "version": VERSION,
-                "libraries": library_versions(("torch", "transformers", "accelerate")),
-            },
-            make,
-        )
+        step = store.step("finetune", inputs, make)
         record(step)
-        _publish(step.folder, output)
+        _publish(step.folder, output, key)
     accuracies = {
         split: Accuracy.model_validate(found)
         for split, found in step.record.facts["accuracy"].items()
     }
     progress.finish(f"test accuracy {100 * accuracies['test'].value:.1f}%", cached=step.cached)
+    largest = step.record.facts["largest_class"]
+    if accuracies["test"].value <= largest:
+        progress.warn(
+            f"the model is no better than one that always gives the most frequent label "
+            f"({100 * largest:.1f}%): try another learning_rate or more epochs"
+        )
     return accuracies
 
 
@@ -127,10 +136,41 @@ def _train(
     (files / "finetune.json").write_text(
         json.dumps({"settings": settings.settings(), "seed": seed, "accuracy": found}, indent=2)
     )
-    return {"accuracy": found, "metrics": dict(result.metrics)}
+    return {
+        "accuracy": found,
+        "largest_class": float(np.bincount(splits.test.labels).max() / len(splits.test)),
+        "metrics": dict(result.metrics),
+    }
 
 
-def _publish(source: Path, output: Path) -> None:
+def _check_output(output: Path, key: str, inputs: Sequence[Path], overwrite: bool) -> None:
+    """Refuse, before the training, a folder that cannot be written or whose content would be lost.
+
+    Raises:
+        StoreError: Says which of these it is.
+    """
+    if output.resolve() in {path.resolve() for path in inputs}:
+        raise StoreError(
+            "the output folder is the one of the model or the data, which are never changed",
+            where=output,
+            fix="name another folder with --output",
+        )
+    reason = why_not_writable(output)
+    if reason is not None:
+        raise _unwritable(output, reason)
+    if overwrite or not output.is_dir() or not any(output.iterdir()):
+        return
+    origin = output / ORIGIN
+    if not origin.is_file() or origin.read_text(encoding="utf-8") != key:
+        raise StoreError(
+            "the output folder holds something else already",
+            where=output,
+            given=", ".join(sorted(path.name for path in output.iterdir())[:5]),
+            fix="name another folder with --output, or add --overwrite",
+        )
+
+
+def _publish(source: Path, output: Path, key: str) -> None:
     """Copy the checkpoint to where the user wants it, each file in one step."""
     try:
         output.mkdir(parents=True, exist_ok=True)
@@ -138,6 +178,7 @@ def _publish(source: Path, output: Path) -> None:
             temporary = output / f".{path.name}.tmp"
             shutil.copyfile(path, temporary)
             os.replace(temporary, output / path.name)
+        (output / ORIGIN).write_text(key, encoding="utf-8")
     except OSError as error:
         raise _unwritable(output, error.strerror or error) from error
 

@@ -6,7 +6,7 @@ import importlib.metadata
 import itertools
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from compressor.architecture import Architecture
@@ -23,6 +23,10 @@ from targets.base import Precision, Target
 from targets.errors import ToolkitError
 
 __all__ = ["Plan", "PlannedPass", "make_plan", "validate_recipe"]
+
+
+MAX_SHARED = 0.02
+"""Share of the test texts that may stand in the training data; short texts repeat by chance."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +103,15 @@ def validate_recipe(recipe: Recipe) -> Plan:
     if all(path.is_file() for path in recipe.data.files.values()):
         try:
             names = label_names(recipe.model) if _has_config(recipe) else None
-            read_splits(recipe.data, label_names=names, seed=recipe.seed)
+            splits = read_splits(recipe.data, label_names=names, seed=recipe.seed)
+            known = set(splits.train.texts)
+            shared = sum(text in known for text in splits.test.texts)
+            if plan is not None and shared > MAX_SHARED * len(splits.test):
+                leak = (
+                    f"{shared} of {len(splits.test)} test texts stand in the training data as "
+                    "well: the accuracy will be flattered"
+                )
+                plan = replace(plan, warnings=(*plan.warnings, leak))
         except ToolkitError as error:
             if str(error) not in {str(each) for each in problems}:
                 problems.append(error)

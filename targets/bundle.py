@@ -218,6 +218,12 @@ class Bundle:
         try:
             text = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
+            if not folder.exists():
+                raise BundleError(
+                    "there is no such bundle",
+                    where=folder,
+                    fix="pass a folder that `compressor run` wrote, or an archive of one",
+                ) from error
             raise BundleError(
                 "this is not a bundle: its manifest cannot be read",
                 where=path,

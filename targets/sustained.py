@@ -69,7 +69,7 @@ class Sustained(BaseModel):
         return float(last / first)
 
     @property
-    def verdict(self) -> Literal["steady", "throttled", "noisy", "too short"]:
+    def verdict(self) -> Literal["steady", "throttled", "noisy", "too short to tell"]:
         """Whether the speed held.
 
         ``throttled``: slower at the end by 5% or more with intervals that do not overlap, or the
@@ -77,7 +77,7 @@ class Sustained(BaseModel):
         change would prove nothing.
         """
         if len(self._thirds()[0]) < LEAST_SLICES:
-            return "too short"
+            return "too short to tell"
         if self.throttle_events:
             return "throttled"
         noise = machine_noise(self.slices, threads=self.threads, num_cpus=self.num_cpus)

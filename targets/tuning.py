@@ -135,7 +135,7 @@ def describe(tuning: Tuning) -> str:
     """What was chosen, in one line."""
     parts = [f"{name} {value}" for name, value in tuning.options.items()]
     if tuning.max_threads:
-        parts.append(f"at most {tuning.max_threads} threads")
+        parts.append(f"at most {tuning.max_threads} thread{'s' if tuning.max_threads > 1 else ''}")
     gain = tuning.trials[-1].gain if tuning.trials else None
     if not parts and any((trial.rejected or "").startswith(NOISY) for trial in tuning.trials):
         return f"tuned: nothing is taken, {NOISY}"

@@ -296,7 +296,7 @@ def tracked_files() -> list[Path]:
     return [ROOT / name for name in done.stdout.split("\0") if name]
 
 
-def test_no_file_holds_paths_of_a_machine_or_hosts_of_a_mirror() -> None:
+def test_no_file_holds_paths_of_a_machine_hosts_of_a_mirror_or_half_a_merge() -> None:
     forbidden = re.compile(
         "|".join(
             (
@@ -306,6 +306,7 @@ def test_no_file_holds_paths_of_a_machine_or_hosts_of_a_mirror() -> None:
                 r"https?://(?!localhost)[a-z0-9.-]*(?:artifactory|nexus|mirror)[a-z0-9.-]*",
                 "extra-index" + "-url",
                 "PRIVATE" + " KEY",
+                "^(?:<{7}|>{7}) ",
             )
         )
     )

@@ -9,7 +9,7 @@ from rich import box
 from rich.table import Table
 
 from compressor.cli.progress import ConsoleProgress, console
-from compressor.report.wording import milliseconds
+from compressor.report.wording import NONE, milliseconds
 from targets.bench import BenchEntry, BenchReport, Sweep, bench
 from targets.benchmark import BenchmarkSettings, Failure
 from targets.bundle import Bundle
@@ -50,6 +50,7 @@ def bench_bundles(
     show_bench(report)
     if output is not None:
         output.write_text(report.model_dump_json(indent=1) + "\n", encoding="utf-8")
+        console().print(f"raw times: {output}", soft_wrap=True)
     return report.complete
 
 
@@ -109,7 +110,9 @@ def _cells(found: Measurement, has_energy: bool) -> tuple[str, ...]:
     energy = "" if found.energy_mj is None else f"{found.energy_mj:.1f}"
     return (
         milliseconds(found.median_ms),
-        f"{milliseconds(found.interval.low)}-{milliseconds(found.interval.high)}",
+        NONE
+        if len(found.rounds) < 2
+        else f"{milliseconds(found.interval.low)}-{milliseconds(found.interval.high)}",
         milliseconds(found.p90_ms),
         f"{found.throughput:.0f}",
         *((energy,) if has_energy else ()),
@@ -118,7 +121,7 @@ def _cells(found: Measurement, has_energy: bool) -> tuple[str, ...]:
 
 
 def _more(entry: BenchEntry, number: int) -> list[str]:
-    title = f"{number} with {entry.threads} threads"
+    title = f"{number} with {_threads(entry)}"
     lines = []
     start = entry.cold_start
     if start is not None:
@@ -144,7 +147,9 @@ def _failures(report: BenchReport, names: Sequence[str]) -> list[str]:
         for shape in report.sweep.shapes:
             found = entry.result.at(shape)
             if isinstance(found, Failure):
-                lines.append(
-                    f"{number} with {entry.threads} threads at {shape} failed: {found.error}"
-                )
+                lines.append(f"{number} with {_threads(entry)} at {shape} failed: {found.error}")
     return list(dict.fromkeys(lines))
+
+
+def _threads(entry: BenchEntry) -> str:
+    return "1 thread" if entry.threads == 1 else f"{entry.threads} threads"

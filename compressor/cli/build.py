@@ -121,6 +121,9 @@ def finetune(
     seed: Annotated[int, typer.Option(help="Of every random choice.")] = 0,
     set_: SettingOption = None,
     store: StoreOption = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Write into a folder that holds something else.")
+    ] = False,
 ) -> None:
     """Fine-tune a checkpoint on local data, as a starting point for compression.
 
@@ -140,6 +143,7 @@ def finetune(
             overrides=set_ or (),
             store=open_store(store),
             progress=progress,
+            overwrite=overwrite,
         )
     for split, accuracy in accuracies.items():
         typer.echo(f"{split} accuracy: {accuracy}")

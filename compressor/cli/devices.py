@@ -70,9 +70,12 @@ def bench_on_devices(
     from compressor.devices.inventory import select_devices
     from compressor.devices.session import Job
     from targets.bundle import Bundle
+    from targets.workloads import read_texts
 
     # It warns of each write to a connection that is gone; the error of the device says so once.
     logging.getLogger("asyncio").setLevel(logging.ERROR)
+    if context.params.get("texts") is not None:
+        read_texts(context.params["texts"])  # what is wrong with the file is told before any login
     selected = select_devices(on or (), devices)
     job = Job(
         bundles={str(path): Bundle.open(path) for path in bundles},

@@ -78,6 +78,9 @@ async def _all(
         except ToolkitError as error:
             return error
 
-    async with asyncio.TaskGroup() as group:
-        tasks = {name: group.create_task(one(name)) for name in devices}
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = {name: group.create_task(one(name)) for name in devices}
+    except ExceptionGroup as failures:  # a bug: it is told as itself
+        raise failures.exceptions[0] from failures
     return {name: task.result() for name, task in tasks.items()}

@@ -126,7 +126,7 @@ def _first_reason(group: Sequence[Row]) -> str:
 def _line(label: str, row: Row, primary_shape: str) -> str:
     parts = [f"{row.latency[primary_shape].median_ms:.3f} ms"]
     if row.speedup is not None:
-        parts.append(f"{row.speedup.ratio:.1f}x the speed of the untouched model there")
+        parts.append(f"{row.speedup.ratio:.3g}x the speed of the untouched model there")
     if row.test_comparison is not None:
         drop = row.test_comparison
         parts.append(

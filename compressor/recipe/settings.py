@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from compressor.errors import Problem, RecipeError, nearest
+from compressor.errors import Problem, RecipeError, SettingsError, nearest
 from compressor.recipe.document import apply_overrides, shown
 from targets.discovery import Component
 
@@ -26,17 +26,20 @@ def read_settings(cls: type[ComponentT], overrides: Sequence[str], where: str) -
         where: What messages call the settings.
 
     Raises:
-        RecipeError: Carries a problem for each setting that is unknown, missing or out of range.
+        SettingsError: Carries a problem for each setting that is unknown, missing or out of range.
     """
     values: dict[str, Any] = {}
-    apply_overrides(values, overrides, Path(where))
+    try:
+        apply_overrides(values, overrides, Path(where))
+    except RecipeError as error:
+        raise SettingsError(error.problems, where=where) from error
     try:
         return cls.model_validate(values)
     except ValidationError as error:
         problems = []
         for each in error.errors():
             name = ".".join(map(str, each["loc"]))
-            what, fix = each["msg"], None
+            what, fix = each["msg"][0].lower() + each["msg"][1:], None
             given: str | None = shown(each["input"])
             if each["type"] == "extra_forbidden":
                 guess = nearest(name, cls.model_fields)
@@ -48,4 +51,4 @@ def read_settings(cls: type[ComponentT], overrides: Sequence[str], where: str) -
                 about = cls.model_fields[name].description if name in cls.model_fields else None
                 fix = f"give it with --set {name}=..." + (f"  ({about})" if about else "")
             problems.append(Problem(what, where=f"--set {name}".rstrip(), given=given, fix=fix))
-        raise RecipeError(problems, where=where) from error
+        raise SettingsError(problems, where=where) from error

@@ -67,7 +67,13 @@ class Docker(Format):
         ignore = ["*", *(f"!{each}" for each in needed)]
         (folder / ".dockerignore").write_text("\n".join(ignore) + "\n", encoding="utf-8")
         (folder / "Dockerfile").write_text(to_text(self._instructions(wheel)), encoding="utf-8")
-        return ()
+        if bundle.manifest.evaluation is None:
+            return ()
+        return (
+            f"the image carries the test data of the bundle ({bundle.manifest.evaluation}), whose "
+            "tokens can be turned back into text; a recipe with "
+            "'bundle: {evaluation_data: false}' leaves it out",
+        )
 
     def command(self, output: Path, name: str) -> str:
         """How the server is started on the folder, for people."""

@@ -368,6 +368,14 @@ def test_take_picks_rows_in_order(indices: list[int]) -> None:
     assert taken.labels.tolist() == indices
 
 
+def test_another_separator_is_told(spec: Callable[..., DataSpec]) -> None:
+    error = refusal(spec("text;label\na cat;animal\na car;thing\n"))
+    assert (
+        error.fix == "the columns are separated by semicolons: write commas, or tabs in a .tsv file"
+    )
+    assert "separated by tabs" in str(refusal(spec("text\tlabel\na\tb\n")).fix)
+
+
 # Slices
 
 

@@ -54,7 +54,8 @@ def test_a_bare_encoder_becomes_a_classifier_and_is_found_again(
     assert label_names(output) == ("person", "place", "time")
     assert json.loads((output / "curves.json").read_text())
     assert "<svg" in (output / "curves.svg").read_text()
-    assert not list(output.glob(".*"))
+    assert [path.name for path in output.glob(".*")] == [".finetune"]
+    assert compressor(*arguments).code == 0  # the same call may write there again
 
     weights = (output / "model.safetensors").read_bytes()
     shutil.rmtree(output)
@@ -75,6 +76,38 @@ def test_an_output_that_cannot_be_written_is_found_before_the_training(
     assert outcome.code == 8
     assert "the checkpoint cannot be written" in outcome.err
     assert not (tmp_path / "store").exists()
+
+
+def test_what_stands_in_the_output_is_not_lost(home, encoder, tmp_path, compressor):
+    output = tmp_path / "out"
+    output.mkdir()
+    (output / "thesis.txt").write_text("mine")
+    arguments = ("finetune", encoder, home, "--store", tmp_path / "store", "--set", "epochs=1")
+    refused = compressor(*arguments, "--output", output)
+    assert refused.code == 8
+    assert "the output folder holds something else already" in refused.err
+    assert "given: thesis.txt" in refused.err
+    assert "--overwrite" in refused.err
+    for folder in (encoder, home):
+        before = sorted(path.name for path in folder.iterdir())
+        refused = compressor(*arguments, "--output", folder, "--overwrite")
+        assert refused.code == 8
+        assert "the one of the model or the data" in refused.err
+        assert sorted(path.name for path in folder.iterdir()) == before
+    assert not (tmp_path / "store").exists()
+    assert compressor(*arguments, "--output", output, "--overwrite").code == 0
+    assert (output / "thesis.txt").read_text() == "mine"
+    other = compressor(*arguments, "--output", output, "--set", "learning_rate=1")
+    assert other.code == 8  # another model would take the place of that one
+
+
+def test_a_model_that_learned_nothing_is_told(home, encoder, tmp_path, compressor):
+    outcome = compressor(
+        "finetune", encoder, home, "--output", tmp_path / "out", "--store", tmp_path / "store",
+        "--set", "epochs=1", "--set", "learning_rate=1",
+    )  # fmt: skip
+    assert outcome.code == 0
+    assert "no better than one that always gives the most frequent label" in outcome.out
 
 
 def test_a_misspelt_setting_names_the_nearest_one(home, encoder, tmp_path, compressor):

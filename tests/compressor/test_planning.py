@@ -419,6 +419,19 @@ def test_a_variant_that_a_target_never_runs_is_warned_of(place: Workplace) -> No
 # The data
 
 
+def test_test_texts_in_the_training_data_are_warned_of(place: Workplace) -> None:
+    place.write_config(id2label={"0": "cat", "1": "dog"})
+    place.write_data("train", [(f"meow {index}", "cat") for index in range(50)] + [("woof", "dog")])
+    place.write_data("test", [("meow 1", "cat"), ("purr", "cat"), ("bark", "dog"), ("wag", "dog")])
+    found = [each for each in validate_recipe(place.recipe()).warnings if "stand in" in each]
+    assert found == [
+        "1 of 4 test texts stand in the training data as well: the accuracy will be flattered"
+    ]
+    place.write_data("test", [("purr", "cat"), ("bark", "dog")])
+    warnings = validate_recipe(place.recipe()).warnings
+    assert not [each for each in warnings if "stand in" in each]
+
+
 def test_figures_that_will_mislead_are_warned_of(place: Workplace) -> None:
     recipe = place.recipe(
         data={"train": "train.csv", "test": "./train.csv"}, benchmark={"threads": 1000}

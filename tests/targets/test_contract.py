@@ -92,7 +92,7 @@ def models(make_classifier: Callable[..., Any], tmp_path_factory: pytest.TempPat
     calibration = [made.feeds(lengths) for lengths in BATCHES]
     # 7 bits: no target has to narrow them, whatever the CPU, so that all run the same numbers.
     quantization.quantize_static(paths["fp32"], paths["int8"], calibration, weight_bits=7)
-    quantization.quantize_dynamic(paths["fp32"], paths["int8-dynamic"])
+    quantization.quantize_dynamic(paths["fp32"], paths["int8-dynamic"], weight_bits=7)
     quantization.quantize_weights(paths["fp32"], paths["int8-weights"])
     quantization.convert_fp16(paths["fp32"], paths["fp16"])
     quantization.request_bf16(paths["fp32"], paths["bf16"])

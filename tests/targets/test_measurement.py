@@ -169,7 +169,7 @@ def test_quiet_machine() -> None:
         (measurement([1.0] * 9, threads=2, cpus=2, others=0.5), "beside 2 threads"),
         (measurement([1.0] * 9, steal=0.1), "the host took 10% of the CPU time"),
         (measurement([1.0] * 9, cpus=[1.0] + [0.5] * 8), "got 0.50 CPUs in most rounds"),
-        (measurement([1.0] * 9, cpus=4.0), "used 4.0 CPUs with 1 threads asked for"),
+        (measurement([1.0] * 9, cpus=4.0), "used 4.0 CPUs with 1 thread asked for"),
     ],
 )
 def test_noisy_machine_names_the_reason(measured: Measurement, reason: str) -> None:

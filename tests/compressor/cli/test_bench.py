@@ -46,7 +46,7 @@ def test_a_sweep_prints_and_writes_every_combination(finished, compressor, tmp_p
         for shape in ("1 x 16", "2 x 16", "1 x real", "1 x raw text", "2 x real", "2 x raw text")
     ]
     assert outcome.out.count("cold start") == 2
-    assert outcome.out.count("too short over") == 2
+    assert outcome.out.count("too short to tell over") == 2
     report = BenchReport.model_validate_json((tmp_path / "bench.json").read_bytes())
     assert report.complete
     assert {entry.identity for entry in report.entries} == {Bundle.open(bundle).identity}

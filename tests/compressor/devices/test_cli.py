@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import os
@@ -16,6 +17,7 @@ import yaml
 
 from compressor.cli import main
 from compressor.cli.devices import given_options
+from compressor.devices import fleet
 from targets.bench import BenchReport
 
 # A test runner in the background hands an ignored SIGINT down to its children.
@@ -101,10 +103,26 @@ def test_a_missing_library_names_its_extra(call, monkeypatch, small_bundle):
     assert "pip install 'compressor[ssh]'" in err
 
 
+def test_a_missing_file_of_texts_is_told_before_any_login(call, small_bundle, tmp_path):
+    texts = tmp_path / "none.txt"
+    code, _, err = call("bench", small_bundle, "--on", "ssh://board.invalid", "--texts", texts)
+    assert code == 3
+    assert "the file of texts cannot be read" in err
+    assert str(texts) in err
+
+
+def test_a_bug_on_one_device_is_told_as_itself():
+    async def work(name: str) -> str:
+        raise LookupError(name)
+
+    with pytest.raises(LookupError, match="board"):
+        asyncio.run(fleet._all({"board": None}, work))
+
+
 def test_a_bundle_is_looked_at_first(call, small_bundle, tmp_path):
     code, _, err = call("bench", tmp_path / "absent", "--on", "ssh://board.invalid")
     assert code == 6
-    assert "this is not a bundle" in err
+    assert "there is no such bundle" in err
     old = tmp_path / "old"
     old.mkdir()
     manifest = json.loads((small_bundle / "manifest.json").read_text())
