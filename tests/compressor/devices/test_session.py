@@ -28,7 +28,7 @@ pytest.importorskip("asyncssh")
 pytestmark = pytest.mark.slow
 
 OPTIONS = ("--rounds", "2", "--sequence-length", "16", "--batch-size", "1")
-LONG = ("--rounds", "1000", "--sequence-length", "16", "--batch-size", "1")
+LONG = ("--rounds", "200", "--sequence-length", "16", "--batch-size", "1")
 BASE_PYTHON = str(Path(sys.base_prefix) / "bin" / "python3")
 KEPT = {"lock", "packages"}
 
