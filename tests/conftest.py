@@ -32,15 +32,16 @@ RUNTIMES = ("onnxruntime", "openvino")
 VOCABULARY, WIDTH, HEADS, HIDDEN, LABELS = 700, 32, 2, 64, 3
 
 
-SHARED = ("finished", "device_wheels", "project_wheel")
-"""Fixtures that take long to make."""
+SHARED = {"finished": "finished", "device_wheels": "device", "project_wheel": "device"}
+"""Fixture that takes long to make -> group of the tests that share it."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Keep tests that share an expensive fixture, or else a file, in one process."""
     for item in items:
         needed = getattr(item, "fixturenames", ())
-        group = next((name for name in SHARED if name in needed), str(item.path))
+        groups = [group for name, group in SHARED.items() if name in needed]
+        group = groups[0] if groups else str(item.path)
         item.add_marker(pytest.mark.xdist_group(group))
 
 

@@ -52,6 +52,8 @@ class GateResult(_Frozen):
     targets: tuple[TargetChecks, ...]
     regression: tuple[Check, ...] = ()
     """Against the last release; empty where there is none to compare with."""
+    ships: tuple[str, ...] = ()
+    """The bundles to ship, relative to the report: of a gate that passed, those within all limits."""
 
     @property
     def passed(self) -> bool:
@@ -136,4 +138,7 @@ def _result(report: Report, regression: tuple[Check, ...], *, even_if_noisy: boo
         lines=tuple(lines),
         targets=targets,
         regression=regression,
+        ships=tuple(each.bundle for each in targets if each.bundle and each.met)
+        if outcome == "pass"
+        else (),
     )
