@@ -104,12 +104,12 @@ def validate_recipe(recipe: Recipe) -> Plan:
         try:
             names = label_names(recipe.model) if _has_config(recipe) else None
             splits = read_splits(recipe.data, label_names=names, seed=recipe.seed)
-            known = set(splits.train.texts)
+            known = {*splits.train.texts, *splits.validation.texts}
             shared = sum(text in known for text in splits.test.texts)
             if plan is not None and shared > MAX_SHARED * len(splits.test):
                 leak = (
-                    f"{shared} of {len(splits.test)} test texts stand in the training data as "
-                    "well: the accuracy will be flattered"
+                    f"{shared} of {len(splits.test)} test texts stand in the training or "
+                    "validation data as well: the accuracy will be flattered"
                 )
                 plan = replace(plan, warnings=(*plan.warnings, leak))
         except ToolkitError as error:

@@ -32,18 +32,29 @@ RUNTIMES = ("onnxruntime", "openvino")
 VOCABULARY, WIDTH, HEADS, HIDDEN, LABELS = 700, 32, 2, 64, 3
 
 
-SHARED = {"finished": "finished", "device_wheels": "device", "project_wheel": "device"}
-"""Fixture that takes long to make -> group of the tests that share it."""
+SHARED = {
+    r"compressor/devices/|\b(device_environment|project_wheel|published)\b": "device",
+    r"compressor/.*\bfinished\b": "run",
+}
+"""What the path and text of a file hold -> group of files that share what takes long to make."""
 
 
-@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in the same hook
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep tests that share an expensive fixture, or else a file, in one process."""
-    for item in items:
-        needed = getattr(item, "fixturenames", ())
-        groups = [group for name, group in SHARED.items() if name in needed]
-        group = groups[0] if groups else str(item.path)
-        item.add_marker(pytest.mark.xdist_group(group))
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Give the tests of a file, or of files that share an expensive fixture, to one process."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Groups(LoadScopeScheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            return _group(nodeid.partition("::")[0])
+
+    return Groups(config, log)
+
+
+@functools.cache
+def _group(path: str) -> str:
+    whole = f"{path} {(ROOT / path).read_text(encoding='utf-8')}"
+    found = (name for holds, name in SHARED.items() if re.search(holds, whole, re.DOTALL))
+    return next(found, path)
 
 
 def pytest_collection_finish() -> None:

