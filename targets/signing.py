@@ -93,8 +93,9 @@ def sign(bundle: Bundle, private_key: Path) -> str:
         password=passphrase,
     )
     signer.set_hashing_config(_hashing(library))
+    folder = bundle.folder.resolve()  # it may be reached by a link; the library refuses all links
     try:
-        signer.sign(bundle.folder, bundle.path(SIGNATURE))
+        signer.sign(folder, folder / SIGNATURE)
     except OSError as error:
         raise BundleError(
             "the signature cannot be written",
@@ -134,8 +135,9 @@ def verify_signature(bundle: Bundle, public_key: Path) -> str:
         )
     verifier = library.verifying.Config().use_elliptic_key_verifier(public_key=public_key)
     verifier.set_hashing_config(_hashing(library))
+    folder = bundle.folder.resolve()  # as in signing
     try:
-        verifier.verify(bundle.folder, bundle.path(SIGNATURE))
+        verifier.verify(folder, folder / SIGNATURE)
     except library.InvalidSignature as error:
         raise SignatureError(
             "the signature does not hold: it was changed, or made with another key",
@@ -144,7 +146,7 @@ def verify_signature(bundle: Bundle, public_key: Path) -> str:
             fix=_FIX,
         ) from error
     except Exception as error:  # whatever it is, nothing has been shown to be right
-        _compare(bundle, signature)
+        _compare(bundle, signature, contents=True)
         raise SignatureError(
             "the signature cannot be checked",
             where=bundle.path(SIGNATURE),
@@ -152,7 +154,7 @@ def verify_signature(bundle: Bundle, public_key: Path) -> str:
             fix=_FIX,
         ) from error
     # A signature may say what to leave out; here, nothing is.
-    _compare(bundle, signature)
+    _compare(bundle, signature, contents=False)
     return fingerprint
 
 
@@ -297,8 +299,8 @@ def _damaged(bundle: Bundle, error: ValidationError) -> SignatureError:
     )
 
 
-def _compare(bundle: Bundle, signature: _Signature) -> None:
-    """Compare the files with those that a signature names.
+def _compare(bundle: Bundle, signature: _Signature, *, contents: bool) -> None:
+    """Compare the files with those that a signature names, by name or by content too.
 
     Raises:
         SignatureError: Names what was added, removed or changed.
@@ -313,7 +315,7 @@ def _compare(bundle: Bundle, signature: _Signature) -> None:
     changed = [
         name
         for name, path in found.items()
-        if name in signed and (not _is_plain(path) or hash_file(path) != signed[name])
+        if contents and name in signed and (not _is_plain(path) or hash_file(path) != signed[name])
     ]
     for what, names in (
         ("changed after it", changed),

@@ -128,6 +128,16 @@ def test_other_curves_sign(folder: Path, tmp_path: Path, curve: Any) -> None:
     assert sign(Bundle.open(folder), keys.private) == verify(folder, keys.public)
 
 
+def test_the_bundle_itself_may_be_reached_by_a_link(
+    folder: Path, keys: Keys, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "current").symlink_to(folder)
+    name = sign(Bundle.open(tmp_path / "current"), keys.private)
+    assert verify(tmp_path / "current", keys.public) == name
+    monkeypatch.chdir(folder)
+    assert verify(Path("."), keys.public) == name
+
+
 # Damage
 
 
