@@ -7,10 +7,9 @@ from contextlib import suppress
 from pathlib import Path
 
 from compressor.errors import CheckpointError
-from targets.bundle import hash_file
 from targets.shapes import tensor_shapes, weight_files
 
-__all__ = ["check_checkpoint", "check_weights", "file_hashes", "label_names"]
+__all__ = ["check_checkpoint", "check_weights", "label_names"]
 
 _FLOATS = frozenset({"F64", "F32", "F16", "BF16"})  # as safetensors names them
 _NUM_NAMED = 5  # tensors that an error names before it counts the rest
@@ -138,9 +137,3 @@ def label_names(folder: Path) -> tuple[str, ...]:
             fix="save the model with id2label, or fine-tune first: compressor finetune",
         )
     return tuple(str(names[key]) for key in sorted(names, key=int))
-
-
-def file_hashes(folder: Path) -> dict[str, str]:
-    """Name -> sha256 of every file of a checkpoint that is read; part of the key of its steps."""
-    read = sorted(path for path in folder.glob("*") if path.suffix in (".json", ".safetensors"))
-    return {path.name: hash_file(path) for path in read}

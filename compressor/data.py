@@ -18,7 +18,7 @@ from compressor.errors import DataError, nearest
 from compressor.tables import read_columns
 from targets.bundle import hash_file
 
-__all__ = ["DataSpec", "Split", "Splits", "data_fingerprint", "read_splits"]
+__all__ = ["DataSpec", "Split", "Splits", "data_fingerprint", "read_splits", "split_hashes"]
 
 VALIDATION_FRACTION = 0.1  # of the training data, where no validation file is given
 
@@ -94,14 +94,23 @@ class Splits:
         return replace(self, test=self.test.take(()))
 
 
-def data_fingerprint(spec: DataSpec, *, seed: int = 0) -> str:
+def split_hashes(spec: DataSpec) -> dict[str, str]:
+    """Split -> sha256 of its file, for the splits that have one."""
+    return {name: hash_file(path) for name, path in sorted(spec.files.items())}
+
+
+def data_fingerprint(
+    spec: DataSpec, *, seed: int = 0, hashes: Mapping[str, str] | None = None
+) -> str:
     """The sha256 over what :func:`read_splits` reads; paths do not count.
 
     Args:
         spec: Files and columns.
         seed: Of the split of the training data; counts only where it has an effect.
+        hashes: Of the files, where they are known: see :func:`split_hashes`.
     """
-    parts = [f"{name} {hash_file(path)}" for name, path in sorted(spec.files.items())]
+    hashes = split_hashes(spec) if hashes is None else hashes
+    parts = [f"{name} {value}" for name, value in sorted(hashes.items())]
     set_apart = None if spec.validation is not None else (seed, VALIDATION_FRACTION)
     parts.append(repr((spec.text, spec.label, spec.max_length, set_apart)))
     if spec.slices:

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 
-from compressor.checkpoint import file_hashes
 from compressor.data import DataSpec, Splits, data_fingerprint, read_splits
 from compressor.errors import StoreError
 from compressor.passes import PassContext
@@ -21,6 +20,7 @@ from compressor.recipe.settings import read_settings
 from compressor.storage import why_not_writable
 from compressor.store import RunStore, step_key
 from targets.environment import library_versions
+from targets.provenance import checkpoint_hashes
 from targets.scoring import Accuracy, accuracy
 
 __all__ = ["finetune_checkpoint"]
@@ -68,7 +68,7 @@ def finetune_checkpoint(
     spec = DataSpec.model_validate({**data_files, "text": text, "label": label})
 
     inputs = {
-        "files": file_hashes(model),
+        "files": checkpoint_hashes(model),
         "data": data_fingerprint(spec, seed=seed),
         "settings": settings.settings(),
         "seed": seed,

@@ -7,13 +7,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from compressor.checkpoint import file_hashes
 from compressor.errors import CheckpointError, PassError
 from compressor.passes import Pass, PassContext, PassResult
 from compressor.progress import Progress
 from compressor.store import RunStore, StoredStep, step_key
 from targets.environment import library_versions
 from targets.errors import ToolkitError, is_disk_full
+from targets.provenance import checkpoint_hashes
 
 if TYPE_CHECKING:
     import numpy as np
@@ -45,7 +45,7 @@ def import_checkpoint(
     from compressor.tasks import get_task
 
     inputs = {
-        "files": file_hashes(folder),
+        "files": checkpoint_hashes(folder),
         "task": task,
         "max_length": max_length,
         "data": data_hash,

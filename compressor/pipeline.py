@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from compressor.checkpoint import label_names
-from compressor.data import Splits, data_fingerprint, read_splits
+from compressor.data import Splits, data_fingerprint, read_splits, split_hashes
 from compressor.device_latency import OnDevices, measure_on_devices
 from compressor.gate.verdict import judge
 from compressor.layer_errors import measure_layers
@@ -107,7 +107,8 @@ class _Run:
         self.measure_again = measure_again
         self.started = time.monotonic()
         self.environment = Environment.here()
-        self.data_hash = data_fingerprint(recipe.data, seed=recipe.seed)
+        self.split_hashes = split_hashes(recipe.data)
+        self.data_hash = data_fingerprint(recipe.data, seed=recipe.seed, hashes=self.split_hashes)
         self.task = get_task(recipe.task)
         self.notes: dict[str, str] = {}  # candidate key -> what its evaluation found
 
@@ -165,16 +166,25 @@ class _Run:
         model = _model_facts(self.recipe, original)
         steps = {chain.variant: _describe_steps(chain) for chain in [baselines[0], *chains]}
         environment = benchmark or self.environment
-        publisher = Publisher(self.recipe, model, self.data_hash, environment)
+        publisher = Publisher(
+            recipe=self.recipe,
+            model=model,
+            checkpoint_files=original.record.inputs["files"],
+            data_hash=self.data_hash,
+            split_hashes=self.split_hashes,
+            environment=environment,
+        )
         for candidate, row in zip(candidates, built, strict=True):
             if row.bundle is not None and candidate.bundle is not None:
-                publisher.publish(
+                note = publisher.publish(
                     candidate.bundle,
                     row,
                     steps[candidate.variant],
                     packs[candidate.key],
                     self.recipe.output / row.bundle,
                 )
+                if note is not None:
+                    self.progress.warn(note)
         advice = {str(goal): each for goal, each in advice_for(_pass_names(self.recipe)).items()}
         report = Report(
             name=self.recipe.name,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import shutil
 from collections.abc import Mapping
@@ -9,20 +11,48 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from compressor.bom import bill_of_materials
 from compressor.errors import ReportError
 from compressor.measuring import pack_file
 from compressor.recipe.schema import Recipe
 from compressor.report.schema import ModelFacts, Row, Step
 from compressor.rows import shape_key
 from compressor.store import StoredStep
-from targets.bundle import CARD, EVALUATION, Bundle, Latency, Manifest, Measured
+from targets.archive import MANIFEST, SIGNATURE
+from targets.bundle import (
+    BOM,
+    CARD,
+    EVALUATION,
+    Bundle,
+    FileRecord,
+    Latency,
+    Manifest,
+    Measured,
+)
 from targets.environment import Environment, library_versions
 from targets.measurement import Measurement
 
-__all__ = ["Publisher"]
+__all__ = ["Publisher", "recipe_hash"]
 
 _ORIGIN = {"name", "task", "seed"}
 """What of a recipe makes a bundle, beside the passes of its variant."""
+
+_PATHS: dict[str, bool | dict[str, bool]] = {
+    "model": True,
+    "data": {"train": True, "validation": True, "test": True},
+    "devices": True,
+    "output": True,
+}
+"""What of a recipe is a path: where something lies, not what it is."""
+
+_LIBRARIES = frozenset({"torch", "transformers"})
+"""Distributions that read the checkpoint, whatever the passes need besides."""
+
+
+def recipe_hash(recipe: Recipe) -> str:
+    """The sha256 of a whole recipe as JSON with sorted keys, but for its paths, in hex."""
+    document = recipe.model_dump(mode="json", exclude=_PATHS)
+    return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -32,13 +62,17 @@ class Publisher:
     Attributes:
         recipe: The recipe of the run.
         model: The untouched model.
+        checkpoint_files: Name -> sha256 of its files.
         data_hash: The sha256 of the data.
+        split_hashes: Split -> sha256 of its file.
         environment: Where it was measured.
     """
 
     recipe: Recipe
     model: ModelFacts
+    checkpoint_files: Mapping[str, str]
     data_hash: str
+    split_hashes: Mapping[str, str]
     environment: Environment
 
     def publish(
@@ -48,8 +82,10 @@ class Publisher:
         steps: tuple[Step, ...],
         packs: StoredStep,
         destination: Path,
-    ) -> None:
+    ) -> str | None:
         """Write one bundle; a reader of ``destination`` sees the old one or the new one.
+
+        The signature of a bundle that lies there is kept where the new one is the same.
 
         Args:
             bundle: As it was lowered.
@@ -57,6 +93,9 @@ class Publisher:
             steps: The passes that made its model.
             packs: The evaluation data as its model reads it.
             destination: The folder to write.
+
+        Returns:
+            What a user has to know of it, if anything.
 
         Raises:
             ReportError: It cannot be written.
@@ -68,7 +107,7 @@ class Publisher:
             shutil.copytree(bundle.folder, temporary)
             manifest = Bundle.open(temporary).manifest
             changes: dict[str, Any] = {
-                "provenance": {**manifest.provenance, **self._provenance(steps)},
+                "provenance": {**manifest.provenance, **self._provenance(row.variant, steps)},
                 "measured": self._measured(row),
             }
             if self.recipe.bundle.evaluation_data:
@@ -76,9 +115,16 @@ class Publisher:
                 changes["evaluation"] = EVALUATION
             manifest = manifest.model_copy(update=changes)
             (temporary / CARD).write_text(_card(manifest, row), encoding="utf-8")
+            described = _with_files(manifest, temporary, CARD, manifest.evaluation)
+            (temporary / BOM).write_text(
+                bill_of_materials(described, architecture=_architecture(self.model, steps)),
+                encoding="utf-8",
+            )
             Bundle.create(temporary, manifest)
+            note = _keep_signature(destination, temporary)
             shutil.rmtree(destination, ignore_errors=True)
             os.rename(temporary, destination)
+            return note
         except OSError as error:
             shutil.rmtree(temporary, ignore_errors=True)
             raise ReportError(
@@ -89,11 +135,19 @@ class Publisher:
                 "the store has kept every finished step",
             ) from error
 
-    def _provenance(self, steps: tuple[Step, ...]) -> dict[str, Any]:
+    def _provenance(self, variant: str, steps: tuple[Step, ...]) -> dict[str, Any]:
+        needed = _LIBRARIES.union(*(each.libraries for each in self.recipe.chains[variant]))
         return {
-            "checkpoint": {"name": self.model.name, "sha256": self.model.sha256},
-            "data": {"sha256": self.data_hash},
-            "recipe": self.recipe.model_dump(mode="json", include=_ORIGIN),
+            "checkpoint": {
+                "name": self.model.name,
+                "sha256": self.model.sha256,
+                "files": dict(self.checkpoint_files),
+            },
+            "data": {"sha256": self.data_hash, "files": dict(self.split_hashes)},
+            "recipe": {
+                **self.recipe.model_dump(mode="json", include=_ORIGIN),
+                "sha256": recipe_hash(self.recipe),
+            },
             "passes": [
                 {
                     "pass": step.pass_name,
@@ -107,6 +161,7 @@ class Publisher:
                 }
                 for step in steps
             ],
+            "build_libraries": library_versions(sorted(needed)),
             "compressor": library_versions(("compressor",)).get("compressor"),
         }
 
@@ -118,6 +173,29 @@ class Publisher:
             accuracy=row.test,
             latency=None if measured is None else _latency(measured),
         )
+
+
+def _with_files(manifest: Manifest, folder: Path, *names: str | None) -> Manifest:
+    """The manifest with files that came to the folder after it was written."""
+    added = {name: FileRecord.of(folder / name) for name in names if name is not None}
+    return manifest.model_copy(update={"files": {**manifest.files, **added}})
+
+
+def _architecture(model: ModelFacts, steps: tuple[Step, ...]) -> str:
+    """What the last pass that tells it says of the network."""
+    told = (step.architecture for step in reversed(steps) if step.architecture is not None)
+    return next(told, model.architecture)
+
+
+def _keep_signature(before: Path, now: Path) -> str | None:
+    """Keep the signature of a bundle that was written again; says so where it cannot be kept."""
+    signature, manifest = before / SIGNATURE, before / MANIFEST
+    if not signature.is_file() or not manifest.is_file():
+        return None
+    if manifest.read_bytes() == (now / MANIFEST).read_bytes():  # it has the hashes of all others
+        shutil.copyfile(signature, now / SIGNATURE)
+        return None
+    return f"{before} was signed; it has changed, so it is not signed any more: sign it again"
 
 
 def _latency(measured: Measurement) -> Latency:

@@ -1,8 +1,9 @@
 """A bundle in one file, ``.tar.zst`` or ``.zip``: always the same bytes, and opened with care.
 
 An archive is input from outside. What it may hold is known before it is unpacked: the manifest
-comes first, and names every other file with its size. Whatever else is in an archive is refused, so
-that nothing is written outside of the folder and nothing grows beyond what was announced.
+comes first, and names every other file with its size, but for a signature, which is small. Whatever
+else is in an archive is refused, so that nothing is written outside of the folder and nothing grows
+beyond what was announced.
 """
 
 from __future__ import annotations
@@ -27,7 +28,9 @@ __all__ = ["SUFFIXES", "is_archive", "pack", "unpack"]
 
 SUFFIXES = (".tar.zst", ".zip")
 MANIFEST = "manifest.json"
+SIGNATURE = "model.sig"
 MAX_MANIFEST = 16 * 2**20
+MAX_SIGNATURE = 2**20
 MAX_RATIO = 1000
 """Weights shrink by a few per cent, zeros by far more: an archive that unpacks to a larger multiple
 of its size is not a model."""
@@ -74,7 +77,7 @@ def pack(folder: Path, archive: Path) -> None:
     """
     from targets.bundle import Bundle
 
-    names = [MANIFEST, *sorted(Bundle.open(folder).manifest.files)]
+    names = Bundle.open(folder).names
     write = _write_zip if archive.name.endswith(".zip") else _write_tar
     if not is_archive(archive):
         raise BundleError(
@@ -166,9 +169,12 @@ class _Writer:
         return total
 
     def file(self, name: str, stream: IO[bytes]) -> None:
-        """Take one file that the manifest names."""
+        """Take one file that the manifest names, or the signature."""
+        if name == SIGNATURE and name not in self._sizes and not (self.folder / name).exists():
+            self._signature(stream)
+            return
         if name not in self._waiting:
-            twice = name in self._sizes or name == MANIFEST
+            twice = name in self._sizes or name in (MANIFEST, SIGNATURE)
             raise self.refusal(
                 "the archive holds a file twice"
                 if twice
@@ -190,6 +196,12 @@ class _Writer:
                 "a file in the archive has another size than its manifest says",
                 f"{name!r}, {self._sizes[name]} bytes expected",
             )
+
+    def _signature(self, stream: IO[bytes]) -> None:
+        content = stream.read(MAX_SIGNATURE + 1)
+        if len(content) > MAX_SIGNATURE:
+            raise self.refusal("the signature in the archive is too large", repr(SIGNATURE))
+        (self.folder / SIGNATURE).write_bytes(content)
 
     def finish(self) -> None:
         """Check that nothing is missing."""

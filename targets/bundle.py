@@ -1,6 +1,7 @@
 """A bundle: one lowered model with all that it takes to run and check it, folder or archive.
 
-``manifest.json`` describes it and holds the size and sha256 of every other file.
+``manifest.json`` describes it and holds the size and sha256 of every other file, but for a
+signature, which covers the manifest too.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from targets.archive import MANIFEST, is_archive, unpack
+from targets.archive import MANIFEST, SIGNATURE, is_archive, unpack
 from targets.base import Precision
 from targets.errors import BundleError
 from targets.measurement import Speedup
@@ -41,6 +42,7 @@ __all__ = [
 
 SCHEMA_VERSION = 1
 CARD = "README.md"
+BOM = "bom.cdx.json"
 EVALUATION = "evaluation.safetensors"
 
 
@@ -175,8 +177,10 @@ class Bundle:
     def create(cls, folder: Path, manifest: Manifest) -> Bundle:
         """Write the manifest into ``folder``; records every file that lies there.
 
-        ``manifest.files`` is replaced by what is found.
+        ``manifest.files`` is replaced by what is found. A signature is removed: it was one of
+        another manifest.
         """
+        (folder / SIGNATURE).unlink(missing_ok=True)
         temporary = folder / (MANIFEST + ".tmp")
         files = {
             path.relative_to(folder).as_posix(): FileRecord.of(path)
@@ -241,14 +245,26 @@ class Bundle:
         return self.folder / name
 
     @property
+    def is_signed(self) -> bool:
+        """Whether it carries a signature, which :mod:`targets.signing` can check."""
+        path = self.folder / SIGNATURE
+        return path.is_file() and not path.is_symlink()
+
+    @property
+    def names(self) -> list[str]:
+        """All of its files: the manifest first, then what that records, and a signature."""
+        signature = [SIGNATURE] if self.is_signed else []
+        return [MANIFEST, *sorted(self.manifest.files), *signature]
+
+    @property
     def model_path(self) -> Path:
         """The main file of the lowered model."""
         return self.path(self.manifest.model)
 
     @property
     def size_bytes(self) -> int:
-        """Size of what the model needs to run: all files but the manifest, card and test data."""
-        extra = {CARD, self.manifest.evaluation}
+        """Size of what the model needs to run: no manifest, card, bill of materials, test data."""
+        extra = {CARD, BOM, self.manifest.evaluation}
         files = self.manifest.files
         return sum(record.size_bytes for name, record in files.items() if name not in extra)
 
@@ -261,12 +277,23 @@ class Bundle:
     def identity(self) -> str:
         """The sha256 over all that the same build gives again, in hex.
 
-        That is every file and the whole manifest, without what was measured and the card that
-        tells it: two runs of one recipe give bundles of one identity. What a tuning chose counts.
+        That is every file and the whole manifest, without what was measured, the card and the bill
+        of materials that tell it, and the hash of the recipe, whose budget may change: two runs of
+        one recipe give bundles of one identity. What a tuning chose counts.
         """
-        described = self.manifest.model_dump(mode="json", exclude={"measured", "tuning", "files"})
+        described = self.manifest.model_dump(
+            mode="json",
+            exclude={
+                "measured": True,
+                "tuning": True,
+                "files": True,
+                "provenance": {"recipe": {"sha256"}},
+            },
+        )
         files = {
-            name: record.sha256 for name, record in self.manifest.files.items() if name != CARD
+            name: record.sha256
+            for name, record in self.manifest.files.items()
+            if name not in (CARD, BOM)
         }
         return hashlib.sha256(json.dumps([described, files], sort_keys=True).encode()).hexdigest()
 

@@ -3,6 +3,8 @@
     ToolkitError
     ├── MissingLibraryError     a library that an extra would have brought
     ├── BundleError             a bundle that is absent, damaged or of another schema
+    │   └── SignatureError          a bundle whose signature is absent or does not hold
+    ├── KeyFileError            a key that cannot sign, or check a signature
     ├── CheckpointError         a checkpoint that is absent, damaged, unsafe or of another kind
     ├── InputError              what was passed to a session does not match its signature
     ├── PluginError             another distribution announces a pass or target that does not load
@@ -23,8 +25,10 @@ __all__ = [
     "BundleError",
     "CheckpointError",
     "InputError",
+    "KeyFileError",
     "MissingLibraryError",
     "PluginError",
+    "SignatureError",
     "TargetError",
     "ToolkitError",
     "UnsupportedModelError",
@@ -94,6 +98,16 @@ class BundleError(ToolkitError):
     """A bundle is absent, damaged, or of a schema this version does not read."""
 
     exit_code = 6
+
+
+class SignatureError(BundleError):
+    """A bundle is not signed, or is not what was signed; names the file where it is known."""
+
+
+class KeyFileError(ToolkitError):
+    """A key cannot be read, or is none that can sign or check a signature."""
+
+    exit_code = 3
 
 
 class CheckpointError(ToolkitError):

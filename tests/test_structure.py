@@ -39,6 +39,8 @@ HEAVY = (
     "matplotlib",
     "plotly",
     "asyncssh",
+    "model_signing",
+    "cryptography",
 )
 
 

@@ -17,7 +17,7 @@ BundleArgument = Annotated[Path, typer.Argument(help="A bundle: a folder, .tar.z
 
 def add_commands(app: typer.Typer) -> None:
     """Add the commands of this module."""
-    for command in (predict, bench, tune, evaluate, verify, pack):
+    for command in (predict, bench, tune, evaluate, verify, pack, sign):
         app.command()(command)
 
 
@@ -205,12 +205,50 @@ def pack(
     typer.echo(f"{archive}: {archive.stat().st_size / 1e6:.2f} MB")
 
 
-def verify(bundle: BundleArgument) -> None:
-    """Compare every file of a bundle with its recorded size and sha256."""
+def sign(
+    bundle: Annotated[Path, typer.Argument(help="A bundle folder.")],
+    key: Annotated[Path, typer.Option("--key", "-k", help="The private key, in PEM form.")],
+) -> None:
+    """Sign a bundle: writes model.sig into it, which covers every file."""
+    from targets.archive import is_archive
     from targets.bundle import Bundle
+    from targets.errors import BundleError
+    from targets.signing import sign as sign_bundle
 
-    opened = Bundle.open(bundle)
-    typer.echo(
-        f"{bundle}: {len(opened.manifest.files)} files, {opened.size_bytes / 1e6:.2f} MB, intact, "
-        f"identity {opened.identity[:12]}"
-    )
+    if is_archive(bundle) and not bundle.is_dir():
+        raise BundleError(
+            "an archive cannot be signed",
+            where=bundle,
+            fix="sign the folder, then pack it: the archive has the signature",
+        )
+    name = sign_bundle(Bundle.open(bundle, verify=False), key)
+    typer.echo(f"{bundle}: signed, key {name[:12]}")
+
+
+def verify(
+    bundle: BundleArgument,
+    key: Annotated[
+        Path | None,
+        typer.Option("--key", "-k", help="A public key, in PEM form: check the signature too."),
+    ] = None,
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="Check that the bundle was made from this folder.")
+    ] = None,
+) -> None:
+    """Compare every file of a bundle with its recorded size and sha256, and with its signature."""
+    from targets.bundle import Bundle
+    from targets.provenance import check_origin
+
+    opened = Bundle.open(bundle, verify=key is None)
+    told = f"{len(opened.manifest.files)} files, {opened.size_bytes / 1e6:.2f} MB, intact, "
+    if key is not None:
+        from targets.signing import verify_signature
+
+        told += f"signed with the key {verify_signature(opened, key)[:12]}, "
+        opened.verify()
+    elif opened.is_signed:
+        told += "a signature that was not checked (--key), "
+    if checkpoint is not None:
+        check_origin(opened, checkpoint)
+        told += f"made from {checkpoint}, "
+    typer.echo(f"{bundle}: {told}identity {opened.identity[:12]}")

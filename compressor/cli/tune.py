@@ -34,6 +34,8 @@ def tune_bundle(
     console().print(_table(tuning))
     console().print(describe(tuning))
     console().print(f"bundle: {output}", soft_wrap=True)
+    if bundle.is_signed:
+        console().print("note: the tuned bundle is another one, and is not signed: sign it anew")
     return tuning
 
 

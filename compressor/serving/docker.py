@@ -17,7 +17,6 @@ from compressor.serving._dockerfile import Instruction, to_text
 from compressor.serving._names import kubernetes_name
 from compressor.serving.base import Format
 from compressor.wheel import make_wheel
-from targets.archive import MANIFEST
 from targets.bundle import Bundle, Manifest
 from targets.registry import available
 from targets.runtimes.onnxruntime import OnnxRuntime
@@ -57,7 +56,7 @@ class Docker(Format):
         else:
             wheel = _checked(self.wheel).name
             shutil.copyfile(self.wheel, folder / wheel)
-        for each in (MANIFEST, *bundle.manifest.files):
+        for each in bundle.names:
             target = folder / "bundle" / each
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(bundle.path(each), target)

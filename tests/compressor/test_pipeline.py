@@ -126,8 +126,9 @@ def test_a_bundle_tells_its_origin_and_what_was_measured_of_it(finished, rows, h
     for row in (each for each in rows.values() if each.kind == "candidate" and each.bundle):
         manifest = Bundle.open(finished.output / row.bundle).manifest
         origin, measured = manifest.provenance, manifest.measured
-        assert origin["checkpoint"] == {"name": "model", "sha256": report.model.sha256}
-        assert origin["data"] == {"sha256": report.data["sha256"]}
+        assert origin["checkpoint"]["name"] == "model"
+        assert origin["checkpoint"]["sha256"] == report.model.sha256
+        assert origin["data"]["sha256"] == report.data["sha256"]
         steps = report.steps[row.variant]
         assert [each["pass"] for each in origin["passes"]] == [step.pass_name for step in steps]
         assert [each["settings"] for each in origin["passes"]] == [step.settings for step in steps]

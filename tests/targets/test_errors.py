@@ -43,6 +43,8 @@ def test_exit_codes_are_those_the_command_line_documents() -> None:
         "MissingLibraryError": 7,
         "PluginError": 7,
         "BundleError": 6,
+        "SignatureError": 6,
+        "KeyFileError": 3,
         "CheckpointError": 3,
         "InputError": 3,
         "TargetError": 6,

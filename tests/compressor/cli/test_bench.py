@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import shutil
+import subprocess
 
 import pytest
 
@@ -70,7 +72,11 @@ def test_texts_come_from_a_file_where_one_is_given(finished, compressor, tmp_pat
 def test_tune_prints_every_alternative_and_writes_a_bundle_that_runs(
     finished, compressor, tmp_path
 ):
-    bundle = finished.output / "bundles" / "int8-openvino"
+    bundle, key = tmp_path / "signed", tmp_path / "private.pem"
+    shutil.copytree(finished.output / "bundles" / "int8-openvino", bundle)
+    make_key = ("openssl", "ecparam", "-name", "prime256v1", "-genkey", "-noout", "-out", key)
+    subprocess.run(make_key, check=True, capture_output=True)
+    assert compressor("sign", bundle, "--key", key).code == 0
     options = (
         "--rounds", "2", "--sequence-length", "16", "--even-if-noisy",
         "--output", tmp_path / "tuned",
@@ -80,6 +86,9 @@ def test_tune_prints_every_alternative_and_writes_a_bundle_that_runs(
     for name in ("default", "pinned threads", "throughput hint"):
         assert any(line.strip().startswith(name) for line in outcome.out.splitlines())
     assert "tuned: " in outcome.out
+    told = " ".join(outcome.out.split())
+    assert "note: the tuned bundle is another one, and is not signed: sign it anew" in told
+    assert not (tmp_path / "tuned" / "model.sig").exists()
     assert compressor("verify", tmp_path / "tuned").code == 0
     assert compressor("predict", tmp_path / "tuned", "--text", "who").code == 0
     again = compressor("tune", bundle, *options)

@@ -66,6 +66,15 @@ def test_the_image_is_small_pinned_and_not_run_by_root(
     Bundle.open(folder / "bundle")  # verifies every file
 
 
+def test_the_image_has_the_signature(
+    make_bundle: MakeBundle, package: Package, wheel: Path
+) -> None:
+    bundle = make_bundle()
+    bundle.path("model.sig").write_text("signed")
+    folder, _ = package(bundle, "docker", wheel=wheel)
+    assert (folder / "bundle" / "model.sig").read_text() == "signed"
+
+
 @pytest.mark.parametrize("target", ["onnxruntime", "openvino"])
 def test_requirements_are_those_of_the_bundle_and_the_base_install(
     target: str, make_bundle: MakeBundle, package: Package, wheel: Path
