@@ -55,9 +55,9 @@ class Series:
 
     @property
     def key(self) -> Chart:
-        """The marker alone, for a legend."""
+        """The marker alone, for a legend, whose text says the rest."""
         shape = Shape(marker(self.marker, 9, 9, RADIUS), f"point {self.css}")
-        return Chart(18, 18, f"marker of {self.target}", (shape,), ())
+        return Chart(18, 18, "", (shape,), ())
 
 
 def markers_of(texts: Iterable[RowText]) -> dict[str, str]:

@@ -56,7 +56,7 @@ class Shipped:
         target: Label of the target.
         text: The row that was chosen; None where there is none.
         met: Whether it is one to ship, that is, within the budget.
-        state: Of the candidates, where none was chosen.
+        state: Of its candidates, where none was chosen.
     """
 
     target: str
@@ -271,13 +271,19 @@ def _unique(names: Iterable[str]) -> list[str]:
 
 
 def _ships(texts: Sequence[RowText]) -> tuple[Shipped, ...]:
-    found: dict[str, Shipped] = {}
+    candidates: dict[str, list[RowText]] = {}
     for text in texts:
         if text.row.kind == "candidate":
-            found.setdefault(text.target, Shipped(text.target, None, met=False, state=text.state))
-        if text.mark in ("chosen", "nearest"):
-            found[text.target] = Shipped(text.target, text, met=text.mark == "chosen")
-    return tuple(found.values())
+            candidates.setdefault(text.target, []).append(text)
+    return tuple(_shipped(target, own) for target, own in candidates.items())
+
+
+def _shipped(target: str, candidates: Sequence[RowText]) -> Shipped:
+    for text in candidates:
+        if text.row.chosen:
+            return Shipped(target, text, met=text.mark == "chosen")
+    states = dict.fromkeys(text.state for text in candidates)
+    return Shipped(target, None, met=False, state="; ".join(states))
 
 
 def _entries(run: Run, texts: Sequence[RowText]) -> Iterator[Entry]:
@@ -335,7 +341,7 @@ def _tell_speeds(entries: Sequence[Entry]) -> Iterator[Entry]:
     for entry in entries:
         if entry.ground:
             speed = speeds[entry.ground, entry.place]
-            entry = replace(entry, ground=replace(entry.ground, speed=speed))  # noqa: PLW2901
+            entry = replace(entry, ground=replace(entry.ground, speed=speed))
         yield entry
 
 
@@ -371,7 +377,8 @@ def _threads(count: int) -> str:
 
 def _notes(runs: Sequence[Run], entries: Sequence[Entry]) -> Iterator[str]:
     timed = [(entry, entry.ground) for entry in entries if entry.ground]
-    machines = _groups(timed, lambda pair: pair[1].machine, lambda pair: pair[0].place)
+    titles = _machine_titles(entries)
+    machines = _groups(timed, lambda pair: titles[pair[1].machine], lambda pair: pair[0].place)
     if len(machines) > 1:
         yield (
             f"Latencies come from {len(machines)} machines and cannot be compared between them: "
@@ -412,6 +419,16 @@ def _notes(runs: Sequence[Run], entries: Sequence[Entry]) -> Iterator[str]:
     noisy = [run.label for run in runs if run.report.verdict.noisy]
     if noisy:
         yield f"Other work disturbed the latencies of {', '.join(noisy)}: do not trust them."
+
+
+def _machine_titles(entries: Sequence[Entry]) -> dict[str, str]:
+    """Machine -> its processor, or in full where machines that differ have one of the same name."""
+    found = {entry.ground.machine for entry in entries if entry.ground}
+    processors = [machine.partition(";")[0] for machine in found]
+    return {
+        machine: machine if processors.count(processor) > 1 else processor
+        for machine, processor in zip(found, processors, strict=True)
+    }
 
 
 def _speeds(timed: Sequence[tuple[Entry, Ground]]) -> Iterator[str]:

@@ -60,7 +60,7 @@ class Label:
 
 @dataclass(frozen=True)
 class Chart:
-    """A drawing; ``summary`` is what a screen reader says in its place."""
+    """A drawing; ``summary`` is what a screen reader says in its place, if anything."""
 
     width: float
     height: float

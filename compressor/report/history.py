@@ -24,8 +24,8 @@ from compressor.report.wording import bytes_text, percent
 
 __all__ = ["History", "TargetHistory", "histories_of"]
 
-WIDTH, HEIGHT = 340, 196
-LEFT, RIGHT, TOP, BOTTOM = 58, WIDTH - 14, 24, HEIGHT - 42
+WIDTH, HEIGHT = 340, 192
+LEFT, RIGHT, TOP, BOTTOM = 58, WIDTH - 14, 24, HEIGHT - 40
 
 
 @dataclass(frozen=True)
@@ -199,4 +199,4 @@ def _dates(runs: Sequence[Run], places: Sequence[float]) -> list[Label]:
     ]
     span = f"{runs[0].created} to {runs[-1].created}"
     middle = (LEFT + RIGHT) / 2
-    return [*labels, Label(middle, HEIGHT - 2, shorten(span, WIDTH - 20), "axis", "middle")]
+    return [*labels, Label(middle, HEIGHT - 4, shorten(span, WIDTH - 20), "axis", "middle")]

@@ -8,6 +8,7 @@ the screen; these need no script and about 100 kB.
 from __future__ import annotations
 
 import base64
+import functools
 import hashlib
 from collections.abc import Sequence
 
@@ -91,17 +92,23 @@ def render_comparison(reports: Sequence[Report]) -> str:
 
 def _render(template: str, parts: Sequence[str], **values: object) -> str:
     """Fill a template; its style sheet and its script are those of the parts, one after another."""
-    environment = Environment(
+    environment = _environment()
+    style, script = (_source(environment, parts, ending) for ending in ("css", "js"))
+    policy = f"default-src 'none'; style-src {_hash(style)}; script-src {_hash(script)}"
+    page = environment.get_template(template)
+    return page.render(style=style, script=script, policy=policy, **values)
+
+
+@functools.cache
+def _environment() -> Environment:
+    """Keeps the templates once they are compiled."""
+    return Environment(
         loader=PackageLoader("compressor.report", "templates"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    style, script = (_source(environment, parts, ending) for ending in ("css", "js"))
-    policy = f"default-src 'none'; style-src {_hash(style)}; script-src {_hash(script)}"
-    page = environment.get_template(template)
-    return page.render(style=style, script=script, policy=policy, **values)
 
 
 def _source(environment: Environment, parts: Sequence[str], ending: str) -> Markup:

@@ -25,7 +25,7 @@ __all__ = ["NUM_DASHES", "Front", "Point", "draw_scatter", "scatter_chart"]
 NUM_DASHES = 4
 """Of the page's style sheet: the classes ``dash-0`` to ``dash-3``."""
 
-CROWD = 24
+CROWD = 16
 """Points above which a label that would cover something is left out."""
 
 
