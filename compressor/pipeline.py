@@ -13,6 +13,7 @@ from compressor.checkpoint import label_names
 from compressor.data import Splits, data_fingerprint, read_splits
 from compressor.device_latency import OnDevices, measure_on_devices
 from compressor.gate.verdict import judge
+from compressor.layer_errors import measure_layers
 from compressor.lowering import Candidate, lower
 from compressor.manager import PassManager, import_checkpoint
 from compressor.measuring import (
@@ -30,7 +31,8 @@ from compressor.progress import Progress, Silent
 from compressor.publishing import Publisher
 from compressor.recipe.schema import ORIGINAL, Recipe
 from compressor.report.files import write_report
-from compressor.report.schema import ModelFacts, Report, Step
+from compressor.report.schema import LayerError, ModelFacts, Report, Step
+from compressor.report.wording import worst_layer
 from compressor.rows import Rows, accuracy
 from compressor.store import RunStore, StoredStep
 from compressor.tasks import get_task
@@ -142,6 +144,7 @@ class _Run:
         latencies, benchmark = self.time_all(
             [each for each in candidates if each.key in predictions]
         )
+        layers = self.look_inside(candidates, packs, [*baselines, *chains])
         on_devices = self.measure_on_devices(candidates)
         rows = Rows(
             recipe=self.recipe,
@@ -155,6 +158,7 @@ class _Run:
             bundles={each.key: f"{BUNDLES}/{each.key}" for each in self.shipped(candidates)},
             label_names=self.label_names,
             splits={split: getattr(self.splits(), split) for split in SPLITS},
+            layers=layers,
             devices=on_devices.results,
         )
         built = rows.build()
@@ -321,6 +325,39 @@ class _Run:
         self.record(step)
         self.progress.finish(step.record.facts["notes"][-1], cached=step.cached)
         return replace(candidate, bundle=step)
+
+    def look_inside(
+        self,
+        candidates: Sequence[Candidate],
+        packs: Mapping[str, StoredStep],
+        chains: Sequence[_Chain],
+    ) -> dict[str, tuple[LayerError, ...]]:
+        """The error of each layer of the quantized candidates; what fails there is left out."""
+        steps = {chain.variant: chain.steps for chain in chains}
+        found: dict[str, tuple[LayerError, ...]] = {}
+        for each in candidates:
+            if each.kind != "candidate" or not each.runs_here or each.precision == "fp32":
+                continue
+            self.progress.start(f"compare the layers of {each.variant} on {each.target.label}")
+            try:
+                step = measure_layers(
+                    each,
+                    steps[each.variant],
+                    store=self.store,
+                    packs=packs[each.key],
+                    environment=self.environment,
+                )
+            except (TargetError, BundleError) as error:
+                self.progress.finish(f"not compared: {error.what}", cached=False)
+                continue
+            if step is None:
+                self.progress.finish("nothing to compare", cached=False)
+                continue
+            self.record(step)
+            layers = tuple(map(LayerError.model_validate, step.record.facts["layers"]))
+            found[each.key] = layers
+            self.progress.finish(f"largest error {worst_layer(layers)}", cached=step.cached)
+        return found
 
     def time_all(
         self, candidates: Sequence[Candidate]

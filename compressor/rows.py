@@ -14,7 +14,7 @@ from compressor.gate.verdict import judge_rows
 from compressor.lowering import Candidate
 from compressor.measuring import SPLITS, Predictions
 from compressor.recipe.schema import Recipe
-from compressor.report.schema import OnDevice, Row
+from compressor.report.schema import LayerError, OnDevice, Row
 from compressor.store import RunStore
 from compressor.tasks import Task
 from targets.base import Target
@@ -68,6 +68,7 @@ class Rows:
         bundles: Candidate key -> folder of the bundle, relative to the report.
         label_names: Of the classes.
         splits: Split -> the examples, for their slices and texts; empty where neither is wanted.
+        layers: Candidate key -> the error of each layer of a quantized one.
         devices: Name of a remote device -> candidate key -> its times there.
     """
 
@@ -82,6 +83,7 @@ class Rows:
     bundles: Mapping[str, str]
     label_names: Sequence[str] = ()
     splits: Mapping[str, Split] = field(default_factory=dict)
+    layers: Mapping[str, tuple[LayerError, ...]] = field(default_factory=dict)
     devices: Mapping[str, Mapping[str, CaseResult]] = field(default_factory=dict)
 
     @property
@@ -166,6 +168,7 @@ class Rows:
             size_bytes=size,
             size_ratio=ratio,
             bundle=self.bundles.get(candidate.key),
+            layers=self.layers.get(candidate.key, ()),
             notes=self._notes(candidate),
         )
 

@@ -117,6 +117,18 @@ class EvaluationPack:
             pad_token_id=spec.pad_token_id,
         )
 
+    def head(self, count: int) -> EvaluationPack:
+        """The first samples, all of them where there are fewer."""
+        lengths = self.lengths[:count]
+        tokens = int(lengths.sum())
+        by_sample = self.labels.shape == (len(self.lengths),)
+        return EvaluationPack(
+            inputs={name: flat[:tokens] for name, flat in self.inputs.items()},
+            lengths=lengths,
+            labels=self.labels[: len(lengths) if by_sample else tokens],
+            pad_token_id=self.pad_token_id,
+        )
+
     @property
     def offsets(self) -> NDArray[np.int64]:
         """Where each sample begins in the flat arrays.  # (samples,)"""

@@ -36,6 +36,7 @@ SHARED = {"finished": "finished", "device_wheels": "device", "project_wheel": "d
 """Fixture that takes long to make -> group of the tests that share it."""
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in the same hook
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Keep tests that share an expensive fixture, or else a file, in one process."""
     for item in items:

@@ -53,7 +53,7 @@ class GateResult(_Frozen):
     regression: tuple[Check, ...] = ()
     """Against the last release; empty where there is none to compare with."""
     ships: tuple[str, ...] = ()
-    """The bundles to ship, relative to the report: of a gate that passed, those within all limits."""
+    """Where the gate passed, the bundles within all limits, relative to the report."""
 
     @property
     def passed(self) -> bool:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from compressor.gate.budget import Budget
 from compressor.gate.limits import GOALS, check_row, target_label
 from compressor.report.schema import Row, Verdict
+from compressor.report.wording import worst_layer
 
 __all__ = ["choose", "judge", "judge_rows"]
 
@@ -90,7 +91,8 @@ def judge(
     passed = any(met.values()) if budget.require == "any" else bool(met) and all(met.values())
     if shipped:
         code = MET if passed else BUDGET_UNMET
-        lines.extend([] if passed else _advice(rows, advice or {}))
+        if not passed:
+            lines += [*_lost_precision(rows), *_advice(rows, advice or {})]
     else:
         code = NOTHING_MEASURED
         kept = any(row.bundle for row in rows if row.kind == "candidate")
@@ -158,6 +160,17 @@ def _advice(rows: Sequence[Row], advice: Advice) -> list[str]:
             parts.append("another target")
         text = _either(list(dict.fromkeys(parts)))
     return [f"to try next: {text}"]
+
+
+def _lost_precision(rows: Sequence[Row]) -> list[str]:
+    """Where the bundles that lost too much accuracy are furthest from float32."""
+    return [
+        f"{target_label(row)}: {row.variant} is furthest from float32 there: "
+        f"{worst_layer(row.layers)}"
+        for row in rows
+        if row.chosen and row.layers
+        if any(GOALS[check.limit] == "accuracy" for check in row.checks if not check.met)
+    ]
 
 
 def _either(parts: Sequence[str]) -> str:

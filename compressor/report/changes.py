@@ -33,6 +33,7 @@ class ChangeText:
         text: Its row.
         facts: Label and value of what is said of all examples.
         groups: Metrics, then classes, then slices.
+        layers: Part of the network -> relative error there; empty for a model in float32.
         changed: The worst examples that got another label.
         num_changed: How many got another one.
     """
@@ -40,6 +41,7 @@ class ChangeText:
     text: RowText
     facts: tuple[tuple[str, str], ...]
     groups: tuple[GroupText, ...]
+    layers: tuple[tuple[str, str], ...]
     changed: tuple[ChangedExample, ...]
     num_changed: int
 
@@ -51,6 +53,7 @@ def change_texts(report: Report) -> tuple[ChangeText, ...]:
             text=text,
             facts=_facts(compared),
             groups=_groups(compared),
+            layers=tuple((each.name, percent(each.error)) for each in text.row.layers),
             changed=text.row.changed,
             num_changed=round((1 - compared.agreement) * (text.row.test.num_rows)),
         )

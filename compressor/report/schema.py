@@ -23,6 +23,7 @@ __all__ = [
     "Comparison",
     "DeviceFacts",
     "Group",
+    "LayerError",
     "ModelFacts",
     "OnDevice",
     "Report",
@@ -93,6 +94,15 @@ class ChangedExample(_Frozen):
     confidence_before: float
     """Probability that the untouched model gives its label, in [0, 1]."""
     confidence_after: float
+
+
+class LayerError(_Frozen):
+    """How far a quantized model is from float32 after one layer."""
+
+    name: str
+    """The part of the network, such as ``bert.encoder.layer.0.output``; last the model's output."""
+    error: float
+    """Norm of the difference over the norm of the float32 values, on some validation rows."""
 
 
 class Check(_Frozen):
@@ -229,6 +239,8 @@ class Row(_Frozen):
     chosen: bool = False
     """Whether this was picked for its target: the fastest that met the budget on the validation
     data, or, where none did, the nearest. It is one to ship only where ``unmet`` is empty."""
+    layers: tuple[LayerError, ...] = ()
+    """Of a quantized candidate, in the order of the network: where precision was lost."""
     notes: tuple[str, ...] = ()
 
     @property

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 
-from compressor.report.schema import Accuracy, Comparison
+from compressor.report.schema import Accuracy, Comparison, LayerError
 from targets.measurement import Interval, Speedup
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "significant",
     "speedup_interval",
     "times",
+    "worst_layer",
 ]
 
 NONE = "-"
@@ -111,6 +113,12 @@ def change(before: float | None, after: float | None) -> str | None:
         return None
     text = f"{after / before - 1:+.0%}"
     return f"{after / before - 1:+.1%}" if text in ("+0%", "-0%", "-100%") else text
+
+
+def worst_layer(layers: Sequence[LayerError]) -> str:
+    """The layer with the largest error, such as ``5.2% after bert.encoder.layer.2.output``."""
+    worst = max(layers, key=lambda each: each.error)
+    return f"{percent(worst.error)} after {worst.name}"
 
 
 def one_line(text: str) -> str:

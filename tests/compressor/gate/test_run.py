@@ -38,7 +38,8 @@ def cut(home, store, output, compressor, *more):
     """A run of a model that was pruned and not trained again."""
     return compressor(
         "run", home / "recipe.yaml", "--output", output, "--store", store,
-        "--set", "passes=[{pass: prune, ratio: 0.75, steps: 1, recovery: null}, export]",
+        "--set", "passes=[{pass: drop_layers, num_layers: 1}, {pass: prune, ratio: 0.75, steps: 1, "
+        "recovery: null, importance: random}, export]",
         "--set", "variants={cut: []}", "--set", "targets=[onnxruntime]",
         "--set", "data.slices=[label]",
         "--set", "budget={max_class_drop: 10, max_slice_drop: 10, max_metric_drop: {macro_f1: 1}}",

@@ -1,0 +1,220 @@
+"""How far the inside of a quantized bundle is from float32, layer by layer, on its own target."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from compressor.lowering import Candidate
+from compressor.measuring import pack_file
+from compressor.model import OnnxModel, load_model
+from compressor.report.schema import LayerError
+from compressor.store import RunStore, StoredStep
+from targets.base import Source, Target
+from targets.bundle import Bundle
+from targets.environment import Environment, cpu_features
+from targets.evaluation_pack import EvaluationPack
+from targets.signature import Arrays, Signature, TensorSpec
+from targets.worker_client import Worker
+
+__all__ = ["inner_tensors", "layer_errors", "measure_layers"]
+
+VERSION = 1
+NUM_ROWS = 32
+THREADS = 2
+PACK = "pack.safetensors"
+MAX_BYTES = 1_500_000_000
+"""Above this a model is not looked into: the probe would not fit into one ONNX file."""
+
+NORM = "LayerNormalization"
+_FP16_SUFFIX = "_cast_to_fp16"
+
+
+def measure_layers(
+    candidate: Candidate,
+    chain: Sequence[StoredStep],
+    *,
+    store: RunStore,
+    packs: StoredStep,
+    environment: Environment,
+) -> StoredStep | None:
+    """Measure the error of each layer of a quantized candidate.
+
+    The quantized model and the float32 one that it was made from get the output of every layer
+    norm as an output of their own, are lowered to the target, and answer some validation rows. What
+    is fused across a layer norm may run unfused there, so the error is that of the numbers, not of
+    the exact kernels.
+
+    Args:
+        candidate: Has a bundle that runs here.
+        chain: The steps that made its model, the imported checkpoint first.
+        store: Where the result is kept.
+        packs: See `compressor.measuring.evaluation_packs`.
+        environment: This machine.
+
+    Returns:
+        The step, whose facts hold ``layers``, the values of a `LayerError` each; None where there
+        is nothing to compare: a target that takes no ONNX, a model that is not quantized, or a very
+        large one.
+
+    Raises:
+        TargetError: The target failed.
+    """
+    models = [step for step in chain if step.record.facts.get("form") == "onnx"]
+    if candidate.target.form != "onnx" or candidate.bundle is None or len(models) < 2:
+        return None
+    plain = [step for step in models if step.record.facts["precision"] == "fp32"]
+    quantized = models[-1]
+    if not plain or quantized.record.facts["precision"] == "fp32":
+        return None
+    if plain[-1].record.facts["size_bytes"] > MAX_BYTES:
+        return None
+    bundle = Bundle.open(candidate.bundle.folder, verify=False)
+
+    def make(files: Path, work: Path) -> dict[str, Any]:
+        pack = EvaluationPack.load(packs.folder / pack_file("validation")).head(NUM_ROWS)
+        reference, values = (load_model(step.folder) for step in (plain[-1], quantized))
+        assert isinstance(reference, OnnxModel)
+        assert isinstance(values, OnnxModel)
+        found = layer_errors(reference, values, candidate.target, bundle, pack, work)
+        return {"layers": [each.model_dump() for each in found]}
+
+    return store.step(
+        "layers",
+        {
+            "model": quantized.content_hash,
+            "reference": plain[-1].content_hash,
+            "target": candidate.target.name,
+            "settings": candidate.target.settings(),
+            "versions": candidate.target.versions(),
+            "cpu": cpu_features(),
+            "data": packs.content_hash,
+            "machine": environment.machine,
+            "version": VERSION,
+        },
+        make,
+    )
+
+
+def layer_errors(
+    reference: OnnxModel,
+    quantized: OnnxModel,
+    target: Target,
+    bundle: Bundle,
+    pack: EvaluationPack,
+    work: Path,
+) -> tuple[LayerError, ...]:
+    """Compare two models of one architecture after every layer norm, and at their outputs.
+
+    Args:
+        reference: In float32.
+        quantized: The other one.
+        target: Runs both.
+        bundle: Its manifest and tokenizer stand for those of both.
+        pack: What they answer; in one batch.
+        work: A folder for what is made on the way.
+
+    Raises:
+        TargetError: The target failed.
+    """
+    pack.save(work / PACK)
+    names = inner_tensors(reference.path)
+    found = []
+    for number, model in enumerate((reference, quantized)):
+        folder = work / str(number)
+        folder.mkdir()
+        found.append(_answers(model, names, target, bundle, folder))
+    before, after = found
+    order = [*names, *(spec.name for spec in reference.signature.outputs)]
+    return tuple(
+        LayerError(name=_title(name), error=_error(before[name], after[name]))
+        for name in order
+        if name in before and name in after
+    )
+
+
+def inner_tensors(path: Path) -> dict[str, int]:
+    """The output of every layer norm of an ONNX model -> its width, in the order of the graph."""
+    import onnx
+
+    model = onnx.load(path, load_external_data=False)
+    widths = {each.name: each.dims[0] for each in model.graph.initializer if len(each.dims) == 1}
+    return {
+        node.output[0]: widths[node.input[1]]
+        for node in model.graph.node
+        if node.op_type == NORM and node.input[1] in widths
+    }
+
+
+def _answers(
+    model: OnnxModel, names: dict[str, int], target: Target, bundle: Bundle, folder: Path
+) -> Arrays:
+    """The inner tensors and the outputs on the pack beside ``folder``; name -> values."""
+    probe, found = folder / "probe.onnx", folder / "bundle"
+    signature, aliases = _write_probe(model, names, probe)
+    found.mkdir()
+    with Worker(threads=THREADS) as worker:
+        lowered = worker.lower(
+            target, Source(probe, signature, model.precision, model.ranges), found
+        )
+        tokenizer = bundle.manifest.preprocessing.tokenizer
+        (found / tokenizer).write_bytes(bundle.path(tokenizer).read_bytes())
+        changes = {
+            "signature": signature,
+            "precision": model.precision,
+            "model": lowered.model,
+            "options": dict(lowered.options),
+            "cpu_features": lowered.cpu_features,
+            "evaluation": None,
+            "files": {},
+        }
+        Bundle.create(found, bundle.manifest.model_copy(update=changes))
+        worker.open(found)
+        arrays = worker.predict(folder.parent / PACK, batch_size=NUM_ROWS)
+    return {aliases.get(name, name): values for name, values in arrays.items()}
+
+
+def _write_probe(
+    model: OnnxModel, names: dict[str, int], path: Path
+) -> tuple[Signature, dict[str, str]]:
+    """Write a model that gives its inner tensors as well.
+
+    Returns:
+        Its signature, and the name that a tensor has there -> the one it has in ``names``.
+    """
+    import onnx
+
+    graph = onnx.load(model.path)
+    present = {name for node in graph.graph.node for name in node.output}
+    aliases: dict[str, str] = {}
+    for name in names:
+        actual = next((each for each in (name + _FP16_SUFFIX, name) if each in present), None)
+        if actual is not None:
+            aliases[actual] = name
+    free = model.signature.inputs[0].shape
+    outputs = list(model.signature.outputs)
+    for actual, name in aliases.items():
+        is_half = actual.endswith(_FP16_SUFFIX)
+        kind = onnx.TensorProto.FLOAT16 if is_half else onnx.TensorProto.FLOAT
+        graph.graph.output.append(onnx.helper.make_tensor_value_info(actual, kind, None))
+        dtype = "float16" if is_half else "float32"
+        outputs.append(TensorSpec(name=actual, dtype=dtype, shape=(*free, names[name])))
+    onnx.save(graph, path)
+    return model.signature.model_copy(update={"outputs": tuple(outputs)}), aliases
+
+
+def _error(reference: NDArray[np.generic], values: NDArray[np.generic]) -> float:
+    """Relative error in the Euclidean norm; there is no padding in what a pack gives back."""
+    before, after = (np.asarray(each, dtype=np.float64) for each in (reference, values))
+    return float(np.linalg.norm(after - before) / (np.linalg.norm(before) or 1.0))
+
+
+def _title(name: str) -> str:
+    """The part of the network that a tensor comes from: what stands before its layer norm."""
+    for end in (f".{NORM}.output", ".LayerNorm", ".layer_norm"):
+        name = name.removesuffix(end)
+    return name
