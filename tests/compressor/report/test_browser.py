@@ -74,6 +74,14 @@ def test_nothing_sticks_out(page, width, scheme):
     assert page.evaluate("document.documentElement.scrollWidth") <= width
 
 
+@pytest.mark.parametrize("page", ["several_reports"], indirect=True)
+def test_it_fits_on_paper(page):
+    page.emulate_media(media="print")
+    page.set_viewport_size({"width": 688, "height": 900})  # A4 without its margins
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    assert page.evaluate("document.documentElement.scrollWidth") <= 688
+
+
 @pytest.mark.parametrize("page", ["report"], indirect=True)
 def test_each_width_shows_its_charts(page):
     shown = "[...document.querySelectorAll('svg.{0}')].filter(e => e.checkVisibility()).length"
