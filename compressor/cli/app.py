@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from compressor.cli import build, device, devices, explain, gate, package, runs
+from compressor.cli import build, device, devices, explain, gate, package, report, runs
 from targets.errors import ToolkitError, is_disk_full
 
 __all__ = ["app", "main"]
@@ -55,6 +55,7 @@ build.add_commands(app)
 device.add_commands(app)
 gate.add_commands(app)
 package.add_commands(app)
+report.add_commands(app)
 explain.add_commands(app)
 app.add_typer(devices.app, name="devices")
 app.add_typer(runs.app, name="runs")

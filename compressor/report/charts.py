@@ -1,50 +1,42 @@
-"""The charts of the HTML report, as drawings that its template prints as SVG."""
+"""Charts with a line a row: spread of the latencies and sizes; and how each target looks."""
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from compressor.report.axes import Axis, linear_axis, log_axis
 from compressor.report.drawing import (
     MARKERS,
-    Box,
     Chart,
     Label,
     Shape,
     bar,
     marker,
-    place,
     segment,
     shorten,
     text_width,
 )
-from compressor.report.pareto import pareto_front
-from compressor.report.schema import Accuracy, Report
-from compressor.report.summary import (
-    RowText,
-    accuracy_of,
-    accuracy_split,
-    measurement_of,
-    row_texts,
-)
+from compressor.report.schema import Report
+from compressor.report.summary import RowText, measurement_of, row_texts
 from compressor.report.wording import bytes_text, significant
 from targets.measurement import Measurement
 
 __all__ = [
     "NUM_COLOURS",
+    "RADIUS",
     "Series",
     "latency_chart",
+    "markers_of",
     "name_of",
-    "scatter_chart",
     "series_of",
     "size_chart",
 ]
 
-NUM_COLOURS = 5
+NUM_COLOURS = 8
+"""Of the page's style sheet: the classes ``series-0`` to ``series-7``."""
 MAX_DOTS = 90
 """Raw times drawn for a row: more would only cover each other, and make the file large."""
 
@@ -55,7 +47,7 @@ FOOT = 40
 
 @dataclass(frozen=True)
 class Series:
-    """How the rows of one target look: a colour class of the page, and a marker."""
+    """How rows look, such as those of one target: a colour class of the page, and a marker."""
 
     target: str
     css: str
@@ -63,136 +55,39 @@ class Series:
 
     @property
     def key(self) -> Chart:
-        """The marker alone, for a legend."""
+        """The marker alone, for a legend, whose text says the rest."""
         shape = Shape(marker(self.marker, 9, 9, RADIUS), f"point {self.css}")
-        return Chart(18, 18, f"marker of {self.target}", (shape,), ())
+        return Chart(18, 18, "", (shape,), ())
+
+
+def markers_of(texts: Iterable[RowText]) -> dict[str, str]:
+    """Target label -> its marker; eager PyTorch, the reference, has one of its own."""
+    found: dict[str, str] = {}
+    *others, own = MARKERS
+    for text in texts:
+        if text.target not in found:
+            number = sum(each != own for each in found.values())
+            is_reference = text.row.kind == "reference"
+            found[text.target] = own if is_reference else others[number % len(others)]
+    return found
 
 
 def series_of(report: Report) -> dict[str, Series]:
     """Target label -> its look; eager PyTorch, the reference, is grey."""
-    found: dict[str, Series] = {}
-    for text in row_texts(report):
-        if text.target in found:
-            continue
-        if text.row.kind == "reference":
-            found[text.target] = Series(text.target, "reference", "hexagon")
-        else:
-            index = sum(each.css != "reference" for each in found.values())
-            css = f"series-{index % NUM_COLOURS}"
-            found[text.target] = Series(text.target, css, MARKERS[index % len(MARKERS)])
-    return found
+    texts = row_texts(report)
+    grey = {text.target for text in texts if text.row.kind == "reference"}
+    markers = markers_of(texts)
+    coloured = [target for target in markers if target not in grey]
+    colours = {target: f"series-{i % NUM_COLOURS}" for i, target in enumerate(coloured)}
+    return {
+        target: Series(target, colours.get(target, "reference"), shape)
+        for target, shape in markers.items()
+    }
 
 
 def name_of(text: RowText) -> str:
     """A row in full, for titles and summaries."""
     return f"{text.number} {text.row.variant} · {text.target} {text.row.precision}"
-
-
-@dataclass(frozen=True)
-class _Point:
-    text: RowText
-    measured: Measurement
-    accuracy: Accuracy
-    x: float = 0
-    y: float = 0
-
-
-def scatter_chart(report: Report, width: float, height: float) -> Chart | None:
-    """Accuracy against latency with the Pareto front; None where no row has both.
-
-    Labels hold the number and variant of a row where there is room, else its number.
-    """
-    split = accuracy_split(report)
-    found = [
-        _Point(text, measured, accuracy)
-        for text in row_texts(report)
-        if (measured := measurement_of(report, text.row))
-        and (accuracy := accuracy_of(text.row, split))
-    ]
-    if not found:
-        return None
-    area = Box(52, 30, width - 12, height - 46)
-    across = log_axis([point.measured.median_ms for point in found], area.left, area.right)
-    bounds = [end for point in found for end in (point.accuracy.low, point.accuracy.high)]
-    up = linear_axis(bounds, area.bottom, area.top)
-    points = [
-        replace(p, x=across.at(p.measured.median_ms), y=up.at(p.accuracy.value)) for p in found
-    ]
-    front = pareto_front([(p.measured.median_ms, p.accuracy.value) for p in points])
-    shapes, labels = _grid(across, up, area, f"latency at {report.primary_shape}, ms (log scale)")
-    shapes.append(Shape(_staircase([points[index] for index in front]), "front"))
-    labels.append(Label(0, 12, f"{split} accuracy", "axis"))
-    series = series_of(report)
-    for point in points:
-        shapes += _point(point, up, series[point.text.target])
-    labels += _point_labels(points, front, area, numbers_only=width < 500)
-    names = "; ".join(name_of(points[index].text) for index in front)
-    summary = (
-        f"Scatter chart of {split} accuracy against latency for {len(points)} rows. "
-        f"On the Pareto front, fastest first: {names}."
-    )
-    return Chart(width, height, summary, tuple(shapes), tuple(labels))
-
-
-def _grid(across: Axis, up: Axis, area: Box, title: str) -> tuple[list[Shape], list[Label]]:
-    shapes, labels = [], []
-    for tick in across.ticks(max(int((area.right - area.left) / 45), 2)):
-        x = across.at(tick)
-        shapes.append(Shape(segment(x, area.top, x, area.bottom), "grid"))
-        labels.append(Label(x, area.bottom + 17, f"{tick:g}", "axis", "middle"))
-    ticks = up.ticks(6)
-    decimals = 0 if all(abs(tick * 100 - round(tick * 100)) < 1e-6 for tick in ticks) else 1
-    for tick in ticks:
-        y = up.at(tick)
-        shapes.append(Shape(segment(area.left, y, area.right, y), "grid"))
-        labels.append(Label(area.left - 8, y + 4, f"{tick:.{decimals}%}", "axis", "end"))
-    labels.append(Label((area.left + area.right) / 2, area.bottom + 38, title, "axis", "middle"))
-    return shapes, labels
-
-
-def _staircase(front: Sequence[_Point]) -> str:
-    path = f"M{front[0].x:.1f} {front[0].y:.1f}"
-    return path + "".join(f"H{point.x:.1f}V{point.y:.1f}" for point in front[1:])
-
-
-def _point(point: _Point, up: Axis, series: Series) -> list[Shape]:
-    low, high = up.at(point.accuracy.low), up.at(point.accuracy.high)
-    css = "point" if point.text.row.kind == "candidate" else "point hollow"
-    title = (
-        f"{name_of(point.text)}: {point.text.latency} ms, {point.text.accuracy} "
-        f"({point.text.accuracy_interval})"
-    )
-    shapes = [
-        Shape(segment(point.x, low, point.x, high), f"error {series.css}"),
-        Shape(marker(series.marker, point.x, point.y, RADIUS), f"{css} {series.css}", title),
-    ]
-    if point.text.row.chosen:
-        shapes.append(Shape(marker("circle", point.x, point.y, RADIUS + 5), "ring"))
-    return shapes
-
-
-def _point_labels(
-    points: Sequence[_Point], front: Sequence[int], area: Box, *, numbers_only: bool
-) -> list[Label]:
-    """Numbers join the chart with the table; the rows that matter most get their place first."""
-    taken = [Box(p.x - 8, p.y - 8, p.x + 8, p.y + 8) for p in points]
-    for left, right in itertools.pairwise(points[index] for index in front):
-        taken.append(Box(left.x, left.y - 2, right.x, left.y + 2))
-        taken.append(Box(right.x - 2, right.y, right.x + 2, left.y))
-    order = sorted(
-        range(len(points)), key=lambda i: (not points[i].text.row.chosen, i not in front, i)
-    )
-    labels = []
-    for index in order:
-        text = points[index].text
-        number = str(text.number)
-        named = f"{number} {shorten(text.row.variant, 160)}"
-        gap = 15.0 if text.row.chosen else 11.0
-        texts = (number,) if numbers_only else (named, number)
-        label, room = place(points[index].x, points[index].y, texts, taken, area, gap=gap)
-        labels.append(replace(label, css="name chosen" if text.row.chosen else "name"))
-        taken.append(room)
-    return labels
 
 
 def latency_chart(report: Report, width: float) -> Chart | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 __all__ = [
     "MARKERS",
@@ -38,27 +38,29 @@ CORNERS = {
 
 @dataclass(frozen=True)
 class Shape:
-    """An SVG path; ``title`` shows when the pointer rests on it."""
+    """An SVG path; ``title`` shows when the pointer rests on it, ``data`` is for scripts."""
 
     d: str
     css: str
     title: str = ""
+    data: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Label:
-    """A line of text; ``y`` is its baseline."""
+    """A line of text; ``y`` is its baseline, ``data`` is for scripts."""
 
     x: float
     y: float
     text: str
     css: str = ""
     anchor: str = "start"
+    data: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Chart:
-    """A drawing; ``summary`` is what a screen reader says in its place."""
+    """A drawing; ``summary`` is what a screen reader says in its place, if anything."""
 
     width: float
     height: float

@@ -16,7 +16,14 @@ from safetensors.numpy import load, save
 from compressor.errors import ReportError
 from compressor.report.schema import REPORT_SCHEMA_VERSION, Report
 
-__all__ = ["JSON_NAME", "PREDICTIONS_NAME", "read_answers", "read_report", "write_report"]
+__all__ = [
+    "JSON_NAME",
+    "PREDICTIONS_NAME",
+    "read_answers",
+    "read_report",
+    "write_files",
+    "write_report",
+]
 
 JSON_NAME = "report.json"
 PREDICTIONS_NAME = "predictions.safetensors"
@@ -53,6 +60,16 @@ def write_report(report: Report, folder: str | Path, *, answers: Answers | None 
         "report.html": render_html(report).encode(),
         **({} if packed is None else {PREDICTIONS_NAME: packed}),
     }
+    write_files(folder, contents)
+    return report
+
+
+def write_files(folder: Path, contents: Mapping[str, bytes]) -> None:
+    """Write files into a folder, made if it is absent; each appears whole or not at all.
+
+    Raises:
+        ReportError: The folder cannot be written to.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, content in contents.items():
@@ -64,7 +81,6 @@ def write_report(report: Report, folder: str | Path, *, answers: Answers | None 
             given=error,
             fix="free some space there, or pass a folder that can be written to",
         ) from error
-    return report
 
 
 def read_answers(report: Report, path: str | Path) -> dict[str, NDArray[np.generic]] | None:

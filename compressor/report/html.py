@@ -8,7 +8,9 @@ the screen; these need no script and about 100 kB.
 from __future__ import annotations
 
 import base64
+import functools
 import hashlib
+from collections.abc import Sequence
 
 import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -16,8 +18,11 @@ from markupsafe import Markup
 
 from compressor.report import wording
 from compressor.report.changes import change_texts
-from compressor.report.charts import latency_chart, scatter_chart, series_of, size_chart
+from compressor.report.charts import latency_chart, series_of, size_chart
+from compressor.report.comparison import compare_reports
 from compressor.report.curves import training_curves
+from compressor.report.history import histories_of
+from compressor.report.scatter import scatter_chart
 from compressor.report.schema import Report
 from compressor.report.steps import step_texts
 from compressor.report.summary import (
@@ -31,7 +36,7 @@ from compressor.report.summary import (
     threads_text,
 )
 
-__all__ = ["render_html"]
+__all__ = ["render_comparison", "render_html"]
 
 # Each chart is drawn for a desk and for a phone, in whose pixels its text stays readable; the page
 # shows the one that fits.
@@ -45,24 +50,14 @@ def render_html(report: Report) -> str:
     Everything from the report is escaped, and a content security policy forbids scripts and styles
     other than the page's own, and all network access.
     """
-    environment = Environment(
-        loader=PackageLoader("compressor.report", "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     rows = row_texts(report)
     plotted = {text.target for text in rows if text.row.latency}
     series = {target: look for target, look in series_of(report).items() if target in plotted}
-    style, script = (_source(environment, name) for name in ("report.css", "report.js"))
-    template = environment.get_template("report.html.j2")
-    return template.render(
+    return _render(
+        "report.html.j2",
+        ("report",),
         report=report,
         wording=wording,
-        style=style,
-        script=script,
-        policy=f"default-src 'none'; style-src {_hash(style)}; script-src {_hash(script)}",
         split=accuracy_split(report),
         best=best(report),
         changes=change_texts(report),
@@ -82,10 +77,45 @@ def render_html(report: Report) -> str:
     )
 
 
-def _source(environment: Environment, name: str) -> Markup:
+def render_comparison(reports: Sequence[Report]) -> str:
+    """Write several reports side by side as one HTML page, as closed to the outside."""
+    found = compare_reports(reports)
+    return _render(
+        "comparison.html.j2",
+        ("report", "comparison"),
+        found=found,
+        wording=wording,
+        scatter=[found.scatter(*size) for size in (SCATTER_WIDE, SCATTER_NARROW)],
+        histories=histories_of(found),
+    )
+
+
+def _render(template: str, parts: Sequence[str], **values: object) -> str:
+    """Fill a template; its style sheet and its script are those of the parts, one after another."""
+    environment = _environment()
+    style, script = (_source(environment, parts, ending) for ending in ("css", "js"))
+    policy = f"default-src 'none'; style-src {_hash(style)}; script-src {_hash(script)}"
+    page = environment.get_template(template)
+    return page.render(style=style, script=script, policy=policy, **values)
+
+
+@functools.cache
+def _environment() -> Environment:
+    """Keeps the templates once they are compiled."""
+    return Environment(
+        loader=PackageLoader("compressor.report", "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+
+
+def _source(environment: Environment, parts: Sequence[str], ending: str) -> Markup:
     if environment.loader is None:
         raise LookupError("the environment has no loader")
-    return Markup(environment.loader.get_source(environment, name)[0])  # noqa: S704  (our own file)
+    sources = [environment.loader.get_source(environment, f"{part}.{ending}") for part in parts]
+    return Markup("".join(source[0] for source in sources))  # noqa: S704  (our own files)
 
 
 def _hash(text: str) -> str:

@@ -6,7 +6,7 @@ The terminal, Markdown and HTML all show these, so that they cannot disagree.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from compressor.report.schema import Accuracy, Comparison, Report, Row
@@ -24,7 +24,7 @@ from compressor.report.wording import (
     speedup_interval,
     times,
 )
-from targets.measurement import Measurement
+from targets.measurement import Measurement, Speedup
 
 __all__ = [
     "Best",
@@ -45,6 +45,7 @@ __all__ = [
     "row_texts",
     "target_labels",
     "threads_text",
+    "with_latency",
 ]
 
 Split = Literal["test", "validation"]
@@ -81,10 +82,15 @@ def measurement_of(report: Report, row: Row) -> Measurement | None:
     return row.latency.get(report.primary_shape)
 
 
-def target_labels(report: Report) -> tuple[str, ...]:
-    """Name of the target of each row; with the device where one target ran on several."""
+def target_labels(report: Report, among: Iterable[Report] = ()) -> tuple[str, ...]:
+    """Name of the target of each row; with the device where one target ran on several.
+
+    Args:
+        report: Whose rows.
+        among: Reports that are shown beside it.
+    """
     devices: dict[str, set[str]] = {}
-    for row in report.rows:
+    for row in (*report.rows, *(row for other in among for row in other.rows)):
         devices.setdefault(row.target, set()).update({row.device} if row.device else ())
     return tuple(
         f"{row.target} ({row.device})"
@@ -130,9 +136,9 @@ class RowText:
     sort: dict[str, float] = field(default_factory=dict)
 
 
-def row_texts(report: Report) -> tuple[RowText, ...]:
-    """Every row of a report as text, in the report's order."""
-    labels = target_labels(report)
+def row_texts(report: Report, among: Iterable[Report] = ()) -> tuple[RowText, ...]:
+    """Every row of a report as text, in the report's order; ``among`` as of `target_labels`."""
+    labels = target_labels(report, among)
     return tuple(
         _row_text(report, row, number, label)
         for number, (row, label) in enumerate(zip(report.rows, labels, strict=True), start=1)
@@ -144,8 +150,6 @@ def _row_text(report: Report, row: Row, number: int, target: str) -> RowText:
     accuracy, compared = accuracy_of(row, split), comparison_of(row, split)
     measured = measurement_of(report, row)
     values: dict[str, float | None] = {
-        "latency": measured.median_ms if measured else None,
-        "speedup": row.speedup.ratio if row.speedup else None,
         "speedup_eager": row.speedup_eager.ratio if row.speedup_eager else None,
         "accuracy": accuracy.value if accuracy else None,
         "drop": compared.drop_points if compared else None,
@@ -153,18 +157,13 @@ def _row_text(report: Report, row: Row, number: int, target: str) -> RowText:
         "size_ratio": row.size_ratio,
     }
     mark, state = _judgement(row)
-    return RowText(
+    text = RowText(
         number=number,
         row=row,
         target=target,
         mark=mark,
         state=state,
         reason="" if row.status == "measured" else one_line(row.reason or "no reason was recorded"),
-        latency=milliseconds(values["latency"]),
-        latency_interval=interval_text(measured.interval) if measured else "",
-        p90=milliseconds(measured.p90_ms) if measured else NONE,
-        speedup=times(values["speedup"]),
-        speedup_interval=speedup_interval(row.speedup) if row.speedup else "",
         speedup_eager=times(values["speedup_eager"]),
         accuracy=percent(values["accuracy"]),
         accuracy_interval=accuracy_interval(accuracy) if accuracy else "",
@@ -172,8 +171,27 @@ def _row_text(report: Report, row: Row, number: int, target: str) -> RowText:
         drop_interval=drop_interval(compared) if compared else "",
         size=bytes_text(values["size"]),
         size_ratio=times(values["size_ratio"]),
-        noisy=measured is not None and measured.noise.verdict == "noisy",
         sort={name: value for name, value in values.items() if value is not None},
+    )
+    return with_latency(text, measured, row.speedup)
+
+
+def with_latency(text: RowText, measured: Measurement | None, speedup: Speedup | None) -> RowText:
+    """The row with the latency of one place, and its speed-up there."""
+    values = {
+        "latency": measured.median_ms if measured else None,
+        "speedup": speedup.ratio if speedup else None,
+    }
+    rest = {name: value for name, value in text.sort.items() if name not in values}
+    return replace(
+        text,
+        latency=milliseconds(values["latency"]),
+        latency_interval=interval_text(measured.interval) if measured else "",
+        p90=milliseconds(measured.p90_ms) if measured else NONE,
+        speedup=times(values["speedup"]),
+        speedup_interval=speedup_interval(speedup) if speedup else "",
+        noisy=measured is not None and measured.noise.verdict == "noisy",
+        sort=rest | {name: value for name, value in values.items() if value is not None},
     )
 
 

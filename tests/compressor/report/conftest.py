@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 
+from compressor.report.html import render_comparison, render_html
 from compressor.report.schema import (
     Accuracy,
     Change,
     ChangedExample,
     Check,
     Comparison,
+    DeviceFacts,
     Group,
     ModelFacts,
+    OnDevice,
     Report,
     Row,
     Step,
@@ -158,8 +164,11 @@ CHANGED = (
 class RowMaker:
     """Builds rows against their baselines, as a run would."""
 
-    def __init__(self, *, noise: float = 0.03, others_cpus: float = 0.05) -> None:
+    def __init__(
+        self, *, noise: float = 0.03, others_cpus: float = 0.05, pace: float = 1.0
+    ) -> None:
         self.rows: list[Row] = []
+        self._pace = pace
         self._noise = noise
         self._others_cpus = others_cpus
         self._eager: Measurement | None = None
@@ -180,6 +189,7 @@ class RowMaker:
         notes: tuple[str, ...] = (),
     ) -> None:
         seed = len(self.rows)
+        ms *= self._pace
         options = {"noise": self._noise, "others_cpus": self._others_cpus, "size_bytes": size}
         one = make_measurement(ms, seed=seed, **options)
         latency = {
@@ -456,6 +466,49 @@ def make_unmeasured_report() -> Report:
     return make_report(rows=rows, steps={}, verdict=verdict)
 
 
+def put_on_device(row: Row, pace: float) -> Row:
+    """The row with what the board ``pi`` found of it."""
+    if row.kind == "reference" or row.target != "onnxruntime" or row.status != "measured":
+        return row
+    times = make_measurement(row.latency["1x128"].median_ms * pace, size_bytes=1, seed=7)
+    return row.model_copy(update={"devices": {"pi": OnDevice(latency={"1x128": times})}})
+
+
+def make_several_reports() -> tuple[Report, ...]:
+    """Two of one recipe and machine, the second with a board; another recipe, machine and data."""
+    first = make_report()
+    board = first.environment.model_copy(update={"cpu": "Cortex-A76", "cpu_features": ("asimddp",)})
+    second = make_report(
+        created="2026-03-15T08:00:00+01:00",
+        rows=tuple(put_on_device(row, 8) for row in make_rows(RowMaker(pace=0.9))),
+        devices={
+            "pi": DeviceFacts(address="ssh://me@pi", environment=board),
+            "gone": DeviceFacts(address="ssh://me@gone", reason="no route to host"),
+        },
+    )
+    other = first.environment.model_copy(update={"cpu": f"AMD EPYC {HOSTILE}"})
+    third = make_report(
+        name=HOSTILE,
+        created="yesterday",
+        environment=other,
+        primary_shape="8x128",
+        data={"sha256": "cd" * 32},
+        model=first.model.model_copy(update={"sha256": "e" * 64}),
+        rows=make_rows(RowMaker(pace=2)),
+    )
+    return first, second, third
+
+
+@pytest.fixture(scope="session")
+def several_reports() -> tuple[Report, ...]:
+    return make_several_reports()
+
+
+@pytest.fixture(scope="session")
+def unmeasured_reports() -> tuple[Report, ...]:
+    return make_unmeasured_report(), make_unmeasured_report()
+
+
 @pytest.fixture(scope="session")
 def report() -> Report:
     return make_report()
@@ -480,3 +533,15 @@ def single_row_report() -> Report:
 @pytest.fixture(scope="session")
 def hostile_name() -> str:
     return HOSTILE
+
+
+@pytest.fixture(scope="session")
+def page_of(request: pytest.FixtureRequest) -> Callable[[str], str]:
+    """The page of a fixture that is a report, or several; each is rendered once."""
+
+    @functools.cache
+    def render(name: str) -> str:
+        found = request.getfixturevalue(name)
+        return render_comparison(found) if isinstance(found, tuple) else render_html(found)
+
+    return render

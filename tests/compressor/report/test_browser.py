@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 
-from compressor.report.html import render_html
+from compressor.report.pareto import pareto_front
 
 CHROMIUM = Path("/usr/bin/chromium")
 ARGUMENTS = (
@@ -37,11 +38,20 @@ def browser(tmp_path_factory):
         context.close()
 
 
-@pytest.fixture(params=["report", "noisy_report", "unmeasured_report", "single_row_report"])
-def page(request, browser, tmp_path):
+@pytest.fixture(
+    params=[
+        "report",
+        "noisy_report",
+        "unmeasured_report",
+        "single_row_report",
+        "several_reports",
+        "unmeasured_reports",
+    ]
+)
+def page(request, browser, page_of, tmp_path):
     """An opened page; fails the test if it logged anything or asked for anything but itself."""
     path = tmp_path / "report.html"
-    path.write_text(render_html(request.getfixturevalue(request.param)), encoding="utf-8")
+    path.write_text(page_of(request.param), encoding="utf-8")
     page = browser.new_page()
     page.set_default_timeout(10_000)
     said: list[str] = []
@@ -64,6 +74,14 @@ def test_nothing_sticks_out(page, width, scheme):
     assert page.evaluate("document.documentElement.scrollWidth") <= width
 
 
+@pytest.mark.parametrize("page", ["several_reports"], indirect=True)
+def test_it_fits_on_paper(page):
+    page.emulate_media(media="print")
+    page.set_viewport_size({"width": 688, "height": 900})  # A4 without its margins
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    assert page.evaluate("document.documentElement.scrollWidth") <= 688
+
+
 @pytest.mark.parametrize("page", ["report"], indirect=True)
 def test_each_width_shows_its_charts(page):
     shown = "[...document.querySelectorAll('svg.{0}')].filter(e => e.checkVisibility()).length"
@@ -72,6 +90,14 @@ def test_each_width_shows_its_charts(page):
     page.set_viewport_size({"width": 390, "height": 900})
     assert [page.evaluate(shown.format(css)) for css in ("wide", "narrow")] == [0, 3]
     assert page.locator("figure svg").count() == 2
+
+
+@pytest.mark.parametrize("page", ["several_reports"], indirect=True)
+def test_a_comparison_shows_the_chart_of_its_width(page):
+    for width, css in ((1400, "wide"), (390, "narrow")):
+        page.set_viewport_size({"width": width, "height": 900})
+        assert [c.is_visible() for c in page.locator(f"svg.scatter.{css}").all()] == [True]
+        assert page.locator("svg.scatter:visible").count() == 1
 
 
 @pytest.mark.parametrize("page", ["report"], indirect=True)
@@ -110,14 +136,14 @@ def test_a_heading_sorts_the_results_and_keeps_empty_cells_last(page):
     assert page.locator("th[aria-sort=descending]").count() == 1
 
 
-@pytest.mark.parametrize("page", ["report"], indirect=True)
+@pytest.mark.parametrize("page", ["report", "several_reports"], indirect=True)
 def test_it_prints_with_everything_unfolded(page, tmp_path):
     pdf = page.pdf(format="A4", print_background=True)
     assert pdf.startswith(b"%PDF")
     assert page.locator("details:not([open])").count() == 0
 
 
-@pytest.mark.parametrize("page", ["report", "noisy_report"], indirect=True)
+@pytest.mark.parametrize("page", ["report", "noisy_report", "several_reports"], indirect=True)
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_text_stands_out_from_what_it_is_on(page, scheme):
     page.emulate_media(color_scheme=scheme)
@@ -146,3 +172,220 @@ def test_text_stands_out_from_what_it_is_on(page, scheme):
       return [...found];
     }""")
     assert weak == []
+
+
+# Filters of a comparison
+
+only_several = pytest.mark.parametrize("page", ["several_reports"], indirect=True)
+
+
+def shown_rows(page):
+    """What is said of themselves by the rows that can be seen."""
+    return page.evaluate("""() => [...document.querySelectorAll("tbody[data-run]")]
+      .filter(each => each.checkVisibility()).map(each => ({ ...each.dataset }))""")
+
+
+def seen_in_chart(page, css):
+    """Numbers of the rows whose mark of a kind can be seen in the chart on view."""
+    return page.evaluate(
+        """(css) => [...document.querySelectorAll(`svg.scatter ${css}[data-row]`)]
+          .filter(each => each.checkVisibility()).map(each => each.dataset.row)""",
+        css,
+    )
+
+
+def fronts(page):
+    """Front -> the corners of its line and what is said to be on it, in the chart on view."""
+    return page.evaluate("""() => [...document.querySelectorAll("svg.scatter .front")]
+      .filter(each => each.checkVisibility())
+      .map(each => [each.dataset.title, each.getAttribute("d")])""")
+
+
+def check_consistent(page, rows):
+    """The count, the chart and its description tell of the same rows as the table."""
+    total = page.locator("tbody[data-run]").count()
+    assert page.locator("#shown").text_content() == f"{len(rows)} of {total} rows shown"
+    numbers = {row["number"] for row in rows}
+    assert set(seen_in_chart(page, ".point")) == numbers
+    assert set(seen_in_chart(page, "text")) <= numbers
+    said = page.locator("svg.scatter:visible").get_attribute("aria-label")
+    assert f" for {len(rows)} rows." in said
+
+
+@only_several
+def test_the_script_first_draws_what_the_page_came_with(page, page_of):
+    check_consistent(page, shown_rows(page))
+    look = """(text) => {
+      const page = text ? new DOMParser().parseFromString(text, "text/html") : document;
+      return [...page.querySelectorAll("svg.scatter")].map(chart => [
+        chart.getAttribute("aria-label"),
+        ...[...chart.querySelectorAll(".front")].map(each => each.getAttribute("d")),
+      ]);
+    }"""
+    assert page.evaluate(look) == page.evaluate(look, page_of("several_reports"))
+    assert len(fronts(page)) == 3
+
+
+@only_several
+@pytest.mark.parametrize(
+    ("group", "value", "key", "hidden"),
+    [
+        ("run", "trec-questions (1)", "run", "1"),
+        ("target", "openvino", "target", "openvino"),
+        ("target", "onnxruntime on pi", "target", "onnxruntime on pi"),
+        ("precision", "int8-dynamic", "precision", "int8-dynamic"),
+    ],
+)
+def test_a_check_box_hides_its_rows_and_points(page, group, value, key, hidden):
+    everything = shown_rows(page)
+    box = page.get_by_role("group", name=group, exact=True).get_by_label(value, exact=True)
+    box.uncheck()
+    rows = shown_rows(page)
+    assert rows == [row for row in everything if row[key] != hidden]
+    assert 0 < len(rows) < len(everything)
+    check_consistent(page, rows)
+    box.check()
+    assert shown_rows(page) == everything
+    check_consistent(page, everything)
+
+
+@only_several
+def test_only_what_is_shipped(page):
+    page.get_by_label("only what is shipped").check()
+    rows = shown_rows(page)
+    assert {row["variant"] for row in rows} == {"half-width", "quarter-width-long-distillation"}
+    assert page.locator("tbody[data-run]:visible .badge.chosen").count() == len(rows) == 7
+    check_consistent(page, rows)
+
+
+@only_several
+def test_the_variant_is_searched_for(page, hostile_name):
+    everything = shown_rows(page)
+    field = page.get_by_label("variant", exact=True)
+    field.fill(" WIDTH")
+    assert {row["variant"] for row in shown_rows(page)} == {
+        "half-width",
+        "quarter-width-long-distillation",
+    }
+    field.fill(hostile_name)
+    assert {row["variant"] for row in shown_rows(page)} == {hostile_name}
+    field.fill("there is none like this")
+    check_consistent(page, [])
+    assert shown_rows(page) == []
+    assert [path for _, path in fronts(page)] == [""] * 3
+    page.get_by_role("button", name="Show everything").click()
+    page.wait_for_function("document.querySelectorAll('tbody[data-run][hidden]').length === 0")
+    assert shown_rows(page) == everything
+    assert field.input_value() == ""
+
+
+@only_several
+@pytest.mark.parametrize("width", [1400, 390])
+def test_the_fronts_are_those_of_what_is_shown(page, width):
+    page.set_viewport_size({"width": width, "height": 900})
+    page.get_by_label("openvino", exact=True).uncheck()
+    rows = {row["number"]: row for row in shown_rows(page)}
+    points = page.evaluate("""() => [...document.querySelectorAll("svg.scatter .point[data-row]")]
+      .filter(each => each.checkVisibility()).map(each => ({ ...each.dataset }))""")
+    drawn = fronts(page)
+    assert len(drawn) == 3
+    for index, (_, path) in enumerate(drawn):
+        own = [point for point in points if point["on"] == str(index)]
+        values = [
+            (float(rows[p["row"]]["latency"]), float(rows[p["row"]]["accuracy"])) for p in own
+        ]
+        first, *rest = (own[i] for i in pareto_front(values))
+        assert rest
+        steps = "".join(f"H{p['x']}V{p['y']}" for p in rest)
+        assert path == f"M{first['x']} {first['y']}{steps}"
+
+
+@only_several
+def test_filters_and_sorting_go_together(page):
+    page.get_by_role("group", name="run").get_by_label("trec-questions (2)").uncheck()
+    page.locator("th button[data-key=latency]").click()
+    rows = shown_rows(page)
+    times = [float(row["latency"]) for row in rows]
+    assert times == sorted(times)
+    assert {row["run"] for row in rows} == {"1", "3"}
+    page.locator("th button[data-key=target]").click()
+    names = [row["target"] for row in shown_rows(page)]
+    assert names == sorted(names)
+    check_consistent(page, rows)
+
+
+@only_several
+def test_filters_work_by_keyboard(page):
+    page.locator("#filters input").first.focus()
+    page.keyboard.press("Space")
+    rows = shown_rows(page)
+    assert {row["run"] for row in rows} == {"2", "3"}
+    count = page.locator("#filters input[type=checkbox]").count()
+    for _ in range(count - 1):  # past the check boxes, to the field before the last of them
+        page.keyboard.press("Tab")
+    page.keyboard.type("half")
+    assert {row["variant"] for row in shown_rows(page)} == {"half-width"}
+    page.keyboard.press("Enter")  # sends nothing, loses nothing
+    assert {row["variant"] for row in shown_rows(page)} == {"half-width"}
+    page.keyboard.press("Tab")
+    page.keyboard.press("Space")
+    check_consistent(page, shown_rows(page))
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.type") == "reset"
+    outline = "getComputedStyle(document.activeElement).outlineStyle"
+    assert page.evaluate(outline) == "solid"
+    page.keyboard.press("Enter")
+    page.wait_for_function("document.querySelectorAll('tbody[data-run][hidden]').length === 0")
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.dataset.key") == "number"
+    page.keyboard.press("Enter")
+    assert page.locator("th[aria-sort=ascending]").count() == 1
+
+
+@only_several
+def test_every_control_has_a_label(page):
+    unnamed = page.evaluate("""() => [...document.querySelectorAll("#filters input")]
+      .filter(each => each.labels.length !== 1 || !each.labels[0].textContent.trim()).length""")
+    assert unnamed == 0
+
+
+@only_several
+def test_a_reload_shows_everything_again(page):
+    everything = shown_rows(page)
+    page.get_by_label("only what is shipped").check()
+    page.reload()
+    assert shown_rows(page) == everything
+    assert page.evaluate("[localStorage.length, sessionStorage.length, document.cookie]") == [
+        0,
+        0,
+        "",
+    ]
+
+
+@only_several
+def test_paper_shows_every_row_whatever_is_filtered(page):
+    page.emulate_media(media="print")
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    everything = shown_rows(page)
+    page.evaluate("dispatchEvent(new Event('afterprint'))")
+    page.emulate_media(media="screen")
+    page.get_by_label("only what is shipped").check()
+    filtered = shown_rows(page)
+    page.emulate_media(media="print")
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    assert shown_rows(page) == everything
+    assert not page.locator("#filters").is_visible()
+    assert page.locator("details:not([open])").count() == 0
+    page.evaluate("dispatchEvent(new Event('afterprint'))")
+    assert shown_rows(page) == filtered
+
+
+def test_without_a_script_everything_is_there_but_the_filters(browser, page_of, tmp_path):
+    path = tmp_path / "plain.html"
+    text = re.sub('script-src [^"]+', "script-src 'none'", page_of("several_reports"))
+    path.write_text(text, encoding="utf-8")
+    page = browser.new_page()
+    page.goto(path.as_uri())
+    assert not page.locator("#filters").is_visible()
+    assert page.locator("tbody[data-run]:visible").count() == 33
+    page.close()

@@ -4,8 +4,9 @@ import re
 
 import pytest
 
-from compressor.report.charts import latency_chart, scatter_chart, series_of, size_chart
+from compressor.report.charts import latency_chart, series_of, size_chart
 from compressor.report.curves import training_curves
+from compressor.report.scatter import scatter_chart
 
 
 def test_every_measured_row_is_a_point_with_its_number(report):

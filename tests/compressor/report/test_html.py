@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from compressor.report.html import render_html
+from compressor.report.html import render_comparison, render_html
 from compressor.report.summary import row_texts
 
 
@@ -24,7 +24,7 @@ class Page(HTMLParser):
 
     def handle_starttag(self, tag, attrs):
         self.tags.append((tag, dict(attrs)))
-        if tag != "meta":
+        if tag not in ("meta", "input"):
             self.open.append(tag)
 
     def handle_startendtag(self, tag, attrs):
@@ -38,21 +38,31 @@ class Page(HTMLParser):
             self.text += data
 
 
-@pytest.fixture(params=["report", "noisy_report", "unmeasured_report", "single_row_report"])
-def any_report(request):
-    return request.getfixturevalue(request.param)
+@pytest.fixture(
+    params=[
+        "report",
+        "noisy_report",
+        "unmeasured_report",
+        "single_row_report",
+        "several_reports",
+        "unmeasured_reports",
+    ]
+)
+def any_page(request, page_of):
+    return page_of(request.param)
 
 
-def test_every_page_is_well_formed(any_report):
-    page = Page(render_html(any_report))
+def test_every_page_is_well_formed(any_page):
+    page = Page(any_page)
     ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
     assert len(ids) == len(set(ids))
     labelled = {a["aria-labelledby"] for _, a in page.tags if "aria-labelledby" in a}
     assert labelled <= set(ids)
 
 
-def test_names_bring_no_elements(report, hostile_name):
-    page = Page(render_html(report))
+@pytest.mark.parametrize("name", ["report", "several_reports"])
+def test_names_bring_no_elements(page_of, hostile_name, name):
+    page = Page(page_of(name))
     assert hostile_name in page.text
     tags = {tag for tag, _ in page.tags}
     assert "img" not in tags
@@ -60,17 +70,19 @@ def test_names_bring_no_elements(report, hostile_name):
     assert not any(name.startswith("on") for _, attributes in page.tags for name in attributes)
 
 
-def test_nothing_is_fetched(any_report):
-    page = Page(render_html(any_report))
+def test_nothing_is_fetched(any_page):
+    page = Page(any_page)
     assert not any(
-        name in attributes for _, attributes in page.tags for name in ("src", "href", "srcset")
+        name in attributes
+        for _, attributes in page.tags
+        for name in ("src", "href", "srcset", "action")
     )
-    assert "url(" not in render_html(any_report)
-    assert "@import" not in render_html(any_report)
+    assert "url(" not in any_page
+    assert "@import" not in any_page
 
 
-def test_the_policy_allows_the_pages_own_script_and_style_only(report):
-    text = render_html(report)
+def test_the_policy_allows_the_pages_own_script_and_style_only(any_page):
+    text = any_page
     policy = next(a["content"] for t, a in Page(text).tags if t == "meta" and "http-equiv" in a)
     assert policy.startswith("default-src 'none'")
     for tag in ("style", "script"):
@@ -79,15 +91,13 @@ def test_the_policy_allows_the_pages_own_script_and_style_only(report):
         assert f"{tag}-src 'sha256-{digest}'" in policy
 
 
-def test_every_drawing_is_described_or_hidden_from_screen_readers(any_report):
-    drawings = [
-        attributes for tag, attributes in Page(render_html(any_report)).tags if tag == "svg"
-    ]
+def test_every_drawing_is_described_or_hidden_from_screen_readers(any_page):
+    drawings = [attributes for tag, attributes in Page(any_page).tags if tag == "svg"]
     assert all(each.get("aria-label") or each.get("aria-hidden") == "true" for each in drawings)
 
 
-def test_every_row_is_in_the_page(report):
-    text = Page(render_html(report)).text
+def test_every_row_is_in_the_page(report, page_of):
+    text = Page(page_of("report")).text
     for row in row_texts(report):
         assert row.reason in text
         assert row.latency in text
@@ -95,8 +105,8 @@ def test_every_row_is_in_the_page(report):
             assert line in text
 
 
-def test_what_the_chosen_bundles_change_is_in_the_page(report):
-    page = render_html(report)
+def test_what_the_chosen_bundles_change_is_in_the_page(report, page_of):
+    page = page_of("report")
     chosen = [row for row in report.rows if row.chosen]
     assert page.count('aria-label="Accuracy by metric, class and slice"') == len(chosen) == 2
     for words in (
@@ -117,23 +127,71 @@ def test_what_the_chosen_bundles_change_is_in_the_page(report):
     assert "got another label" not in render_html(report.model_copy(update={"rows": plain}))
 
 
-def test_noise_is_said_loudly_and_only_then(report, noisy_report):
-    assert "Noisy machine: do not trust these latencies" in Page(render_html(noisy_report)).text
-    assert "Noisy machine" not in Page(render_html(report)).text
+def test_noise_is_said_loudly_and_only_then(page_of):
+    assert "Noisy machine: do not trust these latencies" in Page(page_of("noisy_report")).text
+    assert "Noisy machine" not in Page(page_of("report")).text
 
 
-def test_machine_threads_and_load_are_named(report):
-    text = Page(render_html(report)).text
+def test_machine_threads_and_load_are_named(page_of):
+    text = Page(page_of("report")).text
     assert "Measured on Intel(R) Xeon(R) Platinum 8481C CPU @ 2.70GHz, 4 CPUs" in text
     assert "threads a run: 2" in text
     assert "load average 2.20" in text
 
 
-def test_a_page_stays_small(report):
-    assert len(render_html(report)) < 300_000
+def test_a_page_stays_small(page_of):
+    assert len(page_of("report")) < 300_000
 
 
-def test_nothing_measured_is_said(unmeasured_report):
-    text = Page(render_html(unmeasured_report)).text
+def test_nothing_measured_is_said(page_of):
+    text = Page(page_of("unmeasured_report")).text
     assert "No candidate could be measured" in text
     assert "Accuracy against latency" not in text
+
+
+# Several runs
+
+
+def test_each_run_is_told_with_what_it_ships(page_of, hostile_name):
+    text = Page(page_of("several_reports")).text
+    for words in (
+        "trec-questions (1), trec-questions (2), " + hostile_name,
+        "2026-03-14 15:09 UTC",
+        "2026-03-15 07:00 UTC",
+        "yesterday",
+        "Intel(R) Xeon(R) Platinum 8481C CPU @ 2.70GHz, 4 CPUs",
+        "ships half-width: ",
+        "ships nothing: refused; built, not run here",
+    ):
+        assert words in text
+    assert text.index("trec-questions (1)") < text.index("trec-questions (2)")
+    text = Page(page_of("unmeasured_reports")).text
+    assert "No row of these runs was measured" in text
+    assert "Accuracy against latency" not in text
+
+
+def test_a_run_that_misses_its_budget_ships_nothing(several_reports):
+    first = several_reports[0]
+    missed = next(row for row in first.rows if row.unmet).checks
+    rows = tuple(
+        row.model_copy(update={"checks": missed}) if row.chosen else row for row in first.rows
+    )
+    text = Page(render_comparison([first.model_copy(update={"rows": rows})] * 2)).text
+    assert "ships nothing; nearest is half-width: speed-up 2.06x, at least 3x wanted" in text
+    assert "History of" not in text
+
+
+def test_every_measured_row_of_every_run_is_in_the_table(page_of, several_reports):
+    page = Page(page_of("several_reports"))
+    rows = [a for tag, a in page.tags if tag == "tbody" and "data-run" in a]
+    measured = [sum(r.status == "measured" for r in each.rows) for each in several_reports]
+    on_board = [a for a in rows if a["data-target"] == "onnxruntime on pi"]
+    assert len(rows) == sum(measured) + len(on_board)
+    assert len(on_board) == sum(bool(row.devices) for row in several_reports[1].rows) == 3
+    assert {a["data-run"] for a in on_board} == {"2"}
+    assert all(float(a["data-latency"]) > 15 for a in on_board)
+    assert "measured: 5 rows of trec-questions (1), 5 rows of trec-questions (2), 5 ro" in page.text
+
+
+def test_a_comparison_stays_small(page_of):
+    assert len(page_of("several_reports")) < 300_000

@@ -1,0 +1,112 @@
+"""The command ``report``: which page is written where, and what stops it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from compressor.cli import main
+
+RESULTS = Path(__file__).parents[3] / "benchmarks" / "results"
+REPORTS = sorted(RESULTS.glob("trec6_minilm_*.json"))
+
+
+@pytest.fixture
+def call(capsys):
+    """Run the command line in this process: exit code and what was said."""
+
+    def run(*arguments):
+        with pytest.raises(SystemExit) as caught:
+            main(["report", *map(str, arguments)])
+        captured = capsys.readouterr()
+        return caught.value.code or 0, captured.out + captured.err
+
+    return run
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """An output folder of a run."""
+    folder = tmp_path / "compressed"
+    folder.mkdir()
+    shutil.copy(REPORTS[0], folder / "report.json")
+    return folder
+
+
+def test_one_report_is_rendered_beside_itself(call, folder):
+    for given in (folder, folder / "report.json"):
+        code, said = call(given)
+        assert code == 0
+        assert said == f"written: {folder / 'report.html'}\n"
+        page = (folder / "report.html").read_text(encoding="utf-8")
+        assert "<h1>balanced</h1>" in page
+        (folder / "report.html").unlink()
+    assert sorted(path.name for path in folder.iterdir()) == ["report.json"]
+
+
+def test_a_file_of_another_name_gives_its_name_to_the_page(call, folder):
+    (folder / "report.json").rename(folder / "last.json")
+    assert call(folder / "last.json")[0] == 0
+    assert (folder / "last.html").exists()
+
+
+def test_several_reports_are_compared(call, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, said = call(*REPORTS)
+    assert code == 0
+    assert said == "written: comparison.html\n"
+    page = Path("comparison.html").read_text(encoding="utf-8")
+    assert "balanced (1), balanced (2), balanced (3)" in page
+    # The benchmarks of two machines that have one name.
+    assert "count as different machines" in page
+    assert "Pareto front of balanced (1), balanced (2)" in page
+    code, said = call(*REPORTS, "--output", "new/page.html")
+    assert code == 0
+    assert Path("new/page.html").read_text(encoding="utf-8") == page
+
+
+def test_a_report_is_never_overwritten(call, folder):
+    before = (folder / "report.json").read_bytes()
+    code, said = call(folder, "--output", folder / "report.json")
+    assert code == 2
+    assert "is a report that is read; pass another file" in " ".join(said.split())
+    assert (folder / "report.json").read_bytes() == before
+
+
+def test_what_is_no_report_is_said(call, folder, tmp_path):
+    data = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    damaged, old = tmp_path / "damaged.json", tmp_path / "old.json"
+    damaged.write_text(json.dumps(data | {"rows": "none"}), encoding="utf-8")
+    old.write_text(json.dumps(data | {"schema_version": 1}), encoding="utf-8")
+    for path, words in (
+        (empty, "this is not a report"),
+        (tmp_path / "absent.json", "No such file"),
+        (damaged, "the report is damaged"),
+        (old, "the report has another schema version"),
+    ):
+        for arguments in ((path,), (folder, path)):
+            code, said = call(*arguments, "--output", tmp_path / "page.html")
+            assert code == 8
+            assert words in said
+            assert str(path) in said
+    assert not (tmp_path / "page.html").exists()
+
+
+def test_an_output_that_cannot_be_written_is_said(call, folder, tmp_path):
+    (tmp_path / "file").touch()
+    for output in (tmp_path / "file" / "page.html", folder):
+        code, said = call(folder, "--output", output)
+        assert code == 8
+        assert "the report cannot be written" in said
+        assert "pass a folder that can be written to" in said
+
+
+def test_at_least_one_report_is_needed(call):
+    code, said = call()
+    assert code == 2
+    assert "REPORT" in said
