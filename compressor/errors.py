@@ -14,11 +14,12 @@
     ├── ComparisonError     two reports that must not be compared
     ├── ReportError         a report that cannot be written, is damaged, or of another schema
     ├── BudgetError         nothing that was built meets the budget
+    ├── TrackingError       what was found cannot be handed to a tracking server
     └── DeviceError         a remote device that cannot be reached, or cannot do what was asked
 
 Exit codes: 0 bundles exist and meet the budget, 1 a bug, 2 command line, 3 recipe, data or
 checkpoint, 4 a pass, 5 the budget, 6 a target, bundle or remote device, 7 a missing library,
-8 the store, 9 a gate on a noisy machine, 130 interrupted.
+8 the store, 9 a gate on a noisy machine, 10 a tracking server, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ __all__ = [
     "ReportError",
     "SettingsError",
     "StoreError",
+    "TrackingError",
     "nearest",
 ]
 
@@ -160,6 +162,12 @@ class DeviceError(ToolkitError):
     """A remote device cannot be reached, refuses, or cannot do what was asked of it."""
 
     exit_code = 6
+
+
+class TrackingError(ToolkitError):
+    """What was found cannot be handed to a tracking server; the work itself is done and kept."""
+
+    exit_code = 10
 
 
 def nearest(word: str, known: Iterable[str]) -> str | None:

@@ -41,6 +41,7 @@ HEAVY = (
     "asyncssh",
     "model_signing",
     "cryptography",
+    "mlflow",
 )
 
 
@@ -142,6 +143,7 @@ def test_the_device_half_never_imports_the_build_half() -> None:
         ("compressor.data", ("compressor.passes", "compressor.pipeline", "compressor.report")),
         ("compressor.pipeline", ("compressor.cli",)),
         ("compressor.serving", ("compressor.passes", "compressor.pipeline", "compressor.cli")),
+        ("compressor.tracking", ("compressor.passes", "compressor.pipeline", "compressor.cli")),
         ("compressor.devices", ("compressor.passes", "compressor.pipeline", "compressor.cli")),
         ("targets.runtimes", ("targets.worker", "targets.benchmark", "targets.predictor")),
     ],
@@ -179,6 +181,7 @@ def test_no_pass_or_target_is_named_in_a_condition_elsewhere() -> None:
         "import targets, targets.predictor, targets.worker_client, targets.benchmark",
         "import compressor.planning, compressor.data, compressor.store, compressor.gate.gate",
         "import compressor.serving; compressor.serving.available_formats()",
+        "import compressor.tracking; compressor.tracking.available_trackers()",
     ],
 )
 def test_importing_is_light(statement: str) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from compressor.cli import build, device, devices, explain, gate, package, report, runs
+from compressor.cli import build, device, devices, explain, gate, package, report, runs, track
 from targets.errors import ToolkitError, is_disk_full
 
 __all__ = ["app", "main"]
@@ -24,7 +24,7 @@ app = typer.Typer(
     help="Compress fine-tuned models for the hardware they will run on, and measure the result.",
     epilog="Exit codes: 0 bundles exist and meet the budget, 2 command line, 3 recipe, data or "
     "checkpoint, 4 a pass failed, 5 budget not met, 6 target, bundle or device, 7 missing "
-    "library, 8 run store, 9 gate on a noisy machine, 130 interrupted, 1 a bug.",
+    "library, 8 run store, 9 gate on a noisy machine, 10 tracking, 130 interrupted, 1 a bug.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -54,6 +54,7 @@ def _options(
 build.add_commands(app)
 device.add_commands(app)
 gate.add_commands(app)
+track.add_commands(app)
 package.add_commands(app)
 report.add_commands(app)
 explain.add_commands(app)

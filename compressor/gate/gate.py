@@ -12,8 +12,9 @@ from compressor.gate.budget import Budget
 from compressor.gate.limits import target_label
 from compressor.gate.regression import Tolerance, compare_releases
 from compressor.gate.verdict import BUDGET_UNMET, MET, judge, judge_rows
-from compressor.report.files import read_answers, read_report
+from compressor.report.files import JSON_NAME, read_answers, read_report
 from compressor.report.schema import Check, Report
+from targets.bundle import hash_file
 
 __all__ = ["NOISY", "GateResult", "TargetChecks", "gate"]
 
@@ -44,6 +45,8 @@ class GateResult(_Frozen):
     """The verdict of a gate."""
 
     name: str
+    report_sha256: str
+    """Of the ``report.json`` that was judged."""
     exit_code: int
     outcome: Literal["pass", "fail", "undecided"]
     """``undecided``: latencies that were measured on a noisy machine decide it."""
@@ -100,10 +103,13 @@ def gate(
             tolerance=tolerance or Tolerance(),
             allow=allow,
         )
-    return _result(judged, regression, even_if_noisy=even_if_noisy)
+    digest = hash_file(report / JSON_NAME if report.is_dir() else report)
+    return _result(judged, digest, regression, even_if_noisy=even_if_noisy)
 
 
-def _result(report: Report, regression: tuple[Check, ...], *, even_if_noisy: bool) -> GateResult:
+def _result(
+    report: Report, digest: str, regression: tuple[Check, ...], *, even_if_noisy: bool
+) -> GateResult:
     verdict = report.verdict
     targets = tuple(
         TargetChecks(
@@ -133,6 +139,7 @@ def _result(report: Report, regression: tuple[Check, ...], *, even_if_noisy: boo
         outcome = "pass" if code == MET else "undecided"
     return GateResult(
         name=report.name,
+        report_sha256=digest,
         exit_code=code,
         outcome=outcome,
         lines=tuple(lines),

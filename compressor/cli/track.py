@@ -1,0 +1,73 @@
+"""``compressor track``: hand a report to a tracking server, for a release step."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+__all__ = ["add_commands"]
+
+
+def add_commands(app: typer.Typer) -> None:
+    """Add the commands of this module."""
+    app.command()(track)
+
+
+def track(
+    report: Annotated[Path, typer.Argument(help="report.json, or the folder that holds it.")],
+    to: Annotated[str, typer.Option(metavar="TRACKER", help="mlflow, or json for a file.")],
+    uri: Annotated[
+        str | None,
+        typer.Option(
+            help="The server of MLflow, or the file. "
+            "[default: MLFLOW_TRACKING_URI; record.json beside the report]"
+        ),
+    ] = None,
+    experiment: Annotated[
+        str, typer.Option(help="The group of runs that this one belongs to.")
+    ] = "compressor",
+    gate: Annotated[
+        Path | None, typer.Option(help="What `compressor gate --output` wrote of this report.")
+    ] = None,
+    register: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Make the bundles to ship versions of this model."),
+    ] = None,
+    even_if_missed: Annotated[
+        bool,
+        typer.Option("--even-if-missed", help="Register also where the verdict is not a pass."),
+    ] = False,
+) -> None:
+    """Keep what a run found on a tracking server: parameters, metrics, curves, files and models.
+
+    The same report twice leaves one record. Ends with 10 where it cannot be kept; nothing is lost,
+    and the same command can be run again.
+    """
+    from compressor.errors import TrackingError, nearest
+    from compressor.tracking import available_trackers
+    from compressor.tracking.record import make_record
+
+    trackers = available_trackers()
+    if to not in trackers:
+        guess = nearest(to, trackers)
+        raise TrackingError(
+            "there is no such tracker",
+            where="--to",
+            given=to,
+            fix=(f"did you mean {guess!r}? " if guess else "") + f"known: {', '.join(trackers)}",
+        )
+    record = make_record(
+        report,
+        experiment=experiment,
+        gate=gate,
+        register=register,
+        even_if_missed=even_if_missed,
+    )
+    tracked = trackers[to](uri=uri).track(record)
+    typer.echo(f"{'tracked' if tracked.is_new else 'was tracked before'}: {tracked.place}")
+    for line in tracked.models:
+        typer.echo(f"registered {line}")
+    if record.models and not tracked.models:
+        typer.echo("was registered before")

@@ -1,0 +1,72 @@
+"""The record as one file of plain JSON."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+from typing import ClassVar
+
+from compressor.errors import TrackingError
+from compressor.tracking.base import AGAIN, Tracked, Tracker
+from compressor.tracking.record import Record
+
+__all__ = ["Json"]
+
+DEFAULT_NAME = "record.json"
+
+
+class Json(Tracker):
+    """One file of plain JSON, by default `record.json` beside the report."""
+
+    name: ClassVar[str] = "json"
+
+    def track(self, record: Record) -> Tracked:
+        """Write the record; that of another report in its place is replaced."""
+        folder = record.run.files[0].parent
+        file = folder / DEFAULT_NAME if self.uri is None else Path(self.uri)
+        before = self._read(file)
+        named = tuple(f"{each.model}: {each.row}" for each in record.models)
+        if before is not None and before.report_sha256 == record.report_sha256:
+            # What an earlier call registered stays registered.
+            models = {(each.model, each.row): each for each in before.models}
+            new = [each for each in record.models if (each.model, each.row) not in models]
+            named = tuple(f"{each.model}: {each.row}" for each in new)
+            record = record.model_copy(update={"models": (*before.models, *new)})
+            if not record.gate:
+                kept = {"gate": before.gate, "gate_file": before.gate_file}
+                record = record.model_copy(update=kept)
+            self._write(file, record)
+            return Tracked(str(file), is_new=False, models=named)
+        self._write(file, record)
+        return Tracked(str(file), is_new=True, models=named)
+
+    def _read(self, file: Path) -> Record | None:
+        try:
+            return Record.model_validate_json(file.read_bytes())
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError) as error:
+            given = error.strerror if isinstance(error, OSError) else str(error).splitlines()[0]
+            raise TrackingError(
+                "there is something else where the record is to be written",
+                where=file,
+                given=given,
+                fix=f"pass another file with --uri; {AGAIN}",
+            ) from error
+
+    def _write(self, file: Path, record: Record) -> None:
+        text = record.model_dump_json(indent=1) + "\n"
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=file.parent, prefix=".record-") as scratch:
+                temporary = Path(scratch) / file.name
+                temporary.write_text(text, encoding="utf-8")
+                os.replace(temporary, file)
+        except OSError as error:
+            raise TrackingError(
+                "the record cannot be written",
+                where=file,
+                given=error.strerror or error,
+                fix=f"pass a file in a folder that can be written to with --uri; {AGAIN}",
+            ) from error
