@@ -199,7 +199,7 @@ class Process:
 
 
 def _text() -> IO[str]:
-    return tempfile.TemporaryFile("w+", encoding="utf-8")  # noqa: SIM115  (closed by `result`)
+    return tempfile.TemporaryFile("w+", encoding="utf-8")
 
 
 @dataclass(frozen=True)
