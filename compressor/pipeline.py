@@ -27,7 +27,7 @@ from compressor.measuring import (
 from compressor.passes import advice_for
 from compressor.planning import Plan, validate_recipe
 from compressor.progress import Progress, Silent
-from compressor.publishing import Publisher
+from compressor.publishing import Publisher, remove_leftovers
 from compressor.recipe.schema import ORIGINAL, Recipe
 from compressor.report.files import write_report
 from compressor.report.schema import ModelFacts, Report, Step
@@ -161,16 +161,6 @@ class _Run:
         model = _model_facts(self.recipe, original)
         steps = {chain.variant: _describe_steps(chain) for chain in [baselines[0], *chains]}
         environment = benchmark or self.environment
-        publisher = Publisher(self.recipe, model, self.data_hash, environment)
-        for candidate, row in zip(candidates, built, strict=True):
-            if row.bundle is not None and candidate.bundle is not None:
-                publisher.publish(
-                    candidate.bundle,
-                    row,
-                    steps[candidate.variant],
-                    packs[candidate.key],
-                    self.recipe.output / row.bundle,
-                )
         advice = {str(goal): each for goal, each in advice_for(_pass_names(self.recipe)).items()}
         report = Report(
             name=self.recipe.name,
@@ -189,7 +179,19 @@ class _Run:
             advice=advice,
             verdict=judge(built, self.recipe.budget, rows.primary, advice=advice),
         )
-        return write_report(report, self.recipe.output, answers=rows.answers())
+        publisher = Publisher(self.recipe, model, self.data_hash, environment)
+        with self.store.writing_to(self.recipe.output):
+            remove_leftovers(self.recipe.output)
+            for candidate, row in zip(candidates, built, strict=True):
+                if row.bundle is not None and candidate.bundle is not None:
+                    publisher.publish(
+                        candidate.bundle,
+                        row,
+                        steps[candidate.variant],
+                        packs[candidate.key],
+                        self.recipe.output / row.bundle,
+                    )
+            return write_report(report, self.recipe.output, answers=rows.answers())
 
     def run_passes(self, original: StoredStep) -> tuple[list[_Chain], list[_Chain]]:
         """Bring the untouched model to every native precision, and run every variant's chain."""

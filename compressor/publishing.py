@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import shutil
 from collections.abc import Mapping
@@ -15,12 +17,23 @@ from compressor.recipe.schema import Recipe
 from compressor.report.schema import ModelFacts, Row, Step
 from compressor.rows import shape_key
 from compressor.store import StoredStep
-from targets.bundle import CARD, EVALUATION, Bundle, Latency, Manifest, Measured
+from targets.archive import MANIFEST
+from targets.bundle import (
+    CARD,
+    EVALUATION,
+    Bundle,
+    FileRecord,
+    Latency,
+    Manifest,
+    Measured,
+)
 from targets.environment import Environment, library_versions
+from targets.errors import BundleError
 from targets.measurement import Measurement
 
-__all__ = ["Publisher"]
+__all__ = ["Publisher", "remove_leftovers"]
 
+_PARTIAL = ".partial"
 _ORIGIN = {"name", "task", "seed"}
 """What of a recipe makes a bundle, beside the passes of its variant."""
 
@@ -51,6 +64,8 @@ class Publisher:
     ) -> None:
         """Write one bundle; a reader of ``destination`` sees the old one or the new one.
 
+        One that is there and whole is left alone.
+
         Args:
             bundle: As it was lowered.
             row: What was measured of it.
@@ -61,22 +76,19 @@ class Publisher:
         Raises:
             ReportError: It cannot be written.
         """
-        temporary = destination.with_name(f".{destination.name}.{os.getpid()}")
+        manifest, card = self._describe(bundle, row, steps, packs)
+        temporary = destination.with_name(f".{destination.name}{_PARTIAL}")
         try:
-            shutil.rmtree(temporary, ignore_errors=True)
+            if _is_there(destination, manifest):
+                return
             destination.parent.mkdir(parents=True, exist_ok=True)
             shutil.copytree(bundle.folder, temporary)
-            manifest = Bundle.open(temporary).manifest
-            changes: dict[str, Any] = {
-                "provenance": {**manifest.provenance, **self._provenance(steps)},
-                "measured": self._measured(row),
-            }
-            if self.recipe.bundle.evaluation_data:
+            if manifest.evaluation is not None:
                 shutil.copyfile(packs.folder / pack_file("test"), temporary / EVALUATION)
-                changes["evaluation"] = EVALUATION
-            manifest = manifest.model_copy(update=changes)
-            (temporary / CARD).write_text(_card(manifest, row), encoding="utf-8")
-            Bundle.create(temporary, manifest)
+            (temporary / CARD).write_bytes(card)
+            written = Bundle.create(temporary, manifest).manifest
+            if written.files != manifest.files:
+                raise OSError("what was written is not what was read")
             shutil.rmtree(destination, ignore_errors=True)
             os.rename(temporary, destination)
         except OSError as error:
@@ -88,6 +100,25 @@ class Publisher:
                 fix="free some space there, or pass another folder with --output; "
                 "the store has kept every finished step",
             ) from error
+
+    def _describe(
+        self, bundle: StoredStep, row: Row, steps: tuple[Step, ...], packs: StoredStep
+    ) -> tuple[Manifest, bytes]:
+        """The manifest of what is shipped, of files that the store has checked, and its card."""
+        manifest = Bundle.open(bundle.folder, verify=False).manifest
+        files = {name: each for name, each in bundle.record.files.items() if name != MANIFEST}
+        changes: dict[str, Any] = {
+            "provenance": {**manifest.provenance, **self._provenance(steps)},
+            "measured": self._measured(row),
+        }
+        if self.recipe.bundle.evaluation_data:
+            files[EVALUATION] = packs.record.files[pack_file("test")]
+            changes["evaluation"] = EVALUATION
+        manifest = manifest.model_copy(update=changes)
+        card = _card(manifest, row).encode()
+        digest = hashlib.sha256(card).hexdigest()
+        files[CARD] = FileRecord(size_bytes=len(card), sha256=digest)
+        return manifest.model_copy(update={"files": files}), card
 
     def _provenance(self, steps: tuple[Step, ...]) -> dict[str, Any]:
         return {
@@ -118,6 +149,39 @@ class Publisher:
             accuracy=row.test,
             latency=None if measured is None else _latency(measured),
         )
+
+
+def remove_leftovers(output: Path) -> None:
+    """Remove what a run left in its output folder that was ended while it wrote there.
+
+    Raises:
+        ReportError: It cannot be removed.
+    """
+    try:
+        for path in (output / "bundles").glob(f".*{_PARTIAL}"):
+            shutil.rmtree(path)
+        for pattern in (".report.*.tmp", ".predictions.*.tmp"):
+            for path in output.glob(pattern):
+                path.unlink(missing_ok=True)
+    except OSError as error:
+        raise ReportError(
+            "what an earlier run left in the output folder cannot be removed",
+            where=output,
+            given=error,
+            fix="remove it, or pass another folder with --output",
+        ) from error
+
+
+def _is_there(folder: Path, manifest: Manifest) -> bool:
+    """Whether a folder holds this bundle, every byte of it, and nothing else."""
+    try:
+        found = Bundle.open(folder)
+    except BundleError:
+        return False
+    names = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    return names == {*manifest.files, MANIFEST} and found.manifest.model_dump(
+        mode="json"
+    ) == json.loads(manifest.model_dump_json())
 
 
 def _latency(measured: Measurement) -> Latency:

@@ -86,15 +86,23 @@ def record_files(folder: Path) -> dict[str, FileRecord]:
     return records
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Write a text file so that a reader finds the old one or the new one, never a part."""
+def write_atomically(path: Path, text: str, *, durable: bool = True) -> None:
+    """Write a text file so that a reader finds the old one or the new one, never a part.
+
+    Args:
+        path: The file.
+        text: Its content.
+        durable: Wait until it is on the disk, so that it outlives a loss of power as well.
+    """
     temporary = path.with_name(path.name + ".tmp")
     with temporary.open("w", encoding="utf-8") as stream:
         stream.write(text + "\n")
-        stream.flush()
-        os.fsync(stream.fileno())
+        if durable:
+            stream.flush()
+            os.fsync(stream.fileno())
     os.replace(temporary, path)
-    sync_folder(path.parent)
+    if durable:
+        sync_folder(path.parent)
 
 
 def sync_folder(folder: Path) -> None:
