@@ -16,6 +16,7 @@ from compressor.measuring import pack_file
 from compressor.recipe.schema import Recipe
 from compressor.report.schema import ModelFacts, Row, Step
 from compressor.rows import shape_key
+from compressor.storage import records_of
 from compressor.store import StoredStep
 from targets.archive import MANIFEST
 from targets.bundle import (
@@ -175,13 +176,15 @@ def remove_leftovers(output: Path) -> None:
 def _is_there(folder: Path, manifest: Manifest) -> bool:
     """Whether a folder holds this bundle, every byte of it, and nothing else."""
     try:
-        found = Bundle.open(folder)
+        found = Bundle.open(folder, verify=False).manifest
     except BundleError:
         return False
+    if found.model_dump(mode="json") != json.loads(manifest.model_dump_json()):
+        return False
     names = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
-    return names == {*manifest.files, MANIFEST} and found.manifest.model_dump(
-        mode="json"
-    ) == json.loads(manifest.model_dump_json())
+    if names != {*manifest.files, MANIFEST}:
+        return False
+    return records_of(folder, manifest.files) == manifest.files
 
 
 def _latency(measured: Measurement) -> Latency:

@@ -28,6 +28,7 @@ from compressor.errors import StoreError
 from compressor.storage import (
     full_disk,
     record_files,
+    records_of,
     storage_errors,
     sync_folder,
     write_atomically,
@@ -176,13 +177,14 @@ class RunStore:
         if not (folder / RECORD).is_file():
             return None
         record = self._read_record(folder / RECORD)
+        with storage_errors(self.root):
+            found = records_of(folder / FILES, record.files)
         for name, expected in record.files.items():
-            path = folder / FILES / name
-            if not path.is_file() or FileRecord.of(path) != expected:
+            if found[name] != expected:
                 raise StoreError(
                     "a finished step in the store was damaged",
-                    where=path,
-                    given="missing" if not path.is_file() else "contents differ from their hash",
+                    where=folder / FILES / name,
+                    given="missing" if found[name] is None else "contents differ from their hash",
                     fix=self._mend(key),
                 )
         return StoredStep(record, folder / FILES, cached=True)

@@ -15,7 +15,7 @@ from benchmarks.soak.trials import Trials
 
 __all__ = ["main"]
 
-VARIANTS = "variants={fp32: [], int8: [{pass: quantize, method: static, num_samples: 32}]}"
+VARIANTS = "variants={int8: [{pass: quantize, method: static, num_samples: 32}]}"
 OPTIONS = ("--set", "targets=[onnxruntime, openvino]", "--set", VARIANTS)
 DISKS = 6
 REPEATS = 2
