@@ -84,16 +84,21 @@ class Trials:
             f"{len(self.expected)} bundles, {size / 1e6:.1f} MB",
         )
 
-    def end_at_random(self, numbers: list[signal.Signals]) -> None:
-        """End runs by signals at random moments, going on in the same store until one finishes."""
+    def end_at_random(self, numbers: list[signal.Signals], *, like: Place | None = None) -> None:
+        """End runs by signals at random moments, going on in the same store until one finishes.
+
+        Args:
+            numbers: The signals.
+            like: Begin each time with a copy of this place.
+        """
         left = list(numbers)
         while left and not self.ledger.is_over:
-            with self._place() as place:
+            with self._place(like) as place:
                 self._end_until_finished(place, left)
 
     def _end_until_finished(self, place: Place, left: list[signal.Signals]) -> None:
         started: list[psutil.Process] = []
-        statuses: list[str] = []
+        statuses = [run.status for run in place.store.runs()]
         number = None
         while True:
             process = self.job.start(place)
