@@ -7,6 +7,7 @@ import signal
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from benchmarks.soak.job import Job, make_home
@@ -42,21 +43,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         few = max(1, options.kills // 10)
         polite = [signal.SIGINT, signal.SIGTERM] * few
         kinds: dict[str, Callable[[], None]] = {
-            "repeat": lambda: trials.repeat(REPEATS),
+            "kills": lambda: trials.end_at_random([signal.SIGKILL] * options.kills),
+            "bits": lambda: trials.flip_bits(max(1, options.kills // 2)),
+            "signals": lambda: trials.end_at_random(polite),
             "input": trials.change_inputs,
             "disk": lambda: trials.fill_disks(DISKS),
-            "bits": lambda: trials.flip_bits(max(1, options.kills // 2)),
             "runtime": trials.break_a_target,
             "together": lambda: trials.run_twice_at_once(few),
-            "signals": lambda: trials.end_at_random(polite),
-            "kills": lambda: trials.end_at_random([signal.SIGKILL] * options.kills),
+            "repeat": lambda: trials.repeat(REPEATS),
         }
         unknown = set(options.only or ()) - set(kinds)
         if unknown:
             parser.error(f"--only takes {', '.join(kinds)}")
-        for name, run in kinds.items():
-            if options.only is None or name in options.only:
-                run()
+        with suppress(KeyboardInterrupt):  # what was found until then counts
+            for name, run in kinds.items():
+                if options.only is None or name in options.only:
+                    run()
     ledger.write(options.output)
     print(f"\n{ledger.table()}\n\nwritten to {options.output}")
     return 1 if ledger.failures else 0

@@ -95,7 +95,8 @@ class Place:
         """Files that no run will use or remove any more."""
         root = self.store.root
         found = [*root.glob("partial/*"), *root.rglob("*.tmp"), *self.output.rglob(".*")]
-        found += self.temporary.glob("*")
+        # ONNX Runtime keeps the id of its session in one file of always the same name.
+        found += [path for path in self.temporary.glob("*") if path.name != ".ses"]
         return sorted(str(path.relative_to(self.folder)) for path in found)
 
 
