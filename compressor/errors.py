@@ -19,7 +19,7 @@
 
 Exit codes: 0 bundles exist and meet the budget, 1 a bug, 2 command line, 3 recipe, data or
 checkpoint, 4 a pass, 5 the budget, 6 a target, bundle or remote device, 7 a missing library,
-8 the store, 9 a gate on a noisy machine, 10 a tracking server, 130 interrupted.
+8 the store, 9 a gate on a noisy machine, 10 a tracking server, 130 or 143 interrupted.
 """
 
 from __future__ import annotations

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from compressor.model import Model, OnnxModel, load_model, tokenizer_files
+from compressor.storage import copy_changed
 from compressor.store import RunStore, StoredStep
 from targets.base import Precision, Source, Target
 from targets.bundle import SCHEMA_VERSION, Bundle, Manifest, Preprocessing
@@ -20,6 +20,8 @@ from targets.worker_client import Worker
 __all__ = ["Candidate", "lower"]
 
 LOWER_VERSION = 2  # goes up when the same model gives another bundle
+HAND_OVER_VERSION = 1  # goes up when a target leaves something else for another machine
+_HERE = "<here>"  # in the store: where what is handed over will lie
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,8 @@ def lower(
         return outcome("refused", f"no pass leaves a model in {target.form} form")
     unavailable = target.cannot_lower()
     if unavailable is not None:
-        left = "; ".join(_hand_over(target, source, hand_over / outcome("unavailable", None).key))
+        folder = hand_over / outcome("unavailable", None).key
+        left = "; ".join(_hand_over(target, source, folder, store))
         return outcome("unavailable", unavailable + (f"\n  left:  {left}" if left else ""))
     same = next((each for each in earlier if _is_same(each, kind, target, source)), None)
     if same is not None:
@@ -129,12 +132,26 @@ def _is_same(earlier: Candidate, kind: str, target: Target, source: StoredStep) 
     return bool(earlier.bundle.record.inputs["model"] == source.content_hash)
 
 
-def _hand_over(target: Target, source: StoredStep, folder: Path) -> tuple[str, ...]:
+def _hand_over(
+    target: Target, source: StoredStep, folder: Path, store: RunStore
+) -> tuple[str, ...]:
     """What the target leaves in a folder, with paths as seen from the output folder."""
-    model = _source(load_model(source.folder), source.folder)
-    lines = target.hand_over(model, folder)
-    output = f"{folder.parent.parent}{os.sep}"
-    return tuple(line.replace(output, "") for line in lines)
+
+    def make(files: Path, work: Path) -> Mapping[str, Any]:
+        lines = target.hand_over(_source(load_model(source.folder), source.folder), files)
+        return {"lines": [line.replace(str(files), _HERE) for line in lines]}
+
+    inputs = {
+        "model": source.content_hash,
+        "target": target.name,
+        "settings": target.settings(),
+        "versions": target.versions(),
+        "version": HAND_OVER_VERSION,
+    }
+    step = store.step(f"hand_over:{target.name}", inputs, make)
+    copy_changed(step.folder, folder, step.record.files)
+    here = folder.relative_to(folder.parent.parent).as_posix()
+    return tuple(line.replace(_HERE, here) for line in step.record.facts["lines"])
 
 
 def _build_or_refuse(

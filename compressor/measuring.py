@@ -18,6 +18,7 @@ from targets.base import Target
 from targets.benchmark import BenchmarkCase, BenchmarkSettings, CaseResult, benchmark
 from targets.bundle import Bundle
 from targets.environment import Environment
+from targets.errors import WorkerError
 from targets.evaluation_pack import EvaluationPack
 from targets.predictor import tokenize
 from targets.tuning import describe, tune, write_tuned
@@ -227,6 +228,9 @@ def measure_latency(
 ) -> tuple[StoredStep, dict[str, CaseResult]]:
     """Time all bundles side by side; a cached result is of this machine and these bundles.
 
+    One in which a worker died is not used again: what crashed may have been the machine's fault,
+    such as too little memory.
+
     Args:
         candidates: What to measure.
         settings: How.
@@ -257,14 +261,23 @@ def measure_latency(
         "machine": environment.machine,
         "version": BENCHMARK_VERSION,
     }
-    if again:
-        store.remove(step_key("benchmark", inputs))
+
+    def results_of(step: StoredStep) -> dict[str, CaseResult]:
+        return {
+            key: CaseResult.model_validate_json((step.folder / key / RESULTS).read_bytes())
+            for key in bundles
+        }
+
+    def has_died(step: StoredStep | None) -> bool:
+        results = {} if step is None else results_of(step)
+        failures = [each for result in results.values() for each in result.failures]
+        return any(each.error.type == WorkerError.__name__ for each in failures)
+
+    key = step_key("benchmark", inputs)
+    if again or has_died(store.find(key)):
+        store.remove(key)
     step = store.step("benchmark", inputs, make)
-    results = {
-        key: CaseResult.model_validate_json((step.folder / key / RESULTS).read_bytes())
-        for key in bundles
-    }
-    return step, results
+    return step, results_of(step)
 
 
 def _unknown_rate(bundle: Bundle, pack: EvaluationPack) -> float:

@@ -28,7 +28,7 @@ from compressor.measuring import (
 from compressor.passes import advice_for
 from compressor.planning import Plan, validate_recipe
 from compressor.progress import Progress, Silent
-from compressor.publishing import Publisher
+from compressor.publishing import Publisher, remove_leftovers
 from compressor.recipe.schema import ORIGINAL, Recipe
 from compressor.report.files import write_report
 from compressor.report.schema import LayerError, ModelFacts, Report, Step
@@ -166,25 +166,6 @@ class _Run:
         model = _model_facts(self.recipe, original)
         steps = {chain.variant: _describe_steps(chain) for chain in [baselines[0], *chains]}
         environment = benchmark or self.environment
-        publisher = Publisher(
-            recipe=self.recipe,
-            model=model,
-            checkpoint_files=original.record.inputs["files"],
-            data_hash=self.data_hash,
-            split_hashes=self.split_hashes,
-            environment=environment,
-        )
-        for candidate, row in zip(candidates, built, strict=True):
-            if row.bundle is not None and candidate.bundle is not None:
-                note = publisher.publish(
-                    candidate.bundle,
-                    row,
-                    steps[candidate.variant],
-                    packs[candidate.key],
-                    self.recipe.output / row.bundle,
-                )
-                if note is not None:
-                    self.progress.warn(note)
         advice = {str(goal): each for goal, each in advice_for(_pass_names(self.recipe)).items()}
         report = Report(
             name=self.recipe.name,
@@ -203,7 +184,28 @@ class _Run:
             advice=advice,
             verdict=judge(built, self.recipe.budget, rows.primary, advice=advice),
         )
-        return write_report(report, self.recipe.output, answers=rows.answers())
+        publisher = Publisher(
+            recipe=self.recipe,
+            model=model,
+            checkpoint_files=original.record.inputs["files"],
+            data_hash=self.data_hash,
+            split_hashes=self.split_hashes,
+            environment=environment,
+        )
+        with self.store.writing_to(self.recipe.output):
+            remove_leftovers(self.recipe.output)
+            for candidate, row in zip(candidates, built, strict=True):
+                if row.bundle is not None and candidate.bundle is not None:
+                    note = publisher.publish(
+                        candidate.bundle,
+                        row,
+                        steps[candidate.variant],
+                        packs[candidate.key],
+                        self.recipe.output / row.bundle,
+                    )
+                    if note is not None:
+                        self.progress.warn(note)
+            return write_report(report, self.recipe.output, answers=rows.answers())
 
     def run_passes(self, original: StoredStep) -> tuple[list[_Chain], list[_Chain]]:
         """Bring the untouched model to every native precision, and run every variant's chain."""

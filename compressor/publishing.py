@@ -17,6 +17,7 @@ from compressor.measuring import pack_file
 from compressor.recipe.schema import Recipe
 from compressor.report.schema import ModelFacts, Row, Step
 from compressor.rows import shape_key
+from compressor.storage import records_of
 from compressor.store import StoredStep
 from targets.archive import MANIFEST, SIGNATURE
 from targets.bundle import (
@@ -30,10 +31,12 @@ from targets.bundle import (
     Measured,
 )
 from targets.environment import Environment, library_versions
+from targets.errors import BundleError
 from targets.measurement import Measurement
 
-__all__ = ["Publisher", "recipe_hash"]
+__all__ = ["Publisher", "recipe_hash", "remove_leftovers"]
 
+_PARTIAL = ".partial"
 _ORIGIN = {"name", "task", "seed"}
 """What of a recipe makes a bundle, beside the passes of its variant."""
 
@@ -85,7 +88,8 @@ class Publisher:
     ) -> str | None:
         """Write one bundle; a reader of ``destination`` sees the old one or the new one.
 
-        The signature of a bundle that lies there is kept where the new one is the same.
+        One that is there and whole is left alone. One that is written again keeps its signature if
+        nothing of it changes.
 
         Args:
             bundle: As it was lowered.
@@ -100,27 +104,20 @@ class Publisher:
         Raises:
             ReportError: It cannot be written.
         """
-        temporary = destination.with_name(f".{destination.name}.{os.getpid()}")
+        manifest, texts = self._describe(bundle, row, steps, packs)
+        temporary = destination.with_name(f".{destination.name}{_PARTIAL}")
         try:
-            shutil.rmtree(temporary, ignore_errors=True)
+            if _is_there(destination, manifest):
+                return None
             destination.parent.mkdir(parents=True, exist_ok=True)
             shutil.copytree(bundle.folder, temporary)
-            manifest = Bundle.open(temporary).manifest
-            changes: dict[str, Any] = {
-                "provenance": {**manifest.provenance, **self._provenance(row.variant, steps)},
-                "measured": self._measured(row),
-            }
-            if self.recipe.bundle.evaluation_data:
+            if manifest.evaluation is not None:
                 shutil.copyfile(packs.folder / pack_file("test"), temporary / EVALUATION)
-                changes["evaluation"] = EVALUATION
-            manifest = manifest.model_copy(update=changes)
-            (temporary / CARD).write_text(_card(manifest, row), encoding="utf-8")
-            described = _with_files(manifest, temporary, CARD, manifest.evaluation)
-            (temporary / BOM).write_text(
-                bill_of_materials(described, architecture=_architecture(self.model, steps)),
-                encoding="utf-8",
-            )
-            Bundle.create(temporary, manifest)
+            for name, content in texts.items():
+                (temporary / name).write_bytes(content)
+            written = Bundle.create(temporary, manifest).manifest
+            if written.files != manifest.files:
+                raise OSError("what was written is not what was read")
             note = _keep_signature(destination, temporary)
             shutil.rmtree(destination, ignore_errors=True)
             os.rename(temporary, destination)
@@ -134,6 +131,31 @@ class Publisher:
                 fix="free some space there, or pass another folder with --output; "
                 "the store has kept every finished step",
             ) from error
+
+    def _describe(
+        self, bundle: StoredStep, row: Row, steps: tuple[Step, ...], packs: StoredStep
+    ) -> tuple[Manifest, dict[str, bytes]]:
+        """The manifest of what is shipped, of files that the store has checked.
+
+        And what describes it: name -> content of its card and its bill of materials.
+        """
+        manifest = Bundle.open(bundle.folder, verify=False).manifest
+        files = {name: each for name, each in bundle.record.files.items() if name != MANIFEST}
+        changes: dict[str, Any] = {
+            "provenance": {**manifest.provenance, **self._provenance(row.variant, steps)},
+            "measured": self._measured(row),
+        }
+        if self.recipe.bundle.evaluation_data:
+            files[EVALUATION] = packs.record.files[pack_file("test")]
+            changes["evaluation"] = EVALUATION
+        manifest = manifest.model_copy(update=changes)
+        texts = {CARD: _card(manifest, row).encode()}
+        files[CARD] = _record(texts[CARD])
+        manifest = manifest.model_copy(update={"files": files})
+        architecture = _architecture(self.model, steps)
+        texts[BOM] = bill_of_materials(manifest, architecture=architecture).encode()
+        files = {**files, BOM: _record(texts[BOM])}
+        return manifest.model_copy(update={"files": files}), texts
 
     def _provenance(self, variant: str, steps: tuple[Step, ...]) -> dict[str, Any]:
         needed = _LIBRARIES.union(*(each.libraries for each in self.recipe.chains[variant]))
@@ -175,10 +197,8 @@ class Publisher:
         )
 
 
-def _with_files(manifest: Manifest, folder: Path, *names: str | None) -> Manifest:
-    """The manifest with files that came to the folder after it was written."""
-    added = {name: FileRecord.of(folder / name) for name in names if name is not None}
-    return manifest.model_copy(update={"files": {**manifest.files, **added}})
+def _record(content: bytes) -> FileRecord:
+    return FileRecord(size_bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
 
 
 def _architecture(model: ModelFacts, steps: tuple[Step, ...]) -> str:
@@ -196,6 +216,41 @@ def _keep_signature(before: Path, now: Path) -> str | None:
         shutil.copyfile(signature, now / SIGNATURE)
         return None
     return f"{before} was signed; it has changed, so it is not signed any more: sign it again"
+
+
+def remove_leftovers(output: Path) -> None:
+    """Remove what a run left in its output folder that was ended while it wrote there.
+
+    Raises:
+        ReportError: It cannot be removed.
+    """
+    try:
+        for path in (output / "bundles").glob(f".*{_PARTIAL}"):
+            shutil.rmtree(path)
+        for pattern in (".report.*.tmp", ".predictions.*.tmp"):
+            for path in output.glob(pattern):
+                path.unlink(missing_ok=True)
+    except OSError as error:
+        raise ReportError(
+            "what an earlier run left in the output folder cannot be removed",
+            where=output,
+            given=error,
+            fix="remove it, or pass another folder with --output",
+        ) from error
+
+
+def _is_there(folder: Path, manifest: Manifest) -> bool:
+    """Whether a folder holds this bundle, every byte of it, and nothing else but a signature."""
+    try:
+        found = Bundle.open(folder, verify=False).manifest
+    except BundleError:
+        return False
+    if found.model_dump(mode="json") != json.loads(manifest.model_dump_json()):
+        return False
+    names = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    if names - {SIGNATURE} != {*manifest.files, MANIFEST}:
+        return False
+    return records_of(folder, manifest.files) == manifest.files
 
 
 def _latency(measured: Measurement) -> Latency:

@@ -5,17 +5,20 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
-from compressor.errors import StoreError
+from compressor.errors import ReportError, StoreError
 from targets.bundle import FileRecord
 from targets.errors import is_disk_full
 
 __all__ = [
+    "copy_changed",
     "full_disk",
     "record_files",
+    "records_of",
     "storage_errors",
     "sync_folder",
     "why_not_writable",
@@ -75,6 +78,43 @@ def why_not_writable(folder: Path) -> str | None:
         return f"{existing}: {error.strerror or error}"
 
 
+def records_of(folder: Path, names: Iterable[str]) -> dict[str, FileRecord | None]:
+    """Name -> record of each file below a folder, None where there is none; several at a time."""
+
+    def record(name: str) -> FileRecord | None:
+        path = folder / name
+        return FileRecord.of(path) if path.is_file() else None
+
+    named = list(names)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return dict(zip(named, pool.map(record, named), strict=True))
+
+
+def copy_changed(source: Path, target: Path, records: Mapping[str, FileRecord]) -> None:
+    """Copy the files that are not there yet as they are recorded; each appears whole.
+
+    Raises:
+        ReportError: They cannot be written.
+    """
+    found = records_of(target, records)
+    try:
+        for name, wanted in records.items():
+            if found[name] != wanted:
+                path = target / name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                temporary = path.with_name(f"{path.name}.partial")
+                shutil.copyfile(source / name, temporary)
+                os.replace(temporary, path)
+    except OSError as error:
+        raise ReportError(
+            "a file cannot be written to the output folder",
+            where=target,
+            given=error.strerror or error,
+            fix="free some space there, or pass another folder with --output; "
+            "the store has kept every finished step",
+        ) from error
+
+
 def record_files(folder: Path) -> dict[str, FileRecord]:
     """Name -> record of every file below a folder, after each of them was written through."""
     records = {}
@@ -86,15 +126,23 @@ def record_files(folder: Path) -> dict[str, FileRecord]:
     return records
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Write a text file so that a reader finds the old one or the new one, never a part."""
+def write_atomically(path: Path, text: str, *, durable: bool = True) -> None:
+    """Write a text file so that a reader finds the old one or the new one, never a part.
+
+    Args:
+        path: The file.
+        text: Its content.
+        durable: Wait until it is on the disk, so that it outlives a loss of power as well.
+    """
     temporary = path.with_name(path.name + ".tmp")
     with temporary.open("w", encoding="utf-8") as stream:
         stream.write(text + "\n")
-        stream.flush()
-        os.fsync(stream.fileno())
+        if durable:
+            stream.flush()
+            os.fsync(stream.fileno())
     os.replace(temporary, path)
-    sync_folder(path.parent)
+    if durable:
+        sync_folder(path.parent)
 
 
 def sync_folder(folder: Path) -> None:

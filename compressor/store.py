@@ -28,6 +28,7 @@ from compressor.errors import StoreError
 from compressor.storage import (
     full_disk,
     record_files,
+    records_of,
     storage_errors,
     sync_folder,
     write_atomically,
@@ -45,10 +46,12 @@ FILES = "files"
 WORK = "work"
 STEPS = "steps"
 PARTIAL = "partial"
+_ATTEMPT = "files-"
 RUNS = "runs"
 LOCKS = "locks"
 RUNNING = "running"
 KILLED = "killed"
+STORE_VERSION = 2  # goes up when a store is read in another way: older steps are not found then
 
 
 class StepRecord(BaseModel):
@@ -67,6 +70,17 @@ class StepRecord(BaseModel):
     facts: dict[str, Any]
     """What the step found out: metrics, notes, shapes. JSON values only."""
     files: dict[str, FileRecord]
+    digest: str = ""
+    """The sha256 over all of the above, so that a damaged record is known."""
+
+    def sealed(self) -> StepRecord:
+        """The same, as it is read again, with its digest."""
+        read = StepRecord.model_validate_json(self.model_dump_json())
+        return read.model_copy(update={"digest": read.found_digest()})
+
+    def found_digest(self) -> str:
+        """What the digest has to be."""
+        return hashlib.sha256(self.model_dump_json(exclude={"digest"}).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -115,7 +129,7 @@ def step_key(kind: str, inputs: Mapping[str, Any]) -> str:
     Raises:
         TypeError: The inputs hold something other than JSON values.
     """
-    text = json.dumps([kind, inputs], sort_keys=True)
+    text = json.dumps([STORE_VERSION, kind, inputs], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -163,13 +177,14 @@ class RunStore:
         if not (folder / RECORD).is_file():
             return None
         record = self._read_record(folder / RECORD)
+        with storage_errors(self.root):
+            found = records_of(folder / FILES, record.files)
         for name, expected in record.files.items():
-            path = folder / FILES / name
-            if not path.is_file() or FileRecord.of(path) != expected:
+            if found[name] != expected:
                 raise StoreError(
                     "a finished step in the store was damaged",
-                    where=path,
-                    given="missing" if not path.is_file() else "contents differ from their hash",
+                    where=folder / FILES / name,
+                    given="missing" if found[name] is None else "contents differ from their hash",
                     fix=self._mend(key),
                 )
         return StoredStep(record, folder / FILES, cached=True)
@@ -202,7 +217,8 @@ class RunStore:
 
         Where a step lies in the store helps no reader of a report.
         """
-        pattern = rf"{re.escape(str(self.root))}/({STEPS}|{PARTIAL})/[0-9a-f]+/({FILES}|{WORK})/"
+        root, step = re.escape(str(self.root)), rf"({STEPS}|{PARTIAL})/[0-9a-f]+"
+        pattern = rf"{root}/{step}/({FILES}|{_ATTEMPT}[0-9a-f]+|{WORK})/"
         return re.sub(pattern, "", text)
 
     def steps(self) -> Iterator[StepRecord]:
@@ -238,12 +254,14 @@ class RunStore:
             keys.append(step.record.key)
             write(RUNNING)
 
+        self._remove_half_records()
         with self._locked(run):
             write(RUNNING)
             try:
                 yield record
-            except KeyboardInterrupt:
-                write("interrupted")
+            except (KeyboardInterrupt, SystemExit):
+                with suppress(StoreError):
+                    write("interrupted")
                 raise
             except Exception as error:
                 what = error.what if isinstance(error, ToolkitError) else type(error).__name__
@@ -257,7 +275,9 @@ class RunStore:
         with storage_errors(self.root):
             path = self.root / RUNS / f"{record.run}.json"
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(path, record.model_dump_json(indent=2))
+            # A run goes on without waiting for the disk: its record says what it used, no more.
+            durable = record.status != RUNNING
+            write_atomically(path, record.model_dump_json(indent=2), durable=durable)
 
     def runs(self) -> list[RunRecord]:
         """All runs, the newest first."""
@@ -271,6 +291,12 @@ class RunStore:
                 record = record.model_copy(update={"status": KILLED})
             records.append(record)
         return records
+
+    @contextmanager
+    def writing_to(self, output: Path) -> Iterator[None]:
+        """Hold an output folder; waits for another run of this store that writes there."""
+        with self._locked(f"output-{step_key('output', {'path': str(output.absolute())})}"):
+            yield
 
     def prune(self, keep_runs: int) -> tuple[int, int]:
         """Forget all but the newest runs, and remove the steps that none of them used.
@@ -315,15 +341,26 @@ class RunStore:
         ]
 
     def _read_record(self, path: Path) -> StepRecord:
+        key = path.parent.name
         try:
-            return StepRecord.model_validate_json(path.read_bytes())
-        except (OSError, ValidationError) as error:
+            record = StepRecord.model_validate_json(path.read_bytes())
+            if record.digest != record.found_digest() or record.key != key:
+                raise ValueError("contents differ from their hash")
+        except (OSError, ValueError) as error:  # pydantic's errors are ValueErrors
             raise StoreError(
                 "the record of a finished step was damaged",
                 where=path,
                 given=str(error).splitlines()[0],
-                fix=self._mend(path.parent.name),
+                fix=self._mend(key),
             ) from error
+        return record
+
+    def _remove_half_records(self) -> None:
+        """Remove what runs left that were killed while they wrote their record."""
+        for path in (self.root / RUNS).glob("*.json.tmp"):
+            if self._is_free(path.name.removesuffix(".json.tmp")):
+                with storage_errors(self.root):
+                    path.unlink(missing_ok=True)
 
     def _remove_folder(self, folder: Path) -> None:
         with storage_errors(self.root):
@@ -386,10 +423,10 @@ class RunStore:
         make: Callable[[Path, Path], Mapping[str, Any]],
     ) -> StoredStep:
         partial = self.root / PARTIAL / key
+        # The worker of a run that was just killed may still write: never into what is made now.
+        files = partial / f"{_ATTEMPT}{uuid.uuid4().hex}"
         with storage_errors(self.root):
-            files = partial / FILES
-            if files.exists():
-                shutil.rmtree(files)  # a half-written result is worth nothing
+            _remove_attempts(partial)  # a half-written result is worth nothing
             files.mkdir(parents=True)
             (partial / WORK).mkdir(exist_ok=True)
         started = time.monotonic()
@@ -404,8 +441,10 @@ class RunStore:
                 duration_s=round(time.monotonic() - started, 3),
                 facts=dict(facts),
                 files=record_files(files),
-            )
+            ).sealed()
+            os.rename(files, partial / FILES)
             write_atomically(partial / RECORD, record.model_dump_json(indent=2))
+            _remove_attempts(partial, but=FILES)
             shutil.rmtree(partial / WORK)
             target = self._step_folder(key)
             target.parent.mkdir(exist_ok=True)
@@ -414,3 +453,10 @@ class RunStore:
             os.rename(partial, target)
             sync_folder(target.parent)
         return StoredStep(record, target / FILES, cached=False)
+
+
+def _remove_attempts(partial: Path, *, but: str = "") -> None:
+    """Remove the half-written results of a step, as far as nobody writes there any more."""
+    for folder in partial.glob(f"{FILES}*"):
+        if folder.name != but:
+            shutil.rmtree(folder, ignore_errors=True)

@@ -66,13 +66,17 @@ class Environment(BaseModel):
 
 def library_versions(names: Iterable[str]) -> dict[str, str]:
     """Versions of installed distributions; absent ones are left out. Imports none of them."""
-    versions = {}
-    for name in names:
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return versions
+    found = {name: _version(name) for name in names}
+    return {name: version for name, version in found.items() if version is not None}
+
+
+@functools.cache
+def _version(name: str) -> str | None:
+    """The version of a distribution, None where it is not installed; each is read once."""
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 @functools.cache

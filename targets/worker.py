@@ -1,4 +1,4 @@
-"""A process that runs one target for its parent: ``python -m targets.worker``.
+"""A process that runs one target for its parent: ``python -m targets.worker [FOLDER]``.
 
 Reads commands as JSON lines from stdin and answers each with one JSON line on stdout. A process of
 its own keeps apart what must not mix: the threads of two runtimes, their memory, native crashes.
@@ -12,6 +12,7 @@ import gc
 import itertools
 import os
 import queue
+import shutil
 import sys
 import threading
 import time
@@ -143,8 +144,14 @@ class Commands:
         return self._requests[spec]
 
 
-def serve(commands_in: BinaryIO, answers: BinaryIO) -> None:
-    """Answer commands until ``close`` comes; leaves the process at once when the parent is gone."""
+def serve(commands_in: BinaryIO, answers: BinaryIO, folder: str | None = None) -> None:
+    """Answer commands until ``close`` comes; leaves the process at once when the parent is gone.
+
+    Args:
+        commands_in: A JSON line each.
+        answers: A JSON line each.
+        folder: The parent's temporary files, which go with the process where the parent was ended.
+    """
     commands = Commands()
     table: dict[str, Callable[..., dict[str, Any]]] = {
         method.__name__: method
@@ -159,7 +166,8 @@ def serve(commands_in: BinaryIO, answers: BinaryIO) -> None:
         )
     }
     inbox: queue.SimpleQueue[bytes] = queue.SimpleQueue()
-    threading.Thread(target=_receive, args=(commands_in, inbox), daemon=True).start()
+    receive = threading.Thread(target=_receive, args=(commands_in, inbox, folder), daemon=True)
+    receive.start()
     name = ""
     while name != "close":
         message = decode(inbox.get())
@@ -179,9 +187,11 @@ def _answer(command: Callable[..., dict[str, Any]], arguments: dict[str, Any]) -
         return encode({"error": ErrorRecord.of(error).model_dump()})
 
 
-def _receive(commands_in: BinaryIO, inbox: queue.SimpleQueue[bytes]) -> None:
+def _receive(commands_in: BinaryIO, inbox: queue.SimpleQueue[bytes], folder: str | None) -> None:
     for line in commands_in:
         inbox.put(line)
+    if folder is not None:
+        shutil.rmtree(folder, ignore_errors=True)
     # The pipe ends when the parent does, even while the main thread is deep in native code.
     os._exit(0)
 
@@ -203,7 +213,7 @@ def _main() -> None:
     nothing = os.open(os.devnull, os.O_RDONLY)
     os.dup2(nothing, 0)
     os.dup2(2, 1)
-    serve(commands_in, answers)
+    serve(commands_in, answers, *sys.argv[1:2])
     # Runtimes have crashed while the interpreter takes itself apart; nothing is left to save.
     os._exit(0)
 

@@ -113,7 +113,8 @@ class Worker:
         self._files = tempfile.TemporaryDirectory(prefix="worker-", ignore_cleanup_errors=True)
         self._pending = b""
         self._death: WorkerError | None = None
-        self._process = self._start([str(python), "-P", "-m", "targets.worker"], env or {}, cwd)
+        command = [str(python), "-P", "-m", "targets.worker", self._files.name]
+        self._process = self._start(command, env or {}, cwd)
         # The commands in and the answers out; both are pipes, so neither is None.
         self._stdin = cast(IO[bytes], self._process.stdin)
         self._stdout = cast(IO[bytes], self._process.stdout)

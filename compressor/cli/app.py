@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import signal
 import sys
+import threading
 import traceback
-from typing import Annotated
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -14,6 +19,7 @@ from targets.errors import ToolkitError, is_disk_full
 __all__ = ["app", "main"]
 
 INTERRUPTED = 130
+TERMINATED = 143
 BUG = 1
 STORAGE = 8
 
@@ -24,7 +30,8 @@ app = typer.Typer(
     help="Compress fine-tuned models for the hardware they will run on, and measure the result.",
     epilog="Exit codes: 0 bundles exist and meet the budget, 2 command line, 3 recipe, data or "
     "checkpoint, 4 a pass failed, 5 budget not met, 6 target, bundle or device, 7 missing "
-    "library, 8 run store, 9 gate on a noisy machine, 10 tracking, 130 interrupted, 1 a bug.",
+    "library, 8 run store, 9 gate on a noisy machine, 10 tracking, 130 or 143 interrupted, "
+    "1 a bug.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -69,14 +76,15 @@ def main(arguments: list[str] | None = None) -> None:
     # --debug may stand anywhere: it is wanted after a command has failed.
     rest = [each for each in arguments if each != "--debug"]
     try:
-        app(args=rest, prog_name="compressor", standalone_mode=True)
+        with _leaving_on_sigterm():
+            app(args=rest, prog_name="compressor", standalone_mode=True)
     except ToolkitError as error:
         _fail(str(error), error.exit_code, debug)
     except (KeyboardInterrupt, typer.Abort):
         _fail(INTERRUPTED_MESSAGE, INTERRUPTED, debug)
     except SystemExit as leaving:
-        if leaving.code == INTERRUPTED:  # typer turns Ctrl-C into this without a word
-            _fail(INTERRUPTED_MESSAGE, INTERRUPTED, debug)
+        if leaving.code in (INTERRUPTED, TERMINATED):  # typer turns Ctrl-C into this
+            _fail(INTERRUPTED_MESSAGE, int(leaving.code), debug)
         raise
     except BrokenPipeError:
         sys.exit(0)
@@ -89,6 +97,24 @@ def main(arguments: list[str] | None = None) -> None:
             BUG,
             debug,
         )
+
+
+@contextmanager
+def _leaving_on_sigterm() -> Iterator[None]:
+    """Leave in good order on SIGTERM, with which schedulers end a job."""
+
+    def leave(number: int, frame: FrameType | None) -> NoReturn:
+        raise SystemExit(TERMINATED)
+
+    is_main = threading.current_thread() is threading.main_thread()
+    if not is_main or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
+        yield  # whoever calls this has an answer of their own
+        return
+    signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _fail(message: str, code: int, debug: bool) -> None:

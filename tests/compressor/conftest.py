@@ -153,6 +153,12 @@ output: out
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What a user has: a fine-tuned checkpoint, data and a recipe. Nobody writes to it."""
     folder = tmp_path_factory.mktemp("home")
+    write_home(folder)
+    return folder
+
+
+def write_home(folder: Path) -> None:
+    """Write the checkpoint, the data and the recipe; benchmarks/soak uses them too."""
     for name, rows in (
         ("train", make_rows(120, 1)),
         ("validation", make_rows(36, 2, wrong=9)),
@@ -179,7 +185,6 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     module.eval().save_pretrained(folder / "model")
     tokenizer.save_pretrained(folder / "model")
     (folder / "recipe.yaml").write_text(RECIPE, encoding="utf-8")
-    return folder
 
 
 def fit(

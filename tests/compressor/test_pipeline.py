@@ -28,7 +28,7 @@ from compressor.report.files import read_report
 from compressor.store import RunStore, StoredStep
 from compressor.tasks import get_task
 from targets.bundle import Bundle, hash_file
-from targets.errors import TargetError
+from targets.errors import TargetError, WorkerError
 from targets.evaluation_pack import EvaluationPack
 
 LABELS = ("person", "place", "time")
@@ -545,3 +545,38 @@ def test_latencies_are_taken_again_on_request_only(tmp_path, monkeypatch):
             on_progress=lambda *_: None, again=again,
         )  # fmt: skip
     assert len(calls) == 2
+
+
+@pytest.mark.parametrize(
+    ("error", "is_kept"),
+    [(WorkerError("the process of a target was ended by SIGKILL"), False),
+     (TargetError("static shape"), True)],
+)  # fmt: skip
+def test_a_measurement_in_which_a_worker_died_is_not_used_again(
+    tmp_path, monkeypatch, error, is_kept
+):
+    """It may have been the machine's fault, such as too little memory for a moment."""
+    from compressor import measuring
+    from compressor.lowering import Candidate
+    from targets.benchmark import BenchmarkSettings, CaseResult, Failure
+    from targets.environment import Environment
+    from targets.protocol import ErrorRecord
+    from targets.runtimes.pytorch import PyTorch
+
+    store = RunStore(tmp_path)
+    step = store.step("lower", {}, lambda files, work: {})
+    candidate = Candidate("a", "candidate", PyTorch(), "fp32", "built", bundle=step, runs_here=True)
+    failures = [(Failure(error=ErrorRecord.of(error)),), ()]
+
+    def benchmark(cases: dict[str, Any], *_: Any) -> dict[str, CaseResult]:
+        return {name: CaseResult(failures=failures.pop(0)) for name in cases}
+
+    monkeypatch.setattr(measuring, "benchmark", benchmark)
+    found = []
+    for _ in range(3):
+        _, results = measuring.measure_latency(
+            [candidate], BenchmarkSettings(), store=store, environment=Environment.here(),
+            on_progress=lambda *_: None,
+        )  # fmt: skip
+        found.append(len(results[candidate.key].failures))
+    assert found == ([1, 1, 1] if is_kept else [1, 0, 0])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import random
 import re
 import shutil
 import signal
@@ -12,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -611,6 +613,7 @@ def test_a_killed_run_is_not_listed_as_running(store: RunStore) -> None:
     ("error", "status"),
     [
         (KeyboardInterrupt(), "interrupted"),
+        (SystemExit(143), "interrupted"),
         (PassError("the loss is NaN"), "failed: the loss is NaN"),
         (ZeroDivisionError("x"), "failed: ZeroDivisionError"),
     ],
@@ -632,3 +635,73 @@ def test_a_run_that_goes_on_is_not_pruned(store: RunStore) -> None:
         assert make_step(store).cached
     assert store.prune(0)[0] == 1
     assert store.runs() == []
+
+
+def test_every_bit_of_a_record_counts(store: RunStore) -> None:
+    made = make_step(store)
+    path = made.folder.parent / "step.json"
+    content = path.read_bytes()
+    generator = random.Random(0)
+    unread = 0
+    for place in generator.sample(range(len(content)), 150):
+        changed = bytearray(content)
+        changed[place] ^= 1 << generator.randrange(8)
+        path.write_bytes(changed)
+        with suppress(StoreError):
+            found = store.find(made.record.key)
+            assert found is not None
+            assert found.record == made.record  # only white space changed
+            unread -= 1
+        unread += 1
+    assert unread > 100
+    path.write_bytes(content)
+    assert store.find(made.record.key) is not None
+
+
+def test_a_record_under_another_key_is_damaged(store: RunStore) -> None:
+    made = make_step(store)
+    other = step_key("pass:test", {"name": "b"})
+    made.folder.parent.rename(store.root / "steps" / other)
+    with pytest.raises(StoreError, match="the record of a finished step was damaged"):
+        store.find(other)
+
+
+def test_what_an_ended_run_still_writes_gets_into_no_step(store: RunStore) -> None:
+    """Its worker may live on for a moment, deep in native code."""
+    folders: list[Path] = []
+
+    def killed(files: Path, work: Path) -> Mapping[str, Any]:
+        folders.append(files)
+        (files / "half.bin").write_text("half")
+        raise KeyboardInterrupt
+
+    def resume(files: Path, work: Path) -> Mapping[str, Any]:
+        (files / "whole.bin").write_text("whole")
+        with pytest.raises(FileNotFoundError):
+            (folders[0] / "late.bin").write_text("late")
+        folders[0].mkdir()  # even so
+        (folders[0] / "late.bin").write_text("late")
+        return {}
+
+    with pytest.raises(KeyboardInterrupt):
+        store.step("a", {}, killed)
+    made = store.step("a", {}, resume)
+    assert tree(made.folder.parent) == {"step.json", "files/whole.bin"}
+
+
+def test_a_path_below_an_attempt_is_kept_out_of_texts(store: RunStore) -> None:
+    def make(files: Path, work: Path) -> Mapping[str, Any]:
+        return {"told": store.without_paths(f"{files}/model.onnx and {work}/epoch")}
+
+    assert store.step("a", {}, make).record.facts == {"told": "model.onnx and epoch"}
+
+
+def test_the_half_written_record_of_a_killed_run_goes_with_the_next(store: RunStore) -> None:
+    with store.run("mine", Path("out")):
+        half = store.root / "runs" / "20260101T000000-abcdef.json.tmp"
+        half.write_text("{")
+        own = store.root / "runs" / f"{store.runs()[0].run}.json.tmp"
+        own.write_text("{")
+        with store.run("next", Path("out")):
+            assert not half.exists()
+            assert own.exists()  # its run goes on

@@ -198,8 +198,8 @@ def test_error_in_the_parent_ends_the_process_at_once(make_bundle: MakeBundle) -
     assert gone(pid)
 
 
-def test_worker_leaves_when_its_parent_is_killed_in_the_middle_of_a_run(
-    make_bundle: MakeBundle,
+def test_worker_leaves_nothing_when_its_parent_is_killed_in_the_middle_of_a_run(
+    make_bundle: MakeBundle, tmp_path: Path
 ) -> None:
     script = f"""
 import threading
@@ -211,15 +211,23 @@ worker.open(Path({str(make_bundle(fault="hang"))!r}))
 print(worker.pid, flush=True)
 worker.round(FeedsSpec(lengths=(4,), num_ids=20), num_runs=1)
 """
-    parent = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE)
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    parent = subprocess.Popen(
+        [sys.executable, "-c", script],
+        stdout=subprocess.PIPE,
+        env={**os.environ, "TMPDIR": str(temporary)},
+    )
     assert parent.stdout is not None
     pid = int(parent.stdout.readline())
     time.sleep(0.2)
     assert psutil.pid_exists(pid)
+    assert list(temporary.iterdir())
     parent.kill()
     parent.wait()
     parent.stdout.close()
     assert gone(pid)
+    assert list(temporary.iterdir()) == []
 
 
 def test_interpreter_that_is_not_there() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -417,3 +418,32 @@ def test_a_long_step_says_in_a_log_how_far_it_is(
     assert lines[:2] == ["distill: 33% after 20 s  epoch 20", "distill: 67% after 40 s  epoch 40"]
     assert lines[2].endswith("59.0 s  done")
     assert len(lines) == 3
+
+
+LEFT = """
+import os, signal, sys
+from compressor.cli import main, runs
+runs.open_store = lambda store: os.kill(os.getpid(), signal.SIGTERM)
+main(["runs", "list"])
+"""
+
+
+def test_sigterm_leaves_in_good_order() -> None:
+    done = subprocess.run([sys.executable, "-c", LEFT], capture_output=True, text=True, check=False)
+    assert done.returncode == 143
+    assert done.stderr.startswith("error: interrupted; what was finished is kept")
+    assert "Traceback" not in done.stderr
+
+
+def test_an_answer_to_sigterm_of_the_program_around_stays(call: Call) -> None:
+    def own(number: int, frame: object) -> None:
+        """Wait for the command to end."""
+
+    before = signal.signal(signal.SIGTERM, own)
+    try:
+        assert call("targets").code == 0
+        assert signal.getsignal(signal.SIGTERM) is own
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert call("targets").code == 0
+    assert signal.getsignal(signal.SIGTERM) == before
