@@ -40,21 +40,22 @@ _PARTIAL = ".partial"
 _ORIGIN = {"name", "task", "seed"}
 """What of a recipe makes a bundle, beside the passes of its variant."""
 
-_PATHS: dict[str, bool | dict[str, bool]] = {
+_OUTSIDE: dict[str, bool | dict[str, bool]] = {
     "model": True,
     "data": {"train": True, "validation": True, "test": True},
     "devices": True,
     "output": True,
+    "budget": True,
 }
-"""What of a recipe is a path: where something lies, not what it is."""
+"""What of a recipe is no part of a bundle: where something lies, and how bundles are judged."""
 
 _LIBRARIES = frozenset({"torch", "transformers"})
 """Distributions that read the checkpoint, whatever the passes need besides."""
 
 
 def recipe_hash(recipe: Recipe) -> str:
-    """The sha256 of a whole recipe as JSON with sorted keys, but for its paths, in hex."""
-    document = recipe.model_dump(mode="json", exclude=_PATHS)
+    """The sha256 of a recipe as JSON with sorted keys, without paths and budget, in hex."""
+    document = recipe.model_dump(mode="json", exclude=_OUTSIDE)
     return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
 
 

@@ -278,8 +278,8 @@ class Bundle:
         """The sha256 over all that the same build gives again, in hex.
 
         That is every file and the whole manifest, without what was measured, the card and the bill
-        of materials that tell it, and the hash of the recipe, whose budget may change: two runs of
-        one recipe give bundles of one identity. What a tuning chose counts.
+        of materials that tell it, and the hash of the recipe, which may measure otherwise: two runs
+        of one recipe give bundles of one identity. What a tuning chose counts.
         """
         described = self.manifest.model_dump(
             mode="json",
