@@ -32,7 +32,12 @@ RUNTIMES = ("onnxruntime", "openvino")
 VOCABULARY, WIDTH, HEADS, HIDDEN, LABELS = 700, 32, 2, 64, 3
 
 
-SHARED = {"finished": "finished", "device_wheels": "device", "project_wheel": "device"}
+SHARED = {
+    "finished": "finished",
+    "device_wheels": "device",
+    "project_wheel": "device",
+    "mlflow_server": "finished",
+}
 """Fixture that takes long to make -> group of the tests that share it."""
 
 

@@ -228,7 +228,8 @@ def _versions(client: MlflowClient, model: str) -> set[tuple[str | None, str | N
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
-    found, page = [], None
+    found: list[Any] = []
+    page = None
     quoted = model.replace("'", "''")
     while True:
         versions = client.search_model_versions(f"name = '{quoted}'", page_token=page)
