@@ -34,7 +34,7 @@ VOCABULARY, WIDTH, HEADS, HIDDEN, LABELS = 700, 32, 2, 64, 3
 
 SHARED = {
     r"compressor/devices/|\b(device_environment|project_wheel|published)\b": "device",
-    r"compressor/.*\bfinished\b": "run",
+    r"compressor/.*\b(finished|mlflow_server)\b": "run",
 }
 """What the path and text of a file hold -> group of files that share what takes long to make."""
 
