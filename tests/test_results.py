@@ -34,13 +34,3 @@ def test_the_table_of_the_readme_is_that_of_the_published_run() -> None:
         wanted = (f"{latency:.1f}", f"{100 * row.test.value:.1f}%", f"{row.size_bytes / 1e6:.1f}")
         lines = [line.replace("*", "") for line in table.splitlines()]
         assert any(all(f"| {value} |" in line for value in wanted) for line in lines), wanted
-
-
-def test_the_page_on_reliability_tells_what_the_soak_found() -> None:
-    result = json.loads((RESULTS / "soak.json").read_text())
-    page = (README.parent / "docs" / "reliability.md").read_text()
-    assert result["failures"] == []
-    assert result["bytes_lost"] == 0
-    for kind, count in result["injected"].items():
-        assert f"| {kind} | {count} | {result['failed'][kind]} |" in page
-    assert f"{result['finished_steps_checked']} finished steps" in page

@@ -281,8 +281,10 @@ class Trials:
         home = self.folder / "changed"
         shutil.copytree(self.job.home, home)
         with self._place(self.undisturbed) as place:
-            before = place.finished()
             for name in ("train.csv", "validation.csv", "test.csv", "model/model.safetensors"):
+                if self.ledger.is_over:
+                    break
+                before = place.finished()
                 path = home / name
                 content, status = path.read_bytes(), path.stat()
                 _change_byte(path)
