@@ -196,7 +196,12 @@ def test_what_broke_off_is_made_anew_by_the_same_command(
 
 
 def test_a_gate_that_comes_later_is_added_but_bundles_are_not(
-    finished: Any, released: Any, client: Any, mlflow_server: str, compressor: Command, tmp_path: Path
+    finished: Any,
+    released: Any,
+    client: Any,
+    mlflow_server: str,
+    compressor: Command,
+    tmp_path: Path,
 ) -> None:
     shutil.copyfile(finished.output / "report.json", tmp_path / "report.json")
     first = track(compressor, tmp_path, mlflow_server, "--experiment", "bare")
