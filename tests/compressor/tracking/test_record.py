@@ -149,7 +149,7 @@ def test_only_what_meets_the_budget_is_registered(folder: Path) -> None:
     assert (model.model, model.row) == ("trec", "int8-onnxruntime")
     opened = Bundle.open(folder / "bundles" / "int8-onnxruntime")
     assert model.tags["bundle_identity"] == opened.identity
-    assert model.tags["target"] == "onnxruntime (cpu)"
+    assert model.tags["target"] == "onnxruntime"
     assert (model.tags["precision"], model.tags["verdict"]) == ("int8", "pass")
 
 
