@@ -15,10 +15,10 @@ import pytest
 from benchmarks.soak.job import Job, Place, bundles
 from benchmarks.soak.ledger import Ledger
 from benchmarks.soak.trials import Trials, flip_bit
-from compressor.checkpoint import file_hashes
 from compressor.data import DataSpec, data_fingerprint
 from compressor.store import RunStore
 from targets.bundle import Bundle
+from targets.provenance import checkpoint_hashes
 
 
 @pytest.fixture
@@ -76,7 +76,7 @@ def test_one_byte_under_the_same_name_size_and_time_is_another_input(home, tmp_p
 
     def known() -> tuple[str, dict[str, str]]:
         data = {name: copy / f"{name}.csv" for name in ("train", "validation", "test")}
-        return data_fingerprint(DataSpec(**data)), file_hashes(copy / "model")
+        return data_fingerprint(DataSpec(**data)), checkpoint_hashes(copy / "model")
 
     seen = [known()]
     for name in ("train.csv", "validation.csv", "test.csv", "model/model.safetensors"):
