@@ -127,9 +127,11 @@ def test_the_settings_and_the_curves_of_passes_are_there(released: Any, client: 
 
 
 def test_what_is_registered_can_be_loaded_and_predicts(
-    released: Any, client: Any, tmp_path: Path
+    released: Any, client: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from mlflow.artifacts import download_artifacts
+
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", client.tracking_uri)
 
     report = read_report(released.output)
     chosen = {row.key: row for row in report.rows if row.chosen and row.bundle}
@@ -143,12 +145,7 @@ def test_what_is_registered_can_be_loaded_and_predicts(
         assert (each.tags["precision"], each.tags["verdict"]) == (row.precision, "pass")
         assert each.tags["target"].startswith(row.target)
     version = next(each for each in versions if each.tags["target"] == "onnxruntime")
-    folder = download_artifacts(
-        f"models:/questions/{version.version}",
-        dst_path=str(tmp_path),
-        tracking_uri=client.tracking_uri,
-        registry_uri=client.tracking_uri,
-    )
+    folder = download_artifacts(f"models:/questions/{version.version}", dst_path=str(tmp_path))
     assert Bundle.open(folder).identity == version.tags["bundle_identity"]
     source = released.output / str(chosen[version.tags["row"]].bundle)
     texts = ["who cat tree", "where river"]
