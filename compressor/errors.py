@@ -25,10 +25,10 @@ checkpoint, 4 a pass, 5 the budget, 6 a target, bundle or remote device, 7 a mis
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import ClassVar
 
-from targets.errors import CheckpointError, ToolkitError
+from targets.errors import CheckpointError, ToolkitError, plural
 
 __all__ = [
     "BudgetError",
@@ -47,6 +47,7 @@ __all__ = [
     "SettingsError",
     "StoreError",
     "TrackingError",
+    "choices",
     "nearest",
 ]
 
@@ -69,9 +70,8 @@ class DocumentError(ToolkitError):
 
     def __init__(self, problems: Sequence[ToolkitError], *, where: object) -> None:
         self.problems = tuple(problems)
-        count = len(self.problems)
         super().__init__(
-            f"the {self.kind} has {count} problem{'s' if count != 1 else ''}", where=where
+            f"the {self.kind} has {plural(len(self.problems), 'problem')}", where=where
         )
 
     def __str__(self) -> str:
@@ -177,3 +177,9 @@ def nearest(word: str, known: Iterable[str]) -> str | None:
     if not matches and len(word) > 2:
         matches = [each for each in words if each.startswith(word.lower())][:1]
     return words[matches[0]] if matches else None
+
+
+def choices(word: str, known: Collection[str]) -> str:
+    """What to do about a word that is none of the known ones: the nearest of them, then all."""
+    guess = nearest(word, known)
+    return (f"did you mean {guess!r}? " if guess else "") + f"known: {', '.join(known)}"

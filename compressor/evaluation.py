@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,7 +11,7 @@ from numpy.typing import NDArray
 from compressor.report.schema import Comparison
 from targets.scoring import Z_95
 
-__all__ = ["compare", "mcnemar_p_value", "paired_interval"]
+__all__ = ["Drop", "compare", "mcnemar_p_value", "paired_drop", "paired_interval"]
 
 
 def compare(
@@ -23,17 +24,41 @@ def compare(
         candidate: (N,) predicted classes of the other one.
         labels: (N,) true classes.
     """
-    right_before, right_after = reference == labels, candidate == labels
-    lost = int((right_before & ~right_after).sum())
-    gained = int((~right_before & right_after).sum())
-    low, high = paired_interval(lost, gained, len(labels))
+    drop = paired_drop(reference == labels, candidate == labels)
     return Comparison(
-        drop_points=100 * (lost - gained) / len(labels),
-        low_points=100 * low,
-        high_points=100 * high,
-        p_value=mcnemar_p_value(lost, gained),
+        drop_points=drop.points,
+        low_points=drop.low,
+        high_points=drop.high,
+        p_value=mcnemar_p_value(drop.lost, drop.gained),
         agreement=float((reference == candidate).mean()),
     )
+
+
+class Drop(NamedTuple):
+    """What is lost from one model to another on the same rows, in percentage points."""
+
+    points: float
+    low: float
+    high: float
+    """95% interval."""
+    lost: int
+    """Rows that only the first got right."""
+    gained: int
+    """Rows that only the second got right."""
+
+
+def paired_drop(right_before: NDArray[np.bool_], right_after: NDArray[np.bool_]) -> Drop:
+    """Compare which rows two models get right.
+
+    Args:
+        right_before: (N,) of the untouched model.
+        right_after: (N,) of the other one.
+    """
+    lost = int((right_before & ~right_after).sum())
+    gained = int((~right_before & right_after).sum())
+    low, high = paired_interval(lost, gained, len(right_before))
+    points = 100 * (lost - gained) / len(right_before)
+    return Drop(points, 100 * low, 100 * high, lost, gained)
 
 
 def paired_interval(lost: int, gained: int, count: int, z: float = Z_95) -> tuple[float, float]:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from compressor.evaluation import compare, paired_interval
+from compressor.evaluation import compare, paired_drop
 from compressor.metrics import expected_calibration_error, metric_changes
 from compressor.report.schema import Change, ChangedExample, Comparison, Group
 
@@ -119,17 +119,14 @@ def _group(
     right_after: NDArray[np.bool_],
 ) -> Group:
     """What the rows of one group lost; both arrays are those rows."""
-    count = len(right_before)
-    lost = int((right_before & ~right_after).sum())
-    gained = int((~right_before & right_after).sum())
-    low, high = paired_interval(lost, gained, count)
+    drop = paired_drop(right_before, right_after)
     return Group(
         column=column,
         value=value,
-        num_rows=count,
+        num_rows=len(right_before),
         accuracy=float(right_after.mean()),
         reference=float(right_before.mean()),
-        drop_points=100 * (lost - gained) / count,
-        low_points=100 * low,
-        high_points=100 * high,
+        drop_points=drop.points,
+        low_points=drop.low,
+        high_points=drop.high,
     )

@@ -125,10 +125,11 @@ def layer_errors(
     pack.save(work / PACK)
     names = inner_tensors(reference.path)
     found = []
-    for number, model in enumerate((reference, quantized)):
-        folder = work / str(number)
-        folder.mkdir()
-        found.append(_answers(model, names, target, bundle, folder))
+    with Worker(threads=THREADS) as worker:
+        for number, model in enumerate((reference, quantized)):
+            folder = work / str(number)
+            folder.mkdir()
+            found.append(_answers(worker, model, names, target, bundle, folder))
     before, after = found
     order = [*names, *(spec.name for spec in reference.signature.outputs)]
     return tuple(
@@ -152,30 +153,32 @@ def inner_tensors(path: Path) -> dict[str, int]:
 
 
 def _answers(
-    model: OnnxModel, names: dict[str, int], target: Target, bundle: Bundle, folder: Path
+    worker: Worker,
+    model: OnnxModel,
+    names: dict[str, int],
+    target: Target,
+    bundle: Bundle,
+    folder: Path,
 ) -> Arrays:
     """The inner tensors and the outputs on the pack beside ``folder``; name -> values."""
     probe, found = folder / "probe.onnx", folder / "bundle"
     signature, aliases = _write_probe(model, names, probe)
     found.mkdir()
-    with Worker(threads=THREADS) as worker:
-        lowered = worker.lower(
-            target, Source(probe, signature, model.precision, model.ranges), found
-        )
-        tokenizer = bundle.manifest.preprocessing.tokenizer
-        (found / tokenizer).write_bytes(bundle.path(tokenizer).read_bytes())
-        changes = {
-            "signature": signature,
-            "precision": model.precision,
-            "model": lowered.model,
-            "options": dict(lowered.options),
-            "cpu_features": lowered.cpu_features,
-            "evaluation": None,
-            "files": {},
-        }
-        Bundle.create(found, bundle.manifest.model_copy(update=changes))
-        worker.open(found)
-        arrays = worker.predict(folder.parent / PACK, batch_size=NUM_ROWS)
+    lowered = worker.lower(target, Source(probe, signature, model.precision, model.ranges), found)
+    tokenizer = bundle.manifest.preprocessing.tokenizer
+    (found / tokenizer).write_bytes(bundle.path(tokenizer).read_bytes())
+    changes = {
+        "signature": signature,
+        "precision": model.precision,
+        "model": lowered.model,
+        "options": dict(lowered.options),
+        "cpu_features": lowered.cpu_features,
+        "evaluation": None,
+        "files": {},
+    }
+    Bundle.create(found, bundle.manifest.model_copy(update=changes))
+    worker.open(found)
+    arrays = worker.predict(folder.parent / PACK, batch_size=NUM_ROWS)
     return {aliases.get(name, name): values for name, values in arrays.items()}
 
 

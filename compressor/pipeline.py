@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from compressor.checkpoint import label_names
-from compressor.data import Splits, data_fingerprint, read_splits, split_hashes
+from compressor.data import Splits, data_fingerprint, split_hashes
 from compressor.device_latency import OnDevices, measure_on_devices
 from compressor.gate.verdict import judge
 from compressor.layer_errors import measure_layers
@@ -117,11 +117,8 @@ class _Run:
         return label_names(self.recipe.model)
 
     def splits(self) -> Splits:
-        return self._splits
-
-    @functools.cached_property
-    def _splits(self) -> Splits:
-        return read_splits(self.recipe.data, label_names=self.label_names, seed=self.recipe.seed)
+        assert self.plan.splits is not None  # validating reads the data
+        return self.plan.splits
 
     def report(self) -> Report:
         original = import_checkpoint(
@@ -163,9 +160,7 @@ class _Run:
             devices=on_devices.results,
         )
         built = rows.build()
-        model = _model_facts(self.recipe, original)
         steps = {chain.variant: _describe_steps(chain) for chain in [baselines[0], *chains]}
-        environment = benchmark or self.environment
         advice = {str(goal): each for goal, each in advice_for(_pass_names(self.recipe)).items()}
         report = Report(
             name=self.recipe.name,
@@ -174,9 +169,9 @@ class _Run:
             seed=self.recipe.seed,
             recipe=self.recipe.model_dump(mode="json"),
             budget=self.recipe.budget.model_dump(mode="json"),
-            model=model,
+            model=_model_facts(self.recipe, original),
             data=self.describe_data(predictions),
-            environment=environment,
+            environment=benchmark or self.environment,
             primary_shape=rows.primary,
             devices=dict(on_devices.facts),
             rows=tuple(built),
@@ -184,27 +179,9 @@ class _Run:
             advice=advice,
             verdict=judge(built, self.recipe.budget, rows.primary, advice=advice),
         )
-        publisher = Publisher(
-            recipe=self.recipe,
-            model=model,
-            checkpoint_files=original.record.inputs["files"],
-            data_hash=self.data_hash,
-            split_hashes=self.split_hashes,
-            environment=environment,
-        )
         with self.store.writing_to(self.recipe.output):
             remove_leftovers(self.recipe.output)
-            for candidate, row in zip(candidates, built, strict=True):
-                if row.bundle is not None and candidate.bundle is not None:
-                    note = publisher.publish(
-                        candidate.bundle,
-                        row,
-                        steps[candidate.variant],
-                        packs[candidate.key],
-                        self.recipe.output / row.bundle,
-                    )
-                    if note is not None:
-                        self.progress.warn(note)
+            self.publish(report, original, candidates, packs)
             return write_report(report, self.recipe.output, answers=rows.answers())
 
     def run_passes(self, original: StoredStep) -> tuple[list[_Chain], list[_Chain]]:
@@ -407,6 +384,34 @@ class _Run:
     def shipped(self, candidates: Sequence[Candidate]) -> list[Candidate]:
         """Those whose bundles go beside the report."""
         return [each for each in candidates if each.kind == "candidate" and each.bundle is not None]
+
+    def publish(
+        self,
+        report: Report,
+        original: StoredStep,
+        candidates: Sequence[Candidate],
+        packs: Mapping[str, StoredStep],
+    ) -> None:
+        """Write the bundles into the output folder, with what the report says of each."""
+        publisher = Publisher(
+            recipe=self.recipe,
+            model=report.model,
+            checkpoint_files=original.record.inputs["files"],
+            data_hash=self.data_hash,
+            split_hashes=self.split_hashes,
+            environment=report.environment,
+        )
+        for candidate, row in zip(candidates, report.rows, strict=True):
+            if row.bundle is not None and candidate.bundle is not None:
+                note = publisher.publish(
+                    candidate.bundle,
+                    row,
+                    report.steps[candidate.variant],
+                    packs[candidate.key],
+                    self.recipe.output / row.bundle,
+                )
+                if note is not None:
+                    self.progress.warn(note)
 
     def describe_data(self, predictions: Mapping[str, Predictions]) -> dict[str, Any]:
         sizes: dict[str, Any] = {"sha256": self.data_hash, "labels": list(self.label_names)}

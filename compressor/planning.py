@@ -6,12 +6,12 @@ import importlib.metadata
 import itertools
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from compressor.architecture import Architecture
 from compressor.checkpoint import check_checkpoint, check_weights, label_names
-from compressor.data import read_splits
+from compressor.data import Splits, read_splits
 from compressor.errors import PassError, Problem, RecipeError, nearest
 from compressor.passes import Pass
 from compressor.passes.export import Export
@@ -46,12 +46,14 @@ class Plan:
         chains: Variant -> its passes.
         baselines: Precision -> passes that bring the untouched model there, fp32 first.
         warnings: What will not work as a reader of the recipe may expect.
+        splits: The data, where it was read to be checked.
     """
 
     original: Architecture
     chains: dict[str, tuple[PlannedPass, ...]]
     baselines: dict[Precision, tuple[Pass, ...]]
     warnings: tuple[str, ...]
+    splits: Splits | None = field(default=None, compare=False, repr=False)
 
 
 def make_plan(recipe: Recipe) -> Plan:
@@ -89,7 +91,7 @@ def make_plan(recipe: Recipe) -> Plan:
 
 
 def validate_recipe(recipe: Recipe) -> Plan:
-    """Check everything checkable: the plan, and that the data fits the model.
+    """Check everything checkable: the plan, and that the data fits the model; it is read here.
 
     Raises:
         RecipeError: Carries every problem.
@@ -104,14 +106,8 @@ def validate_recipe(recipe: Recipe) -> Plan:
         try:
             names = label_names(recipe.model) if _has_config(recipe) else None
             splits = read_splits(recipe.data, label_names=names, seed=recipe.seed)
-            known = {*splits.train.texts, *splits.validation.texts}
-            shared = sum(text in known for text in splits.test.texts)
-            if plan is not None and shared > MAX_SHARED * len(splits.test):
-                leak = (
-                    f"{shared} of {len(splits.test)} test texts stand in the training or "
-                    "validation data as well: the accuracy will be flattered"
-                )
-                plan = replace(plan, warnings=(*plan.warnings, leak))
+            if plan is not None:
+                plan = replace(plan, warnings=(*plan.warnings, *_leaks(splits)), splits=splits)
         except ToolkitError as error:
             if str(error) not in {str(each) for each in problems}:
                 problems.append(error)
@@ -367,6 +363,16 @@ def _warnings(recipe: Recipe) -> Iterator[str]:
         yield f"benchmark.threads is {recipe.benchmark.threads}, and this machine has {cpus} CPUs"
     if recipe.budget.is_empty:
         yield "the budget is empty: every bundle that can be built passes"
+
+
+def _leaks(splits: Splits) -> Iterator[str]:
+    known = {*splits.train.texts, *splits.validation.texts}
+    shared = sum(text in known for text in splits.test.texts)
+    if shared > MAX_SHARED * len(splits.test):
+        yield (
+            f"{shared} of {len(splits.test)} test texts stand in the training or "
+            "validation data as well: the accuracy will be flattered"
+        )
 
 
 def _refusals(recipe: Recipe, target: Target) -> Iterator[str]:

@@ -11,6 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
+from targets.errors import plural
+
 __all__ = [
     "Interval",
     "Measurement",
@@ -298,7 +300,8 @@ def _contention_reason(rounds: Sequence[Round], threads: int, num_cpus: int) -> 
     contention = (threads + others - num_cpus) / threads
     if contention <= MAX_CONTENTION:
         return None
-    return f"other processes kept {others:.1f} of {num_cpus} CPUs busy, beside {_threads(threads)}"
+    beside = plural(threads, "thread")
+    return f"other processes kept {others:.1f} of {num_cpus} CPUs busy, beside {beside}"
 
 
 def _steal_reason(rounds: Sequence[Round]) -> str | None:
@@ -319,8 +322,4 @@ def _extra_cpu_reason(rounds: Sequence[Round], threads: int) -> str | None:
     used = float(np.median([each.cpu_per_wall for each in rounds]))
     if used <= threads + MAX_EXTRA_CPU:
         return None
-    return f"the process used {used:.1f} CPUs with {_threads(threads)} asked for"
-
-
-def _threads(count: int) -> str:
-    return "1 thread" if count == 1 else f"{count} threads"
+    return f"the process used {used:.1f} CPUs with {plural(threads, 'thread')} asked for"

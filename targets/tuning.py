@@ -16,7 +16,7 @@ from targets.base import Alternative
 from targets.benchmark import BenchmarkCase, BenchmarkSettings, Failure, benchmark
 from targets.bundle import Bundle, Trial, Tuning, merge_options
 from targets.environment import Environment
-from targets.errors import BundleError, TargetError
+from targets.errors import BundleError, TargetError, plural
 from targets.feeds import check_length
 from targets.measurement import Measurement, Speedup, speedup
 from targets.registry import get
@@ -135,7 +135,7 @@ def describe(tuning: Tuning) -> str:
     """What was chosen, in one line."""
     parts = [f"{name} {value}" for name, value in tuning.options.items()]
     if tuning.max_threads:
-        parts.append(f"at most {tuning.max_threads} thread{'s' if tuning.max_threads > 1 else ''}")
+        parts.append(f"at most {plural(tuning.max_threads, 'thread')}")
     gain = tuning.trials[-1].gain if tuning.trials else None
     if not parts and any((trial.rejected or "").startswith(NOISY) for trial in tuning.trials):
         return f"tuned: nothing is taken, {NOISY}"
@@ -159,7 +159,7 @@ def offered(bundle: Bundle, threads: int, *, has_pack: bool) -> dict[str, Altern
     }
     fewer = threads // 2
     while fewer >= 1:
-        found[f"{fewer} threads" if fewer > 1 else "1 thread"] = Alternative(threads=fewer)
+        found[plural(fewer, "thread")] = Alternative(threads=fewer)
         fewer //= 2
     return found
 

@@ -17,7 +17,7 @@ import venv
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -240,6 +240,39 @@ def _make_classifier(*, seed: int = 0) -> Any:
         module = BertForSequenceClassification._from_config(config, attn_implementation="eager")
     wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special)
     return TorchModel(module.eval(), wrapped, "text-classification", 32)
+
+
+class Keys(NamedTuple):
+    """Two halves of a key, in files."""
+
+    private: Path
+    public: Path
+
+
+def write_keys(folder: Path, key: Any = None, *, passphrase: str | None = None) -> Keys:
+    """Write an elliptic key, or another one, as openssl does."""
+    from cryptography.hazmat.primitives import serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    folder.mkdir(parents=True, exist_ok=True)
+    key = key or ec.generate_private_key(ec.SECP256R1())
+    keys = Keys(folder / "private.pem", folder / "public.pem")
+    locked = (
+        serialization.BestAvailableEncryption(passphrase.encode())
+        if passphrase
+        else serialization.NoEncryption()
+    )
+    form = serialization.PrivateFormat.PKCS8
+    spki = serialization.PublicFormat.SubjectPublicKeyInfo
+    keys.private.write_bytes(key.private_bytes(serialization.Encoding.PEM, form, locked))
+    keys.public.write_bytes(key.public_key().public_bytes(serialization.Encoding.PEM, spki))
+    return keys
+
+
+@pytest.fixture(scope="session")
+def keys(tmp_path_factory: pytest.TempPathFactory) -> Keys:
+    """A key pair for signatures."""
+    return write_keys(tmp_path_factory.mktemp("keys"))
 
 
 @pytest.fixture(scope="session")

@@ -13,6 +13,7 @@ from compressor.report.wording import NONE, milliseconds
 from targets.bench import BenchEntry, BenchReport, Sweep, bench
 from targets.benchmark import BenchmarkSettings, Failure
 from targets.bundle import Bundle
+from targets.errors import plural
 from targets.feeds import check_length
 from targets.measurement import Measurement
 from targets.workloads import read_texts
@@ -121,7 +122,7 @@ def _cells(found: Measurement, has_energy: bool) -> tuple[str, ...]:
 
 
 def _more(entry: BenchEntry, number: int) -> list[str]:
-    title = f"{number} with {_threads(entry)}"
+    title = f"{number} with {plural(entry.threads, 'thread')}"
     lines = []
     start = entry.cold_start
     if start is not None:
@@ -147,9 +148,6 @@ def _failures(report: BenchReport, names: Sequence[str]) -> list[str]:
         for shape in report.sweep.shapes:
             found = entry.result.at(shape)
             if isinstance(found, Failure):
-                lines.append(f"{number} with {_threads(entry)} at {shape} failed: {found.error}")
+                title = f"{number} with {plural(entry.threads, 'thread')} at {shape}"
+                lines.append(f"{title} failed: {found.error}")
     return list(dict.fromkeys(lines))
-
-
-def _threads(entry: BenchEntry) -> str:
-    return "1 thread" if entry.threads == 1 else f"{entry.threads} threads"

@@ -27,7 +27,7 @@ def recipes(
     name: Annotated[str | None, typer.Argument(help="Print this built-in recipe.")] = None,
 ) -> None:
     """List the built-in recipes, or print one as a starting point for your own."""
-    from compressor.errors import Problem, RecipeError, nearest
+    from compressor.errors import Problem, RecipeError, choices
     from compressor.recipe import builtin_recipes
 
     known = builtin_recipes()
@@ -37,11 +37,10 @@ def recipes(
             typer.echo(f"{each:<12} {first}")
         return
     if name not in known:
-        guess = nearest(name, known)
         problem = Problem(
             "there is no such built-in recipe",
             given=name,
-            fix=(f"did you mean {guess!r}? " if guess else "") + f"known: {', '.join(known)}",
+            fix=choices(name, known),
         )
         raise RecipeError([problem], where=name)
     typer.echo(known[name].read_text(encoding="utf-8"), nl=False)

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from compressor.gate.budget import Budget
     from compressor.gate.gate import GateResult
 
 __all__ = ["add_commands"]
@@ -69,7 +68,8 @@ def gate(
             raise typer.BadParameter(f"--allow {each}: use {', '.join(DIFFERENCES)}")
     result = judge_report(
         report,
-        budget=_read_budget(report, budget, set_ or []),
+        budget=budget,
+        overrides=set_ or (),
         against=against,
         tolerance=Tolerance(latency=max_slowdown),
         allow=allow or (),
@@ -78,17 +78,6 @@ def gate(
     _show(result)
     _write(result, junit, summary, output)
     raise typer.Exit(result.exit_code)
-
-
-def _read_budget(report: Path, file: Path | None, overrides: list[str]) -> Budget | None:
-    """The budget of the command line; None for that of the report."""
-    if file is None and not overrides:
-        return None
-    from compressor.gate.budget_file import load_budget
-    from compressor.report.files import read_report
-
-    base = read_report(report).budget if file is None else None
-    return load_budget(file, base=base, overrides=overrides)
 
 
 def _show(result: GateResult) -> None:

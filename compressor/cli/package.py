@@ -34,19 +34,18 @@ def package(
     ] = None,
 ) -> None:
     """Write what a model server accepts, from a bundle, which stays as it is."""
-    from compressor.errors import PackageError, nearest
+    from compressor.errors import PackageError, choices
     from compressor.recipe.settings import read_settings
     from compressor.serving import available_formats
     from targets.bundle import Bundle
 
     formats = available_formats()
     if for_ not in formats:
-        guess = nearest(for_, formats)
         raise PackageError(
             "there is no such format",
             where="--for",
             given=for_,
-            fix=(f"did you mean {guess!r}? " if guess else "") + f"known: {', '.join(formats)}",
+            fix=choices(for_, formats),
         )
     settings = read_settings(formats[for_], set_ or (), f"the options of {for_}")
     packaged = settings.package(Bundle.open(bundle), output)

@@ -37,10 +37,10 @@ def report(
     The page of several shows the runs side by side: what each ships, all measured rows with
     filters, accuracy against latency, the history, and what cannot be compared.
     """
-    from compressor.report.files import JSON_NAME, read_report, write_files
+    from compressor.report.files import read_report, report_file, write_files
     from compressor.report.html import render_comparison, render_html
 
-    files = [path / JSON_NAME if path.is_dir() else path for path in reports]
+    files = [report_file(path) for path in reports]
     found = [read_report(path) for path in files]
     if output is None:
         output = files[0].with_suffix(".html") if len(files) == 1 else Path("comparison.html")

@@ -45,18 +45,17 @@ def track(
     The same report twice leaves one record. Ends with 10 where it cannot be kept; nothing is lost,
     and the same command can be run again.
     """
-    from compressor.errors import TrackingError, nearest
+    from compressor.errors import TrackingError, choices
     from compressor.tracking import available_trackers
     from compressor.tracking.record import make_record
 
     trackers = available_trackers()
     if to not in trackers:
-        guess = nearest(to, trackers)
         raise TrackingError(
             "there is no such tracker",
             where="--to",
             given=to,
-            fix=(f"did you mean {guess!r}? " if guess else "") + f"known: {', '.join(trackers)}",
+            fix=choices(to, trackers),
         )
     record = make_record(
         report,

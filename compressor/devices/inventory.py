@@ -18,7 +18,7 @@ from pydantic import (
 )
 
 from compressor.devices.address import Address
-from compressor.errors import InventoryError, Problem, nearest
+from compressor.errors import InventoryError, Problem, choices
 from compressor.recipe.document import parse_yaml, shown
 from compressor.recipe.problems import problem_of
 from targets.errors import InputError
@@ -120,12 +120,8 @@ def _select(asked: str, known: Mapping[str, Device], inventory: Path | None) -> 
             given=asked,
             fix="write it as ssh://user@host, or pass --devices FILE and one of its names",
         )
-    guess = nearest(asked, known)
     raise InputError(
-        f"there is no device {asked!r}",
-        where=inventory,
-        given=asked,
-        fix=(f"did you mean {guess!r}? " if guess else "") + f"known: {', '.join(known)}",
+        f"there is no device {asked!r}", where=inventory, given=asked, fix=choices(asked, known)
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -12,7 +12,7 @@ from compressor.gate.budget import Budget
 from compressor.gate.limits import target_label
 from compressor.gate.regression import Tolerance, compare_releases
 from compressor.gate.verdict import BUDGET_UNMET, MET, judge, judge_rows
-from compressor.report.files import JSON_NAME, read_answers, read_report
+from compressor.report.files import read_answers, read_report, report_file
 from compressor.report.schema import Check, Report
 from targets.bundle import hash_file
 
@@ -67,7 +67,8 @@ class GateResult(_Frozen):
 def gate(
     report: Path,
     *,
-    budget: Budget | None = None,
+    budget: Path | None = None,
+    overrides: Sequence[str] = (),
     against: Path | None = None,
     tolerance: Tolerance | None = None,
     allow: Collection[str] = (),
@@ -77,7 +78,8 @@ def gate(
 
     Args:
         report: ``report.json``, or the folder that holds it.
-        budget: The limits; by default those that the report was made with.
+        budget: A file of limits, or a recipe; by default those that the report was made with.
+        overrides: ``limit=value`` pairs that stand in for those of the budget.
         against: The report of the last release.
         tolerance: How much worse than the last release is still as good.
         allow: In what the two may differ; see `compressor.gate.regression.DIFFERENCES`.
@@ -85,10 +87,11 @@ def gate(
 
     Raises:
         ReportError: A report cannot be read.
+        BudgetFileError: The limits do not hold.
         ComparisonError: The two reports cannot be compared.
     """
     now = read_report(report)
-    wanted = budget or Budget.model_validate(now.budget)
+    wanted = _budget(now, budget, overrides)
     rows = judge_rows(now.rows, wanted, now.primary_shape)
     verdict = judge(rows, wanted, now.primary_shape, advice=now.advice)
     judged = now.model_copy(update={"rows": tuple(rows), "verdict": verdict})
@@ -103,8 +106,16 @@ def gate(
             tolerance=tolerance or Tolerance(),
             allow=allow,
         )
-    digest = hash_file(report / JSON_NAME if report.is_dir() else report)
+    digest = hash_file(report_file(report))
     return _result(judged, digest, regression, even_if_noisy=even_if_noisy)
+
+
+def _budget(report: Report, file: Path | None, overrides: Sequence[str]) -> Budget:
+    if file is None and not overrides:
+        return Budget.model_validate(report.budget)
+    from compressor.gate.budget_file import load_budget
+
+    return load_budget(file, base=report.budget, overrides=overrides)
 
 
 def _result(

@@ -30,6 +30,11 @@ class _Facts:
     def upper(self) -> bool:
         return getattr(self.limits, "drop_at", None) == "upper"
 
+    @property
+    def at(self) -> str:
+        """Which drop it is, for the end of a sentence."""
+        return " at the upper end of the interval" if self.upper else ""
+
     def drop(self) -> float | None:
         found = self.comparison
         if found is None:
@@ -187,7 +192,7 @@ def _simple(facts: _Facts, subject: str = "") -> Iterator[Check]:
                 limit.read(facts),
                 limit.words,
                 subject=subject,
-                at=" at the upper end of the interval" if facts.upper else "",
+                at=facts.at,
                 in_points=limit.of_drop,
                 noisy=noisy and limit.of_latency,
             )
@@ -200,8 +205,9 @@ def _metrics(facts: _Facts, limits: Limits) -> Iterator[Check]:
         if change is not None:
             drop = change.high_points if facts.upper else change.drop_points
         words = "loses {found:.2f} points of {subject}{at}, allowed {limit:g}"
-        at = " at the upper end of the interval" if facts.upper else ""
-        yield _check("max_metric_drop", wanted, drop, words, subject=name, at=at, in_points=True)
+        yield _check(
+            "max_metric_drop", wanted, drop, words, subject=name, at=facts.at, in_points=True
+        )
 
 
 def _groups(facts: _Facts, limits: Limits) -> Iterator[Check]:

@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic_core import ErrorDetails
 
-from compressor.errors import Problem, nearest
+from compressor.errors import Problem, choices, nearest
 from compressor.recipe.document import shown
 
 __all__ = ["problem_of", "unknown_name"]
@@ -59,12 +59,8 @@ def _fix(details: ErrorDetails) -> str | None:
 
 def unknown_name(where: str, name: object, known: Any, what: str) -> Problem:
     """The problem of a name that is none of the known ones; suggests the nearest."""
-    guess = nearest(str(name), known)
     return Problem(
-        f"{what} {name!r}",
-        where=where,
-        given=shown(name),
-        fix=(f"did you mean {guess!r}? " if guess else "") + f"known: {', '.join(known)}",
+        f"{what} {name!r}", where=where, given=shown(name), fix=choices(str(name), known)
     )
 
 

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from compressor.errors import Problem, RecipeError, SettingsError, nearest
+from compressor.errors import Problem, RecipeError, SettingsError, choices
 from compressor.recipe.document import apply_overrides, shown
 from targets.discovery import Component
 
@@ -42,10 +42,8 @@ def read_settings(cls: type[ComponentT], overrides: Sequence[str], where: str) -
             what, fix = each["msg"][0].lower() + each["msg"][1:], None
             given: str | None = shown(each["input"])
             if each["type"] == "extra_forbidden":
-                guess = nearest(name, cls.model_fields)
                 what = f"there is no setting {name!r}"
-                fix = (f"did you mean {guess!r}? " if guess else "") + "known: "
-                fix += ", ".join(cls.model_fields)
+                fix = choices(name, cls.model_fields)
             elif each["type"] == "missing":
                 what, given = f"the setting {name!r} is missing", None
                 about = cls.model_fields[name].description if name in cls.model_fields else None

@@ -19,6 +19,7 @@ from compressor.report.summary import (
     row_texts,
     with_latency,
 )
+from targets.errors import plural
 from targets.measurement import Measurement
 
 __all__ = ["Comparison", "Entry", "Filter", "Ground", "Run", "Shipped", "compare_reports"]
@@ -371,10 +372,6 @@ def _fronts(entries: Sequence[Entry]) -> dict[tuple[Ground, tuple[str, str]], Fr
     }
 
 
-def _threads(count: int) -> str:
-    return f"{count} thread{'s' if count != 1 else ''}"
-
-
 def _notes(runs: Sequence[Run], entries: Sequence[Entry]) -> Iterator[str]:
     timed = [(entry, entry.ground) for entry in entries if entry.ground]
     titles = _machine_titles(entries)
@@ -391,7 +388,9 @@ def _notes(runs: Sequence[Run], entries: Sequence[Entry]) -> Iterator[str]:
             "Latencies are at different shapes (batch x tokens) and cannot be compared between "
             f"them: {_list(shapes)}."
         )
-    threads = _groups(timed, lambda pair: _threads(pair[1].threads), lambda pair: pair[0].place)
+    threads = _groups(
+        timed, lambda pair: plural(pair[1].threads, "thread"), lambda pair: pair[0].place
+    )
     if len(threads) > 1:
         yield f"Latencies are with different numbers of threads: {_list(threads)}."
     data = _groups(runs, lambda run: str(run.report.data.get("sha256"))[:12], lambda run: run.label)

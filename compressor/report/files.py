@@ -21,6 +21,7 @@ __all__ = [
     "PREDICTIONS_NAME",
     "read_answers",
     "read_report",
+    "report_file",
     "write_files",
     "write_report",
 ]
@@ -95,8 +96,7 @@ def read_answers(report: Report, path: str | Path) -> dict[str, NDArray[np.gener
     """
     if report.predictions is None:
         return None
-    path = Path(path)
-    file = (path if path.is_dir() else path.parent) / PREDICTIONS_NAME
+    file = report_file(path).with_name(PREDICTIONS_NAME)
     try:
         packed = file.read_bytes()
     except OSError as error:
@@ -115,6 +115,12 @@ def read_answers(report: Report, path: str | Path) -> dict[str, NDArray[np.gener
     return load(packed)
 
 
+def report_file(path: str | Path) -> Path:
+    """The file of a report, which is named by itself or by the folder that holds it."""
+    path = Path(path)
+    return path / JSON_NAME if path.is_dir() else path
+
+
 def read_report(path: str | Path) -> Report:
     """Read ``report.json``.
 
@@ -124,9 +130,7 @@ def read_report(path: str | Path) -> Report:
     Raises:
         ReportError: It is absent, damaged, or of another schema version.
     """
-    path = Path(path)
-    if path.is_dir():
-        path = path / JSON_NAME
+    path = report_file(path)
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from pathlib import Path
 from typing import ClassVar
 
 from compressor.errors import TrackingError
+from compressor.storage import write_atomically
 from compressor.tracking.base import AGAIN, Tracked, Tracker
 from compressor.tracking.record import Record
 
@@ -56,13 +55,9 @@ class Json(Tracker):
             ) from error
 
     def _write(self, file: Path, record: Record) -> None:
-        text = record.model_dump_json(indent=1) + "\n"
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=file.parent, prefix=".record-") as scratch:
-                temporary = Path(scratch) / file.name
-                temporary.write_text(text, encoding="utf-8")
-                os.replace(temporary, file)
+            write_atomically(file, record.model_dump_json(indent=1))
         except OSError as error:
             raise TrackingError(
                 "the record cannot be written",

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict
 from compressor.errors import BudgetError, ReportError
 from compressor.gate.gate import GateResult
 from compressor.gate.limits import target_label
-from compressor.report.files import JSON_NAME, PREDICTIONS_NAME, read_report
+from compressor.report.files import PREDICTIONS_NAME, read_report, report_file
 from compressor.report.schema import Comparison, Report, Row, Step
 from targets.bundle import Bundle, hash_file
 from targets.measurement import Measurement, Speedup
@@ -101,7 +101,7 @@ def make_record(
         BudgetError: There is something to register, and the verdict is not a pass.
         BundleError: A bundle is damaged, or one to register is absent.
     """
-    file = path / JSON_NAME if path.is_dir() else path
+    file = report_file(path)
     report = read_report(file)
     digest = hash_file(file)
     result = None if gate is None else read_gate(gate, digest)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +96,32 @@ SIGNATURE = Signature(
 )
 
 MakeBundle = Callable[..., Path]
+
+
+def write_bundle(folder: Path, files: Mapping[str, bytes]) -> Path:
+    """Write a bundle that no runtime looks into, with `model.bin` among its files."""
+    for name, content in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+    shape = ("batch", "sequence")
+    manifest = Manifest(
+        schema_version=SCHEMA_VERSION,
+        name="half",
+        task="text-classification",
+        target="onnxruntime",
+        target_settings={},
+        precision="int8",
+        signature=Signature(
+            inputs=(TensorSpec(name="input_ids", dtype="int64", shape=shape),),
+            outputs=(TensorSpec(name="logits", dtype="float32", shape=("batch", 2)),),
+        ),
+        model="model.bin",
+        labels=("no", "yes"),
+        preprocessing=Preprocessing(max_length=16, pad_token_id=0),
+        files={},
+    )
+    Bundle.create(folder, manifest)
+    return folder
 
 
 @pytest.fixture

@@ -18,10 +18,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from targets import Bundle, Manifest, Signature, TensorSpec
+from targets import Bundle
 from targets.archive import MAX_MANIFEST, _zstd, pack, unpack
-from targets.bundle import SCHEMA_VERSION, Preprocessing
 from targets.errors import BundleError
+
+from .conftest import write_bundle
 
 EXAMPLES = int(os.environ.get("COMPRESSOR_FUZZ_EXAMPLES", "400"))
 FILES = {"model.bin": b"weights" * 40, "tokenizer.json": b"{}", "sub/more.bin": b"\x00\xff" * 20}
@@ -29,34 +30,9 @@ FORMATS = [".tar.zst", ".zip"]
 zstd = _zstd()
 
 
-def make_bundle(folder: Path) -> Path:
-    for name, content in FILES.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(content)
-    shape = ("batch", "sequence")
-    manifest = Manifest(
-        schema_version=SCHEMA_VERSION,
-        name="half",
-        task="text-classification",
-        target="onnxruntime",
-        target_settings={},
-        precision="int8",
-        signature=Signature(
-            inputs=(TensorSpec(name="input_ids", dtype="int64", shape=shape),),
-            outputs=(TensorSpec(name="logits", dtype="float32", shape=("batch", 2)),),
-        ),
-        model="model.bin",
-        labels=("no", "yes"),
-        preprocessing=Preprocessing(max_length=16, pad_token_id=0),
-        files={},
-    )
-    Bundle.create(folder, manifest)
-    return folder
-
-
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    return make_bundle(tmp_path / "bundle")
+    return write_bundle(tmp_path / "bundle", FILES)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -334,7 +310,7 @@ def test_no_room_on_the_disk_is_said_before_anything_is_written(
 
 @pytest.fixture(scope="module")
 def intact(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    folder = make_bundle(tmp_path_factory.mktemp("intact") / "bundle")
+    folder = write_bundle(tmp_path_factory.mktemp("intact") / "bundle", FILES)
     found = {}
     for suffix in FORMATS:
         archive = folder.parent / f"x{suffix}"
@@ -434,7 +410,7 @@ def test_a_manifest_with_any_values_is_a_clean_error_or_a_bundle(
     else:
         document[name] = value
     with tempfile.TemporaryDirectory(dir=arena) as place:
-        folder = make_bundle(Path(place) / "bundle")
+        folder = write_bundle(Path(place) / "bundle", FILES)
         (folder / "manifest.json").write_text(json.dumps(document))
         with suppress(BundleError):
             bundle = Bundle.open(folder)

@@ -9,17 +9,19 @@ import sys
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
-from targets import Bundle, Manifest, Signature, TensorSpec
+from targets import Bundle
 from targets.archive import MAX_SIGNATURE, pack, unpack
-from targets.bundle import SCHEMA_VERSION, Preprocessing
 from targets.errors import BundleError, KeyFileError, MissingLibraryError, SignatureError
 from targets.signing import PASSPHRASE, sign, verify_signature
+
+from ..conftest import Keys, write_keys
+from .conftest import write_bundle
 
 FILES = {
     "model.bin": b"weights",
@@ -33,58 +35,9 @@ FORMATS = [".tar.zst", ".zip"]
 SPKI = serialization.PublicFormat.SubjectPublicKeyInfo
 
 
-class Keys(NamedTuple):
-    """Two halves of a key, in files."""
-
-    private: Path
-    public: Path
-
-
-def write_keys(folder: Path, key: Any = None, *, passphrase: str | None = None) -> Keys:
-    folder.mkdir(parents=True, exist_ok=True)
-    key = key or ec.generate_private_key(ec.SECP256R1())
-    keys = Keys(folder / "private.pem", folder / "public.pem")
-    locked = (
-        serialization.BestAvailableEncryption(passphrase.encode())
-        if passphrase
-        else serialization.NoEncryption()
-    )
-    form = serialization.PrivateFormat.PKCS8
-    keys.private.write_bytes(key.private_bytes(serialization.Encoding.PEM, form, locked))
-    keys.public.write_bytes(key.public_key().public_bytes(serialization.Encoding.PEM, SPKI))
-    return keys
-
-
-@pytest.fixture(scope="module")
-def keys(tmp_path_factory: pytest.TempPathFactory) -> Keys:
-    return write_keys(tmp_path_factory.mktemp("keys"))
-
-
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    folder = tmp_path / "bundle"
-    for name, content in FILES.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(content)
-    shape = ("batch", "sequence")
-    manifest = Manifest(
-        schema_version=SCHEMA_VERSION,
-        name="half",
-        task="text-classification",
-        target="onnxruntime",
-        target_settings={},
-        precision="int8",
-        signature=Signature(
-            inputs=(TensorSpec(name="input_ids", dtype="int64", shape=shape),),
-            outputs=(TensorSpec(name="logits", dtype="float32", shape=("batch", 2)),),
-        ),
-        model="model.bin",
-        labels=("no", "yes"),
-        preprocessing=Preprocessing(max_length=16, pad_token_id=0),
-        files={},
-    )
-    Bundle.create(folder, manifest)
-    return folder
+    return write_bundle(tmp_path / "bundle", FILES)
 
 
 @pytest.fixture
@@ -119,7 +72,8 @@ def test_a_signed_bundle_is_the_same_bundle(folder: Path, keys: Keys) -> None:
 
 
 def test_a_copy_under_another_name_holds(signed: Path, keys: Keys, tmp_path: Path) -> None:
-    verify(Path(shutil.copytree(signed, tmp_path / "elsewhere")), keys.public)
+    there = Path(shutil.copytree(signed, tmp_path / "elsewhere"))
+    assert verify(there, keys.public) == verify(signed, keys.public)
 
 
 @pytest.mark.parametrize("curve", [ec.SECP384R1(), ec.SECP521R1()], ids=lambda curve: curve.name)
@@ -390,13 +344,13 @@ def test_a_signature_that_cannot_be_written_is_named(
 def test_the_tool_of_the_library_reads_and_writes_the_same(folder: Path, keys: Keys) -> None:
     from model_signing import hashing, signing, verifying
 
-    sign(Bundle.open(folder), keys.private)
+    name = sign(Bundle.open(folder), keys.private)
     reader = verifying.Config().use_elliptic_key_verifier(public_key=keys.public)
     reader.verify(folder, folder / "model.sig")
     writer = signing.Config().use_elliptic_key_signer(private_key=keys.private)
     writer.set_hashing_config(hashing.Config().set_ignored_paths(paths=["model.sig"]))
     writer.sign(folder, folder / "model.sig")
-    verify(folder, keys.public)
+    assert verify(folder, keys.public) == name
 
 
 def test_without_the_library_the_extra_is_named(signed: Path, keys: Keys) -> None:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 import pytest
 from tokenizers import Tokenizer, models
 
-from compressor.cli import main
 from targets import Bundle, Manifest, Signature, Source, get
 from targets.bundle import SCHEMA_VERSION, Preprocessing
 from targets.evaluation_pack import EvaluationPack
@@ -21,30 +21,17 @@ MAX_LENGTH = 32
 ROWS = [[row + column + 1 for column in range(2 + row % 9)] for row in range(30)]
 
 
-class Outcome(NamedTuple):
-    """What a command left."""
-
-    code: int
-    out: str
-    err: str
-
-
-Bench = Callable[..., Outcome]
+Bench = Callable[..., Any]
 
 
 @pytest.fixture
-def bench(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Bench:
-    """Run ``compressor bench`` in this process."""
+def bench(compressor: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> Bench:
+    """Run ``compressor bench`` in this process; its errors without frames, on one line."""
     monkeypatch.setenv("COLUMNS", "200")
 
-    def run(*arguments: object) -> Outcome:
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as caught:
-            main(["bench", *map(str, arguments)])
-        out, err = capsys.readouterr()
-        return Outcome(
-            int(caught.value.code or 0), out, " ".join(re.sub("[│╭╮╰╯─]", "", err).split())
-        )
+    def run(*arguments: object) -> Any:
+        done = compressor("bench", *arguments)
+        return dataclasses.replace(done, err=" ".join(re.sub("[│╭╮╰╯─]", "", done.err).split()))
 
     return run
 

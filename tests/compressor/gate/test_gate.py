@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 from xml.etree import ElementTree as ET
 
 import pytest
 
-from compressor.cli import main
 from compressor.gate.gate import GateResult
 from compressor.report.files import write_report
 from compressor.report.schema import Report
@@ -23,30 +23,14 @@ NOW = RESULTS / "trec6_minilm_balanced.json"
 BEFORE = RESULTS / "trec6_minilm_balanced_seed1.json"
 
 
-class Outcome(NamedTuple):
-    """What a command left."""
-
-    code: int
-    out: str
-    err: str
-
-
-Gate = Callable[..., Outcome]
+Gate = Callable[..., Any]
 
 
 @pytest.fixture
-def gate(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Gate:
+def gate(compressor: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> Gate:
     """Run ``compressor gate`` in this process."""
     monkeypatch.setenv("COLUMNS", "200")
-
-    def run(*arguments: object) -> Outcome:
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as caught:
-            main(["gate", *map(str, arguments)])
-        out, err = capsys.readouterr()
-        return Outcome(int(caught.value.code or 0), out, err)
-
-    return run
+    return functools.partial(compressor, "gate")
 
 
 def test_a_report_within_its_budget_passes(gate: Gate) -> None:

@@ -535,6 +535,17 @@ def hostile_name() -> str:
     return HOSTILE
 
 
+PAGES = (
+    "report",
+    "noisy_report",
+    "unmeasured_report",
+    "single_row_report",
+    "several_reports",
+    "unmeasured_reports",
+)
+"""The fixtures that are shown on a page of each kind."""
+
+
 @pytest.fixture(scope="session")
 def page_of(request: pytest.FixtureRequest) -> Callable[[str], str]:
     """The page of a fixture that is a report, or several; each is rendered once."""

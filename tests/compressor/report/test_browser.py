@@ -9,6 +9,8 @@ import pytest
 
 from compressor.report.pareto import pareto_front
 
+from .conftest import PAGES
+
 CHROMIUM = Path("/usr/bin/chromium")
 ARGUMENTS = (
     "--no-sandbox",
@@ -38,16 +40,7 @@ def browser(tmp_path_factory):
         context.close()
 
 
-@pytest.fixture(
-    params=[
-        "report",
-        "noisy_report",
-        "unmeasured_report",
-        "single_row_report",
-        "several_reports",
-        "unmeasured_reports",
-    ]
-)
+@pytest.fixture(params=PAGES)
 def page(request, browser, page_of, tmp_path):
     """An opened page; fails the test if it logged anything or asked for anything but itself."""
     path = tmp_path / "report.html"

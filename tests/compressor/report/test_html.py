@@ -10,6 +10,8 @@ import pytest
 from compressor.report.html import render_comparison, render_html
 from compressor.report.summary import row_texts
 
+from .conftest import PAGES
+
 
 class Page(HTMLParser):
     """Checks nesting, and collects what a test wants to see."""
@@ -38,16 +40,7 @@ class Page(HTMLParser):
             self.text += data
 
 
-@pytest.fixture(
-    params=[
-        "report",
-        "noisy_report",
-        "unmeasured_report",
-        "single_row_report",
-        "several_reports",
-        "unmeasured_reports",
-    ]
-)
+@pytest.fixture(params=PAGES)
 def any_page(request, page_of):
     return page_of(request.param)
 
