@@ -111,7 +111,14 @@ def serve(published: Callable[..., Path], tmp_path: Path) -> Callable[[Path], An
     stub = root / "python_backend_stubs" / version / "triton_python_backend_stub"
     if not stub.is_file():
         pytest.skip(f"the server has no Python backend for Python {version}")
-    env = os.environ | {"LD_LIBRARY_PATH": str(installed / "nvidia_pytriton.libs")}
+    # An interpreter takes its libraries from the environment whose python is first on the path,
+    # and this one has a numpy that the backend cannot read.
+    paths = os.environ["PATH"].split(os.pathsep)
+    own = Path(sys.executable).parent
+    env = os.environ | {
+        "LD_LIBRARY_PATH": str(installed / "nvidia_pytriton.libs"),
+        "PATH": os.pathsep.join(each for each in paths if Path(each) != own),
+    }
     linked = subprocess.run(
         ["ldd", str(stub)], capture_output=True, text=True, env=env, check=False
     )
