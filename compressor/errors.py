@@ -28,7 +28,8 @@ import difflib
 from collections.abc import Collection, Iterable, Sequence
 from typing import ClassVar
 
-from targets.errors import CheckpointError, ToolkitError, plural
+from targets.errors import CheckpointError, ToolkitError
+from targets.wording import plural
 
 __all__ = [
     "BudgetError",

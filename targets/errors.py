@@ -34,7 +34,6 @@ __all__ = [
     "UnsupportedModelError",
     "WorkerError",
     "is_disk_full",
-    "plural",
 ]
 
 
@@ -141,11 +140,6 @@ class UnsupportedModelError(TargetError):
 
 class WorkerError(TargetError):
     """The process that runs a target died, or gave up for a reason it could not name."""
-
-
-def plural(count: int, noun: str) -> str:
-    """Such as ``1 thread`` or ``3 threads``."""
-    return f"{count} {noun}{'s' if count != 1 else ''}"
 
 
 def is_disk_full(error: BaseException) -> bool:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
-from targets.errors import plural
+from targets.wording import plural
 
 __all__ = [
     "Interval",

@@ -16,10 +16,11 @@ from targets.base import Alternative
 from targets.benchmark import BenchmarkCase, BenchmarkSettings, Failure, benchmark
 from targets.bundle import Bundle, Trial, Tuning, merge_options
 from targets.environment import Environment
-from targets.errors import BundleError, TargetError, plural
+from targets.errors import BundleError, TargetError
 from targets.feeds import check_length
 from targets.measurement import Measurement, Speedup, speedup
 from targets.registry import get
+from targets.wording import plural
 from targets.worker_client import Worker
 
 __all__ = ["check_folder", "describe", "offered", "tune", "write_tuned"]

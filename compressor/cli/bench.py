@@ -13,9 +13,9 @@ from compressor.report.wording import NONE, milliseconds
 from targets.bench import BenchEntry, BenchReport, Sweep, bench
 from targets.benchmark import BenchmarkSettings, Failure
 from targets.bundle import Bundle
-from targets.errors import plural
 from targets.feeds import check_length
 from targets.measurement import Measurement
+from targets.wording import plural
 from targets.workloads import read_texts
 
 __all__ = ["bench_bundles", "show_bench"]

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
@@ -90,8 +90,9 @@ def gate(
         BudgetFileError: The limits do not hold.
         ComparisonError: The two reports cannot be compared.
     """
+    given = None if budget is None else _budget(budget, {}, overrides)
     now = read_report(report)
-    wanted = _budget(now, budget, overrides)
+    wanted = given or _budget(None, now.budget, overrides)
     rows = judge_rows(now.rows, wanted, now.primary_shape)
     verdict = judge(rows, wanted, now.primary_shape, advice=now.advice)
     judged = now.model_copy(update={"rows": tuple(rows), "verdict": verdict})
@@ -110,12 +111,13 @@ def gate(
     return _result(judged, digest, regression, even_if_noisy=even_if_noisy)
 
 
-def _budget(report: Report, file: Path | None, overrides: Sequence[str]) -> Budget:
+def _budget(file: Path | None, base: Mapping[str, Any], overrides: Sequence[str]) -> Budget:
+    """The limits of a file, or those of ``base``, with what stands in for them."""
     if file is None and not overrides:
-        return Budget.model_validate(report.budget)
-    from compressor.gate.budget_file import load_budget
+        return Budget.model_validate(base)
+    from compressor.gate.budget_file import load_budget  # which needs the reader of recipes
 
-    return load_budget(file, base=report.budget, overrides=overrides)
+    return load_budget(file, base=base, overrides=overrides)
 
 
 def _result(

@@ -19,8 +19,8 @@ from compressor.report.summary import (
     row_texts,
     with_latency,
 )
-from targets.errors import plural
 from targets.measurement import Measurement
+from targets.wording import plural
 
 __all__ = ["Comparison", "Entry", "Filter", "Ground", "Run", "Shipped", "compare_reports"]
 
