@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from targets.bundle import Bundle
 from targets.errors import ToolkitError
 from targets.feeds import FeedsSpec, num_token_ids
+from targets.machine_speed import SpeedMemory, reference_work_ns
 from targets.measurement import Measurement, Round
 from targets.protocol import ErrorRecord
 from targets.worker_client import Opened, Timed, Worker
@@ -260,21 +261,31 @@ def _measure(
         for lane in _order([lane for lane in lanes if lane.name in timed], index):
             steps.next(f"measuring {lane.name} ({shape}), round {index + 1}")
             time.sleep(settings.pause_s)
+            reference_ns = reference_work_ns()
             try:
                 each = lane.worker.round(lane.workload(shape), **lengths[lane.name]._asdict())
-                timed[lane.name].append(each)
+                timed[lane.name].append(each.after(reference_ns))
             except ToolkitError as error:
                 lane.failures.append(Failure(error=ErrorRecord.of(error), shape=shape))
                 del timed[lane.name]
+    best_ns = _best_reference([each.round for found in timed.values() for each in found])
     for lane in lanes:
         if lane.name in timed:
-            lane.measurements.append(_measurement(lane, shape, timed[lane.name]))
+            lane.measurements.append(_measurement(lane, shape, timed[lane.name], best_ns))
 
 
-def _measurement(lane: _Lane, shape: Shape, timed: Sequence[Timed]) -> Measurement:
-    rounds: tuple[Round, ...] = tuple(each.round for each in timed)
+def _best_reference(rounds: Sequence[Round]) -> int | None:
+    """The shortest time of the fixed work that is known of this machine."""
+    times = [each.reference_ns for each in rounds if each.reference_ns is not None]
+    return SpeedMemory().best_ns(round(statistics.median(times))) if times else None
+
+
+def _measurement(
+    lane: _Lane, shape: Shape, timed: Sequence[Timed], best_reference_ns: int | None
+) -> Measurement:
     return Measurement(
-        rounds=rounds,
+        rounds=tuple(each.round for each in timed),
+        best_reference_ns=best_reference_ns,
         threads=lane.worker.threads,
         batch_size=shape.batch_size,
         sequence_length=shape.sequence_length,

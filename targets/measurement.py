@@ -35,6 +35,10 @@ MAX_CONTENTION = 0.10
 MAX_STEAL = 0.02
 # A round in which the process got this much less CPU than in its best one was held up.
 MAX_STARVED = 0.15
+# The machine's own speed, with nobody else to blame: a change between the rounds, and against the
+# best that it has been known to do. An idle machine repeats the fixed work to within 3%.
+MAX_SPEED_CHANGE = 0.10
+MAX_SLOWDOWN = 1.05
 # CPU time above what the threads can use: the runtime started more of them than it was told to.
 MAX_EXTRA_CPU = 0.5
 
@@ -63,6 +67,8 @@ class Round(_Frozen):
     """Share of the machine's CPU time that its host gave to others, 0 to 1."""
     load_average: float = 0.0
     """The system's one-minute load average at the end."""
+    reference_ns: int | None = None
+    """Time of a fixed piece of work just before; see `targets.machine_speed`."""
     energy_j: float | None = None
     """Energy that the processors took meanwhile, all processes together; see `targets.energy`."""
 
@@ -104,6 +110,8 @@ class Measurement(_Frozen):
     """Largest resident size of the whole process."""
     size_bytes: int = Field(ge=0)
     """Size of the bundle on disk."""
+    best_reference_ns: int | None = None
+    """The shortest time that the fixed work is known to take on this machine."""
 
     @functools.cached_property
     def run_ms(self) -> NDArray[np.float64]:
@@ -161,9 +169,26 @@ class Measurement(_Frozen):
         return float(np.median(found)) if len(found) == len(self.rounds) else None
 
     @property
+    def slowdown(self) -> float | None:
+        """Time of the fixed work as a multiple of the shortest known; None where it is unknown.
+
+        Above 1 the whole machine was slower than it has been. Ratios of bundles that were measured
+        together stand; times do not compare with those of another run.
+        """
+        times = _reference_times(self)
+        if not times or self.best_reference_ns is None:
+            return None
+        return float(np.median(times)) / self.best_reference_ns
+
+    @property
+    def is_slowed(self) -> bool:
+        """Whether the machine was slower than it has been, by more than chance."""
+        return self.slowdown is not None and self.slowdown > MAX_SLOWDOWN
+
+    @property
     def noise(self) -> Noise:
         """Quiet, or noisy with every reason."""
-        own = (_spread_reason(self), _starved_reason(self.rounds))
+        own = (_spread_reason(self), _starved_reason(self.rounds), _speed_reason(self))
         machine = machine_noise(self.rounds, threads=self.threads, num_cpus=self.num_cpus)
         return _noise(*own, *machine.reasons)
 
@@ -293,6 +318,19 @@ def _spread_reason(measured: Measurement) -> str | None:
     if spread <= MAX_SPREAD:
         return None
     return f"the rounds differ by {spread:.0%} ({low:.2f} to {high:.2f} ms)"
+
+
+def _reference_times(measured: Measurement) -> list[int]:
+    return [each.reference_ns for each in measured.rounds if each.reference_ns is not None]
+
+
+def _speed_reason(measured: Measurement) -> str | None:
+    times = _reference_times(measured)
+    if not times:
+        return None
+    low, high = median_interval(times)
+    change = (high - low) / float(np.median(times))
+    return f"the machine changed its speed by {change:.0%}" if change > MAX_SPEED_CHANGE else None
 
 
 def _contention_reason(rounds: Sequence[Round], threads: int, num_cpus: int) -> str | None:

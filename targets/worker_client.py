@@ -83,6 +83,11 @@ class Timed(BaseModel):
     round: Round
     peak_memory_bytes: int
 
+    def after(self, reference_ns: int) -> Timed:
+        """The same, with what the fixed work took just before; see `targets.machine_speed`."""
+        measured = self.round.model_copy(update={"reference_ns": reference_ns})
+        return self.model_copy(update={"round": measured})
+
 
 class Worker:
     """A process that runs one target; a context manager that ends it.

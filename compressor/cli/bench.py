@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from rich import box
@@ -64,6 +64,8 @@ def show_bench(report: BenchReport) -> None:
     for entry in report.entries:
         for line in _more(entry, names.index(entry.bundle) + 1):
             console().print(line, soft_wrap=True)
+    for line in _slowed(report):
+        console().print(line, soft_wrap=True, style="yellow")
     for line in _failures(report, names):
         console().print(line, soft_wrap=True, style="red")
     environment = report.environment
@@ -139,6 +141,17 @@ def _more(entry: BenchEntry, number: int) -> list[str]:
             f"the last third takes {run.slowdown:.2f}x the time of the first"
         )
     return lines
+
+
+def _slowed(report: BenchReport) -> Iterator[str]:
+    """A warning where times do not compare with those of an earlier run."""
+    measured = [each for entry in report.entries for each in entry.result.measurements]
+    worst = max((each.slowdown or 1.0 for each in measured if each.is_slowed), default=None)
+    if worst is not None:
+        yield (
+            f"the machine is slower than it has been: fixed work takes {worst:.2f}x the time. "
+            "Compare bundles within this run, not with an earlier one"
+        )
 
 
 def _failures(report: BenchReport, names: Sequence[str]) -> list[str]:

@@ -62,6 +62,7 @@ class _Limit:
     words: str
     of_drop: bool = False
     of_latency: bool = False
+    is_ratio: bool = False
 
 
 _LIMITS: Mapping[str, _Limit] = {
@@ -115,12 +116,14 @@ _LIMITS: Mapping[str, _Limit] = {
         lambda facts: None if facts.speedup is None else facts.speedup.ratio,
         "is {found:.2f}x as fast, wanted {limit:g}x",
         of_latency=True,
+        is_ratio=True,
     ),
     "min_speedup_eager": _Limit(
         "speed",
         lambda facts: None if facts.row.speedup_eager is None else facts.row.speedup_eager.ratio,
         "is {found:.2f}x as fast as eager PyTorch, wanted {limit:g}x",
         of_latency=True,
+        is_ratio=True,
     ),
     "max_load_time_ms": _Limit(
         "size",
@@ -182,20 +185,33 @@ def check_row(
 
 def _simple(facts: _Facts, subject: str = "") -> Iterator[Check]:
     """The limits of one number."""
-    noisy = facts.measured is not None and facts.measured.noise.verdict == "noisy"
+    measured = facts.measured
+    noisy = measured is not None and measured.noise.verdict == "noisy"
     for name, limit in _LIMITS.items():
         wanted = getattr(facts.limits, name, None)
-        if wanted is not None:
-            yield _check(
-                name,
-                wanted,
-                limit.read(facts),
-                limit.words,
-                subject=subject,
-                at=facts.at,
-                in_points=limit.of_drop,
-                noisy=noisy and limit.of_latency,
-            )
+        if wanted is None:
+            continue
+        check = _check(
+            name,
+            wanted,
+            limit.read(facts),
+            limit.words,
+            subject=subject,
+            at=facts.at,
+            in_points=limit.of_drop,
+            noisy=noisy and limit.of_latency,
+        )
+        if limit.of_latency and not limit.is_ratio and not check.met and measured is not None:
+            check = _excused(check, measured)
+        yield check
+
+
+def _excused(check: Check, measured: Measurement) -> Check:
+    """A time that is too long proves nothing on a machine that was slower than it has been."""
+    if not measured.is_slowed:
+        return check
+    text = f"{check.text}; but the machine was {measured.slowdown:.2f}x slower than it has been"
+    return check.model_copy(update={"noisy": True, "text": text})
 
 
 def _metrics(facts: _Facts, limits: Limits) -> Iterator[Check]:

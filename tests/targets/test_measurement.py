@@ -30,19 +30,32 @@ def measurement(
     cpus: float | list[float] = 1.0,
     others: float = 0.0,
     steal: float = 0.0,
+    reference: list[float] | None = None,
+    best_reference: float | None = None,
 ) -> Measurement:
+    fixed = [None if reference is None else round(each * MS) for each in reference or medians_ms]
     used = cpus if isinstance(cpus, list) else [cpus] * len(medians_ms)
     rounds = []
-    for ms, cpu in zip(medians_ms, used, strict=True):
+    for ms, cpu, reference_ns in zip(medians_ms, used, fixed, strict=True):
         run_ns = tuple(round(ms * MS * factor) for factor in (0.99, 1.0, 1.0, 1.0, 1.02))
         rounds.append(
-            Round(run_ns=run_ns, cpu_ns=round(sum(run_ns) * cpu), others_cpus=others, steal=steal)
+            Round(
+                run_ns=run_ns,
+                cpu_ns=round(sum(run_ns) * cpu),
+                others_cpus=others,
+                steal=steal,
+                reference_ns=reference_ns,
+            )
         )
-    return of_rounds(rounds, threads=threads)
+    best_ns = None if best_reference is None else round(best_reference * MS)
+    return of_rounds(rounds, threads=threads, best_reference_ns=best_ns)
 
 
-def of_rounds(rounds: list[Round], *, threads: int = 1) -> Measurement:
+def of_rounds(
+    rounds: list[Round], *, threads: int = 1, best_reference_ns: int | None = None
+) -> Measurement:
     return Measurement(
+        best_reference_ns=best_reference_ns,
         rounds=tuple(rounds),
         threads=threads,
         batch_size=4,
@@ -170,6 +183,7 @@ def test_quiet_machine() -> None:
         (measurement([1.0] * 9, steal=0.1), "the host took 10% of the CPU time"),
         (measurement([1.0] * 9, cpus=[1.0] + [0.5] * 8), "got 0.50 CPUs in most rounds"),
         (measurement([1.0] * 9, cpus=4.0), "used 4.0 CPUs with 1 thread asked for"),
+        (measurement([1.0] * 9, reference=[1.0, 1.2] * 4 + [1.2]), "changed its speed by 17%"),
     ],
 )
 def test_noisy_machine_names_the_reason(measured: Measurement, reason: str) -> None:
@@ -184,10 +198,23 @@ def test_noisy_machine_names_the_reason(measured: Measurement, reason: str) -> N
         measurement([1.0] * 9, others=0.9),  # the other CPU is free for others
         measurement([1.0] * 9, cpus=0.05),  # a GPU does the work
         measurement([1.0] * 8 + [9.0]),  # one disturbed round of nine
+        measurement([1.0] * 9, reference=[1.0] * 8 + [9.0]),
+        measurement([1.0] * 9, reference=[2.0] * 9, best_reference=1.0),  # slow, but steadily so
     ],
 )
 def test_what_does_not_disturb_is_not_noise(measured: Measurement) -> None:
     assert measured.noise.verdict == "quiet"
+
+
+def test_a_machine_that_is_slower_as_a_whole_is_known_by_its_fixed_work() -> None:
+    slow = measurement([3.0] * 9, reference=[2.4] * 9, best_reference=2.0)
+    assert slow.slowdown == pytest.approx(1.2)
+    assert slow.is_slowed
+    as_ever = measurement([3.0] * 9, reference=[2.05] * 9, best_reference=2.0)
+    assert not as_ever.is_slowed
+    assert measurement([3.0] * 9, reference=[2.4] * 9).slowdown is None
+    assert measurement([3.0] * 9).slowdown is None
+    assert not measurement([3.0] * 9, best_reference=2.0).is_slowed
 
 
 class FakeClock:

@@ -17,12 +17,19 @@ from targets.measurement import Measurement, Round, Speedup
 SHAPE = "1x128"
 
 
-def measurement(ms: float, *, others_cpus: float = 0.0) -> Measurement:
+def measurement(ms: float, *, others_cpus: float = 0.0, slowdown: float = 1.0) -> Measurement:
     run = round(ms * 1e6)
     rounds = tuple(
-        Round(run_ns=(run,) * 5, cpu_ns=5 * run, others_cpus=others_cpus) for _ in "1234"
+        Round(
+            run_ns=(run,) * 5,
+            cpu_ns=5 * run,
+            others_cpus=others_cpus,
+            reference_ns=round(1e6 * slowdown),
+        )
+        for _ in "1234"
     )
     return Measurement(
+        best_reference_ns=1_000_000,
         rounds=rounds,
         threads=1,
         batch_size=1,
@@ -316,6 +323,18 @@ def test_a_device_has_limits_on_what_it_measures() -> None:
         "on pi: min_speedup could not be measured",
     ]
     assert list(shortfalls(row(), budget, None, SHAPE)) == ["max_latency_ms", "min_speedup"]
+
+
+def test_a_time_that_is_too_long_on_a_slowed_machine_is_doubtful_and_a_ratio_is_not() -> None:
+    slowed = row(latency={SHAPE: measurement(3, slowdown=1.5)})
+    limits = Budget(max_latency_ms=2, max_p99_ms=4, min_speedup=100)
+    checks = {check.limit: check for check in check_row(slowed, limits, None, SHAPE)}
+    assert {name: (check.met, check.noisy) for name, check in checks.items()} == {
+        "max_latency_ms": (False, True),
+        "max_p99_ms": (True, False),
+        "min_speedup": (False, False),
+    }
+    assert "the machine was 1.50x slower than it has been" in checks["max_latency_ms"].text
 
 
 def test_only_checks_of_latency_are_noisy() -> None:
