@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from safetensors.numpy import load_file, save_file
 
 from compressor.lowering import Candidate
 from compressor.measuring import pack_file
@@ -21,12 +23,13 @@ from targets.evaluation_pack import EvaluationPack
 from targets.signature import Arrays, Signature, TensorSpec
 from targets.worker_client import Worker
 
-__all__ = ["inner_tensors", "layer_errors", "measure_layers"]
+__all__ = ["compare_values", "inner_tensors", "inner_values", "measure_layers"]
 
-VERSION = 1
+VERSION = 2
 NUM_ROWS = 32
 THREADS = 2
 PACK = "pack.safetensors"
+VALUES = "values.safetensors"
 MAX_BYTES = 1_500_000_000
 """Above this a model is not looked into: the probe would not fit into one ONNX file."""
 
@@ -75,63 +78,82 @@ def measure_layers(
     if plain[-1].record.facts["size_bytes"] > MAX_BYTES:
         return None
     bundle = Bundle.open(candidate.bundle.folder, verify=False)
+    reference = _onnx_model(plain[-1])
+    where = {
+        "reference": plain[-1].content_hash,
+        "target": candidate.target.name,
+        "settings": candidate.target.settings(),
+        "versions": candidate.target.versions(),
+        "cpu": cpu_features(),
+        "data": packs.content_hash,
+        "machine": environment.machine,
+        "version": VERSION,
+    }
+
+    def values(model: OnnxModel, work: Path) -> Arrays:
+        names = inner_tensors(reference.path)
+        pack = EvaluationPack.load(packs.folder / pack_file("validation")).head(NUM_ROWS)
+        return inner_values(model, names, candidate.target, bundle, pack, work)
+
+    def make_reference(files: Path, work: Path) -> dict[str, Any]:
+        arrays = values(reference, work)
+        save_file(
+            {name: np.ascontiguousarray(each) for name, each in arrays.items()}, files / VALUES
+        )
+        return {}
 
     def make(files: Path, work: Path) -> dict[str, Any]:
-        pack = EvaluationPack.load(packs.folder / pack_file("validation")).head(NUM_ROWS)
-        reference, values = (load_model(step.folder) for step in (plain[-1], quantized))
-        assert isinstance(reference, OnnxModel)
-        assert isinstance(values, OnnxModel)
-        found = layer_errors(reference, values, candidate.target, bundle, pack, work)
+        # One for all variants that were quantized from it.
+        before = load_file(store.step("inner values", where, make_reference).folder / VALUES)
+        found = compare_values(reference, before, values(_onnx_model(quantized), work))
         return {"layers": [each.model_dump() for each in found]}
 
-    return store.step(
-        "layers",
-        {
-            "model": quantized.content_hash,
-            "reference": plain[-1].content_hash,
-            "target": candidate.target.name,
-            "settings": candidate.target.settings(),
-            "versions": candidate.target.versions(),
-            "cpu": cpu_features(),
-            "data": packs.content_hash,
-            "machine": environment.machine,
-            "version": VERSION,
-        },
-        make,
-    )
+    return store.step("layers", {**where, "model": quantized.content_hash}, make)
 
 
-def layer_errors(
-    reference: OnnxModel,
-    quantized: OnnxModel,
+def _onnx_model(step: StoredStep) -> OnnxModel:
+    model = load_model(step.folder)
+    assert isinstance(model, OnnxModel)
+    return model
+
+
+def inner_values(
+    model: OnnxModel,
+    names: dict[str, int],
     target: Target,
     bundle: Bundle,
     pack: EvaluationPack,
     work: Path,
-) -> tuple[LayerError, ...]:
-    """Compare two models of one architecture after every layer norm, and at their outputs.
+) -> Arrays:
+    """The inner tensors of a model and its outputs, as its target computes them.
 
     Args:
-        reference: In float32.
-        quantized: The other one.
-        target: Runs both.
-        bundle: Its manifest and tokenizer stand for those of both.
-        pack: What they answer; in one batch.
-        work: A folder for what is made on the way.
+        model: Runs in a process of its own.
+        names: What `inner_tensors` gave for the model or for the one that it was made from.
+        target: Runs it.
+        bundle: Its manifest and tokenizer stand for those of the model.
+        pack: What the model answers; in one batch.
+        work: A folder for what is made on the way; what an earlier attempt left there is no matter.
 
     Raises:
         TargetError: The target failed.
     """
-    pack.save(work / PACK)
-    names = inner_tensors(reference.path)
-    found = []
-    with Worker(threads=THREADS) as worker:
-        for number, model in enumerate((reference, quantized)):
-            folder = work / str(number)
-            folder.mkdir()
-            found.append(_answers(worker, model, names, target, bundle, folder))
-    before, after = found
-    order = [*names, *(spec.name for spec in reference.signature.outputs)]
+    with TemporaryDirectory(dir=work) as own, Worker(threads=THREADS) as worker:
+        pack.save(Path(own) / PACK)
+        folder = Path(own) / "model"
+        folder.mkdir()
+        return _answers(worker, model, names, target, bundle, folder)
+
+
+def compare_values(reference: OnnxModel, before: Arrays, after: Arrays) -> tuple[LayerError, ...]:
+    """The error after every layer norm and at the outputs, in the order of the graph.
+
+    Args:
+        reference: The model in float32.
+        before: Its inner values.
+        after: Those of the other one.
+    """
+    order = [*inner_tensors(reference.path), *(spec.name for spec in reference.signature.outputs)]
     return tuple(
         LayerError(name=_title(name), error=_error(before[name], after[name]))
         for name in order

@@ -22,7 +22,7 @@ from compressor.store import RunStore
 from targets.bundle import CARD, Bundle
 from targets.errors import ToolkitError
 
-__all__ = ["Job", "Place", "Process", "Result", "bundles", "lost", "make_home"]
+__all__ = ["Bundles", "Job", "Place", "Process", "Result", "bundles", "lost", "make_home"]
 
 ROOT = Path(__file__).parents[2]
 DEADLINE_S = 600.0
@@ -241,8 +241,15 @@ class Job:
         return self.start(place, home=home, options=options, env=env).result()
 
 
-def bundles(place: Place) -> dict[str, dict[str, str]]:
+Bundles = dict[str, dict[str, str]]
+"""Bundle -> its ``identity``, and file -> sha256."""
+
+
+def bundles(place: Place) -> Bundles:
     """Bundle -> its identity, and the sha256 of each file but those that hold what was measured.
+
+    The identity holds the recipe as well: with others beside it a bundle has the same files, but
+    for the bill of materials, and another identity.
 
     Raises:
         ToolkitError: A bundle is damaged.

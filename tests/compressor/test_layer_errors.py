@@ -13,7 +13,7 @@ import pytest
 from onnx import numpy_helper
 
 from compressor import quantization
-from compressor.layer_errors import inner_tensors, layer_errors
+from compressor.layer_errors import compare_values, inner_tensors, inner_values
 from compressor.model import OnnxModel
 from compressor.report.files import read_report
 from targets import Bundle, Signature, Source, get
@@ -63,11 +63,13 @@ def compare(
             files={},
         )
         bundle = Bundle.create(folder, manifest)
-        work = tmp_path / f"work-{len(list(tmp_path.glob('work-*')))}"
-        work.mkdir()
-        found = layer_errors(
-            model(encoder_path, "fp32"), model(changed, precision), lowering, bundle, PACK, work
+        reference = model(encoder_path, "fp32")
+        names = inner_tensors(reference.path)
+        before, after = (
+            inner_values(each, names, lowering, bundle, PACK, tmp_path)
+            for each in (reference, model(changed, precision))
         )
+        found = compare_values(reference, before, after)
         return {each.name: each.error for each in found}
 
     return run
