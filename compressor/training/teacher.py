@@ -12,6 +12,7 @@ from torch import Tensor
 from compressor.errors import PassError
 from compressor.model import TorchModel
 from compressor.training.taps import TappedEncoder, TappedOutputs
+from compressor.training.trainer import has_bf16
 
 __all__ = ["Teacher", "vocabulary_table"]
 
@@ -23,6 +24,9 @@ Row = dict[str, Any]
 
 class Teacher:
     """Runs the teacher without gradients, or recalls what it gave.
+
+    In bfloat16 where the processor multiplies it natively, as the student trains; what it gives is
+    float32.
 
     Args:
         encoder: The teacher with the taps that the losses need.
@@ -102,14 +106,15 @@ class Teacher:
 
     def _run(self, input_ids: Tensor, attention_mask: Tensor) -> TappedOutputs:
         device = next(self.encoder.parameters()).device
-        with torch.inference_mode():
+        fast = torch.autocast(device.type, dtype=torch.bfloat16, enabled=has_bf16())
+        with torch.inference_mode(), fast:
             ids = input_ids if self.table is None else self.table[input_ids.cpu()]
             outputs: TappedOutputs = self.encoder(ids.to(device), attention_mask.to(device))
         # Tensors of inference mode cannot be saved for a backward.
         return TappedOutputs(
-            outputs.logits.clone(),
-            tuple(part.clone() for part in outputs.hidden),
-            tuple(part.clone() for part in outputs.projections),
+            outputs.logits.float().clone(),
+            tuple(part.float().clone() for part in outputs.hidden),
+            tuple(part.float().clone() for part in outputs.projections),
         )
 
     def _recall(self, logits: Tensor, batch: Mapping[str, Tensor]) -> TappedOutputs:
