@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 from compressor.architecture import Architecture
 from compressor.errors import PassError
 from compressor.passes.base import Advice, Goal, Pass, PassContext, PassResult
-from compressor.pruning.planning import Ratios, plan_sizes
+from compressor.pruning.planning import KeptLayer, Ratios, plan_shape, plan_sizes
 from compressor.training.settings import DistillSettings
 from targets.base import Form
 
@@ -53,6 +53,9 @@ class Prune(Pass):
     """Share of the feed-forward neurons to remove."""
     hidden: float = Field(default=0.0, ge=0, lt=1)
     """Share of the residual stream to remove: costs the most accuracy for each weight."""
+    shape: tuple[KeptLayer, ...] | None = None
+    """The layers that stay, each with its own heads and neurons, instead of shares: what
+    `compressor auto` finds. The other layers are dropped."""
     importance: Literal["taylor", "magnitude", "random"] = "taylor"
     """How units are scored: by the change of the loss on training data, by the size of their
     weights, or at random (a control)."""
@@ -72,7 +75,9 @@ class Prune(Pass):
         if self.ratio is not None and self.heads is not None and self.ffn is not None:
             raise ValueError("ratio has no effect where both heads and ffn are set: drop one")
         ratios = self.ratios
-        if ratios == Ratios(0.0, 0.0, 0.0):
+        if self.shape is not None:
+            self._check_shape(self.shape)
+        elif ratios == Ratios(0.0, 0.0, 0.0):
             raise ValueError("nothing to prune: set ratio, or heads, ffn or hidden, above 0")
         if (
             self.importance != "taylor"
@@ -80,6 +85,15 @@ class Prune(Pass):
         ):
             raise ValueError(f"examples has no effect with importance {self.importance}")
         return self
+
+    def _check_shape(self, shape: tuple[KeptLayer, ...]) -> None:
+        layers = [each.layer for each in shape]
+        if not layers or layers != sorted(set(layers)):
+            raise ValueError("shape names the layers that stay in ascending order, each once")
+        if self.ratios != Ratios(0.0, 0.0, 0.0):
+            raise ValueError("shape stands instead of ratio, heads, ffn and hidden: drop them")
+        if self.scope == "global":
+            raise ValueError("scope global has no effect with a shape: drop it")
 
     @property
     def ratios(self) -> Ratios:
@@ -93,11 +107,11 @@ class Prune(Pass):
 
     def plan(self, architecture: Architecture, *, width_multiple: int = 8) -> Architecture:
         """See the base class. With scope "global" the layers will differ; the totals hold."""
-        return self._sizes(architecture, self.ratios, width_multiple)
+        return self._sizes(architecture, self.steps, width_multiple)
 
     def requires(self, model: Model, context: PassContext) -> None:
         """See the base class."""
-        self._sizes(_measure(model), self.ratios, context.width_multiple)
+        self._sizes(_measure(model), self.steps, context.width_multiple)
 
     def run(self, model: TorchModel, context: PassContext) -> PassResult:
         """See the base class."""
@@ -121,7 +135,7 @@ class Prune(Pass):
         """See the base class."""
         from compressor.pruning.prune import check_finite
 
-        planned = self._sizes(_measure(model), self.ratios, context.width_multiple)
+        planned = self._sizes(_measure(model), self.steps, context.width_multiple)
         found = _measure(result.model)
         held = found == planned
         if self.scope == "global":
@@ -138,9 +152,17 @@ class Prune(Pass):
             )
         check_finite(result.model, context.splits.validation, self.name)  # type: ignore[arg-type]
 
-    def _sizes(self, architecture: Architecture, ratios: Ratios, multiple: int) -> Architecture:
+    def _sizes(self, architecture: Architecture, step: int, multiple: int) -> Architecture:
+        """What a step leaves of the incoming model."""
+        if self.shape is not None:
+            return plan_shape(
+                architecture, self.shape, step=step, num_steps=self.steps, multiple=multiple
+            )
         return plan_sizes(
-            architecture, ratios, multiple=multiple, at_least_one_head=self.scope == "global"
+            architecture,
+            self.ratios.after(step, self.steps),
+            multiple=multiple,
+            at_least_one_head=self.scope == "global",
         )
 
     def _step(
@@ -150,7 +172,7 @@ class Prune(Pass):
         from compressor.pruning.gradual import StepResult, stored_step
         from compressor.pruning.prune import prune_to
 
-        target = self._sizes(before, self.ratios.after(step, self.steps), context.width_multiple)
+        target = self._sizes(before, step, context.width_multiple)
         label = f"step {step} of {self.steps}, {target.describe()}"
 
         def tell(fraction: float, line: str) -> None:
@@ -161,6 +183,7 @@ class Prune(Pass):
                 model,
                 target,
                 context.splits.train,
+                layers=self._layers(model),
                 importance=self.importance,
                 scope=self.scope,
                 multiple=context.width_multiple,
@@ -177,6 +200,12 @@ class Prune(Pass):
 
         return stored_step(context.folder / f"step-{step}", make)
 
+    def _layers(self, model: TorchModel) -> tuple[int, ...] | None:
+        """The layers that stay, where the model still has others."""
+        if self.shape is None or len(_measure(model).layers) == len(self.shape):
+            return None
+        return tuple(each.layer for each in self.shape)
+
     def _recover(
         self, student: TorchModel, context: PassContext, work: Path, step: int, tell: Any
     ) -> StepResult:
@@ -188,6 +217,8 @@ class Prune(Pass):
         assert self.recovery is not None
         teacher = context.load_original()
         pairs = layer_map(len(encoder_layers(student.module)), len(encoder_layers(teacher.module)))
+        if self.shape is not None:
+            pairs = tuple((number, each.layer) for number, each in enumerate(self.shape))
         result = distill(
             student,
             teacher,
@@ -207,6 +238,8 @@ class Prune(Pass):
 
     def _notes(self, before: Architecture, after: Architecture, multiple: int) -> Iterator[str]:
         yield f"{before.describe()} -> {after.describe()}"
+        if self.shape is not None:
+            return
         ratios, was, now = self.ratios, _totals(before), _totals(after)
         asked = (ratios.heads, ratios.ffn, ratios.hidden)
         names = ("heads", "feed-forward neurons", "hidden units")

@@ -6,7 +6,7 @@ between layers: Taylor and random ones as they are, magnitudes after division by
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -37,6 +37,14 @@ class Scores:
     heads: tuple[Array, ...]
     ffn: tuple[Array, ...]
     hidden: Array
+
+    def of_layers(self, layers: Sequence[int]) -> Scores:
+        """The scores of some layers."""
+        return Scores(
+            heads=tuple(self.heads[layer] for layer in layers),
+            ffn=tuple(self.ffn[layer] for layer in layers),
+            hidden=self.hidden,
+        )
 
 
 def magnitude_scores(module: nn.Module) -> Scores:

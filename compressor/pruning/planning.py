@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+
+from pydantic import BaseModel, ConfigDict, Field
 
 from compressor.architecture import Architecture, LayerShape
 from compressor.errors import PassError
@@ -14,7 +17,20 @@ from compressor.pruning.widths import (
     step_ratio,
 )
 
-__all__ = ["Ratios", "plan_sizes"]
+__all__ = ["KeptLayer", "Ratios", "plan_shape", "plan_sizes"]
+
+
+class KeptLayer(BaseModel):
+    """A layer that stays, and the size it is to have."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    layer: int = Field(ge=0)
+    """Which layer of the incoming model, from 0."""
+    heads: int = Field(ge=1)
+    """Attention heads that stay."""
+    ffn: int = Field(ge=1)
+    """Feed-forward neurons that stay."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +85,60 @@ def plan_sizes(
             fix="choose a slightly different ratio for hidden",
         )
     return replace(architecture, layers=tuple(layers), hidden_size=hidden)
+
+
+def plan_shape(
+    architecture: Architecture,
+    kept: Sequence[KeptLayer],
+    *,
+    step: int,
+    num_steps: int,
+    multiple: int,
+) -> Architecture:
+    """The layers that stay, with their sizes after a step; the last step is exactly what is asked.
+
+    Each step takes the same share of what is left of a layer. The other layers go with the first.
+
+    Args:
+        architecture: Before the first step.
+        kept: The layers that stay, in ascending order.
+        step: From 1.
+        num_steps: Number of steps.
+        multiple: On the way, widths are rounded to multiples of this.
+
+    Raises:
+        PassError: The model has no such layer, or it is smaller than what is to stay.
+    """
+    layers = []
+    for each in kept:
+        if each.layer >= len(architecture.layers):
+            raise PassError(
+                f"the model has no layer {each.layer}",
+                where="shape",
+                given=f"{len(architecture.layers)} layers",
+                fix=f"name layers from 0 to {len(architecture.layers) - 1}",
+            )
+        now = architecture.layers[each.layer]
+        if each.heads > now.num_heads or each.ffn > now.ffn_width:
+            raise PassError(
+                f"layer {each.layer} has less than is to stay",
+                where=f"shape, layer {each.layer}",
+                given=f"{each.heads} heads x {each.ffn} FFN of {now.num_heads} x {now.ffn_width}",
+                fix=f"keep at most {now.num_heads} heads and {now.ffn_width} neurons",
+            )
+        if step == num_steps:
+            layers.append(LayerShape(num_heads=each.heads, ffn_width=each.ffn))
+            continue
+        heads = kept_heads(now.num_heads, _gone(each.heads, now.num_heads, step, num_steps))
+        width = kept_width(
+            now.ffn_width, _gone(each.ffn, now.ffn_width, step, num_steps), multiple=multiple
+        )
+        layers.append(LayerShape(max(heads, each.heads), max(width, each.ffn)))
+    return replace(architecture, layers=tuple(layers))
+
+
+def _gone(stays: int, now: int, step: int, num_steps: int) -> float:
+    return step_ratio(1 - stays / now, step, num_steps)
 
 
 def _no_head(number: int, layer: LayerShape, ratio: float, step: int) -> PassError:

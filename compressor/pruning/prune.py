@@ -22,6 +22,7 @@ from compressor.pruning.importance import (
     random_scores,
     taylor_scores,
 )
+from compressor.pruning.layers import select_layers
 from compressor.pruning.selection import global_counts, top_units
 from compressor.pruning.slicing import Kept, keep_units
 from compressor.pruning.widths import head_multiple
@@ -40,6 +41,7 @@ def prune_to(
     target: Architecture,
     split: Split,
     *,
+    layers: Sequence[int] | None = None,
     importance: Importance,
     scope: Scope,
     multiple: int,
@@ -53,6 +55,8 @@ def prune_to(
         model: A BERT-like encoder.
         target: The sizes; with scope "global" only the totals over all layers hold.
         split: Training data, for Taylor importance.
+        layers: Those that stay, one for each of the target, where others go; units are scored
+            while all are there.
         importance: How units are scored.
         scope: Whether units compete within their layer or with those of all layers.
         multiple: Widths are multiples of this.
@@ -72,8 +76,13 @@ def prune_to(
     else:
         scores = random_scores(model.module, seed)
     now = Architecture.of(model.module)
+    module = model.module
+    if layers is not None:
+        module = select_layers(module, layers)
+        now = replace(now, layers=tuple(now.layers[layer] for layer in layers))
+        scores = scores.of_layers(layers)
     kept = choose(scores, now, target, scope=scope, multiple=multiple)
-    return replace(model, module=keep_units(model.module, kept, _example(model, split)))
+    return replace(model, module=keep_units(module, kept, _example(model, split)))
 
 
 def choose(

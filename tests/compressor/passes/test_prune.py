@@ -17,6 +17,7 @@ from compressor.errors import PassError
 from compressor.model import TorchModel
 from compressor.passes.base import PassContext, PassResult
 from compressor.passes.prune import Prune
+from compressor.pruning.planning import KeptLayer, plan_shape
 from compressor.pruning.prune import sample_batches
 from compressor.training import distillation
 from compressor.training.settings import DistillSettings
@@ -190,6 +191,82 @@ def test_steps_end_at_the_planned_sizes(model: TorchModel, context: PassContext)
     assert Architecture.of(result.model.module) == step.plan(Architecture.of(model.module))
     assert reported == sorted(reported)
     assert reported[-1] == pytest.approx(1.0)
+
+
+SHAPE = ({"layer": 1, "heads": 3, "ffn": 24},)
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+def test_a_shape_is_reached_exactly_and_other_layers_are_dropped(
+    model: TorchModel, context: PassContext, steps: int
+) -> None:
+    step = Prune(shape=SHAPE, steps=steps)
+    result = run(step, model, context)
+    found = Architecture.of(result.model.module)
+    assert found.layers == (LayerShape(3, 24),)
+    assert found == step.plan(Architecture.of(model.module))
+    assert result.notes[0].endswith(found.describe())
+
+
+def test_a_whole_shape_leaves_the_model_as_it_was(model: TorchModel, context: PassContext) -> None:
+    whole = tuple({"layer": layer, "heads": 4, "ffn": 64} for layer in (0, 1))
+    result = run(Prune(shape=whole), model, context)
+    assert same(state(result.model), state(model))
+
+
+def test_each_layer_keeps_the_units_that_matter_most_while_all_layers_are_there(
+    model: TorchModel, context: PassContext
+) -> None:
+    wanted = [0, 2, *range(10, 32)]
+    with torch.no_grad():
+        for neuron in set(range(64)) - set(wanted):
+            model.module.bert.encoder.layer[1].intermediate.dense.weight[neuron] = 0
+            model.module.bert.encoder.layer[1].output.dense.weight[:, neuron] = 0
+    result = run(Prune(shape=SHAPE, importance="magnitude"), model, context)
+    kept = result.model.module.bert.encoder.layer[0].intermediate.dense.weight
+    before = model.module.bert.encoder.layer[1].intermediate.dense.weight
+    assert torch.equal(kept, before[wanted])
+
+
+def test_a_shape_on_the_way_takes_equal_shares_and_ends_exactly() -> None:
+    whole = Architecture("bert", (LayerShape(12, 1536),) * 6, 32, 384, 1000, 2, 512)
+    kept = (KeptLayer(layer=2, heads=3, ffn=100), KeptLayer(layer=5, heads=12, ffn=1536))
+    sizes = [plan_shape(whole, kept, step=step, num_steps=2, multiple=8).layers for step in (1, 2)]
+    assert sizes == [
+        (LayerShape(6, 392), LayerShape(12, 1536)),
+        (LayerShape(3, 100), LayerShape(12, 1536)),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("shape", "message", "fix"),
+    [
+        ({"layer": 2, "heads": 1, "ffn": 8}, "no layer 2", "name layers from 0 to 1"),
+        ({"layer": 1, "heads": 5, "ffn": 8}, "layer 1 has less", "keep at most 4 heads and 64"),
+        ({"layer": 1, "heads": 1, "ffn": 65}, "layer 1 has less", "keep at most 4 heads and 64"),
+    ],
+)
+def test_a_shape_that_the_model_cannot_have_is_refused(
+    model: TorchModel, shape: dict[str, int], message: str, fix: str
+) -> None:
+    with pytest.raises(PassError, match=message) as error:
+        Prune(shape=(shape,)).plan(Architecture.of(model.module))
+    assert fix in str(error.value.fix)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"shape": ()}, "in ascending order, each once"),
+        ({"shape": (*SHAPE, *SHAPE)}, "in ascending order, each once"),
+        ({"shape": SHAPE, "ratio": 0.5}, "instead of ratio, heads, ffn and hidden"),
+        ({"shape": SHAPE, "scope": "global"}, "scope global has no effect"),
+        ({"shape": ({"layer": 0, "heads": 0, "ffn": 8},)}, "greater than or equal to 1"),
+    ],
+)
+def test_a_shape_that_contradicts_itself_is_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        Prune(**settings)
 
 
 def test_a_model_of_another_kind_is_refused(model: TorchModel, context: PassContext) -> None:
