@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +27,9 @@ __all__ = ["Trials"]
 
 LEAVE_S = 20.0
 """How long a process may stay whose parent is gone."""
+
+OF_THE_RECIPE = ("identity", BOM)
+"""What of a bundle tells of all that the recipe has, the other targets too."""
 
 _CODES = {signal.SIGKILL: -signal.SIGKILL, signal.SIGINT: 130, signal.SIGTERM: 143}
 _MOMENTS_BY_CHANGE = 0.4  # the rest are moments in time
@@ -275,7 +278,7 @@ class Trials:
             else:
                 self.ledger.check(kind, row.status == "measured", f"{row.key}: {row.status}")
         found = {name: each for name, each in bundles(place).items() if name in self.expected}
-        differing = _differing(found, self.expected)
+        differing = _differing(found, self.expected, but=OF_THE_RECIPE)
         self.ledger.check(kind, not differing, f"the other bundles differ: {differing}")
 
     def change_inputs(self) -> None:
@@ -324,7 +327,7 @@ class Trials:
     def _check_finished(self, kind: str, place: Place, result: Result) -> None:
         if self.ledger.check(kind, result.code == 0, str(result)):
             found = bundles(place)
-            differing = [name for name in self.expected if found.get(name) != self.expected[name]]
+            differing = _differing(found, self.expected, but=())
             self.ledger.check(kind, found == self.expected, f"bundles differ: {differing}")
 
     def _check_kept(self, kind: str, place: Place, finished: dict[str, int]) -> None:
@@ -350,13 +353,13 @@ class Trials:
             shutil.rmtree(place.folder)
 
 
-def _differing(found: Bundles, expected: Bundles) -> list[str]:
-    """Files that are not as they were, but for what tells of the whole recipe."""
+def _differing(found: Bundles, expected: Bundles, *, but: Collection[str]) -> list[str]:
+    """What is not as it was."""
     return [
         f"{bundle}/{name}"
         for bundle, files in expected.items()
         for name, digest in files.items()
-        if name not in ("identity", BOM) and found.get(bundle, {}).get(name) != digest
+        if name not in but and found.get(bundle, {}).get(name) != digest
     ]
 
 
