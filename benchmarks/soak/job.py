@@ -19,7 +19,7 @@ import psutil
 from compressor.report.files import read_report
 from compressor.report.schema import Report
 from compressor.store import RunStore
-from targets.bundle import CARD, Bundle
+from targets.bundle import BOM, CARD, Bundle
 from targets.errors import ToolkitError
 
 __all__ = ["Bundles", "Job", "Place", "Process", "Result", "bundles", "lost", "make_home"]
@@ -241,15 +241,17 @@ class Job:
         return self.start(place, home=home, options=options, env=env).result()
 
 
+MEASURED = (CARD, BOM)  # the bill of materials has the hash of the card
+
 Bundles = dict[str, dict[str, str]]
 """Bundle -> its ``identity``, and file -> sha256."""
 
 
 def bundles(place: Place) -> Bundles:
-    """Bundle -> its identity, and the sha256 of each file but those that hold what was measured.
+    """Bundle -> its identity, and the sha256 of each file but those that tell what was measured.
 
-    The identity holds the recipe as well: with others beside it a bundle has the same files, but
-    for the bill of materials, and another identity.
+    The identity holds the recipe as well: with other targets beside it a bundle has the same files
+    and another identity.
 
     Raises:
         ToolkitError: A bundle is damaged.
@@ -258,7 +260,7 @@ def bundles(place: Place) -> Bundles:
     for folder in sorted(place.output.glob("bundles/*")):
         bundle = Bundle.open(folder)
         files = bundle.manifest.files
-        hashes = {name: files[name].sha256 for name in sorted(files) if name != CARD}
+        hashes = {name: files[name].sha256 for name in sorted(files) if name not in MEASURED}
         found[folder.name] = {"identity": bundle.identity, **hashes}
     return found
 

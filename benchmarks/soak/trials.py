@@ -21,15 +21,11 @@ import psutil
 from benchmarks.soak.faulty import FAULT_VARIABLE, FAULTS, MOMENTS, announce
 from benchmarks.soak.job import Bundles, Job, Place, Process, Result, bundles, lost
 from benchmarks.soak.ledger import Ledger
-from targets.bundle import BOM
 
 __all__ = ["Trials"]
 
 LEAVE_S = 20.0
 """How long a process may stay whose parent is gone."""
-
-OF_THE_RECIPE = ("identity", BOM)
-"""What of a bundle tells of all that the recipe has, the other targets too."""
 
 _CODES = {signal.SIGKILL: -signal.SIGKILL, signal.SIGINT: 130, signal.SIGTERM: 143}
 _MOMENTS_BY_CHANGE = 0.4  # the rest are moments in time
@@ -278,7 +274,7 @@ class Trials:
             else:
                 self.ledger.check(kind, row.status == "measured", f"{row.key}: {row.status}")
         found = {name: each for name, each in bundles(place).items() if name in self.expected}
-        differing = _differing(found, self.expected, but=OF_THE_RECIPE)
+        differing = _differing(found, self.expected, but=("identity",))
         self.ledger.check(kind, not differing, f"the other bundles differ: {differing}")
 
     def change_inputs(self) -> None:
