@@ -1,4 +1,4 @@
-"""Make more sentences for the teacher to label: replace tokens at random."""
+"""Make more sentences for the teacher to label, out of those of the training data."""
 
 from __future__ import annotations
 
@@ -14,18 +14,22 @@ Row = dict[str, Any]
 
 
 class TokenNoise:
-    """Replaces a share of the tokens of every second row by tokens of the training data.
+    """Changes every second row, by either of two ways; its length stays.
 
-    A row is noisy in one epoch and clean in the next. In the spirit of Jiao et al., "TinyBERT",
-    2020, section 3.2, where a language model proposes the replacements; here they are drawn by
-    their frequency in the training data, which costs nothing.
+    A row is noisy in one epoch and clean in the next. Some noisy rows get the beginning or the end
+    of another row, after Yoon et al., "SSMix: Saliency-Based Span Mixup for Text Classification",
+    2021; here the span is drawn at random, and no label is mixed, for the teacher gives it. In the
+    others a share of the tokens is replaced, in the spirit of Jiao et al., "TinyBERT", 2020,
+    section 3.2, where a language model proposes the replacements; here they are drawn by their
+    frequency in the training data, which costs nothing.
 
     The rows it makes have two entries more: ``noisy``, 0 or 1, and ``slot``, the place of the
     teacher's outputs for exactly these tokens; see :meth:`variants`.
 
     Args:
         rows: All training rows.
-        share: Share of the tokens to replace, in [0, 1).
+        share: Share of the tokens to replace, in [0, 1); with 0 no row is changed.
+        mixup: Share of the noisy rows that get a span of another row, in [0, 1].
         copies: Different noisy versions of each row, or None for a new one each time.
         special_ids: Tokens that are neither replaced nor drawn.
         seed: Of the noise.
@@ -36,16 +40,19 @@ class TokenNoise:
         rows: Sequence[Row],
         *,
         share: float,
+        mixup: float,
         copies: int | None,
         special_ids: Sequence[int],
         seed: int,
     ) -> None:
         self.share = share
+        self.mixup = mixup
         self.copies = copies if share else 0
         self.seed = seed
         self.special: NDArray[np.int64] = np.asarray(sorted(special_ids), dtype=np.int64)
-        tokens = np.concatenate([np.asarray(row["input_ids"], dtype=np.int64) for row in rows])
-        self.pool = tokens[~np.isin(tokens, self.special)]
+        tokens = [np.asarray(row["input_ids"], dtype=np.int64) for row in rows]
+        self.texts = [each[~np.isin(each, self.special)] for each in tokens]
+        self.pool = np.concatenate(self.texts)
 
     def __call__(self, row: Row, index: int, epoch: int) -> Row:
         """The row as it looks in an epoch; a pure function of its arguments."""
@@ -61,13 +68,27 @@ class TokenNoise:
 
     def _noisy(self, row: Row, index: int, version: int) -> Row:
         generator = np.random.default_rng((self.seed, index, version))
-        ids = np.asarray(row["input_ids"], dtype=np.int64)
-        replaced = (generator.random(len(ids)) < self.share) & ~np.isin(ids, self.special)
-        drawn = self.pool[generator.integers(0, max(len(self.pool), 1), len(ids))]
+        ids = np.array(row["input_ids"], dtype=np.int64)
+        places = np.flatnonzero(~np.isin(ids, self.special))
+        mixed = len(places) > 1 and generator.random() < self.mixup
+        change = self._mix if mixed else self._replace
+        ids[places] = change(ids[places], generator)
         slot = index * (1 + (self.copies or 0)) + 1 + version
-        return {
-            **row,
-            "input_ids": np.where(replaced, drawn, ids).tolist(),
-            "noisy": 1,
-            "slot": slot,
-        }
+        return {**row, "input_ids": ids.tolist(), "noisy": 1, "slot": slot}
+
+    def _mix(self, text: NDArray[np.int64], generator: np.random.Generator) -> NDArray[np.int64]:
+        """Another beginning or another end, as long as what it stands for or a little shorter."""
+        other = self.texts[generator.integers(len(self.texts))]
+        cut = int(generator.integers(1, len(text)))
+        if generator.random() < 0.5:
+            span = other[:cut]
+            return np.concatenate([span, text[len(span) :]])
+        start = int(generator.integers(0, max(len(other), 1)))
+        span = other[start : start + len(text) - cut]
+        return np.concatenate([text[:cut], span, text[cut + len(span) :]])
+
+    def _replace(
+        self, text: NDArray[np.int64], generator: np.random.Generator
+    ) -> NDArray[np.int64]:
+        drawn = self.pool[generator.integers(0, len(self.pool), len(text))]
+        return np.where(generator.random(len(text)) < self.share, drawn, text)

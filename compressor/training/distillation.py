@@ -73,6 +73,7 @@ def distill(
     noise = TokenNoise(
         train,
         share=settings.augmentation,
+        mixup=settings.augmentation_mixup,
         copies=settings.augmentation_copies,
         special_ids=student.tokenizer.all_special_ids,
         seed=seed,

@@ -7,7 +7,7 @@ ROWS = [{"input_ids": [2, *range(10, 110), 3]}, {"input_ids": [2, *range(200, 30
 
 
 def noise(**settings):
-    defaults = {"share": 0.3, "copies": 3, "special_ids": [2, 3], "seed": 0}
+    defaults = {"share": 0.3, "mixup": 0.0, "copies": 3, "special_ids": [2, 3], "seed": 0}
     return TokenNoise(ROWS, **{**defaults, **settings})
 
 
@@ -27,6 +27,37 @@ def test_the_share_of_the_tokens_is_replaced_and_special_ones_are_not():
 def test_replacements_come_from_the_training_data():
     pool = {*range(10, 110), *range(200, 300)}
     assert set(noise(share=0.9)(ROWS[0], 0, 1)["input_ids"][1:-1]) <= pool
+
+
+def test_a_mixed_row_begins_or_ends_as_another_and_keeps_its_length():
+    ends = set()
+    for seed in range(60):
+        ids = noise(mixup=1.0, seed=seed)(ROWS[0], 0, 1)["input_ids"]
+        assert (len(ids), ids[0], ids[-1]) == (102, 2, 3)
+        foreign = [token for token in ids if token >= 200]
+        if not foreign:
+            continue  # the other row was the same one
+        start = ids.index(foreign[0])
+        after = start + len(foreign)
+        assert ids[start:after] == list(range(foreign[0], foreign[0] + len(foreign)))
+        assert ids[:start] == ROWS[0]["input_ids"][:start]
+        assert ids[after:] == ROWS[0]["input_ids"][after:]
+        ends.add("beginning" if start == 1 else "end")
+    assert ends == {"beginning", "end"}
+
+
+def test_the_share_of_the_rows_is_mixed():
+    made = [noise(mixup=0.5, share=0.99, seed=seed)(ROWS[0], 0, 1) for seed in range(200)]
+    # Where all but every token is replaced, hardly one is in its place; a mixed row has a run.
+    kept = [np.mean(np.equal(row["input_ids"], ROWS[0]["input_ids"])[1:-1]) for row in made]
+    assert np.mean(np.array(kept) > 0.1) == pytest.approx(0.5, abs=0.15)
+
+
+def test_a_row_of_one_token_or_of_special_ones_alone_is_no_trouble():
+    rows = [{"input_ids": [2, 9, 3]}, {"input_ids": [2, 3]}]
+    made = TokenNoise(rows, share=0.5, mixup=1.0, copies=None, special_ids=[2, 3], seed=0)
+    assert made(rows[0], 0, 1)["input_ids"] == [2, 9, 3]
+    assert made(rows[1], 1, 0)["input_ids"] == [2, 3]
 
 
 def test_noise_is_a_function_of_its_arguments():
