@@ -1,0 +1,108 @@
+"""The solver against exhaustive search, and the table against known times."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+
+from compressor.architecture import Architecture
+from compressor.search.latency import LatencyTable, Probe, fit_table, probe_shapes
+from compressor.search.solver import ImportanceCurves, solve
+from targets.shapes import LayerShape
+
+NUM_LAYERS, HEADS, FFN = 3, 3, 24
+WHOLE = Architecture("bert", (LayerShape(HEADS, FFN),) * NUM_LAYERS, 8, 24, 100, 2, 64)
+
+
+def time_of(layers: tuple[LayerShape, ...]) -> float:
+    return 0.5 + sum(0.2 + 0.3 * each.num_heads + 0.05 * each.ffn_width for each in layers)
+
+
+def table(scale: float = 1.0) -> LatencyTable:
+    shapes = probe_shapes(HEADS, FFN, num_layers=2, multiple=8)
+    probes = [
+        Probe(layers=each, median_ms=scale * time_of(each), low_ms=1, high_ms=1) for each in shapes
+    ]
+    return fit_table(
+        probes, target="t", precision="int8", batch_size=1, sequence_length=128, threads=1
+    )
+
+
+def curves(seed: int) -> ImportanceCurves:
+    generator = np.random.default_rng(seed)
+    return ImportanceCurves.of(
+        [generator.exponential(size=HEADS) for _ in range(NUM_LAYERS)],
+        [generator.exponential(size=FFN) for _ in range(NUM_LAYERS)],
+    )
+
+
+def test_the_table_gives_back_times_that_add_up() -> None:
+    found = table()
+    assert found.error < 1e-6
+    assert found.base_ms == pytest.approx(0.5)
+    mixed = (LayerShape(1, 8), LayerShape(3, 24), LayerShape(2, 16))
+    assert found.predict(mixed) == pytest.approx(time_of(mixed))
+    assert found.predict((LayerShape(2, 20),)) == pytest.approx(time_of((LayerShape(2, 20),)))
+
+
+def test_noise_never_makes_more_work_cheaper() -> None:
+    generator = np.random.default_rng(0)
+    probes = [
+        Probe(
+            layers=each, median_ms=time_of(each) * generator.uniform(0.7, 1.3), low_ms=1, high_ms=1
+        )
+        for each in probe_shapes(12, 1536, num_layers=2, multiple=8)
+    ]
+    found = fit_table(
+        probes, target="t", precision="int8", batch_size=1, sequence_length=128, threads=1
+    )
+    for entries in (found.attention_ms, found.ffn_ms):
+        times = [entries[size] for size in sorted(entries)]
+        assert times == sorted(times)
+    assert 0 < found.error < 0.5
+
+
+def test_the_probes_cover_small_and_whole_layers() -> None:
+    shapes = probe_shapes(12, 1536, num_layers=2, multiple=32)
+    layers = {layer for each in shapes for layer in each}
+    assert {layer.num_heads for layer in layers} == {1, 2, 3, 4, 6, 8, 12}
+    assert {layer.ffn_width for layer in layers} == {96, 192, 384, 768, 1536}
+    assert sorted({len(each) for each in shapes}) == [1, 2]
+    assert len(shapes) == len(set(shapes))
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("limit", [2.03, 3.53, 5.03])
+def test_no_shape_within_the_latency_keeps_more(seed: int, limit: float) -> None:
+    found, importance = table(), curves(seed)
+    solutions = solve(WHOLE, found, importance, limit_ms=limit)
+    layer_options = [None, *(LayerShape(h, f) for h in (1, 2, 3) for f in (8, 16, 24))]
+    best: dict[int, float] = {}
+    total = sum(importance.lost(layer, None) for layer in range(NUM_LAYERS))
+    for combination in itertools.product(layer_options, repeat=NUM_LAYERS):
+        kept = tuple(each for each in combination if each is not None)
+        if kept and found.predict(kept) <= limit:
+            lost = sum(importance.lost(layer, each) for layer, each in enumerate(combination))
+            best[len(kept)] = min(best.get(len(kept), np.inf), lost / total)
+    assert solutions.keys() == best.keys()
+    for count, solution in solutions.items():
+        assert solution.latency_ms <= limit + 1e-9
+        assert len(solution.kept) == count
+        # Latency is rounded up to a thousandth: at the edge a solution may be missed.
+        assert best[count] - 1e-9 <= solution.lost <= best[count] + 0.02
+        shape = {each.layer: LayerShape(each.heads, each.ffn) for each in solution.kept}
+        lost = sum(importance.lost(layer, shape.get(layer)) for layer in range(NUM_LAYERS))
+        assert solution.lost == pytest.approx(lost / total)
+
+
+def test_with_room_for_all_nothing_is_lost() -> None:
+    solutions = solve(WHOLE, table(), curves(0), limit_ms=100.0)
+    assert solutions[NUM_LAYERS].lost == pytest.approx(0, abs=1e-12)
+    assert [each.layer for each in solutions[NUM_LAYERS].kept] == [0, 1, 2]
+
+
+def test_where_nothing_fits_there_is_no_solution() -> None:
+    assert solve(WHOLE, table(), curves(0), limit_ms=0.4) == {}
+    assert solve(WHOLE, table(), curves(0), limit_ms=0.6) == {}
