@@ -13,7 +13,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from compressor.cli import build, device, devices, explain, gate, package, report, runs, track
+from compressor.cli import auto, build, device, devices, explain, gate, package, report, runs, track
 from targets.errors import ToolkitError, is_disk_full
 
 __all__ = ["app", "main"]
@@ -59,6 +59,7 @@ def _options(
 
 
 build.add_commands(app)
+auto.add_commands(app)
 device.add_commands(app)
 gate.add_commands(app)
 track.add_commands(app)

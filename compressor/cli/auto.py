@@ -1,0 +1,128 @@
+"""The command `auto`: a budget in, a recipe and its bundles out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from compressor.cli.options import StoreOption, find_splits, open_store
+
+if TYPE_CHECKING:
+    from compressor.recipe import Recipe
+    from compressor.report.schema import Report
+    from compressor.search.auto import Search
+
+__all__ = ["add_commands"]
+
+RECIPE = "recipe.yaml"
+
+
+def add_commands(app: typer.Typer) -> None:
+    """Add the command of this module."""
+    app.command()(auto)
+
+
+def auto(
+    model: Annotated[Path, typer.Option("--model", "-m", help="The fine-tuned checkpoint folder.")],
+    data: Annotated[
+        Path, typer.Option("--data", "-d", help="Folder with train, validation and test files.")
+    ],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Folder for the recipe, report and bundles.")
+    ],
+    target: Annotated[
+        list[str] | None,
+        typer.Option(help="Where to run; the search is for the first that runs here. Repeatable."),
+    ] = None,
+    max_drop: Annotated[
+        float, typer.Option(min=0, help="Points of accuracy that may be lost.")
+    ] = 1.0,
+    max_ms: Annotated[
+        float | None, typer.Option(min=0.001, help="Longest median time of a run, in ms.")
+    ] = None,
+    max_mb: Annotated[float | None, typer.Option(min=0.001, help="Largest bundle, in MB.")] = None,
+    text: Annotated[str, typer.Option(help="Column with the text.")] = "text",
+    label: Annotated[str, typer.Option(help="Column with the label.")] = "label",
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads of a run.")] = 1,
+    sequence_length: Annotated[int, typer.Option(min=1, help="Tokens of a timed text.")] = 128,
+    time_limit: Annotated[
+        float, typer.Option(min=1, help="Minutes; the best until then is taken.")
+    ] = 60.0,
+    seed: Annotated[int, typer.Option(min=0, help="Of every random choice.")] = 0,
+    store: StoreOption = None,
+) -> None:
+    """Find the fastest shape of a model within a budget, train it, and run it as a recipe.
+
+    Writes the recipe that it found, which is yours to change and to run again.
+    """
+    from compressor.cli.progress import ConsoleProgress, console
+    from compressor.data import DataSpec
+    from compressor.errors import BudgetError
+    from compressor.gate.budget import Budget
+    from compressor.pipeline import run as run_recipe
+    from compressor.recipe import Recipe
+    from compressor.recipe.write import write_recipe
+    from compressor.report.terminal import results_table, verdict_panel
+    from compressor.search.auto import AutoSettings, found_recipe, search
+    from targets.benchmark import BenchmarkSettings
+    from targets.registry import get
+
+    splits = {name: Path(path) for name, path in find_splits(data).items()}
+    recipe = Recipe(
+        name=output.name or "auto",
+        model=model.absolute(),
+        data=DataSpec(**splits, text=text, label=label),
+        targets=tuple(get(name) for name in dict.fromkeys(target or ["onnxruntime", "openvino"])),
+        budget=Budget(
+            require="any", max_accuracy_drop=max_drop, max_latency_ms=max_ms, max_size_mb=max_mb
+        ),
+        benchmark=BenchmarkSettings(threads=threads, sequence_length=sequence_length),
+        seed=seed,
+        output=output.absolute(),
+    )
+    opened = open_store(store)
+    settings = AutoSettings(time_limit_s=60 * time_limit)
+    with ConsoleProgress() as progress:
+        found = search(recipe, settings, store=opened, progress=progress)
+        if found.stopped is not None:
+            progress.warn(f"the search ended early: {found.stopped}")
+        if found.best is None:
+            nearest = min(found.trials, key=lambda each: each.drop_points, default=None)
+            raise BudgetError(
+                "no shape that was trained keeps the accuracy",
+                where=found.table.target,
+                given="none was trained"
+                if nearest is None
+                else f"the nearest loses {nearest.drop_points:.1f} points at "
+                f"{nearest.solution.latency_ms:.3g} ms",
+                fix="allow a larger --max-drop, or more time with --time-limit",
+            )
+        chosen = found_recipe(recipe, found.best)
+        write_recipe(chosen, output / RECIPE, "Found by `compressor auto`.")
+        report = run_recipe(chosen, store=opened, progress=progress)
+    console().print(results_table(report))
+    console().print(verdict_panel(report))
+    for line in _prediction(found, report, chosen):
+        console().print(line, soft_wrap=True)
+    console().print(f"recipe: {output / RECIPE}", soft_wrap=True)
+    console().print(f"report: {output / 'report.html'}", soft_wrap=True)
+    raise typer.Exit(report.verdict.exit_code)
+
+
+def _prediction(found: Search, report: Report, recipe: Recipe) -> list[str]:
+    """What the latency table said of the shape, and what was measured of it."""
+    assert found.best is not None
+    predicted = found.best.solution.latency_ms
+    lines = []
+    for row in report.rows:
+        measured = row.latency.get(report.primary_shape)
+        same = (row.target, row.precision) == (found.table.target, found.table.precision)
+        if same and row.kind == "candidate" and measured is not None:
+            off = predicted / measured.median_ms - 1
+            lines.append(
+                f"latency: {predicted:.3g} ms predicted, {measured.median_ms:.3g} ms measured "
+                f"({off:+.0%}) for {row.variant} on {row.target}"
+            )
+    return lines

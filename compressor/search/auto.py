@@ -1,0 +1,313 @@
+"""`compressor auto`: from a budget to a recipe, by shapes that are solved for and trained."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from compressor.architecture import Architecture
+from compressor.data import Splits, data_fingerprint, split_hashes
+from compressor.errors import BudgetError
+from compressor.manager import PassManager, import_checkpoint
+from compressor.passes import Pass
+from compressor.passes.distill import Distill
+from compressor.passes.export import Export
+from compressor.passes.prune import Prune
+from compressor.passes.quantize import Quantize
+from compressor.passes.trim_vocabulary import TrimVocabulary
+from compressor.planning import validate_recipe
+from compressor.progress import Progress
+from compressor.recipe.schema import Recipe
+from compressor.search.latency import LatencyTable
+from compressor.search.probing import Prober
+from compressor.search.solver import ImportanceCurves, Solution, solve
+from compressor.store import RunStore
+from targets.base import Target
+from targets.errors import TargetError
+
+__all__ = ["AutoSettings", "Search", "Trial", "found_recipe", "search"]
+
+IMPORTANCE_VERSION = 1
+NUM_EXAMPLES = 512
+LADDER = (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0, 12.0, 15.0, 18.0, 22.0, 27.0, 33.0)
+"""Speeds to look at, as multiples of the whole model's at the same precision."""
+MAX_DEPTHS = 3
+"""Numbers of layers that are tried for one latency."""
+VARIANTS: dict[str, tuple[Pass, ...]] = {
+    "int8": (Quantize(method="static", weight_bits=7),),
+    "int8-dynamic": (Quantize(method="dynamic", weight_bits=7),),
+}
+
+
+class AutoSettings(BaseModel):
+    """How a search is done, beside its recipe."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    time_limit_s: float = 3600.0
+    """Nothing is begun that is not expected to end within it."""
+    short_epochs: int = 4
+    """Of the training that chooses between numbers of layers."""
+    epochs: int = 24
+    """Of the training of a shape that was chosen."""
+    keep_first: int = 10_000
+    """Of the vocabulary; see `compressor.passes.trim_vocabulary`."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A shape that was trained.
+
+    Attributes:
+        solution: The shape, with its predicted latency.
+        epochs: Of its training.
+        drop_points: Accuracy lost on the validation data.
+        passes: What makes it.
+    """
+
+    solution: Solution
+    epochs: int
+    drop_points: float
+    passes: tuple[Pass, ...]
+
+
+@dataclass
+class Search:
+    """What a search found, in the order in which it was found.
+
+    Attributes:
+        table: Of the target that the search is for.
+        whole_ms: Predicted time of the whole model at the same precision.
+        trials: Every training.
+        best: The fastest within the budget; None where no shape was.
+        stopped: Why it ended before all was looked at, in words; None where it did not.
+    """
+
+    table: LatencyTable
+    whole_ms: float
+    trials: list[Trial] = field(default_factory=list)
+    best: Trial | None = None
+    stopped: str | None = None
+
+
+def search(
+    recipe: Recipe, settings: AutoSettings, *, store: RunStore, progress: Progress
+) -> Search:
+    """Find the passes for a recipe that has none.
+
+    The latency table of the first target that runs here says how fast any shape would be, and a
+    solver which shape of that latency keeps the most importance. Where the budget has a latency,
+    that is the one. Otherwise speeds are bisected for the fastest whose accuracy holds on the
+    validation data. How many layers a shape has is chosen by a short training of the best few.
+
+    Args:
+        recipe: Model, data, targets and budget.
+        settings: Of the search.
+        store: Every training is kept; the same search goes on where it was interrupted.
+        progress: Is told what happens.
+
+    Raises:
+        RecipeError: The recipe does not hold.
+        TargetError: No target runs here.
+        BudgetError: No shape can meet the latency.
+    """
+    return _Searcher(recipe, settings, store, progress).search()
+
+
+def found_recipe(recipe: Recipe, trial: Trial) -> Recipe:
+    """The recipe with what a search found: a run of it finds the training in the store."""
+    return recipe.model_copy(update={"passes": (*trial.passes, Export()), "variants": VARIANTS})
+
+
+class _Searcher:
+    def __init__(
+        self, recipe: Recipe, settings: AutoSettings, store: RunStore, progress: Progress
+    ) -> None:
+        self.started = time.monotonic()
+        self.recipe = recipe
+        self.settings = settings
+        self.store = store
+        self.progress = progress
+        plan = validate_recipe(
+            recipe.model_copy(update={"passes": (Export(),), "variants": dict(VARIANTS)})
+        )
+        assert plan.splits is not None
+        self.data: Splits = plan.splits
+        self.architecture: Architecture = plan.original
+        hashes = split_hashes(recipe.data)
+        self.data_hash = data_fingerprint(recipe.data, seed=recipe.seed, hashes=hashes)
+        self.original = import_checkpoint(
+            recipe.model,
+            task=recipe.task,
+            max_length=recipe.data.max_length,
+            store=store,
+            splits=lambda: self.data,
+            data_hash=self.data_hash,
+            progress=progress,
+        )
+        self.manager = PassManager(
+            store=store,
+            original=self.original,
+            splits=lambda: self.data,
+            data_hash=self.data_hash,
+            seed=recipe.seed,
+            width_multiple=recipe.width_multiple,
+            progress=progress,
+        )
+        self.seconds_an_epoch: float | None = None
+
+    def search(self) -> Search:
+        prober = Prober(
+            store=self.store,
+            original=self.original,
+            splits=lambda: self.data,
+            settings=self.recipe.benchmark,
+            multiple=self.recipe.width_multiple,
+            progress=self.progress,
+        )
+        _, table = prober.table(self.architecture, self._target(), VARIANTS["int8"])
+        found = Search(table, table.predict(self.architecture.layers))
+        curves = self._curves()
+        limit = self.recipe.budget.max_latency_ms
+        try:
+            if limit is not None:
+                self._at(found, curves, limit)
+            else:
+                self._bisect(found, curves)
+        except KeyboardInterrupt:
+            if found.best is None:
+                raise
+            found.stopped = "it was interrupted"
+        except _OutOfTimeError:
+            found.stopped = f"the time limit of {self.settings.time_limit_s / 60:.0f} min"
+        return found
+
+    def _bisect(self, found: Search, curves: ImportanceCurves) -> None:
+        low, high = -1, len(LADDER)  # low holds, high does not
+        while high - low > 1:
+            middle = (low + high) // 2 if low >= 0 or high < len(LADDER) else len(LADDER) // 2
+            limit = found.whole_ms / LADDER[middle]
+            low, high = (middle, high) if self._at(found, curves, limit) else (low, middle)
+
+    def _at(self, found: Search, curves: ImportanceCurves, limit_ms: float) -> bool:
+        """Train the best shape within a latency; whether its accuracy holds."""
+        solutions = solve(
+            self.architecture,
+            found.table,
+            curves,
+            limit_ms=limit_ms,
+            multiple=self.recipe.width_multiple,
+        )
+        if not solutions:
+            if self.recipe.budget.max_latency_ms is not None:
+                raise BudgetError(
+                    "no shape of this model is that fast",
+                    where=found.table.target,
+                    given=f"{limit_ms:g} ms; {found.table.base_ms:.3g} ms are not in its layers",
+                    fix="allow more time a run, a shorter sequence, or start from a smaller model",
+                )
+            return False
+        candidates = sorted(solutions.values(), key=lambda each: each.lost)[:MAX_DEPTHS]
+        if len(candidates) > 1:
+            short = [self._train(found, each, self.settings.short_epochs) for each in candidates]
+            candidates = [min(short, key=lambda each: each.drop_points).solution]
+        trial = self._train(found, candidates[0], self.settings.epochs)
+        allowed = self.recipe.budget.max_accuracy_drop
+        holds = allowed is None or trial.drop_points <= allowed
+        if holds or self.recipe.budget.max_latency_ms is not None:
+            found.best = trial
+        return holds
+
+    def _train(self, found: Search, solution: Solution, epochs: int) -> Trial:
+        passes = self._passes(solution, epochs)
+        self._check_time(epochs)
+        started = time.monotonic()
+        last = self.manager.run(passes)[-1]
+        if not last.cached:
+            self.seconds_an_epoch = (time.monotonic() - started) / epochs
+        before = self.original.record.facts["metrics"]["validation_accuracy"]
+        after = last.record.facts["metrics"]["validation_accuracy"]
+        trial = Trial(solution, epochs, 100 * (before - after), passes)
+        found.trials.append(trial)
+        self.progress.start(f"{len(solution.kept)} layers, {solution.latency_ms:.3g} ms")
+        speed = found.whole_ms / solution.latency_ms
+        line = f"{speed:.1f}x the whole model in int8, {0.0 - trial.drop_points:+.1f} points"
+        self.progress.finish(f"{line} on the validation data after {epochs} epochs", cached=False)
+        return trial
+
+    def _check_time(self, epochs: int) -> None:
+        expected = (self.seconds_an_epoch or 0.0) * epochs
+        if time.monotonic() - self.started + expected > self.settings.time_limit_s:
+            raise _OutOfTimeError
+
+    def _passes(self, solution: Solution, epochs: int) -> tuple[Pass, ...]:
+        return (
+            TrimVocabulary(keep_first=self.settings.keep_first),
+            Prune(shape=solution.kept),
+            Distill(
+                epochs=epochs,
+                dropout=0.0,
+                hidden_weight=10.0,
+                layer_map=tuple((number, each.layer) for number, each in enumerate(solution.kept)),
+            ),
+        )
+
+    def _target(self) -> Target:
+        for target in self.recipe.targets:
+            if target.form == "onnx" and target.cannot_run() is None:
+                return target
+        raise TargetError(
+            "none of the targets runs here, so that no latency can be measured",
+            given=", ".join(target.label for target in self.recipe.targets),
+            fix="name a target that runs on this machine, or search on the machine that has it",
+        )
+
+    def _curves(self) -> ImportanceCurves:
+        def make(files: Path, work: Path) -> dict[str, Any]:
+            from compressor.model import TorchModel
+            from compressor.pruning.importance import taylor_scores
+            from compressor.pruning.prune import TAYLOR_BATCH, sample_batches
+
+            model = TorchModel.load(self.original.folder)
+            batches = sample_batches(
+                model,
+                self.data.train,
+                num_rows=NUM_EXAMPLES,
+                batch_size=TAYLOR_BATCH,
+                seed=self.recipe.seed,
+            )
+            scores = taylor_scores(
+                model.module,
+                batches,
+                progress=lambda count: self.progress.update(count / len(batches), "batches"),
+            )
+            return {
+                "heads": [each.tolist() for each in scores.heads],
+                "ffn": [each.tolist() for each in scores.ffn],
+            }
+
+        self.progress.start("measure what each head and neuron is worth")
+        step = self.store.step(
+            "importance",
+            {
+                "model": self.original.content_hash,
+                "data": self.data_hash,
+                "seed": self.recipe.seed,
+                "version": IMPORTANCE_VERSION,
+            },
+            make,
+        )
+        facts = step.record.facts
+        self.progress.finish("", cached=step.cached)
+        import numpy as np
+
+        heads, ffn = ([np.asarray(each) for each in facts[name]] for name in ("heads", "ffn"))
+        return ImportanceCurves.of(heads, ffn)
+
+
+class _OutOfTimeError(Exception):
+    """The next training would not end in time."""

@@ -1,0 +1,196 @@
+"""Time small models of every structure on a target: what the latency table is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from compressor.architecture import Architecture
+from compressor.data import Splits
+from compressor.lowering import lower
+from compressor.manager import PassManager
+from compressor.passes import Pass
+from compressor.passes.export import Export
+from compressor.passes.prune import Prune
+from compressor.passes.trim_vocabulary import TrimVocabulary
+from compressor.progress import Progress, Silent
+from compressor.pruning.planning import KeptLayer
+from compressor.search.latency import LatencyTable, Probe, fit_table, probe_shapes
+from compressor.store import RunStore, StoredStep
+from targets.base import Target
+from targets.benchmark import BenchmarkCase, BenchmarkSettings, Failure, benchmark
+from targets.environment import Environment, cpu_features
+from targets.errors import TargetError
+from targets.shapes import LayerShape
+
+__all__ = ["Prober"]
+
+VERSION = 1
+NUM_ROWS = 64
+"""Of each split: the probes learn nothing, and their values do not matter."""
+NUM_LAYERS = 2
+
+
+@dataclass(frozen=True)
+class Prober:
+    """Measures latency tables.
+
+    Attributes:
+        store: Where a table is kept.
+        original: The untouched model.
+        splits: Reads the data.
+        settings: How to measure; the first shape is the one that counts.
+        multiple: Widths are multiples of it.
+        progress: Is told what happens.
+    """
+
+    store: RunStore
+    original: StoredStep
+    splits: Callable[[], Splits]
+    settings: BenchmarkSettings
+    multiple: int
+    progress: Progress
+
+    def table(
+        self, architecture: Architecture, target: Target, quantize: Sequence[Pass]
+    ) -> tuple[StoredStep, LatencyTable]:
+        """The table of a target at a precision.
+
+        Each probe is the untouched model cut to a shape, exported, quantized and lowered as any
+        other; all are timed side by side.
+
+        Args:
+            architecture: Of the untouched model.
+            target: Runs here.
+            quantize: Passes that bring an exported model to its final precision.
+
+        Returns:
+            The step that keeps it, and the table.
+
+        Raises:
+            TargetError: A probe cannot be built or run.
+        """
+        shape = self.settings.shapes[0]
+
+        def make(files: Path, work: Path) -> dict[str, Any]:
+            probes = self._probes(architecture, target, quantize, work)
+            found = fit_table(
+                probes,
+                target=target.label,
+                precision=quantize[-1].precision or "fp32" if quantize else "fp32",
+                batch_size=shape.batch_size,
+                sequence_length=self.settings.sequence_length,
+                threads=self.settings.threads,
+            )
+            return {"table": found.model_dump(mode="json")}
+
+        self.progress.start(f"measure what each structure costs on {target.label}")
+        step = self.store.step(
+            "latency table",
+            {
+                "original": self.original.content_hash,
+                "target": target.name,
+                "settings": target.settings(),
+                "versions": target.versions(),
+                "cpu": cpu_features(),
+                "passes": [[each.name, each.version, each.settings()] for each in quantize],
+                "benchmark": self.settings.model_dump(mode="json"),
+                "machine": Environment.here().machine,
+                "version": VERSION,
+            },
+            make,
+        )
+        table = LatencyTable.model_validate(step.record.facts["table"])
+        line = f"{len(table.probes)} models, fitted to within {table.error:.0%}"
+        self.progress.finish(line, cached=step.cached)
+        return step, table
+
+    def _probes(
+        self, architecture: Architecture, target: Target, quantize: Sequence[Pass], work: Path
+    ) -> list[Probe]:
+        whole = architecture.layers[0]
+        shapes = probe_shapes(
+            whole.num_heads,
+            whole.ffn_width,
+            num_layers=min(NUM_LAYERS, len(architecture.layers)),
+            multiple=self.multiple,
+        )
+        store = RunStore(work / "probes")  # outlives an interruption, not the table
+        few = _some(self.splits())
+        manager = PassManager(
+            store=store,
+            original=self.original,
+            splits=lambda: few,
+            data_hash=f"the first {NUM_ROWS} rows",
+            seed=0,
+            width_multiple=self.multiple,
+            progress=Silent(),
+        )
+        bundles = {}
+        for number, layers in enumerate(shapes):
+            self.progress.update(0.8 * number / len(shapes), f"build model {number + 1}")
+            chain = (TrimVocabulary(keep_first=0), _cut(layers), Export(), *quantize)
+            steps = manager.run(chain)
+            found = lower(
+                f"probe-{number}",
+                "candidate",
+                target,
+                [self.original, *steps],
+                store=store,
+                hand_over=work / "hand_over",
+            )
+            if found.bundle is None or not found.runs_here:
+                raise TargetError(
+                    "the target cannot run a model of this form here",
+                    where=target.label,
+                    given=found.reason,
+                    fix="search on another target, or on a machine that has this one",
+                )
+            bundles[f"probe-{number}"] = BenchmarkCase(found.bundle.folder)
+        shape = self.settings.shapes[0]
+        results = benchmark(
+            bundles,
+            self.settings,
+            lambda done, total, line: self.progress.update(0.8 + 0.2 * done / total, line),
+            shapes=[shape],
+        )
+        probes = []
+        for layers, result in zip(shapes, results.values(), strict=True):
+            measured = result.at(shape)
+            if measured is None or isinstance(measured, Failure):
+                raise TargetError(
+                    "a model of the latency table could not be timed",
+                    where=target.label,
+                    given="no measurement" if measured is None else measured.error.what,
+                    fix="free memory, and run again: the models are kept",
+                )
+            low, high = measured.interval
+            probes.append(
+                Probe(layers=layers, median_ms=measured.median_ms, low_ms=low, high_ms=high)
+            )
+        return probes
+
+
+def _cut(layers: Sequence[LayerShape]) -> Prune:
+    """A pass that leaves the first layers with these sizes; which units stay does not matter."""
+    return Prune(
+        importance="random",
+        shape=tuple(
+            KeptLayer(layer=number, heads=each.num_heads, ffn=each.ffn_width)
+            for number, each in enumerate(layers)
+        ),
+    )
+
+
+def _some(splits: Splits) -> Splits:
+    def head(split: Any) -> Any:
+        return split.take(range(min(NUM_ROWS, len(split))))
+
+    return replace(
+        splits,
+        train=head(splits.train),
+        validation=head(splits.validation),
+        test=head(splits.test),
+    )

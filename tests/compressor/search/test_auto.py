@@ -1,0 +1,114 @@
+"""`compressor auto` on a small model: from a budget to a recipe that repeats the result."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+
+from compressor.data import DataSpec
+from compressor.errors import BudgetError
+from compressor.gate.budget import Budget
+from compressor.progress import Silent
+from compressor.recipe import Recipe, load_recipe
+from compressor.report.files import read_report
+from compressor.search.auto import AutoSettings, search
+from compressor.store import RunStore
+from targets.benchmark import BenchmarkSettings
+from targets.errors import TargetError
+from targets.registry import get
+from targets.shapes import LayerShape
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> RunStore:
+    """One for all tests: the latency table and the trainings are made once."""
+    return RunStore(tmp_path_factory.mktemp("auto") / "store")
+
+
+@pytest.fixture
+def recipe(home: Any, tmp_path: Any) -> Recipe:
+    return Recipe(
+        name="auto",
+        model=home / "model",
+        data=DataSpec(**{name: home / f"{name}.csv" for name in ("train", "validation", "test")}),
+        targets=(get("onnxruntime"),),
+        budget=Budget(max_accuracy_drop=100.0),
+        benchmark=BenchmarkSettings(sequence_length=16),
+        output=tmp_path / "out",
+    )
+
+
+@pytest.mark.slow
+def test_the_recipe_that_was_found_gives_the_bundles_again(
+    home: Any, store: RunStore, compressor: Any, tmp_path: Any
+) -> None:
+    output = tmp_path / "out"
+    options = (
+        "--model", home / "model", "--data", home, "--output", output, "--store", store.root,
+        "--target", "onnxruntime", "--max-drop", "100", "--sequence-length", "16",
+    )  # fmt: skip
+    outcome = compressor("auto", *options)
+    assert outcome.code == 0, outcome.err
+    assert re.search(r"latency: \S+ ms predicted, \S+ ms measured \([+-]\d+%\)", outcome.out)
+    found = load_recipe(output / "recipe.yaml")
+    assert [each.name for each in found.passes] == ["trim_vocabulary", "prune", "distill", "export"]
+    assert found.budget.max_accuracy_drop == 100
+    bundles = {
+        path.name: (path / "manifest.json").read_bytes() for path in output.glob("bundles/*")
+    }
+    assert bundles.keys() == {"int8-onnxruntime", "int8-dynamic-onnxruntime"}
+
+    again = compressor("run", output / "recipe.yaml", "--store", store.root)
+    assert again.code == 0, again.err
+    made = [line for line in again.out.splitlines() if re.search(r"^  \S.* \d+\.\d s  ", line)]
+    assert made == []  # all of it is in the store
+    for name, manifest in bundles.items():
+        assert (output / "bundles" / name / "manifest.json").read_bytes() == manifest
+    chosen = [row for row in read_report(output).rows if row.chosen]
+    assert [row.target for row in chosen] == ["onnxruntime"]
+
+    outcome = compressor("auto", *options)  # the same search, from the store
+    assert outcome.code == 0, outcome.err
+    assert load_recipe(output / "recipe.yaml") == found
+
+
+@pytest.mark.slow
+def test_a_latency_gives_a_shape_that_is_predicted_to_keep_it(
+    recipe: Recipe, store: RunStore
+) -> None:
+    whole = search(recipe, AutoSettings(epochs=1, short_epochs=1), store=store, progress=Silent())
+    limit = 1.001 * whole.table.predict((LayerShape(1, 8),))  # what a small machine's noise allows
+    budget = Budget(max_accuracy_drop=100.0, max_latency_ms=limit)
+    wanted = recipe.model_copy(update={"budget": budget})
+    found = search(wanted, AutoSettings(epochs=1, short_epochs=1), store=store, progress=Silent())
+    assert found.best is not None
+    assert found.best.solution.latency_ms <= limit
+    assert found.best is found.trials[-1]
+    assert found.stopped is None
+
+
+@pytest.mark.slow
+def test_a_latency_that_no_shape_can_keep(recipe: Recipe, store: RunStore) -> None:
+    budget = Budget(max_latency_ms=1e-6)
+    wanted = recipe.model_copy(update={"budget": budget})
+    with pytest.raises(BudgetError, match="no shape of this model is that fast") as error:
+        search(wanted, AutoSettings(), store=store, progress=Silent())
+    assert "are not in its layers" in str(error.value.given)
+
+
+@pytest.mark.slow
+def test_the_time_limit_ends_the_search(recipe: Recipe, store: RunStore) -> None:
+    found = search(recipe, AutoSettings(time_limit_s=0), store=store, progress=Silent())
+    assert found.stopped == "the time limit of 0 min"
+    assert found.best is None
+    assert found.trials == []
+
+
+def test_without_a_target_that_runs_here_no_latency_can_be_measured(
+    recipe: Recipe, store: RunStore
+) -> None:
+    wanted = recipe.model_copy(update={"targets": (get("pytorch"),)})
+    with pytest.raises(TargetError, match="none of the targets runs here"):
+        search(wanted, AutoSettings(), store=store, progress=Silent())
