@@ -252,6 +252,7 @@ class _Searcher:
                 epochs=epochs,
                 dropout=0.0,
                 hidden_weight=10.0,
+                temperature=1.0,
                 layer_map=tuple((number, each.layer) for number, each in enumerate(solution.kept)),
             ),
         )
