@@ -171,7 +171,20 @@ def test_nothing_measured_exits_6(gate: Gate, now: Report, tmp_path: Path) -> No
 def test_what_is_no_report_exits_8(gate: Gate, tmp_path: Path) -> None:
     done = gate(tmp_path)
     assert done.code == 8
-    assert "this is not a report" in done.err
+    assert "the report does not exist" in done.err
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("size_bytes", -1), ("size_ratio", float("nan")), ("size_ratio", -8.0)]
+)
+def test_a_damaged_report_is_no_pass(gate: Gate, tmp_path: Path, key: str, value: float) -> None:
+    data = json.loads(NOW.read_text())
+    data["rows"][3][key] = value
+    (tmp_path / "report.json").write_text(json.dumps(data))
+    done = gate(tmp_path)
+    assert done.code == 3
+    assert f"the report is damaged: 1 field cannot be used\n  where: {tmp_path}" in done.err
+    assert f"field rows.3.{key}\n  given: {value!r}: " in done.err
 
 
 @pytest.mark.parametrize(
