@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from compressor.gate.budget import Budget
-from compressor.gate.limits import target_label
+from compressor.gate.budget_file import load_budget
+from compressor.gate.limits import target_label, targets_of
 from compressor.gate.regression import Tolerance, compare_releases
 from compressor.gate.verdict import BUDGET_UNMET, MET, judge, judge_rows
 from compressor.report.files import read_answers, read_report, report_file
@@ -90,9 +90,14 @@ def gate(
         BudgetFileError: The limits do not hold.
         ComparisonError: The two reports cannot be compared.
     """
-    given = None if budget is None else _budget(budget, {}, overrides)
     now = read_report(report)
-    wanted = given or _budget(None, now.budget, overrides)
+    wanted = load_budget(
+        budget,
+        report=report_file(report),
+        base=now.budget,
+        targets=targets_of(now.rows),
+        overrides=overrides,
+    )
     rows = judge_rows(now.rows, wanted, now.primary_shape)
     verdict = judge(rows, wanted, now.primary_shape, advice=now.advice)
     judged = now.model_copy(update={"rows": tuple(rows), "verdict": verdict})
@@ -109,15 +114,6 @@ def gate(
         )
     digest = hash_file(report_file(report))
     return _result(judged, digest, regression, even_if_noisy=even_if_noisy)
-
-
-def _budget(file: Path | None, base: Mapping[str, Any], overrides: Sequence[str]) -> Budget:
-    """The limits of a file, or those of ``base``, with what stands in for them."""
-    if file is None and not overrides:
-        return Budget.model_validate(base)
-    from compressor.gate.budget_file import load_budget  # which needs the reader of recipes
-
-    return load_budget(file, base=base, overrides=overrides)
 
 
 def _result(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from compressor.gate.budget import Budget, DeviceLimits, Limits
@@ -10,7 +10,7 @@ from compressor.passes import Goal
 from compressor.report.schema import Change, Check, Comparison, Group, Row
 from targets.measurement import Measurement, Speedup
 
-__all__ = ["GOALS", "check_row", "target_label"]
+__all__ = ["GOALS", "check_row", "target_label", "targets_of"]
 
 _LEAST_DROP = 1.0
 """Points that a miss is measured by where the limit itself is near 0."""
@@ -159,6 +159,11 @@ GOALS: Mapping[str, Goal] = {
 def target_label(row: Row) -> str:
     """Name of a row's target, with the device where that is not the default."""
     return row.target if row.device is None else f"{row.target} ({row.device})"
+
+
+def targets_of(rows: Sequence[Row]) -> tuple[str, ...]:
+    """Labels of the targets that there are candidates for, in their order."""
+    return tuple(dict.fromkeys(target_label(row) for row in rows if row.kind == "candidate"))
 
 
 def check_row(

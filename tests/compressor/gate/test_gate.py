@@ -73,6 +73,19 @@ def test_a_budget_comes_from_a_file_of_limits_or_a_recipe(
     [
         ("max_latency: 3\n", "did you mean 'max_latency_ms'?"),
         ("max_latency_ms: -3\n", "where: max_latency_ms"),
+        ("max_accuracy_drop: true\n", "given: True\n      fix:   write a number"),
+        ("targets: {openvino: {max_latency: 3}}\n", "did you mean 'max_latency_ms'?"),
+        ("devices: {pi: {max_latency: 3}}\n", "did you mean 'max_latency_ms'?"),
+        ("targets: {openvno: {max_latency_ms: 3}}\n", "did you mean 'openvino'?"),
+        ("max_size_mb: 9\ntargets: {pytorch: {max_size_mb: 3}}\n", "where: targets.pytorch"),
+        ("{}\n", "it would let everything through"),
+        ("require: any\n", "it would let everything through"),
+        ("max_accuracy_drop:\n", "it would let everything through"),
+        ("targets: {openvino: {drop_at: upper}}\n", "it would let everything through"),
+        ("max_size_mb: 9\nbudget: {max_latency_ms: 3}\n", "given: max_size_mb\n"),
+        ("budget:\nmax_size_mb: 9\nrequire: any\n", "given: max_size_mb, require\n"),
+        ("max_size_m: 9\nbudget: {max_latency_ms: 3}\n", "given: max_size_m\n"),
+        ("targets: {openvino: {max_size_mb: 1}}\nbudget: {max_size_mb: 3}\n", "given: targets\n"),
         ("- 3\n", "a budget is a mapping of limits"),
         ("a: [\n", "not valid YAML"),
     ],
@@ -86,6 +99,59 @@ def test_a_wrong_budget_exits_3_and_says_where(
     assert done.code == 3
     assert "the budget has 1 problem" in done.err
     assert words in done.err
+
+
+def test_a_budget_that_is_not_there_is_not_called_bad_yaml(gate: Gate, tmp_path: Path) -> None:
+    done = gate(NOW, "--budget", tmp_path / "absent.yaml")
+    assert done.code == 3
+    assert "the file does not exist" in done.err
+    assert "absent.yaml" in done.err
+    done = gate(NOW, "--budget", tmp_path)
+    assert done.code == 3
+    assert "the file cannot be read\n      given: Is a directory" in done.err
+
+
+def test_a_whole_recipe_is_no_budget_with_limits_beside_it(gate: Gate, tmp_path: Path) -> None:
+    file = tmp_path / "recipe.yaml"
+    file.write_text(
+        "name: x\nmodel: m\ndata: {train: a.csv, test: b.csv}\npasses: [export]\nseed: 3\n"
+        "targets: [onnxruntime]\ndevices: devices.yaml\nbudget: {max_accuracy_drop: 1}\n"
+    )
+    assert gate(NOW, "--budget", file).code == 0
+
+
+@pytest.mark.parametrize("value", ["", " ", "null", "~"])
+@pytest.mark.parametrize("limit", ["max_accuracy_drop", "targets.openvino.max_latency_ms"])
+def test_an_empty_value_does_not_take_a_limit_away(gate: Gate, limit: str, value: str) -> None:
+    done = gate(NOW, "--set", f"{limit}={value}")
+    assert done.code == 3
+    assert "an override is empty" in done.err
+    assert f"where: {limit}" in done.err
+    assert f"given: --set {limit}={value}" in done.err
+    assert "is a variable of the shell unset?" in done.err
+
+
+def test_limits_for_a_target_that_is_not_there_are_refused_on_the_command_line(gate: Gate) -> None:
+    done = gate(NOW, "--set", "targets.onnxrt.max_latency_ms=0.001")
+    assert done.code == 3
+    assert "limits for a target that the report does not have" in done.err
+    assert "where: targets.onnxrt" in done.err
+    assert "given: onnxruntime, openvino" in done.err
+    assert "did you mean 'onnxruntime'?" in done.err
+
+
+def test_a_report_whose_own_budget_cannot_be_used_is_named(
+    gate: Gate, now: Report, tmp_path: Path
+) -> None:
+    for budget, words in (
+        ({"max_size_mb": float("nan")}, "where: max_size_mb"),
+        ({"require": "any"}, "it would let everything through"),
+    ):
+        write_report(now.model_copy(update={"budget": budget}), tmp_path)
+        done = gate(tmp_path)
+        assert done.code == 3
+        assert f"the budget has 1 problem\n  where: {tmp_path / 'report.json'}" in done.err
+        assert words in done.err
 
 
 def test_a_wrong_override_exits_3(gate: Gate) -> None:
@@ -255,7 +321,14 @@ def test_hostile_names_stay_text(gate: Gate, now: Report, tmp_path: Path) -> Non
 def test_the_budget_of_a_recipe_is_checked_against_what_it_measures() -> None:
     from compressor.gate.budget import Budget
 
-    empty: list[dict[str, Any]] = [{}, {"require": "any"}, {"drop_at": "upper"}, {"targets": {}}]
+    empty: list[dict[str, Any]] = [
+        {},
+        {"require": "any"},
+        {"drop_at": "upper"},
+        {"targets": {}},
+        {"targets": {"openvino": {}}},
+        {"devices": {"pi": {"max_latency_ms": None}}},
+    ]
     assert all(Budget.model_validate(each).is_empty for each in empty)
     limits: list[dict[str, Any]] = [
         {"max_size_mb": 1},
