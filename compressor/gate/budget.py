@@ -110,6 +110,12 @@ class Budget(Limits):
             shared | {name: getattr(own, name) for name in own.model_fields_set}
         )
 
+    def alone(self, target: str) -> Budget:
+        """Only those limits that a target has of its own."""
+        own = self.targets.get(target, Limits())
+        limits: dict[str, Any] = {name: getattr(own, name) for name in own.given}
+        return Budget.model_validate(limits | {"drop_at": self.on(target).drop_at})
+
     @property
     def is_empty(self) -> bool:
         """Whether there is no limit at all."""

@@ -242,7 +242,8 @@ class Row(_Frozen):
     size_ratio: float | None = Field(default=None, gt=0)
     """Size of the untouched model in fp32 on the same target over the size of this bundle."""
     checks: tuple[Check, ...] = ()
-    """A measured candidate beside every limit of the budget, on the test data."""
+    """A measured candidate beside every limit of the budget, on the test data; of a target that
+    cannot run here, the nearest one beside the limits that the target has of its own."""
     changed: tuple[ChangedExample, ...] = ()
     """The worst of the test examples that got another label: those that are wrong now and were
     right first, then the most confident."""
