@@ -87,20 +87,22 @@ def write_files(folder: Path, contents: Mapping[str, bytes]) -> None:
 
 
 def read_answers(report: Report, path: str | Path) -> dict[str, NDArray[np.generic]] | None:
-    """Read the answers that a report was written with; None where there are none.
+    """Read the answers that a report was written with; None where there are none beside it.
 
     Args:
         report: Read from ``path``.
         path: Its file, or the folder that holds it.
 
     Raises:
-        ReportError: They are absent or not those of the report.
+        ReportError: They cannot be read, or are not those of the report.
     """
     if report.predictions is None:
         return None
     file = report_file(path).with_name(PREDICTIONS_NAME)
     try:
         packed = file.read_bytes()
+    except FileNotFoundError:
+        return None
     except OSError as error:
         raise ReportError(
             "the predictions of the report cannot be read",

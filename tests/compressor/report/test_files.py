@@ -35,6 +35,8 @@ def test_the_answers_lie_beside_it_and_belong_to_it(report, tmp_path):
     with pytest.raises(ReportError, match="not the predictions of the report"):
         read_answers(again, tmp_path)
     file.unlink()
+    assert read_answers(again, tmp_path) is None
+    file.mkdir()
     with pytest.raises(ReportError, match="cannot be read") as caught:
         read_answers(again, tmp_path)
     assert "keep predictions.safetensors beside report.json" in str(caught.value)
