@@ -17,34 +17,34 @@ from compressor.recipe.schema import Recipe
 
 __all__ = ["load_budget", "unknown_targets"]
 
-COMMAND_LINE = Path("command line")
-
 
 def load_budget(
     file: Path | None,
     *,
-    report: Path,
-    base: Mapping[str, Any],
-    targets: Collection[str],
+    where: Path,
+    base: Mapping[str, Any] | None = None,
     overrides: Sequence[str] = (),
 ) -> Budget:
     """Read and validate the budget of a gate.
 
     Args:
         file: A YAML file of limits, or a recipe, whose budget is taken.
-        report: What is to be judged.
-        base: Its own limits, to start from where there is no file.
-        targets: Labels of its targets.
+        where: What the limits come from, for messages.
+        base: Limits to start from where there is no file.
         overrides: ``limit=value`` pairs; values are YAML.
 
     Raises:
         BudgetFileError: Carries every problem.
     """
-    where = file or (COMMAND_LINE if overrides else report)
     try:
-        document = copy.deepcopy(dict(base)) if file is None else _read(file)
+        document = copy.deepcopy(dict(base or {})) if file is None else _read(file)
         apply_overrides(document, overrides, where, nullable=False)
         budget = Budget.model_validate(document)
+        if budget.is_empty:
+            raise Problem(
+                "the budget has no limit: it would let everything through",
+                fix="give one, such as --set max_accuracy_drop=1, or a file of them with --budget",
+            )
     except Problem as problem:
         raise BudgetFileError([problem], where=where) from problem
     except ValidationError as error:
@@ -52,16 +52,6 @@ def load_budget(
         raise BudgetFileError(problems, where=where) from error
     except DocumentError as error:
         raise BudgetFileError(error.problems, where=where) from error
-    problems = list(unknown_targets(budget, targets, "report"))
-    if budget.is_empty:
-        problems.append(
-            Problem(
-                "the budget has no limit: it would let everything through",
-                fix="give one, such as --set max_accuracy_drop=1, or a file of them with --budget",
-            )
-        )
-    if problems:
-        raise BudgetFileError(problems, where=where)
     return budget
 
 

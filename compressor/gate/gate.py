@@ -8,8 +8,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from compressor.errors import ComparisonError
-from compressor.gate.budget_file import load_budget
+from compressor.errors import BudgetFileError, ComparisonError
+from compressor.gate.budget_file import load_budget, unknown_targets
 from compressor.gate.limits import target_label, targets_of
 from compressor.gate.regression import ReleaseComparison, Tolerance, compare_releases
 from compressor.gate.verdict import BUDGET_UNMET, MET, judge, judge_rows, judged_rows
@@ -104,14 +104,13 @@ def gate(
         BudgetFileError: The limits do not hold.
         ComparisonError: The two reports cannot be compared.
     """
+    where = budget or (Path("command line") if overrides else report_file(report))
+    given = None if budget is None else load_budget(budget, where=where, overrides=overrides)
     now = read_report(report)
-    wanted = load_budget(
-        budget,
-        report=report_file(report),
-        base=now.budget,
-        targets=targets_of(now.rows),
-        overrides=overrides,
-    )
+    wanted = given or load_budget(None, where=where, base=now.budget, overrides=overrides)
+    unknown = list(unknown_targets(wanted, targets_of(now.rows), "report"))
+    if unknown:
+        raise BudgetFileError(unknown, where=where)
     rows = judge_rows(now.rows, wanted, now.primary_shape)
     verdict = judge(rows, wanted, now.primary_shape, advice=now.advice)
     last = None
