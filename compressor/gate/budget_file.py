@@ -95,8 +95,9 @@ def _read(file: Path) -> dict[str, Any]:
 
 
 def _is_recipes(name: object, value: object) -> bool:
-    """Whether a setting beside ``budget`` is one of a recipe, and none of a budget."""
-    is_mapping = isinstance(
-        value, dict
-    )  # a recipe has targets and devices too, but no limits there
-    return name in Recipe.model_fields and not (is_mapping and name in Budget.model_fields)
+    """Whether what stands beside ``budget`` is a setting of a recipe, and no limit.
+
+    Both have ``targets`` and ``devices``; those of a budget are mappings.
+    """
+    is_limit = name in Budget.model_fields and isinstance(value, dict)
+    return name in Recipe.model_fields and not is_limit

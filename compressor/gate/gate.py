@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict
 from compressor.errors import BudgetFileError, ComparisonError
 from compressor.gate.budget_file import load_budget, unknown_targets
 from compressor.gate.limits import target_label, targets_of
-from compressor.gate.regression import ReleaseComparison, Tolerance, compare_releases
+from compressor.gate.regression import Tolerance, compare_releases
 from compressor.gate.verdict import BUDGET_UNMET, MET, judge, judge_rows, judged_rows
 from compressor.report.files import read_answers, read_report, report_file
 from compressor.report.schema import Check, Row, Verdict
@@ -113,10 +113,11 @@ def gate(
         raise BudgetFileError(unknown, where=where)
     rows = judge_rows(now.rows, wanted, now.primary_shape)
     verdict = judge(rows, wanted, now.primary_shape, advice=now.advice)
-    last = None
+    regression: tuple[Check, ...] = ()
+    notes: tuple[str, ...] = ()
     if against is not None:
         before = read_report(against)
-        last = compare_releases(
+        regression, notes = compare_releases(
             now.model_copy(update={"rows": tuple(rows)}),
             before,
             answers_now=read_answers(now, report),
@@ -124,7 +125,6 @@ def gate(
             tolerance=tolerance or Tolerance(),
             allow=allow,
         )
-    regression = () if last is None else last.checks
     possible = {
         _exit_code(
             judge(_settled_rows(rows, met=met), wanted, now.primary_shape),
@@ -135,11 +135,11 @@ def gate(
     code = _exit_code(verdict, regression)
     if len(possible) > 1 and not even_if_noisy:
         code = NOISY
-    if last is not None and not last.checks and code in (MET, NOISY):
+    if against is not None and not regression and code in (MET, NOISY):
         raise ComparisonError(
             "nothing can be compared with the last release",
-            where=report_file(report),
-            given="; ".join(last.notes) or "neither report has a bundle to ship",
+            where=report_file(against),
+            given="; ".join(notes),
             fix="pass the report of a release with the same targets, or leave --against out",
         )
     targets = tuple(
@@ -157,7 +157,12 @@ def gate(
         exit_code=code,
         outcome=_OUTCOMES.get(code, "fail"),
         even_if_noisy=even_if_noisy,
-        lines=tuple(_lines(verdict, targets, last, code, even_if_noisy=even_if_noisy)),
+        lines=(
+            *verdict.lines,
+            *(f"worse than the last release: {each.text}" for each in regression if not each.met),
+            *notes,
+            *_on_noise(targets, code, even_if_noisy=even_if_noisy),
+        ),
         targets=targets,
         regression=regression,
         ships=tuple(
@@ -208,20 +213,8 @@ def _exit_code(verdict: Verdict, regression: Sequence[Check]) -> int:
     return BUDGET_UNMET if verdict.exit_code == MET and worse else verdict.exit_code
 
 
-def _lines(
-    verdict: Verdict,
-    targets: Sequence[TargetChecks],
-    last: ReleaseComparison | None,
-    code: int,
-    *,
-    even_if_noisy: bool,
-) -> Iterator[str]:
-    yield from verdict.lines
-    if last is not None:
-        yield from (
-            f"worse than the last release: {each.text}" for each in last.checks if not each.met
-        )
-        yield from last.notes
+def _on_noise(targets: Sequence[TargetChecks], code: int, *, even_if_noisy: bool) -> Iterator[str]:
+    """What noise kept from being decided, and from being shipped."""
     if code == NOISY:
         yield (
             "the machine was noisy, so that its latencies decide nothing: measure again on an idle "

@@ -219,7 +219,7 @@ def test_nothing_to_compare_is_no_pass(
     write_report(before.model_copy(update={"rows": bare}), tmp_path)
     done = gate(NOW, "--against", tmp_path)
     assert done.code == 3
-    assert "nothing can be compared with the last release" in done.err
+    assert f"compared with the last release\n  where: {tmp_path / 'report.json'}" in done.err
     assert "onnxruntime: not compared: nothing was measured there for the last release" in done.err
     assert "or leave --against out" in done.err
     # Where the budget is missed, that is what to hear.
