@@ -12,7 +12,8 @@
     ├── PackageError        a bundle that cannot be handed over to a server
     ├── StoreError          the run store cannot be read or written
     ├── ComparisonError     two reports that must not be compared
-    ├── ReportError         a report that cannot be written, is damaged, or of another schema
+    ├── ReportError         a report that cannot be read or written, or is of another schema
+    │   └── DamagedReportError  one whose figures cannot be used
     ├── BudgetError         nothing that was built meets the budget
     ├── TrackingError       what was found cannot be handed to a tracking server
     └── DeviceError         a remote device that cannot be reached, or cannot do what was asked
@@ -36,6 +37,7 @@ __all__ = [
     "BudgetFileError",
     "CheckpointError",
     "ComparisonError",
+    "DamagedReportError",
     "DataError",
     "DeviceError",
     "DocumentError",
@@ -148,9 +150,15 @@ class ComparisonError(ToolkitError):
 
 
 class ReportError(ToolkitError):
-    """A report cannot be written, is damaged, or is of a schema this version does not read."""
+    """A report cannot be read or written, or is of a schema this version does not read."""
 
     exit_code = 8
+
+
+class DamagedReportError(ReportError):
+    """A report has fields that cannot be used, such as a time that is no number."""
+
+    exit_code = 3
 
 
 class BudgetError(ToolkitError):

@@ -13,6 +13,7 @@ from compressor.architecture import Architecture
 from compressor.checkpoint import check_checkpoint, check_weights, label_names
 from compressor.data import Splits, read_splits
 from compressor.errors import PassError, Problem, RecipeError, nearest
+from compressor.gate.budget_file import unknown_targets
 from compressor.passes import Pass
 from compressor.passes.export import Export
 from compressor.passes.quantize import Quantize
@@ -278,15 +279,7 @@ def _budget_problems(recipe: Recipe) -> Iterator[ToolkitError]:
     """Limits on what the run does not measure: they could never be met."""
     budget = recipe.budget
     labels = [target.label for target in recipe.targets]
-    for name in budget.targets:
-        if name not in labels:
-            guess = nearest(name, labels)
-            yield Problem(
-                "the budget has limits for a target that the recipe does not have",
-                where=f"budget.targets.{name}",
-                given=", ".join(labels),
-                fix=f"did you mean {guess!r}?" if guess else "add the target, or remove the limits",
-            )
+    yield from unknown_targets(budget, labels, "recipe", "budget.")
     if budget.devices and recipe.devices is None:
         yield Problem(
             "the budget has limits for devices, but the recipe names no devices file",

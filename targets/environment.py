@@ -32,7 +32,7 @@ REPORTED_LIBRARIES = (
 class Environment(BaseModel):
     """The machine and the software of a measurement."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     cpu: str
     cpu_features: tuple[str, ...]

@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
 
 from targets.wording import plural
 
@@ -44,7 +44,7 @@ MAX_EXTRA_CPU = 0.5
 
 
 class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class Interval(NamedTuple):
@@ -57,7 +57,7 @@ class Interval(NamedTuple):
 class Round(_Frozen):
     """One uninterrupted series of runs, and what else the machine did meanwhile."""
 
-    run_ns: tuple[int, ...] = Field(min_length=1)
+    run_ns: tuple[PositiveInt, ...] = Field(min_length=1)
     """Wall time of each run, in nanoseconds."""
     cpu_ns: int = Field(ge=0)
     """CPU time of the process, all threads, over the round."""
@@ -67,7 +67,7 @@ class Round(_Frozen):
     """Share of the machine's CPU time that its host gave to others, 0 to 1."""
     load_average: float = 0.0
     """The system's one-minute load average at the end."""
-    reference_ns: int | None = None
+    reference_ns: PositiveInt | None = None
     """Time of a fixed piece of work just before; see `targets.machine_speed`."""
     energy_j: float | None = None
     """Energy that the processors took meanwhile, all processes together; see `targets.energy`."""
@@ -110,7 +110,7 @@ class Measurement(_Frozen):
     """Largest resident size of the whole process."""
     size_bytes: int = Field(ge=0)
     """Size of the bundle on disk."""
-    best_reference_ns: int | None = None
+    best_reference_ns: PositiveInt | None = None
     """The shortest time that the fixed work is known to take on this machine."""
 
     @functools.cached_property
@@ -196,9 +196,9 @@ class Measurement(_Frozen):
 class Speedup(_Frozen):
     """How many times faster a candidate is than its baseline."""
 
-    ratio: float
-    low: float
-    high: float
+    ratio: PositiveFloat
+    low: PositiveFloat
+    high: PositiveFloat
     num_rounds: int
 
     @property

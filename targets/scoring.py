@@ -16,7 +16,7 @@ Z_95 = 1.959963984540054  # standard normal quantile for a two-sided 95% interva
 class Accuracy(BaseModel):
     """Share of right answers in [0, 1] with its 95% Wilson interval."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     value: float
     low: float

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -49,7 +50,7 @@ def gate(
     junit: Annotated[Path | None, typer.Option(help="Write JUnit XML here.")] = None,
     summary: Annotated[
         Path | None,
-        typer.Option(help="Add Markdown here, such as to $GITHUB_STEP_SUMMARY."),
+        typer.Option(help="Write Markdown here; it is added to $GITHUB_STEP_SUMMARY."),
     ] = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Write the result here, as JSON.")
@@ -60,21 +61,37 @@ def gate(
     Ends with 0 if the release may go on, 5 if not, 6 if nothing was measured, and 9 if only
     latencies from a noisy machine decide.
     """
+    from compressor.errors import ReportError
     from compressor.gate.gate import gate as judge_report
+    from compressor.gate.gate import not_judged
     from compressor.gate.regression import DIFFERENCES, Tolerance
+    from compressor.report.files import report_file
+    from targets.errors import ToolkitError
 
     for each in allow or ():
         if each not in DIFFERENCES:
             raise typer.BadParameter(f"--allow {each}: use {', '.join(DIFFERENCES)}")
-    result = judge_report(
-        report,
-        budget=budget,
-        overrides=set_ or (),
-        against=against,
-        tolerance=Tolerance(latency=max_slowdown),
-        allow=allow or (),
-        even_if_noisy=even_if_noisy,
-    )
+    read = [report_file(each).resolve() for each in (report, against, budget) if each]
+    for option, path in (("--junit", junit), ("--summary", summary), ("--output", output)):
+        if path is not None and path.resolve() in read:
+            raise typer.BadParameter(f"{option} {path} is a file that is read; pass another one")
+    try:
+        result = judge_report(
+            report,
+            budget=budget,
+            overrides=set_ or (),
+            against=against,
+            tolerance=Tolerance(latency=max_slowdown),
+            allow=allow or (),
+            even_if_noisy=even_if_noisy,
+        )
+    except ToolkitError as error:
+        # Who reads these files must not find those of an earlier gate.
+        try:
+            _write(not_judged(report, error), junit, summary, output)
+        except ReportError as unwritten:
+            typer.echo(f"error: {unwritten}", err=True)
+        raise
     _show(result)
     _write(result, junit, summary, output)
     raise typer.Exit(result.exit_code)
@@ -94,7 +111,7 @@ def _show(result: GateResult) -> None:
         for target, check in rows:
             mark, style = ("ok", "green") if check.met else ("MISSED", "bold red")
             if check.noisy:
-                mark, style = f"{mark} ~noisy", "yellow"
+                mark, style = f"{mark} ~noisy", style if result.even_if_noisy else "yellow"
             cells = (one_line(each) for each in (target, check.limit, check.text))
             table.add_row(f"[{style}]{mark}[/]", *map(escape, cells))
         console().print(table)
@@ -108,22 +125,31 @@ def _show(result: GateResult) -> None:
 def _write(
     result: GateResult, junit: Path | None, summary: Path | None, output: Path | None
 ) -> None:
-    from compressor.errors import ReportError
     from compressor.gate.junit import junit_xml
     from compressor.gate.summary import markdown_summary
 
+    if junit is not None:
+        _write_text(junit, junit_xml(result))
+    if summary is not None:
+        # The page of a job on GitHub is one file, to which every step adds.
+        page = os.environ.get("GITHUB_STEP_SUMMARY")
+        is_page = bool(page) and summary.resolve() == Path(str(page)).resolve()
+        _write_text(summary, markdown_summary(result), mode="a" if is_page else "w")
+    if output is not None:
+        _write_text(output, result.model_dump_json(indent=1) + "\n")
+
+
+def _write_text(path: Path, text: str, *, mode: str = "w") -> None:
+    from compressor.errors import ReportError
+
     try:
-        if junit is not None:
-            junit.write_text(junit_xml(result), encoding="utf-8")
-        if summary is not None:
-            with summary.open("a", encoding="utf-8") as stream:
-                stream.write(markdown_summary(result))
-        if output is not None:
-            output.write_text(result.model_dump_json(indent=1) + "\n", encoding="utf-8")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open(mode, encoding="utf-8") as stream:
+            stream.write(text)
     except OSError as error:
         raise ReportError(
             "the result of the gate cannot be written",
-            where=error.filename,
+            where=path,
             given=error.strerror or error,
-            fix="pass a file in a folder that can be written to",
+            fix="pass a file that can be written to",
         ) from error

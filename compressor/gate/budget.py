@@ -4,15 +4,24 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic_core import PydanticCustomError
 
 from compressor.metrics import METRICS
 
 __all__ = ["Budget", "DeviceLimits", "Limits"]
 
-Points = Annotated[float, Field(ge=-100, le=100)]
-Positive = Annotated[float, Field(gt=0)]
-Share = Annotated[float, Field(ge=0, le=1)]
+
+def _no_switch(value: Any) -> Any:
+    """Refuse true and false, which pydantic takes for 1 and 0."""
+    if isinstance(value, bool):
+        raise PydanticCustomError("float_type", "input should be a valid number")
+    return value
+
+
+Points = Annotated[float, Field(ge=-100, le=100), BeforeValidator(_no_switch)]
+Positive = Annotated[float, Field(gt=0), BeforeValidator(_no_switch)]
+Share = Annotated[float, Field(ge=0, le=1), BeforeValidator(_no_switch)]
 Metric = Literal["accuracy", "balanced_accuracy", "macro_f1"]
 
 assert set(Metric.__args__) == set(METRICS)  # type: ignore[attr-defined]
@@ -39,6 +48,15 @@ class DeviceLimits(_Frozen):
     """Time to load the bundle in a fresh process, the import of the runtime included."""
     max_peak_memory_mb: Positive | None = None
     """Largest resident size of the process that runs the bundle, in 10^6 bytes."""
+
+    @property
+    def given(self) -> frozenset[str]:
+        """Names of the limits that there are."""
+        return frozenset(
+            name
+            for name in type(self).model_fields
+            if name.startswith(("max_", "min_")) and getattr(self, name) not in (None, {})
+        )
 
 
 class Limits(DeviceLimits):
@@ -92,9 +110,15 @@ class Budget(Limits):
             shared | {name: getattr(own, name) for name in own.model_fields_set}
         )
 
+    def alone(self, target: str) -> Budget:
+        """Only those limits that a target has of its own."""
+        own = self.targets.get(target, Limits())
+        limits: dict[str, Any] = {name: getattr(own, name) for name in own.given}
+        return Budget.model_validate(limits | {"drop_at": self.on(target).drop_at})
+
     @property
     def is_empty(self) -> bool:
         """Whether there is no limit at all."""
-        return not self.model_dump(
-            exclude={"require", "drop_at"}, exclude_defaults=True, exclude_none=True
+        return not any(
+            each.given for each in (self, *self.targets.values(), *self.devices.values())
         )

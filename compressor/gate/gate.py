@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from compressor.gate.budget import Budget
-from compressor.gate.limits import target_label
+from compressor.errors import BudgetFileError, ComparisonError
+from compressor.gate.budget_file import load_budget, unknown_targets
+from compressor.gate.limits import target_label, targets_of
 from compressor.gate.regression import Tolerance, compare_releases
-from compressor.gate.verdict import BUDGET_UNMET, MET, judge, judge_rows
+from compressor.gate.verdict import BUDGET_UNMET, MET, judge, judge_rows, judged_rows
 from compressor.report.files import read_answers, read_report, report_file
-from compressor.report.schema import Check, Report
+from compressor.report.schema import Check, Row, Verdict
+from compressor.report.wording import one_line
 from targets.bundle import hash_file
+from targets.errors import ToolkitError
 
-__all__ = ["NOISY", "GateResult", "TargetChecks", "gate"]
+__all__ = ["NOISY", "GateResult", "TargetChecks", "gate", "not_judged"]
 
 NOISY = 9
 """Exit code of a gate that cannot tell, because the machine was noisy."""
+
+Outcome = Literal["pass", "fail", "undecided", "error"]
+_OUTCOMES: Mapping[int, Outcome] = {MET: "pass", NOISY: "undecided"}
 
 
 class _Frozen(BaseModel):
@@ -32,7 +38,7 @@ class TargetChecks(_Frozen):
     target: str
     variant: str
     bundle: str | None
-    """Folder of the bundle, relative to the report."""
+    """Folder of the bundle, relative to the report; None where nothing was measured to ship."""
     checks: tuple[Check, ...]
 
     @property
@@ -40,23 +46,31 @@ class TargetChecks(_Frozen):
         """Whether every limit is met."""
         return all(check.met for check in self.checks)
 
+    @property
+    def noisy(self) -> bool:
+        """Whether a limit rests on a latency that other work disturbed."""
+        return any(check.noisy for check in self.checks)
+
 
 class GateResult(_Frozen):
     """The verdict of a gate."""
 
     name: str
     report_sha256: str
-    """Of the ``report.json`` that was judged."""
+    """Of the ``report.json`` that was judged; empty where it cannot be read."""
     exit_code: int
-    outcome: Literal["pass", "fail", "undecided"]
-    """``undecided``: latencies that were measured on a noisy machine decide it."""
+    outcome: Outcome
+    """``undecided``: latencies that were measured on a noisy machine decide it. ``error``: nothing
+    was judged, as the report, the budget or the comparison cannot be used."""
+    even_if_noisy: bool = False
+    """Whether such latencies were believed."""
     lines: tuple[str, ...]
     """For people."""
     targets: tuple[TargetChecks, ...]
     regression: tuple[Check, ...] = ()
     """Against the last release; empty where there is none to compare with."""
     ships: tuple[str, ...] = ()
-    """Where the gate passed, the bundles within all limits, relative to the report."""
+    """Where the gate passed, the bundles within all limits beyond doubt, relative to the report."""
 
     @property
     def passed(self) -> bool:
@@ -90,75 +104,126 @@ def gate(
         BudgetFileError: The limits do not hold.
         ComparisonError: The two reports cannot be compared.
     """
-    given = None if budget is None else _budget(budget, {}, overrides)
+    where = budget or (Path("command line") if overrides else report_file(report))
+    given = None if budget is None else load_budget(budget, where=where, overrides=overrides)
     now = read_report(report)
-    wanted = given or _budget(None, now.budget, overrides)
+    wanted = given or load_budget(None, where=where, base=now.budget, overrides=overrides)
+    unknown = list(unknown_targets(wanted, targets_of(now.rows), "report"))
+    if unknown:
+        raise BudgetFileError(unknown, where=where)
     rows = judge_rows(now.rows, wanted, now.primary_shape)
     verdict = judge(rows, wanted, now.primary_shape, advice=now.advice)
-    judged = now.model_copy(update={"rows": tuple(rows), "verdict": verdict})
     regression: tuple[Check, ...] = ()
+    notes: tuple[str, ...] = ()
     if against is not None:
         before = read_report(against)
-        regression = compare_releases(
-            judged,
+        regression, notes = compare_releases(
+            now.model_copy(update={"rows": tuple(rows)}),
             before,
             answers_now=read_answers(now, report),
             answers_before=read_answers(before, against),
             tolerance=tolerance or Tolerance(),
             allow=allow,
         )
-    digest = hash_file(report_file(report))
-    return _result(judged, digest, regression, even_if_noisy=even_if_noisy)
-
-
-def _budget(file: Path | None, base: Mapping[str, Any], overrides: Sequence[str]) -> Budget:
-    """The limits of a file, or those of ``base``, with what stands in for them."""
-    if file is None and not overrides:
-        return Budget.model_validate(base)
-    from compressor.gate.budget_file import load_budget  # which needs the reader of recipes
-
-    return load_budget(file, base=base, overrides=overrides)
-
-
-def _result(
-    report: Report, digest: str, regression: tuple[Check, ...], *, even_if_noisy: bool
-) -> GateResult:
-    verdict = report.verdict
+    possible = {
+        _exit_code(
+            judge(_settled_rows(rows, met=met), wanted, now.primary_shape),
+            _settled(regression, met=met),
+        )
+        for met in (True, False)
+    }
+    code = _exit_code(verdict, regression)
+    if len(possible) > 1 and not even_if_noisy:
+        code = NOISY
+    if against is not None and not regression and code in (MET, NOISY):
+        raise ComparisonError(
+            "nothing can be compared with the last release",
+            where=report_file(against),
+            given="; ".join(notes),
+            fix="pass the report of a release with the same targets, or leave --against out",
+        )
     targets = tuple(
         TargetChecks(
-            target=target_label(row), variant=row.variant, bundle=row.bundle, checks=row.checks
+            target=target_label(row),
+            variant=row.variant,
+            bundle=row.bundle if row.chosen else None,
+            checks=row.checks,
         )
-        for row in report.rows
-        if row.chosen
+        for row in judged_rows(rows)
     )
-    worse = tuple(check for check in regression if not check.met)
-    code = verdict.exit_code
-    if code == MET and worse:
-        code = BUDGET_UNMET
-    lines = [*verdict.lines, *(f"worse than the last release: {check.text}" for check in worse)]
-    checks = [check for each in targets for check in each.checks] + list(regression)
-    # Nothing fails that a quiet machine would not change.
-    open_to_doubt = any(check.noisy for check in checks) and all(
-        check.met or check.noisy for check in checks
+    return GateResult(
+        name=now.name,
+        report_sha256=hash_file(report_file(report)),
+        exit_code=code,
+        outcome=_OUTCOMES.get(code, "fail"),
+        even_if_noisy=even_if_noisy,
+        lines=(
+            *verdict.lines,
+            *(f"worse than the last release: {each.text}" for each in regression if not each.met),
+            *notes,
+            *_on_noise(targets, code, even_if_noisy=even_if_noisy),
+        ),
+        targets=targets,
+        regression=regression,
+        ships=tuple(
+            each.bundle
+            for each in targets
+            if each.bundle and each.met and (even_if_noisy or not each.noisy)
+        )
+        if code == MET
+        else (),
     )
-    if open_to_doubt and not even_if_noisy and code in (MET, BUDGET_UNMET):
-        code = NOISY
-        lines.append(
+
+
+def not_judged(report: Path, error: ToolkitError) -> GateResult:
+    """The result where a gate ends with an error, for those who read what it writes.
+
+    Args:
+        report: What was to be judged.
+        error: Why it was not.
+    """
+    file = report_file(report)
+    try:
+        digest = hash_file(file)
+    except OSError:
+        digest = ""
+    return GateResult(
+        name=str(report),
+        report_sha256=digest,
+        exit_code=error.exit_code,
+        outcome="error",
+        lines=(one_line(str(error)),),
+        targets=(),
+    )
+
+
+def _settled(checks: Sequence[Check], *, met: bool) -> tuple[Check, ...]:
+    """The checks as they would be if all that is in doubt were met, or missed."""
+    return tuple(
+        check.model_copy(update={"met": met}) if check.noisy else check for check in checks
+    )
+
+
+def _settled_rows(rows: Sequence[Row], *, met: bool) -> list[Row]:
+    return [row.model_copy(update={"checks": _settled(row.checks, met=met)}) for row in rows]
+
+
+def _exit_code(verdict: Verdict, regression: Sequence[Check]) -> int:
+    worse = any(not check.met for check in regression)
+    return BUDGET_UNMET if verdict.exit_code == MET and worse else verdict.exit_code
+
+
+def _on_noise(targets: Sequence[TargetChecks], code: int, *, even_if_noisy: bool) -> Iterator[str]:
+    """What noise kept from being decided, and from being shipped."""
+    if code == NOISY:
+        yield (
             "the machine was noisy, so that its latencies decide nothing: measure again on an idle "
             "one with `compressor run --measure-again`, or accept them with --even-if-noisy"
         )
-    outcome: Literal["pass", "fail", "undecided"] = "fail"
-    if code in (MET, NOISY):
-        outcome = "pass" if code == MET else "undecided"
-    return GateResult(
-        name=report.name,
-        report_sha256=digest,
-        exit_code=code,
-        outcome=outcome,
-        lines=tuple(lines),
-        targets=targets,
-        regression=regression,
-        ships=tuple(each.bundle for each in targets if each.bundle and each.met)
-        if outcome == "pass"
-        else (),
-    )
+    if code == MET and not even_if_noisy:
+        yield from (
+            f"{each.target}: {each.variant} is not to ship: the machine was noisy, so that its "
+            "latency is in doubt"
+            for each in targets
+            if each.bundle and each.met and each.noisy
+        )

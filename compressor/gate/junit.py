@@ -15,8 +15,8 @@ def junit_xml(result: GateResult) -> str:
     """Write a result as JUnit XML.
 
     A limit that is missed is a failure; one that is missed, or met, on a noisy machine while the
-    gate is undecided is an error: neither passed nor failed. Where one target is enough, what the
-    others miss is skipped.
+    gate is undecided is an error: neither passed nor failed. So is a gate that could not judge.
+    Where one target is enough, what the others miss is skipped.
     """
     root = ET.Element("testsuites", name=one_line(result.name))
     for each in result.targets:
@@ -26,7 +26,9 @@ def junit_xml(result: GateResult) -> str:
     verdict = ET.SubElement(root, "testsuite", name="verdict")
     case = ET.SubElement(verdict, "testcase", classname="verdict", name=one_line(result.name))
     text = one_line("; ".join(result.lines))
-    if result.outcome != "pass":
+    if result.outcome == "pass":
+        ET.SubElement(case, "system-out").text = text
+    else:
         tag = "failure" if result.outcome == "fail" else "error"
         ET.SubElement(case, tag, message=text, type=result.outcome)
     for suite in root:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from compressor.gate.budget import Budget, DeviceLimits, Limits
 from compressor.passes import Goal
 from compressor.report.schema import Change, Check, Comparison, Group, Row
 from targets.measurement import Measurement, Speedup
 
-__all__ = ["GOALS", "check_row", "target_label"]
+__all__ = ["GOALS", "check_row", "target_label", "targets_of"]
 
 _LEAST_DROP = 1.0
 """Points that a miss is measured by where the limit itself is near 0."""
@@ -161,13 +162,18 @@ def target_label(row: Row) -> str:
     return row.target if row.device is None else f"{row.target} ({row.device})"
 
 
+def targets_of(rows: Sequence[Row]) -> tuple[str, ...]:
+    """Labels of the targets that there are candidates for, in their order."""
+    return tuple(dict.fromkeys(target_label(row) for row in rows if row.kind == "candidate"))
+
+
 def check_row(
     row: Row, budget: Budget, comparison: Comparison | None, primary_shape: str
 ) -> tuple[Check, ...]:
     """Compare a row with every limit that there is for it.
 
     Args:
-        row: A measured candidate.
+        row: A candidate.
         budget: The limits.
         comparison: The row against the untouched model, on the data that is to count.
         primary_shape: The shape whose latency counts.
@@ -180,6 +186,9 @@ def check_row(
         measured = None if found is None else found.latency.get(primary_shape)
         there = None if found is None else found.speedup
         checks += _simple(_Facts(row, None, measured, there, device_limits), f"on {name}")
+    if row.bundle is None:
+        text = "nothing to ship: the report names no bundle of it"
+        checks.append(Check(limit="bundle", wanted=1, found=0, met=False, shortfall=1.0, text=text))
     return tuple(checks)
 
 
@@ -266,7 +275,7 @@ def _check(
     subject: str = "",
     in_points: bool = False,
     noisy: bool = False,
-    **more: object,
+    **more: Any,
 ) -> Check:
     place = f"{subject}: " if subject.startswith("on ") else ""
     if found is None:
@@ -275,15 +284,20 @@ def _check(
             limit=name, subject=subject, wanted=wanted, found=None, met=False, shortfall=1.0,
             text=text,
         )  # fmt: skip
-    missed = found > wanted if name.startswith("max") else found < wanted
+    shown = {"found": abs(found) if in_points else found, **more}
+    if in_points and found < 0:
+        words = words.replace("loses", "gains")
+        if "low" in more:
+            shown |= {"low": -more["high"], "high": -more["low"]}
+    met = found <= wanted if name.startswith("max") else found >= wanted
     scale = max(abs(wanted), _LEAST_DROP) if in_points else (abs(wanted) or 1.0)
     return Check(
         limit=name,
         subject=subject,
         wanted=wanted,
         found=found,
-        met=not missed,
-        shortfall=abs(found - wanted) / scale if missed else 0.0,
-        text=place + words.format(found=found, limit=wanted, subject=subject, **more),
+        met=met,
+        shortfall=0.0 if met else abs(found - wanted) / scale,
+        text=place + words.format(limit=wanted, subject=subject, **shown),
         noisy=noisy,
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +15,14 @@ from compressor.gate.limits import target_label
 from compressor.report.schema import Check, Report, Row
 from targets.measurement import Measurement
 
-__all__ = ["DIFFERENCES", "Answers", "Tolerance", "compare_releases", "latency_ratio"]
+__all__ = [
+    "DIFFERENCES",
+    "Answers",
+    "ReleaseComparison",
+    "Tolerance",
+    "compare_releases",
+    "latency_ratio",
+]
 
 Answers = Mapping[str, NDArray[np.generic]]
 Difference = Literal["machine", "data", "shape", "settings", "model"]
@@ -28,6 +35,9 @@ DIFFERENCES: Mapping[Difference, str] = {
     "model": "the untouched model",
 }
 """What has to be equal in both reports, unless it is said that it may differ."""
+
+ASPECTS = ("accuracy", "latency", "size", "memory")
+"""What is compared of two bundles."""
 
 RESAMPLES = 2000
 
@@ -47,6 +57,16 @@ class Tolerance(BaseModel):
     """The same of the peak memory."""
 
 
+class ReleaseComparison(NamedTuple):
+    """What a new release is beside the last one."""
+
+    checks: tuple[Check, ...]
+    """One for each target and aspect of `ASPECTS`, and ``shipped`` where a target ships nothing any
+    more."""
+    notes: tuple[str, ...]
+    """What was not compared, or in another way than usual, and why."""
+
+
 def compare_releases(
     now: Report,
     before: Report,
@@ -55,8 +75,10 @@ def compare_releases(
     answers_before: Answers | None = None,
     tolerance: Tolerance = Tolerance(),  # noqa: B008  (frozen)
     allow: Collection[str] = (),
-) -> tuple[Check, ...]:
+) -> ReleaseComparison:
     """Compare what each target ships now with what it shipped in the last release.
+
+    Where the last release shipped nothing on a target, what came nearest there counts.
 
     Args:
         now: The new report.
@@ -67,29 +89,46 @@ def compare_releases(
         tolerance: What is still as good.
         allow: Of `DIFFERENCES`, what may differ.
 
-    Returns:
-        One check for each target and aspect: ``accuracy``, ``latency``, ``size``, ``memory``, and
-        ``shipped`` where a target ships nothing any more.
-
     Raises:
         ComparisonError: The reports differ in what has to be equal; names each difference.
     """
     _check_comparable(now, before, allow)
-    paired = now.data.get("sha256") == before.data.get("sha256")
+    answers_now, answers_before = answers_now or {}, answers_before or {}
     checks: list[Check] = []
-    shipped_now, shipped_before = _shipped(now), _shipped(before)
-    for label, old in shipped_before.items():
-        new = shipped_now.get(label)
-        if new is None:
-            checks.append(_gone(label, old))
+    notes: list[str] = []
+    ships, chosen = _chosen(now, shipped=True), _chosen(before)
+    for label in dict.fromkeys([*chosen, *ships]):
+        new, old = ships.get(label), chosen.get(label)
+        if old is None:
+            notes.append(f"{label}: not compared: nothing was measured there for the last release")
             continue
-        if paired and answers_now and answers_before:
-            checks += _accuracy(label, new, old, answers_now, answers_before, tolerance)
+        if new is None and old.unmet:
+            notes.append(f"{label}: not compared: nothing is shipped there, and nothing was")
+            continue
+        if new is None:
+            checks.append(_gone(label, old, _chosen(now).get(label)))
+            continue
+        if old.unmet:
+            notes.append(
+                f"{label}: the last release shipped nothing there; what is compared is "
+                f"{old.variant}, which came nearest to its budget"
+            )
+        found: list[Check] = []
+        unpaired = _why_unpaired(now, before, answers_now.get(new.key), answers_before.get(old.key))
+        if unpaired is None:
+            found += _accuracy(label, new, old, answers_now, answers_before, tolerance)
         else:
-            checks += _accuracy_unpaired(label, new, old, tolerance)
-        checks += _latency(label, new, old, now, before, tolerance)
-        checks += _growth(label, new, old, now.primary_shape, before.primary_shape, tolerance)
-    return tuple(checks)
+            found += _accuracy_unpaired(label, new, old, tolerance)
+            notes += [f"{label}: {unpaired}"] if found else []
+        found += _latency(label, new, old, now, before, tolerance)
+        found += _growth(label, new, old, now.primary_shape, before.primary_shape, tolerance)
+        unknown = [name for name in ASPECTS if name not in {check.limit for check in found}]
+        if unknown:
+            notes.append(
+                f"{label}: not compared, as it is not in both reports: {', '.join(unknown)}"
+            )
+        checks += found
+    return ReleaseComparison(tuple(checks), tuple(notes))
 
 
 def latency_ratio(
@@ -182,11 +221,36 @@ def _threads(report: Report) -> tuple[int, ...]:
     return tuple(sorted({each.threads for row in report.rows for each in row.latency.values()}))
 
 
-def _shipped(report: Report) -> dict[str, Row]:
-    return {target_label(row): row for row in report.rows if row.chosen and not row.unmet}
+def _chosen(report: Report, *, shipped: bool = False) -> dict[str, Row]:
+    """Target -> what was chosen for it; with ``shipped``, only what met the budget."""
+    return {
+        target_label(row): row for row in report.rows if row.chosen and not (shipped and row.unmet)
+    }
 
 
-def _gone(label: str, old: Row) -> Check:
+def _why_unpaired(
+    now: Report,
+    before: Report,
+    answers_now: NDArray[np.generic] | None,
+    answers_before: NDArray[np.generic] | None,
+) -> str | None:
+    """Why the answers of two rows cannot be compared example by example; None where they can."""
+    reason = "the data differs"
+    if now.data.get("sha256") == before.data.get("sha256"):
+        places = {"the report": answers_now, "that of the last release": answers_before}
+        absent = [place for place, answers in places.items() if answers is None]
+        if not absent:
+            return None
+        reason = f"there is no predictions.safetensors with them beside {' and '.join(absent)}"
+    return (
+        "accuracy is compared by the intervals of both, which are wider than one of paired "
+        f"answers: {reason}"
+    )
+
+
+def _gone(label: str, old: Row, nearest: Row | None) -> Check:
+    """A target that ships nothing any more; in doubt where what is missed there all is."""
+    checks = () if nearest is None else nearest.checks
     return Check(
         limit="shipped",
         subject=label,
@@ -195,6 +259,7 @@ def _gone(label: str, old: Row) -> Check:
         met=False,
         shortfall=1,
         text=f"{label} ships nothing; the last release shipped {old.variant}",
+        noisy=bool(checks) and all(check.met or check.noisy for check in checks),
     )
 
 
@@ -207,8 +272,6 @@ def _accuracy(
     tolerance: Tolerance,
 ) -> Iterator[Check]:
     """The answers of both, example by example."""
-    if new.key not in answers_now or old.key not in answers_before:
-        return
     found = compare(
         answers_before[old.key].argmax(axis=1),
         answers_now[new.key].argmax(axis=1),

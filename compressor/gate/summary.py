@@ -10,8 +10,8 @@ from compressor.report.schema import Check
 
 __all__ = ["markdown_summary"]
 
-_TITLES = {"pass": "passed", "fail": "failed", "undecided": "undecided"}
-_MARKS = {"pass": "✅", "fail": "❌", "undecided": "⚠️"}
+_TITLES = {"pass": "passed", "fail": "failed", "undecided": "undecided", "error": "not judged"}
+_MARKS = {"pass": "✅", "fail": "❌", "undecided": "⚠️", "error": "❌"}
 
 
 def markdown_summary(result: GateResult) -> str:
@@ -20,18 +20,20 @@ def markdown_summary(result: GateResult) -> str:
     parts = [f"## {title}: {escape(result.name)}", *(f"- {escape(line)}" for line in result.lines)]
     for each in result.targets:
         parts += ["", f"### {escape(each.variant)} on {escape(each.target)}", ""]
-        parts += _table(each.checks)
+        parts += _table(each.checks, result)
     if result.regression:
-        parts += ["", "### Against the last release", "", *_table(result.regression)]
+        parts += ["", "### Against the last release", "", *_table(result.regression, result)]
     return "\n".join(parts) + "\n"
 
 
-def _table(checks: Sequence[Check]) -> list[str]:
+def _table(checks: Sequence[Check], result: GateResult) -> list[str]:
     if not checks:
         return ["No limits."]
     rows = ["| | limit | found |", "|---|---|---|"]
     for check in checks:
-        mark = "⚠️ noisy" if check.noisy else ("✅" if check.met else "❌")
+        mark = "✅" if check.met else "❌"
+        if check.noisy:
+            mark = f"{mark if result.even_if_noisy else '⚠️'} noisy"
         name = f"{check.limit} {check.subject}".strip()
         rows.append(f"| {mark} | {escape(name)} | {escape(check.text)} |")
     return rows

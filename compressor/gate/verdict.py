@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 
 from compressor.gate.budget import Budget
 from compressor.gate.limits import GOALS, check_row, target_label
-from compressor.report.schema import Row, Verdict
+from compressor.report.schema import Check, Row, Verdict
 from compressor.report.wording import worst_layer
 
-__all__ = ["choose", "judge", "judge_rows"]
+__all__ = ["choose", "judge", "judge_rows", "judged_rows"]
 
 Advice = Mapping[str, Sequence[str]]
 
@@ -46,20 +46,48 @@ def choose(rows: Sequence[Row], budget: Budget, primary_shape: str) -> dict[str,
 def judge_rows(rows: Sequence[Row], budget: Budget, primary_shape: str) -> list[Row]:
     """Mark which rows to ship, and compare every measured candidate with the budget.
 
-    What was marked before does not count.
+    Of a target that cannot run here, the nearest row is compared with the limits that the target
+    has of its own. What was marked before does not count.
     """
     chosen = set(choose(rows, budget, primary_shape).values())
-    return [
-        row.model_copy(
-            update={
-                "chosen": index in chosen,
-                "checks": check_row(row, budget, row.test_comparison, primary_shape)
-                if row.kind == "candidate" and row.status == "measured"
-                else (),
-            }
-        )
-        for index, row in enumerate(rows)
-    ]
+    marked = []
+    for index, row in enumerate(rows):
+        checks: tuple[Check, ...] = ()
+        if row.kind == "candidate" and row.status == "measured":
+            checks = check_row(row, budget, row.test_comparison, primary_shape)
+        marked.append(row.model_copy(update={"chosen": index in chosen, "checks": checks}))
+    for index, checks in _unmeasured(marked, budget, primary_shape).items():
+        marked[index] = marked[index].model_copy(update={"checks": checks})
+    return marked
+
+
+def _unmeasured(
+    rows: Sequence[Row], budget: Budget, primary_shape: str
+) -> dict[int, tuple[Check, ...]]:
+    """Index of the nearest row of each target that has limits of its own and cannot run here.
+
+    What is not known of it, such as its latency, is a miss.
+    """
+    found: dict[int, tuple[Check, ...]] = {}
+    for label, group in _by_target(rows).items():
+        own = budget.alone(label)
+        if own.is_empty or any(row.chosen for row in group):
+            continue
+        checks = {
+            index: check_row(row, own, row.test_comparison, primary_shape)
+            for index, row in enumerate(rows)
+            if row.kind == "candidate" and target_label(row) == label
+            if row.status in _CANNOT_RUN_HERE
+        }
+        if checks:
+            nearest = min(checks, key=lambda index: sum(each.shortfall for each in checks[index]))
+            found[nearest] = checks[nearest]
+    return found
+
+
+def judged_rows(rows: Sequence[Row]) -> list[Row]:
+    """What a verdict rests on: the chosen rows, and those of targets that cannot run here."""
+    return [row for row in rows if row.chosen or (row.checks and row.status in _CANNOT_RUN_HERE)]
 
 
 def judge(
@@ -74,21 +102,27 @@ def judge(
         advice: Goal -> what to try next where it was missed.
     """
     lines: list[str] = []
-    met: dict[str, bool] = {}
+    met: list[bool] = []
+    unmeasured: list[bool] = []  # whether they keep what can be known; none of them can ship
     shipped = False
     for label, group in _by_target(rows).items():
         ship = next((row for row in group if row.chosen), None)
         if ship is not None:
             shipped = True
-            met[label] = not ship.unmet
+            met.append(not ship.unmet)
             lines.append(_line(label, ship, primary_shape))
             continue
-        outcome = f"{_state(group)}: {_first_reason(group)}"
+        outcome = _state(group, primary_shape)
         if not any(row.status in _CANNOT_RUN_HERE for row in group):
-            met[label] = False  # it could run here, and has nothing to ship
+            met.append(False)  # it could run here, and has nothing to ship
             outcome = f"misses the budget: {outcome}"
+        for row in judged_rows(group):
+            unmeasured.append(not row.unmet)
+            its = "misses" if row.unmet else "keeps"
+            missed = f": {'; '.join(row.unmet)}" if row.unmet else ""
+            outcome = f"{row.variant} {its} the limits of this target{missed} ({outcome})"
         lines.append(f"{label}: {outcome}")
-    passed = any(met.values()) if budget.require == "any" else bool(met) and all(met.values())
+    passed = any(met) if budget.require == "any" else bool(met) and all([*met, *unmeasured])
     if shipped:
         code = MET if passed else BUDGET_UNMET
         if not passed:
@@ -114,14 +148,21 @@ def _by_target(rows: Sequence[Row]) -> Mapping[str, list[Row]]:
     return groups
 
 
-def _state(group: Sequence[Row]) -> str:
-    if any(row.status == "built" for row in group):
-        return "built, not judged"
-    return "built, but not measured" if any(row.bundle for row in group) else "no bundle"
+def _state(group: Sequence[Row], primary_shape: str) -> str:
+    """How far a target with nothing to ship got, and why no further."""
+    built = [row for row in group if row.status == "built"]
+    kept = [row for row in group if row.bundle]
+    if built:
+        return f"built, not judged: {_first_reason(built)}"
+    if any(row.status == "measured" for row in kept):
+        return f"built, but not measured at {primary_shape}"
+    if kept:
+        return f"built, but not measured: {_first_reason(kept)}"
+    return f"no bundle: {_first_reason(group)}"
 
 
-def _first_reason(group: Sequence[Row]) -> str:
-    reasons = [row.reason for row in group if row.reason]
+def _first_reason(rows: Sequence[Row]) -> str:
+    reasons = [row.reason for row in rows if row.reason]
     return reasons[0].splitlines()[0] if reasons else "no reason is known"
 
 
@@ -144,7 +185,11 @@ def _line(label: str, row: Row, primary_shape: str) -> str:
 def _advice(rows: Sequence[Row], advice: Advice) -> list[str]:
     """What to try after a miss, as one line; nothing where nothing was missed."""
     missed = {
-        GOALS[check.limit] for row in rows if row.chosen for check in row.checks if not check.met
+        GOALS[check.limit]
+        for row in rows
+        if row.chosen
+        for check in row.checks
+        if not check.met and check.limit in GOALS
     }
     if not missed:
         return []
@@ -169,7 +214,7 @@ def _lost_precision(rows: Sequence[Row]) -> list[str]:
         f"{worst_layer(row.layers)}"
         for row in rows
         if row.chosen and row.layers
-        if any(GOALS[check.limit] == "accuracy" for check in row.checks if not check.met)
+        if any(GOALS.get(check.limit) == "accuracy" for check in row.checks if not check.met)
     ]
 
 

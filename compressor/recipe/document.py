@@ -43,12 +43,18 @@ def parse_yaml(path: Path, *, fix: str) -> Any:
         fix: What to do about a file that is not valid.
 
     Raises:
-        Problem: It cannot be read, is not valid YAML, or is too large.
+        Problem: It does not exist or cannot be read, is not valid YAML, or is too large.
     """
     try:
         with path.open(encoding="utf-8") as stream:
             return _unshared(yaml.load(stream, _UniqueKeyLoader))  # noqa: S506  (a SafeLoader)
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+    except FileNotFoundError as error:
+        raise Problem("the file does not exist", fix="pass a file that is there") from error
+    except OSError as error:
+        raise Problem(
+            "the file cannot be read", given=error.strerror, fix="pass a file that can be read"
+        ) from error
+    except (ValueError, RecursionError, yaml.YAMLError) as error:
         raise Problem(
             "the file is not valid YAML", given=" ".join(str(error).split()), fix=fix
         ) from error
@@ -76,8 +82,16 @@ def read_document(path: Path) -> dict[str, Any]:
     return document
 
 
-def apply_overrides(document: dict[str, Any], overrides: Sequence[str], path: Path) -> None:
+def apply_overrides(
+    document: dict[str, Any], overrides: Sequence[str], path: Path, *, nullable: bool = True
+) -> None:
     """Set ``path=value`` pairs; values are YAML.
+
+    Args:
+        document: Changed in place.
+        overrides: The pairs.
+        path: Of the document, for messages.
+        nullable: Whether a value may be null, as that of an unset variable of a shell is.
 
     Raises:
         RecipeError: Carries a problem for each one that cannot be set.
@@ -92,7 +106,15 @@ def apply_overrides(document: dict[str, Any], overrides: Sequence[str], path: Pa
                     given=override,
                     fix="write it as --set passes.1.ratio=0.3",
                 )
-            assign(document, dotted.strip(), _parse_value(text, override))
+            value = _parse_value(text, override)
+            if value is None and not nullable:
+                raise Problem(
+                    "an override is empty",
+                    where=dotted.strip(),
+                    given=f"--set {override}",
+                    fix="give it a value; is a variable of the shell unset?",
+                )
+            assign(document, dotted.strip(), value)
         except Problem as problem:
             problems.append(problem)
     if problems:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic_core import ErrorDetails
@@ -68,11 +68,13 @@ def _fields_at(model: type[BaseModel], location: Sequence[str]) -> list[str]:
     """Names of the settings of the (nested) model at a location."""
     current: Any = model
     for part in location:
-        field = current.model_fields.get(part) if _is_model(current) else None
-        if field is None:
-            return []
-        candidates = [field.annotation, *getattr(field.annotation, "__args__", ())]
-        current = next((each for each in candidates if _is_model(each)), None)
+        if _is_model(current):
+            field = current.model_fields.get(part)
+            parts = () if field is None else (field.annotation, *get_args(field.annotation))
+        else:  # a mapping, whose keys are free
+            parts = get_args(current)[1:]
+        inner = (each for each in parts if _is_model(each) or get_origin(each) is dict)
+        current = next(inner, None)
     return list(current.model_fields) if _is_model(current) else []
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import reprlib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -13,8 +14,9 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 from safetensors.numpy import load, save
 
-from compressor.errors import ReportError
+from compressor.errors import DamagedReportError, ReportError
 from compressor.report.schema import REPORT_SCHEMA_VERSION, Report
+from targets.wording import plural
 
 __all__ = [
     "JSON_NAME",
@@ -85,20 +87,22 @@ def write_files(folder: Path, contents: Mapping[str, bytes]) -> None:
 
 
 def read_answers(report: Report, path: str | Path) -> dict[str, NDArray[np.generic]] | None:
-    """Read the answers that a report was written with; None where there are none.
+    """Read the answers that a report was written with; None where there are none beside it.
 
     Args:
         report: Read from ``path``.
         path: Its file, or the folder that holds it.
 
     Raises:
-        ReportError: They are absent or not those of the report.
+        ReportError: They cannot be read, or are not those of the report.
     """
     if report.predictions is None:
         return None
     file = report_file(path).with_name(PREDICTIONS_NAME)
     try:
         packed = file.read_bytes()
+    except FileNotFoundError:
+        return None
     except OSError as error:
         raise ReportError(
             "the predictions of the report cannot be read",
@@ -128,24 +132,31 @@ def read_report(path: str | Path) -> Report:
         path: The file, or the folder that holds it.
 
     Raises:
-        ReportError: It is absent, damaged, or of another schema version.
+        ReportError: It is absent, no report, or of another schema version.
+        DamagedReportError: A field is not what it has to be, such as a time that is no number.
     """
     path = report_file(path)
+    fix = "pass the report.json that `compressor run` wrote, or run again"
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ReportError("the report does not exist", where=path, fix=fix) from error
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ReportError(
-            "this is not a report: it cannot be read as JSON",
-            where=path,
-            given=error,
-            fix="pass the report.json that `compressor run` wrote, or run again",
+            "this is not a report: it cannot be read as JSON", where=path, given=error, fix=fix
         ) from error
-    version = data.get("schema_version") if isinstance(data, dict) else None
-    if version != REPORT_SCHEMA_VERSION:
+    if not isinstance(data, dict) or "schema_version" not in data:
+        raise ReportError(
+            "this is not a report: it has no schema_version",
+            where=path,
+            given=reprlib.repr(data),
+            fix=fix,
+        )
+    if data["schema_version"] != REPORT_SCHEMA_VERSION:
         raise ReportError(
             "the report has another schema version",
             where=path,
-            given="none" if version is None else repr(version),
+            given=repr(data["schema_version"]),
             fix=f"this version reads schema {REPORT_SCHEMA_VERSION}; "
             "install the version that wrote the report, or run again",
         )
@@ -153,10 +164,11 @@ def read_report(path: str | Path) -> Report:
         return Report.model_validate(data)
     except ValidationError as error:
         first = error.errors()[0]
-        raise ReportError(
-            f"the report is damaged: {error.error_count()} of its fields cannot be read",
+        message = first["msg"]
+        raise DamagedReportError(
+            f"the report is damaged: {plural(error.error_count(), 'field')} cannot be used",
             where=f"{path}, field {'.'.join(map(str, first['loc'])) or '(document)'}",
-            given=first["msg"],
+            given=f"{reprlib.repr(first['input'])}: {message[0].lower()}{message[1:]}",
             fix="run again to write it anew",
         ) from error
 

@@ -5,9 +5,9 @@ Each row is one variant on one target; a row that could not be measured says why
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from targets.base import Precision
 from targets.environment import Environment
@@ -35,10 +35,20 @@ __all__ = [
 REPORT_SCHEMA_VERSION = 2
 
 
+Unbounded = Annotated[float, Field(allow_inf_nan=True)]
+"""A number that tells of a computation that may have overflowed; nothing is judged by it."""
+Size = Annotated[int, Field(ge=0)]
+
+
 class _Frozen(BaseModel):
-    # The loss of a training run that diverged is not a number, which JSON can only write as text.
+    # What a verdict rests on is a number. The loss of a training run that diverged is none, which
+    # JSON can only write as text.
     model_config = ConfigDict(
-        frozen=True, extra="forbid", use_attribute_docstrings=True, ser_json_inf_nan="strings"
+        frozen=True,
+        extra="forbid",
+        use_attribute_docstrings=True,
+        allow_inf_nan=False,
+        ser_json_inf_nan="strings",
     )
 
 
@@ -91,9 +101,9 @@ class ChangedExample(_Frozen):
     """The true one."""
     before: str
     after: str
-    confidence_before: float
+    confidence_before: Unbounded
     """Probability that the untouched model gives its label, in [0, 1]."""
-    confidence_after: float
+    confidence_after: Unbounded
 
 
 class LayerError(_Frozen):
@@ -101,7 +111,7 @@ class LayerError(_Frozen):
 
     name: str
     """The part of the network, such as ``bert.encoder.layer.0.output``; last the model's output."""
-    error: float
+    error: Unbounded
     """Norm of the difference over the norm of the float32 values, on some validation rows."""
 
 
@@ -157,7 +167,7 @@ class ModelFacts(_Frozen):
     sha256: str
     architecture: str
     num_parameters: int
-    size_bytes: int
+    size_bytes: Size
 
 
 class Step(_Frozen):
@@ -167,15 +177,15 @@ class Step(_Frozen):
     pass_name: str
     settings: dict[str, Any]
     cached: bool
-    duration_s: float
+    duration_s: float = Field(ge=0)
     """Of the run that really did the work, also where it was cached."""
     num_parameters: int | None
-    size_bytes: int
+    size_bytes: Size
     architecture: str | None
-    metrics: dict[str, float]
+    metrics: dict[str, Unbounded]
     """What the pass measured; ``validation_accuracy`` where the result is a torch model."""
     notes: tuple[str, ...]
-    history: tuple[dict[str, float], ...]
+    history: tuple[dict[str, Unbounded], ...]
     """Training curve: step, epoch, loss, learning_rate, validation_accuracy where known."""
 
 
@@ -216,7 +226,7 @@ class Row(_Frozen):
     reason: str | None = None
     bundle: str | None = None
     """Folder of the bundle, relative to the report."""
-    size_bytes: int | None = None
+    size_bytes: Size | None = None
     validation: Accuracy | None = None
     test: Accuracy | None = None
     validation_comparison: Comparison | None = None
@@ -229,10 +239,11 @@ class Row(_Frozen):
     """Against the fastest baseline on the same target, at the primary shape."""
     speedup_eager: Speedup | None = None
     """Against eager PyTorch fp32, at the primary shape."""
-    size_ratio: float | None = None
+    size_ratio: float | None = Field(default=None, gt=0)
     """Size of the untouched model in fp32 on the same target over the size of this bundle."""
     checks: tuple[Check, ...] = ()
-    """A measured candidate beside every limit of the budget, on the test data."""
+    """A measured candidate beside every limit of the budget, on the test data; of a target that
+    cannot run here, the nearest one beside the limits that the target has of its own."""
     changed: tuple[ChangedExample, ...] = ()
     """The worst of the test examples that got another label: those that are wrong now and were
     right first, then the most confident."""
@@ -267,7 +278,7 @@ class Report(_Frozen):
     name: str
     created: str
     """UTC, ISO 8601."""
-    duration_s: float
+    duration_s: float = Field(ge=0)
     seed: int
     recipe: dict[str, Any]
     """The recipe with all defaults filled in."""

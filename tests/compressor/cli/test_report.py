@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from pathlib import Path
 
@@ -80,18 +81,22 @@ def test_what_is_no_report_is_said(call, folder, tmp_path):
     data = json.loads((folder / "report.json").read_text(encoding="utf-8"))
     empty = tmp_path / "empty"
     empty.mkdir()
-    damaged, old = tmp_path / "damaged.json", tmp_path / "old.json"
+    other, damaged, old, endless = (tmp_path / f"{name}.json" for name in "odne")
+    other.write_text("{}", encoding="utf-8")
     damaged.write_text(json.dumps(data | {"rows": "none"}), encoding="utf-8")
     old.write_text(json.dumps(data | {"schema_version": 1}), encoding="utf-8")
-    for path, words in (
-        (empty, "this is not a report"),
-        (tmp_path / "absent.json", "No such file"),
-        (damaged, "the report is damaged"),
-        (old, "the report has another schema version"),
+    endless.write_text(json.dumps(data | {"duration_s": math.nan}), encoding="utf-8")
+    for path, words, expected in (
+        (empty, "the report does not exist", 8),
+        (tmp_path / "absent.json", "the report does not exist", 8),
+        (other, "this is not a report", 8),
+        (old, "the report has another schema version", 8),
+        (damaged, "the report is damaged", 3),
+        (endless, "field duration_s\n  given: nan: input should be a finite number", 3),
     ):
         for arguments in ((path,), (folder, path)):
             code, said = call(*arguments, "--output", tmp_path / "page.html")
-            assert code == 8
+            assert code == expected
             assert words in said
             assert str(path) in said
     assert not (tmp_path / "page.html").exists()

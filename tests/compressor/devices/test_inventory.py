@@ -100,7 +100,7 @@ def test_a_file_that_is_no_devices_file(write, text, words):
 
 def test_a_file_that_is_not_there(tmp_path):
     [problem] = problems(tmp_path / "absent.yaml").values()
-    assert "No such file" in problem.given
+    assert problem.what == "the file does not exist"
 
 
 def test_devices_are_chosen_by_name_and_by_address(write):

@@ -9,7 +9,13 @@ import numpy as np
 import pytest
 
 from compressor.errors import ComparisonError
-from compressor.gate.regression import DIFFERENCES, Tolerance, compare_releases, latency_ratio
+from compressor.gate.regression import (
+    DIFFERENCES,
+    ReleaseComparison,
+    Tolerance,
+    compare_releases,
+    latency_ratio,
+)
 from compressor.report.schema import Check, Report, Row
 from targets.measurement import Measurement, Round
 
@@ -34,8 +40,8 @@ def measured(
     )  # fmt: skip
 
 
-def found(checks: tuple[Check, ...], target: str = "onnxruntime") -> dict[str, Check]:
-    return {check.limit: check for check in checks if check.subject == target}
+def found(compared: ReleaseComparison, target: str = "onnxruntime") -> dict[str, Check]:
+    return {check.limit: check for check in compared.checks if check.subject == target}
 
 
 def changed(report: Report, key: str = KEY, **changes: Any) -> Report:
@@ -166,6 +172,42 @@ def test_answers_are_compared_example_by_example(now: Report) -> None:
     assert not found(compare_releases(changed(now, test=far), now))["accuracy"].met
 
 
+def test_what_is_not_compared_is_told(now: Report, before: Report) -> None:
+    nowhere = changed(before, "int8-openvino", chosen=False)
+    compared = compare_releases(changed(now, "int8-openvino", checks=()), nowhere)
+    assert not found(compared, "openvino")
+    assert "openvino: not compared: nothing was measured there for the last release" in (
+        compared.notes
+    )
+    [check] = [each for each in row_of(now, "int8-openvino").checks if not each.met]
+    never = changed(before, "int8-openvino", checks=(check,))
+    compared = compare_releases(now, never)
+    assert not found(compared, "openvino")
+    assert "openvino: not compared: nothing is shipped there, and nothing was" in compared.notes
+    compared = compare_releases(changed(now, test=None), before)
+    assert set(found(compared)) == {"latency", "size", "memory"}
+    assert "onnxruntime: not compared, as it is not in both reports: accuracy" in compared.notes
+
+
+def test_answers_without_those_of_a_row_leave_its_intervals(now: Report) -> None:
+    answers = answers_for(now, {KEY: 50})
+    without = {key: each for key, each in answers.items() if key != KEY}
+    compared = compare_releases(now, now, answers_now=answers, answers_before=without)
+    assert found(compared)["accuracy"].found == 0
+    assert compared.notes[0].endswith("with them beside that of the last release")
+    both = compare_releases(now, now, answers_now=answers, answers_before=answers)
+    assert not [note for note in both.notes if note.startswith("onnxruntime")]
+
+
+def test_a_target_that_is_gone_by_doubtful_latencies_only_is_in_doubt(
+    now: Report, before: Report
+) -> None:
+    [check] = [each for each in row_of(now, "int8-openvino").checks if not each.met]
+    assert not found(compare_releases(now, before), "openvino")["shipped"].noisy
+    doubtful = changed(now, "int8-openvino", checks=(check.model_copy(update={"noisy": True}),))
+    assert found(compare_releases(doubtful, before), "openvino")["shipped"].noisy
+
+
 def test_noise_in_either_run_is_told(now: Report) -> None:
     assert not found(compare_releases(now, now))["latency"].noisy
     assert found(compare_releases(now, noisy(now)))["latency"].noisy
@@ -197,7 +239,7 @@ def test_what_cannot_be_compared_is_refused_unless_it_is_allowed(now: Report, na
         compare_releases(now, other)
     assert f"they differ in {DIFFERENCES[name]}" in str(caught.value)  # type: ignore[index]
     assert f"--allow {name}" in str(caught.value)
-    assert compare_releases(now, other, allow=[name])
+    assert compare_releases(now, other, allow=[name]).checks
 
 
 def test_every_difference_is_told_at_once(now: Report) -> None:

@@ -266,6 +266,32 @@ def test_only_the_primary_shape_counts() -> None:
     assert shortfalls(slow, Budget(max_latency_ms=2), comparison(0), SHAPE) == {}
 
 
+def test_a_loss_below_0_is_a_gain() -> None:
+    gained = comparison(-0.6).model_copy(
+        update={
+            "metrics": {
+                "macro_f1": Change(
+                    value=0.8, reference=0.75, drop_points=-5, low_points=-8, high_points=-2
+                )
+            },
+            "groups": (group(None, "rare", -3.0, -5.0),),
+        }
+    )
+    limits = {
+        "max_accuracy_drop": 1, "max_relative_drop": 1, "max_class_drop": 1,
+        "max_metric_drop": {"macro_f1": 1},
+    }  # fmt: skip
+    checks = check_row(row(), Budget.model_validate(limits), gained, SHAPE)
+    assert [check.text for check in checks] == [
+        "gains 0.60 points of accuracy, allowed 1",
+        "gains 0.75% of the accuracy, allowed 1%",
+        "gains 5.00 points of macro_f1, allowed 1",
+        "gains 3.0 points (1.0 to 5.0) on class rare, allowed 1",
+    ]
+    assert all(check.met for check in checks)
+    assert checks[0].found == -0.6  # the number stays a loss
+
+
 def test_a_loss_on_a_group_that_may_be_chance_does_not_count() -> None:
     checks = check_row(row(), Budget(max_class_drop=1), comparison(0), SHAPE)
     assert [(check.subject, check.met) for check in checks] == [
@@ -485,6 +511,60 @@ def test_a_bundle_that_failed_while_it_was_measured_is_not_called_absent() -> No
     assert found.lines[1] == (
         "openvino: misses the budget: built, but not measured: no reason is known"
     )
+
+
+def test_the_reason_is_that_of_what_was_built() -> None:
+    refused = absent("openvino", "refused", "it has no such integers")
+    crashed = absent("openvino", "failed", "it crashed", bundle="bundles/a")
+    assert (
+        verdict([row(), refused, crashed], Budget())
+        .lines[1]
+        .endswith("built, but not measured: it crashed")
+    )
+    elsewhere = row(target="openvino", latency={"8x128": measurement(1)})
+    assert verdict([row(), refused, elsewhere], Budget()).lines[1] == (
+        f"openvino: misses the budget: built, but not measured at {SHAPE}"
+    )
+    built = absent("tensorrt", "built", "no GPU", bundle="bundles/a")
+    refused = absent("tensorrt", "refused", "it has no such integers")
+    assert verdict([row(), refused, built], Budget()).lines[1] == (
+        "tensorrt: built, not judged: no GPU"
+    )
+
+
+def test_of_what_was_only_built_the_nearest_is_judged() -> None:
+    budget = Budget.model_validate(
+        {"max_latency_ms": 9, "targets": {"tensorrt": {"max_size_mb": 20, "min_size_ratio": 2}}}
+    )
+    large, small = (
+        row(name, target="tensorrt", ms=None, status="built", reason="no GPU", size_bytes=size)
+        for name, size in (("large", 30_000_000), ("small", 10_000_000))
+    )
+    rows = judge_rows([row(), large, small], budget, SHAPE)
+    assert [[check.limit for check in each.checks] for each in rows] == [
+        ["max_latency_ms"],
+        [],
+        ["max_size_mb", "min_size_ratio"],  # what holds for all is not of its own
+    ]
+    assert [each.chosen for each in rows] == [True, False, False]
+    assert judge(rows, budget, SHAPE).met
+    found = verdict([row(), large], budget)
+    assert (found.met, found.exit_code) == (False, 5)
+    assert found.lines[1] == (
+        "tensorrt: large misses the limits of this target: is 30.00 MB, allowed 20 MB "
+        "(built, not judged: no GPU)"
+    )
+    # Nothing that was measured is nothing to ship, whatever is known of the rest.
+    assert verdict([small], budget).exit_code == 6
+
+
+def test_without_a_bundle_there_is_nothing_to_ship() -> None:
+    found = verdict([row(bundle=None)], Budget(max_latency_ms=9))
+    assert (found.met, found.exit_code) == (False, 5)
+    assert "misses it: nothing to ship: the report names no bundle of it" in found.lines[0]
+    # Another variant with one is taken instead.
+    rows = judge_rows([row("a", ms=1, bundle=None), row("b", ms=2)], Budget(), SHAPE)
+    assert [each.chosen for each in rows] == [False, True]
 
 
 def test_a_failed_variant_does_not_count_where_another_one_is_shipped() -> None:

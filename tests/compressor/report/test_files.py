@@ -7,7 +7,7 @@ import os
 import numpy as np
 import pytest
 
-from compressor.errors import ReportError
+from compressor.errors import DamagedReportError, ReportError
 from compressor.report.files import read_answers, read_report, write_report
 
 
@@ -35,6 +35,8 @@ def test_the_answers_lie_beside_it_and_belong_to_it(report, tmp_path):
     with pytest.raises(ReportError, match="not the predictions of the report"):
         read_answers(again, tmp_path)
     file.unlink()
+    assert read_answers(again, tmp_path) is None
+    file.mkdir()
     with pytest.raises(ReportError, match="cannot be read") as caught:
         read_answers(again, tmp_path)
     assert "keep predictions.safetensors beside report.json" in str(caught.value)
@@ -90,24 +92,83 @@ def test_a_folder_that_is_a_file_is_named(report, tmp_path):
 
 
 def test_a_missing_report_is_named(tmp_path):
-    with pytest.raises(ReportError, match="not a report") as caught:
-        read_report(tmp_path / "report.json")
+    with pytest.raises(ReportError, match="the report does not exist") as caught:
+        read_report(tmp_path)
     assert str(tmp_path / "report.json") in str(caught.value)
 
 
 @pytest.mark.parametrize("content", [b"{", b"\xff\xfe", b""])
-def test_a_damaged_file_is_refused(tmp_path, content):
+def test_a_file_that_is_not_json_is_refused(tmp_path, content):
     (tmp_path / "report.json").write_bytes(content)
-    with pytest.raises(ReportError, match="not a report"):
+    with pytest.raises(ReportError, match="not a report: it cannot be read as JSON"):
         read_report(tmp_path)
 
 
-@pytest.mark.parametrize("content", ['{"schema_version": 99}', "{}", "[]"])
-def test_another_schema_version_is_refused(tmp_path, content):
+@pytest.mark.parametrize("content", ["{}", "[]", "NaN", '"report"', '{"name": "schema_version"}'])
+def test_json_that_is_no_report_is_not_taken_for_an_old_one(tmp_path, content):
     (tmp_path / "report.json").write_text(content)
+    with pytest.raises(ReportError, match="not a report: it has no schema_version") as caught:
+        read_report(tmp_path)
+    assert "pass the report.json that `compressor run` wrote" in str(caught.value)
+
+
+def test_another_schema_version_is_refused(tmp_path):
+    (tmp_path / "report.json").write_text('{"schema_version": 99}')
     with pytest.raises(ReportError, match="another schema version") as caught:
         read_report(tmp_path)
+    assert "given: 99" in str(caught.value)
     assert "reads schema 2" in str(caught.value)
+
+
+NAN, INFINITE = math.nan, math.inf
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("test_comparison.drop_points", NAN),
+        ("test_comparison.high_points", INFINITE),
+        ("test_comparison.metrics.macro_f1.drop_points", NAN),
+        ("test_comparison.groups.0.low_points", -INFINITE),
+        ("test_comparison.agreement", NAN),
+        ("test_comparison.calibration_error", NAN),
+        ("test.value", NAN),
+        ("speedup.ratio", NAN),
+        ("speedup.ratio", INFINITE),
+        ("speedup_eager.ratio", -2.0),
+        ("size_ratio", NAN),
+        ("size_ratio", -8.0),
+        ("size_bytes", NAN),
+        ("size_bytes", -1),
+        ("latency.1x128.rounds.0.run_ns.1", -5),
+        ("latency.1x128.rounds.0.run_ns.1", 0),
+        ("latency.1x128.rounds.0.run_ns.1", INFINITE),
+        ("latency.1x128.rounds.0.cpu_ns", -1),
+        ("latency.1x128.rounds.0.others_cpus", NAN),
+        ("latency.1x128.load_time_ms", NAN),
+        ("latency.1x128.load_time_ms", -1.0),
+        ("latency.1x128.peak_memory_bytes", -1),
+        ("latency.1x128.best_reference_ns", -1),
+    ],
+)
+def test_a_figure_that_cannot_be_is_named(report, tmp_path, field, value):
+    data = json.loads(report.model_dump_json())
+    index = next(index for index, row in enumerate(data["rows"]) if row["chosen"])
+    row = data["rows"][index]
+    change = {"value": 0.5, "reference": 0.5, "drop_points": 0, "low_points": 0, "high_points": 0}
+    group = {"column": None, "value": "a", "num_rows": 9, "accuracy": 0.5, "reference": 0.5,
+             "drop_points": 0, "low_points": 0, "high_points": 0}  # fmt: skip
+    row["test_comparison"] |= {"metrics": {"macro_f1": change}, "groups": [group]}
+    node, parts = row, field.split(".")
+    for part in parts[:-1]:
+        node = node[int(part) if isinstance(node, list) else part]
+    node[int(parts[-1]) if isinstance(node, list) else parts[-1]] = value
+    (tmp_path / "report.json").write_text(json.dumps(data))
+    with pytest.raises(DamagedReportError, match="damaged: 1 field cannot be used") as caught:
+        read_report(tmp_path)
+    assert caught.value.exit_code == 3
+    assert caught.value.where.endswith(f"field rows.{index}.{field}")
+    assert caught.value.given.startswith(f"{value!r}: input should be ")
 
 
 def test_a_damaged_field_is_named(report, tmp_path):
