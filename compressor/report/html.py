@@ -11,6 +11,7 @@ import base64
 import functools
 import hashlib
 from collections.abc import Sequence
+from pathlib import Path
 
 import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -77,9 +78,14 @@ def render_html(report: Report) -> str:
     )
 
 
-def render_comparison(reports: Sequence[Report]) -> str:
-    """Write several reports side by side as one HTML page, as closed to the outside."""
-    found = compare_reports(reports)
+def render_comparison(reports: Sequence[Report], files: Sequence[Path] = ()) -> str:
+    """Write several reports side by side as one HTML page, as closed to the outside.
+
+    Args:
+        reports: What to compare.
+        files: Where each was read from, if that is known.
+    """
+    found = compare_reports(reports, files)
     return _render(
         "comparison.html.j2",
         ("report", "comparison"),

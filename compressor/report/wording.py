@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Sequence
+
+from markupsafe import Markup, escape
 
 from compressor.report.schema import Accuracy, Comparison, LayerError
 from targets.measurement import Interval, Speedup
@@ -12,6 +15,7 @@ from targets.measurement import Interval, Speedup
 __all__ = [
     "NONE",
     "accuracy_interval",
+    "breakable",
     "bytes_text",
     "change",
     "count_text",
@@ -22,6 +26,7 @@ __all__ = [
     "one_line",
     "percent",
     "points",
+    "setting",
     "significant",
     "speedup_interval",
     "times",
@@ -31,7 +36,7 @@ __all__ = [
 NONE = "-"
 """Stands where there is no value."""
 
-ERROR_LABEL = re.compile(r"\s*\n\s+(where|given|fix):\s+")
+ERROR_LABEL = re.compile(r"\s*\n\s+(where|given|fix|left):\s+")
 
 
 def significant(value: float, digits: int = 3) -> str:
@@ -119,6 +124,16 @@ def worst_layer(layers: Sequence[LayerError]) -> str:
     """The layer with the largest error, such as ``5.2% after bert.encoder.layer.2.output``."""
     worst = max(layers, key=lambda each: each.error)
     return f"{percent(worst.error)} after {worst.name}"
+
+
+def setting(value: object) -> str:
+    """The value of a setting, as a recipe in YAML has it: null, true, 0.5, [1, 2], a name."""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def breakable(name: str) -> Markup:
+    """A name in HTML that may break after an underscore; browsers break after hyphens anyway."""
+    return escape(name).replace("_", Markup("_<wbr/>"))
 
 
 def one_line(text: str) -> str:
