@@ -15,7 +15,7 @@ from pathlib import Path
 
 import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from compressor.report import wording
 from compressor.report.changes import change_texts
@@ -108,13 +108,20 @@ def _render(template: str, parts: Sequence[str], **values: object) -> str:
 @functools.cache
 def _environment() -> Environment:
     """Keeps the templates once they are compiled."""
-    return Environment(
+    environment = Environment(
         loader=PackageLoader("compressor.report", "templates"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["breakable"] = _breakable
+    return environment
+
+
+def _breakable(name: str) -> Markup:
+    """A name that may break after an underscore; browsers break after hyphens anyway."""
+    return escape(name).replace("_", Markup("_<wbr/>"))
 
 
 def _source(environment: Environment, parts: Sequence[str], ending: str) -> Markup:

@@ -7,15 +7,12 @@ import math
 import re
 from collections.abc import Sequence
 
-from markupsafe import Markup, escape
-
 from compressor.report.schema import Accuracy, Comparison, LayerError
 from targets.measurement import Interval, Speedup
 
 __all__ = [
     "NONE",
     "accuracy_interval",
-    "breakable",
     "bytes_text",
     "change",
     "count_text",
@@ -129,11 +126,6 @@ def worst_layer(layers: Sequence[LayerError]) -> str:
 def setting(value: object) -> str:
     """The value of a setting, as a recipe in YAML has it: null, true, 0.5, [1, 2], a name."""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-
-
-def breakable(name: str) -> Markup:
-    """A name in HTML that may break after an underscore; browsers break after hyphens anyway."""
-    return escape(name).replace("_", Markup("_<wbr/>"))
 
 
 def one_line(text: str) -> str:

@@ -72,10 +72,6 @@ def test_settings(value, text):
     assert wording.setting(value) == text
 
 
-def test_a_name_breaks_after_underscores_and_stays_text():
-    assert wording.breakable("trim_<b>") == "trim_<wbr/>&lt;b&gt;"
-
-
 def test_one_line_cannot_steer_a_terminal():
     assert wording.one_line("two\n lines \x1b[31m red\x07") == "two lines [31m red"
 
