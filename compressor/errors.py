@@ -16,6 +16,7 @@
     │   └── DamagedReportError  one whose figures cannot be used
     ├── BudgetError         nothing that was built meets the budget
     ├── TrackingError       what was found cannot be handed to a tracking server
+    ├── AddressError        the address of a tracking server is absent, or is none
     └── DeviceError         a remote device that cannot be reached, or cannot do what was asked
 
 Exit codes: 0 bundles exist and meet the budget, 1 a bug, 2 command line, 3 recipe, data or
@@ -33,6 +34,7 @@ from targets.errors import CheckpointError, ToolkitError
 from targets.wording import plural
 
 __all__ = [
+    "AddressError",
     "BudgetError",
     "BudgetFileError",
     "CheckpointError",
@@ -177,6 +179,12 @@ class TrackingError(ToolkitError):
     """What was found cannot be handed to a tracking server; the work itself is done and kept."""
 
     exit_code = 10
+
+
+class AddressError(ToolkitError):
+    """The address of a tracking server is absent, or is none: the command line is wrong."""
+
+    exit_code = 2
 
 
 def nearest(word: str, known: Iterable[str]) -> str | None:

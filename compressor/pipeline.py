@@ -32,7 +32,7 @@ from compressor.publishing import Publisher, remove_leftovers
 from compressor.recipe.schema import ORIGINAL, Recipe
 from compressor.report.files import write_report
 from compressor.report.schema import LayerError, ModelFacts, Report, Step
-from compressor.report.wording import worst_layer
+from compressor.report.wording import significant, worst_layer
 from compressor.rows import Rows, accuracy
 from compressor.store import RunStore, StoredStep
 from compressor.tasks import get_task
@@ -285,7 +285,9 @@ class _Run:
                     continue
                 self.record(step)
                 unknown = packs[each.key].record.facts["test_unknown_rate"]
-                self.notes[each.key] = f"{unknown:.2%} of the tokens of the test split are unknown"
+                if unknown > 0:
+                    share = f"{significant(100 * unknown)}%"
+                    self.notes[each.key] = f"{share} of the tokens of the test split are unknown"
                 found = accuracy(self.task, predictions[each.key], "test")
                 line = f"test accuracy {100 * found.value:.1f}%"
                 self.progress.finish(line, cached=step.cached)

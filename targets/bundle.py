@@ -24,6 +24,7 @@ from targets.errors import BundleError
 from targets.measurement import Speedup
 from targets.scoring import Accuracy
 from targets.signature import Signature
+from targets.wording import listed
 
 __all__ = [
     "SCHEMA_VERSION",
@@ -167,11 +168,13 @@ class Bundle:
         folder: Where it lies. One that was opened from an archive lies in a temporary folder, for
             as long as this object lives.
         manifest: Its description.
+        source: What it was opened from, for messages: the folder, or the archive.
     """
 
-    def __init__(self, folder: Path, manifest: Manifest) -> None:
+    def __init__(self, folder: Path, manifest: Manifest, source: Path | None = None) -> None:
         self.folder = folder
         self.manifest = manifest
+        self.source = folder if source is None else source
 
     @classmethod
     def create(cls, folder: Path, manifest: Manifest) -> Bundle:
@@ -203,13 +206,13 @@ class Bundle:
         Raises:
             BundleError: Names the file that is absent, damaged or not allowed.
         """
-        folder = Path(path)
-        if not is_archive(folder) or folder.is_dir():
-            return cls._open(folder, verify=verify)
+        source = Path(path)
+        if not is_archive(source) or source.is_dir():
+            return cls._open(source, source, verify=verify)
         temporary = Path(tempfile.mkdtemp(prefix="bundle-"))
         try:
-            unpack(folder, temporary)
-            bundle = cls._open(temporary, verify=verify)
+            unpack(source, temporary)
+            bundle = cls._open(temporary, source, verify=verify)
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
@@ -217,7 +220,7 @@ class Bundle:
         return bundle
 
     @classmethod
-    def _open(cls, folder: Path, *, verify: bool) -> Bundle:
+    def _open(cls, folder: Path, source: Path, *, verify: bool) -> Bundle:
         path = folder / MANIFEST
         try:
             text = path.read_text(encoding="utf-8")
@@ -235,7 +238,7 @@ class Bundle:
                 fix=_bundles_below(folder)
                 or "pass a folder that `compressor run` wrote, or an archive of one",
             ) from error
-        bundle = cls(folder, parse_manifest(text, path))
+        bundle = cls(folder, parse_manifest(text, source / MANIFEST), source)
         if verify:
             bundle.verify()
         return bundle
@@ -271,7 +274,8 @@ class Bundle:
     def with_options(self, options: Mapping[str, Any]) -> Bundle:
         """The same files with ``options`` on top of those in the manifest."""
         merged = merge_options(self.manifest.options, options)
-        return Bundle(self.folder, self.manifest.model_copy(update={"options": merged}))
+        manifest = self.manifest.model_copy(update={"options": merged})
+        return Bundle(self.folder, manifest, self.source)
 
     @property
     def identity(self) -> str:
@@ -304,12 +308,12 @@ class Bundle:
             BundleError: Names the first file that is absent or differs.
         """
         for name, record in self.manifest.files.items():
-            path = self.path(name)
+            path, where = self.path(name), self.source / name
             inside = path.resolve().is_relative_to(self.folder.resolve())
             if path.is_symlink() or not inside or not path.is_file():
                 raise BundleError(
                     "a file of the bundle is missing",
-                    where=path,
+                    where=where,
                     given="a symbolic link" if path.is_symlink() or not inside else None,
                     fix="copy or build the bundle again",
                 )
@@ -318,18 +322,37 @@ class Bundle:
             except OSError as error:
                 raise BundleError(
                     "a file of the bundle cannot be read",
-                    where=path,
+                    where=where,
                     given=error,
                     fix="copy or build the bundle again",
                 ) from error
             if found != record:
                 raise BundleError(
                     "a file of the bundle was changed after it was built",
-                    where=path,
+                    where=where,
                     given=f"{found.size_bytes} bytes, sha256 {found.sha256[:12]}…; "
                     f"recorded {record.size_bytes} bytes, {record.sha256[:12]}…",
                     fix="copy or build the bundle again",
                 )
+
+    def refuse_other_files(self) -> None:
+        """Check that the folder holds the files of the bundle only, as an archive does.
+
+        Raises:
+            BundleError: Names those that are no part of it.
+        """
+        found = {
+            path.relative_to(self.folder).as_posix()
+            for path in self.folder.rglob("*")
+            if path.is_symlink() or not path.is_dir()
+        }
+        if extra := sorted(found.difference(self.names)):
+            raise BundleError(
+                "the folder holds files that its manifest does not name",
+                where=self.source,
+                given=listed(extra),
+                fix="remove them, or get the bundle again from where it was built",
+            )
 
 
 def hash_file(path: Path) -> str:

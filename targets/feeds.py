@@ -74,7 +74,7 @@ def check_length(bundle: Bundle, sequence_length: int) -> None:
     if sequence_length > longest:
         raise InputError(
             "the model takes no text of this length",
-            where=bundle.folder,
+            where=bundle.source,
             given=f"{sequence_length} tokens",
             fix=f"use at most {longest}",
         )
@@ -153,7 +153,7 @@ def num_token_ids(bundle: Bundle) -> int:
     if num_ids < 1:
         raise BundleError(
             "the tokenizer of the bundle knows no tokens",
-            where=bundle.path(bundle.manifest.preprocessing.tokenizer),
+            where=bundle.source / bundle.manifest.preprocessing.tokenizer,
             fix="build the bundle again",
         )
     return num_ids

@@ -251,7 +251,7 @@ def read_tokenizer(bundle: Bundle) -> Tokenizer:
     except Exception as error:  # the library raises Exception itself
         raise BundleError(
             "the tokenizer of the bundle cannot be read",
-            where=path,
+            where=bundle.source / preprocessing.tokenizer,
             given=error,
             fix="build the bundle again",
         ) from error

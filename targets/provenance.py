@@ -32,7 +32,7 @@ def check_origin(bundle: Bundle, checkpoint: Path) -> None:
     if not isinstance(recorded, dict) or not recorded:
         raise BundleError(
             "the bundle does not tell the files of its checkpoint",
-            where=bundle.folder,
+            where=bundle.source,
             fix="build it again: compressor run",
         )
     if not checkpoint.is_dir():

@@ -59,7 +59,7 @@ def open_session(bundle: Bundle, *, threads: int = 1) -> Session:
     if manifest.cpu_features and not set(manifest.cpu_features) & set(cpu_features()):
         raise TargetError(
             "this CPU lacks instructions that the bundle needs for right results",
-            where=bundle.folder,
+            where=bundle.source,
             given=f"the bundle needs {' or '.join(manifest.cpu_features)}; "
             f"the CPU has {', '.join(cpu_features()) or 'none of those that matter'}",
             fix="lower the model on a CPU like this one, or use another precision here",

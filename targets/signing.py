@@ -16,6 +16,7 @@ from pydantic import Base64Bytes, BaseModel, Field, ValidationError
 from targets.archive import MAX_SIGNATURE, SIGNATURE
 from targets.bundle import Bundle, hash_file
 from targets.errors import BundleError, KeyFileError, MissingLibraryError, SignatureError
+from targets.wording import listed
 
 __all__ = ["PASSPHRASE", "sign", "verify_signature"]
 
@@ -25,7 +26,6 @@ PASSPHRASE = "COMPRESSOR_KEY_PASSPHRASE"  # noqa: S105  (the name of a variable)
 _NEW_KEY = "openssl ecparam -name prime256v1 -genkey -noout -out private.pem"
 _PUBLIC_KEY = "openssl ec -in private.pem -pubout -out public.pem"
 _FIX = "do not use this bundle; get it again from who signed it"
-_NUM_NAMED = 5  # files that an error names before it counts the rest
 
 
 class _KeyHint(BaseModel):
@@ -80,14 +80,7 @@ def sign(bundle: Bundle, private_key: Path) -> str:
     library = _library("signing a bundle")
     passphrase, fingerprint = _read_private_key(private_key)
     bundle.verify()
-    extra = sorted(set(_files(bundle.folder)) - set(bundle.names))
-    if extra:
-        raise BundleError(
-            "the folder holds files that are no part of the bundle",
-            where=bundle.folder,
-            given=_listed(extra),
-            fix="remove them, then sign",
-        )
+    bundle.refuse_other_files()
     signer = library.signing.Config().use_elliptic_key_signer(
         private_key=private_key,
         password=passphrase,
@@ -99,7 +92,7 @@ def sign(bundle: Bundle, private_key: Path) -> str:
     except OSError as error:
         raise BundleError(
             "the signature cannot be written",
-            where=bundle.path(SIGNATURE),
+            where=bundle.source / SIGNATURE,
             given=error.strerror or error,
             fix="free some space there, or copy the bundle to where it can be written",
         ) from error
@@ -128,7 +121,7 @@ def verify_signature(bundle: Bundle, public_key: Path) -> str:
     if signature.material.key.hint != fingerprint:
         raise SignatureError(
             "the bundle was signed with another key",
-            where=bundle.path(SIGNATURE),
+            where=bundle.source / SIGNATURE,
             given=f"signed with {signature.material.key.hint[:12]!r}…, "
             f"{public_key} is {fingerprint[:12]}…",
             fix="pass the public key of who signed it; else do not use this bundle",
@@ -141,7 +134,7 @@ def verify_signature(bundle: Bundle, public_key: Path) -> str:
     except library.InvalidSignature as error:
         raise SignatureError(
             "the signature does not hold: it was changed, or made with another key",
-            where=bundle.path(SIGNATURE),
+            where=bundle.source / SIGNATURE,
             given="the signature itself, not the files",
             fix=_FIX,
         ) from error
@@ -149,7 +142,7 @@ def verify_signature(bundle: Bundle, public_key: Path) -> str:
         _compare(bundle, signature, contents=True)
         raise SignatureError(
             "the signature cannot be checked",
-            where=bundle.path(SIGNATURE),
+            where=bundle.source / SIGNATURE,
             given=f"{type(error).__name__}: {error}",
             fix=_FIX,
         ) from error
@@ -211,7 +204,9 @@ def _read_private_key(path: Path) -> tuple[bytes | None, str]:
             + (f" with the passphrase in {PASSPHRASE}" if passphrase else ""),
             where=path,
             given=error,
-            fix=f"pass an elliptic key in PEM form, such as of: {_NEW_KEY}",
+            fix=f"correct the passphrase in {PASSPHRASE}"
+            if passphrase
+            else f"pass an elliptic key in PEM form, such as of: {_NEW_KEY}",
         ) from error
     return passphrase, _fingerprint(path, key.public_key())
 
@@ -268,11 +263,11 @@ def _kind(key: object) -> str:
 
 
 def _read_signature(bundle: Bundle) -> _Signature:
-    path = bundle.path(SIGNATURE)
+    path, where = bundle.path(SIGNATURE), bundle.source / SIGNATURE
     if not bundle.is_signed:
         raise SignatureError(
             "the bundle is not signed",
-            where=path,
+            where=where,
             given="no such file",
             fix="get the bundle from who signs it; its maker signs with: "
             "compressor sign BUNDLE --key private.pem",
@@ -282,7 +277,7 @@ def _read_signature(bundle: Bundle) -> _Signature:
         return _Signature.model_validate_json(content)
     except OSError as error:
         raise SignatureError(
-            "the signature cannot be read", where=path, given=error.strerror or error, fix=_FIX
+            "the signature cannot be read", where=where, given=error.strerror or error, fix=_FIX
         ) from error
     except ValidationError as error:
         raise _damaged(bundle, error) from error
@@ -293,7 +288,7 @@ def _damaged(bundle: Bundle, error: ValidationError) -> SignatureError:
     place = ".".join(map(str, first["loc"]))
     return SignatureError(
         "the signature is damaged",
-        where=bundle.path(SIGNATURE),
+        where=bundle.source / SIGNATURE,
         given=f"{place}: {first['msg']}" if place else first["msg"],
         fix=_FIX,
     )
@@ -325,8 +320,8 @@ def _compare(bundle: Bundle, signature: _Signature, *, contents: bool) -> None:
         if names:
             raise SignatureError(
                 f"a file was {what} was signed",
-                where=bundle.path(names[0]),
-                given=_listed(names) if len(names) > 1 else None,
+                where=bundle.source / names[0],
+                given=listed(names) if len(names) > 1 else None,
                 fix=_FIX,
             )
 
@@ -342,8 +337,3 @@ def _files(folder: Path) -> dict[str, Path]:
 
 def _is_plain(path: Path) -> bool:
     return path.is_file() and not path.is_symlink()
-
-
-def _listed(names: list[str]) -> str:
-    rest = len(names) - _NUM_NAMED
-    return ", ".join(map(repr, names[:_NUM_NAMED])) + (f" and {rest} more" if rest > 0 else "")

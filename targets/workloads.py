@@ -78,7 +78,7 @@ def bundle_texts(bundle: Bundle) -> list[str]:
     if name is None:
         raise BundleError(
             "the bundle carries no test data to take texts from",
-            where=bundle.folder,
+            where=bundle.source,
             given="evaluation null in its manifest",
             fix="pass a file of texts, or build it with bundle.evaluation_data: true",
         )

@@ -240,6 +240,8 @@ def verify(
     from targets.provenance import check_origin
 
     opened = Bundle.open(bundle, verify=key is None)
+    if key is None:
+        opened.refuse_other_files()
     told = f"{len(opened.manifest.files)} files, {opened.size_bytes / 1e6:.2f} MB, intact, "
     if key is not None:
         from targets.signing import verify_signature

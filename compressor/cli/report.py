@@ -46,6 +46,6 @@ def report(
         output = files[0].with_suffix(".html") if len(files) == 1 else Path("comparison.html")
     if any(output.resolve() == path.resolve() for path in files):
         raise typer.BadParameter(f"--output {output} is a report that is read; pass another file")
-    page = render_html(found[0]) if len(found) == 1 else render_comparison(found)
+    page = render_html(found[0]) if len(found) == 1 else render_comparison(found, files)
     write_files(output.parent, {output.name: page.encode()})
     typer.echo(f"written: {output}")

@@ -43,20 +43,16 @@ def track(
     """Keep what a run found on a tracking server: parameters, metrics, curves, files and models.
 
     The same report twice leaves one record. Ends with 10 where it cannot be kept; nothing is lost,
-    and the same command can be run again.
+    and the same command can be run again. Sign bundles before they are tracked: a signature that
+    comes later makes a new version.
     """
-    from compressor.errors import TrackingError, choices
+    from compressor.errors import choices
     from compressor.tracking import available_trackers
     from compressor.tracking.record import make_record
 
     trackers = available_trackers()
     if to not in trackers:
-        raise TrackingError(
-            "there is no such tracker",
-            where="--to",
-            given=to,
-            fix=choices(to, trackers),
-        )
+        raise typer.BadParameter(f"there is no tracker {to!r}: {choices(to, trackers)}")
     record = make_record(
         report,
         experiment=experiment,
@@ -67,6 +63,4 @@ def track(
     tracked = trackers[to](uri=uri).track(record)
     typer.echo(f"{'tracked' if tracked.is_new else 'was tracked before'}: {tracked.place}")
     for line in tracked.models:
-        typer.echo(f"registered {line}")
-    if record.models and not tracked.models:
-        typer.echo("was registered before")
+        typer.echo(line)

@@ -83,11 +83,13 @@ def _groups(compared: Comparison) -> tuple[GroupText, ...]:
             num_rows="all",
             before=percent(each.reference),
             after=percent(each.value),
-            drop=points(each.drop_points),
-            drop_interval=f"{points(each.low_points)} to {points(each.high_points)}",
-            certain=each.low_points > 0,
+            drop=points(drop.drop_points),
+            drop_interval=f"{points(drop.low_points)} to {points(drop.high_points)}",
+            certain=drop.low_points > 0,
         )
         for name, each in compared.metrics.items()
+        # That of accuracy is the one in the results, whatever is resampled for the others.
+        for drop in [compared if name == "accuracy" else each]
     ]
     return (*metrics, *map(_group, compared.groups))
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TypeVar
 
 from compressor.report.charts import NUM_COLOURS, Series, markers_of
 from compressor.report.drawing import Chart
+from compressor.report.files import JSON_NAME
 from compressor.report.scatter import NUM_DASHES, Front, Point, draw_scatter
 from compressor.report.schema import Accuracy, OnDevice, Report
 from compressor.report.summary import (
@@ -72,7 +74,7 @@ class Run:
 
     Attributes:
         number: Position on the page, from 1.
-        label: Its name; with a number where several have the same.
+        label: Its name; where several have the same, with its folder or a number.
         report: What it found.
         css: Colour class of the page.
         ships: What it ships, target by target.
@@ -226,11 +228,16 @@ class Comparison:
         )
 
 
-def compare_reports(reports: Sequence[Report]) -> Comparison:
-    """Put reports side by side, in the order given."""
+def compare_reports(reports: Sequence[Report], files: Sequence[Path] = ()) -> Comparison:
+    """Put reports side by side, in the order given.
+
+    Args:
+        reports: What to compare.
+        files: Where each was read from, if that is known: tells apart those of one recipe.
+    """
     runs: list[Run] = []
     entries: list[Entry] = []
-    labels = _unique(report.name for report in reports)
+    labels = _unique(_labels([report.name for report in reports], files))
     for number, (report, label) in enumerate(zip(reports, labels, strict=True), 1):
         texts = row_texts(report, among=reports)
         run = Run(
@@ -254,6 +261,29 @@ def compare_reports(reports: Sequence[Report]) -> Comparison:
         fronts=_fronts(entries),
         notes=tuple(_notes(runs, entries)),
     )
+
+
+def _labels(names: Sequence[str], files: Sequence[Path]) -> Sequence[str]:
+    """The names, with the places of the files where a name comes more than once."""
+    if not files:
+        return names
+    paths = [path.parent if path.name == JSON_NAME else path.with_suffix("") for path in files]
+    shared = [name for name in names if names.count(name) > 1]
+    return [
+        f"{name} ({place})" if name in shared else name
+        for name, place in zip(
+            names, _places([path.resolve().parts for path in paths]), strict=True
+        )
+    ]
+
+
+def _places(paths: Sequence[tuple[str, ...]]) -> list[str]:
+    """The last parts of paths, as many as tell them apart, if anything does."""
+    for length in range(1, max(map(len, paths))):
+        places = ["/".join(parts[-length:]) for parts in paths]
+        if len(set(places)) == len(set(paths)):
+            return places
+    return ["/".join(parts) for parts in paths]
 
 
 def _unique(names: Iterable[str]) -> list[str]:

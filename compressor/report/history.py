@@ -26,6 +26,8 @@ __all__ = ["History", "TargetHistory", "histories_of"]
 
 WIDTH, HEIGHT = 340, 192
 LEFT, RIGHT, TOP, BOTTOM = 58, WIDTH - 14, 24, HEIGHT - 40
+HEADROOM = 1.08
+"""Above the largest value of an axis from zero, so that its point is not on the edge."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,7 @@ class History:
 
     Attributes:
         title: The names of the recipes.
-        targets: Those on which at least two of the runs ship something.
+        targets: Those on which at least two of the runs ship something; there may be none.
     """
 
     title: str
@@ -86,9 +88,8 @@ def histories_of(found: Comparison) -> tuple[History, ...]:
             if len(own) > 1:
                 rows = tuple((run, own.get(run.number)) for run in runs)
                 targets.append(TargetHistory(target, _charts(target, rows), rows))
-        if targets:
-            title = ", ".join(dict.fromkeys(run.report.name for run in runs))
-            histories.append(History(title, tuple(targets)))
+        title = ", ".join(dict.fromkeys(run.report.name for run in runs))
+        histories.append(History(title, tuple(targets)))
     return tuple(histories)
 
 
@@ -151,10 +152,9 @@ def _charts(target: str, rows: Sequence[tuple[Run, Entry | None]]) -> tuple[Char
 
 def _chart(panel: _Panel, target: str, values: Sequence[tuple[Run, _Value | None]]) -> Chart:
     known = [value for _, value in values if value]
-    up = linear_axis(
-        [end for each in known for end in (each.low, each.high)],
-        BOTTOM, TOP, from_zero=panel.from_zero,
-    )  # fmt: skip
+    ends = [end for each in known for end in (each.low, each.high)]
+    ends.append(max(ends) * HEADROOM if panel.from_zero else max(ends))
+    up = linear_axis(ends, BOTTOM, TOP, from_zero=panel.from_zero)
     step = (RIGHT - LEFT) / len(values)
     places = [LEFT + step * (index + 0.5) for index in range(len(values))]
     shapes = [Shape(segment(LEFT, up.at(t), RIGHT, up.at(t)), "grid") for t in up.ticks(4)]

@@ -11,10 +11,11 @@ import base64
 import functools
 import hashlib
 from collections.abc import Sequence
+from pathlib import Path
 
 import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from compressor.report import wording
 from compressor.report.changes import change_texts
@@ -77,9 +78,14 @@ def render_html(report: Report) -> str:
     )
 
 
-def render_comparison(reports: Sequence[Report]) -> str:
-    """Write several reports side by side as one HTML page, as closed to the outside."""
-    found = compare_reports(reports)
+def render_comparison(reports: Sequence[Report], files: Sequence[Path] = ()) -> str:
+    """Write several reports side by side as one HTML page, as closed to the outside.
+
+    Args:
+        reports: What to compare.
+        files: Where each was read from, if that is known.
+    """
+    found = compare_reports(reports, files)
     return _render(
         "comparison.html.j2",
         ("report", "comparison"),
@@ -102,13 +108,20 @@ def _render(template: str, parts: Sequence[str], **values: object) -> str:
 @functools.cache
 def _environment() -> Environment:
     """Keeps the templates once they are compiled."""
-    return Environment(
+    environment = Environment(
         loader=PackageLoader("compressor.report", "templates"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["breakable"] = _breakable
+    return environment
+
+
+def _breakable(name: str) -> Markup:
+    """A name that may break after an underscore; browsers break after hyphens anyway."""
+    return escape(name).replace("_", Markup("_<wbr/>"))
 
 
 def _source(environment: Environment, parts: Sequence[str], ending: str) -> Markup:

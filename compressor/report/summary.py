@@ -51,6 +51,9 @@ __all__ = [
 Split = Literal["test", "validation"]
 Mark = Literal["chosen", "nearest", "met", "missed", ""]
 
+ORDER: dict[Mark, float] = {"chosen": 0, "nearest": 1, "met": 2, "missed": 3}
+"""What the rows are sorted by that have a mark."""
+
 STATUS = {
     "built": "built, not run here",
     "unavailable": "unavailable",
@@ -72,7 +75,9 @@ def accuracy_of(row: Row, split: Split | None) -> Accuracy | None:
 
 
 def comparison_of(row: Row, split: Split | None) -> Comparison | None:
-    """A row against the untouched model on a split."""
+    """A row against the untouched model on a split; None for that model itself."""
+    if row.kind == "reference":
+        return None
     found = {"test": row.test_comparison, "validation": row.validation_comparison, None: None}
     return found[split]
 
@@ -157,6 +162,7 @@ def _row_text(report: Report, row: Row, number: int, target: str) -> RowText:
         "size_ratio": row.size_ratio,
     }
     mark, state = _judgement(row)
+    values["budget"] = ORDER.get(mark)
     text = RowText(
         number=number,
         row=row,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Sequence
@@ -22,6 +23,7 @@ __all__ = [
     "one_line",
     "percent",
     "points",
+    "setting",
     "significant",
     "speedup_interval",
     "times",
@@ -31,7 +33,7 @@ __all__ = [
 NONE = "-"
 """Stands where there is no value."""
 
-ERROR_LABEL = re.compile(r"\s*\n\s+(where|given|fix):\s+")
+ERROR_LABEL = re.compile(r"\s*\n\s+(where|given|fix|left):\s+")
 
 
 def significant(value: float, digits: int = 3) -> str:
@@ -119,6 +121,11 @@ def worst_layer(layers: Sequence[LayerError]) -> str:
     """The layer with the largest error, such as ``5.2% after bert.encoder.layer.2.output``."""
     worst = max(layers, key=lambda each: each.error)
     return f"{percent(worst.error)} after {worst.name}"
+
+
+def setting(value: object) -> str:
+    """The value of a setting, as a recipe in YAML has it: null, true, 0.5, [1, 2], a name."""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def one_line(text: str) -> str:

@@ -121,7 +121,7 @@ class Format(Component, ABC):
         if manifest.target not in self.targets:
             raise PackageError(
                 f"{self.name} does not run bundles of this target",
-                where=bundle.folder,
+                where=bundle.source,
                 given=manifest.target,
                 fix=f"package a bundle for {' or '.join(self.targets)}",
             )

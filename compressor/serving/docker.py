@@ -108,7 +108,7 @@ class Docker(Format):
         if device not in known:
             raise PackageError(
                 "the image has no runtime for this device",
-                where=bundle.folder,
+                where=bundle.source,
                 given=f"{manifest.target}, device {device}",
                 fix=f"package a bundle for the device {known[0]}, or use --for triton",
             )

@@ -21,7 +21,8 @@ class Tracked:
     Attributes:
         place: Where the record is, for people.
         is_new: Whether it was not there before.
-        models: What was registered, one line each; empty where it was before.
+        models: What became of each model to register, one line each; empty where the tracker has no
+            registry.
     """
 
     place: str
@@ -46,6 +47,7 @@ class Tracker(Component, ABC):
             record: What to keep; the models in it are registered.
 
         Raises:
+            AddressError: There is no address to keep it at, or it is none.
             TrackingError: It cannot be kept; the same call can be made again.
             MissingLibraryError: The library of the tracker is not installed.
         """

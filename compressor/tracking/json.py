@@ -8,7 +8,7 @@ from typing import ClassVar
 from compressor.errors import TrackingError
 from compressor.storage import write_atomically
 from compressor.tracking.base import AGAIN, Tracked, Tracker
-from compressor.tracking.record import Record
+from compressor.tracking.record import Record, version_key
 
 __all__ = ["Json"]
 
@@ -25,20 +25,20 @@ class Json(Tracker):
         folder = record.run.files[0].parent
         file = folder / DEFAULT_NAME if self.uri is None else Path(self.uri)
         before = self._read(file)
-        named = tuple(f"{each.model}: {each.row}" for each in record.models)
         if before is not None and before.report_sha256 == record.report_sha256:
-            # What an earlier call registered stays registered.
-            models = {(each.model, each.row): each for each in before.models}
-            new = [each for each in record.models if (each.model, each.row) not in models]
-            named = tuple(f"{each.model}: {each.row}" for each in new)
+            # What an earlier call named stays.
+            known = {(each.model, version_key(each.tags)) for each in before.models}
+            new = [
+                each for each in record.models if (each.model, version_key(each.tags)) not in known
+            ]
             record = record.model_copy(update={"models": (*before.models, *new)})
             if not record.gate:
                 kept = {"gate": before.gate, "gate_file": before.gate_file}
                 record = record.model_copy(update=kept)
             self._write(file, record)
-            return Tracked(str(file), is_new=False, models=named)
+            return Tracked(str(file), is_new=False)
         self._write(file, record)
-        return Tracked(str(file), is_new=True, models=named)
+        return Tracked(str(file), is_new=True)
 
     def _read(self, file: Path) -> Record | None:
         try:

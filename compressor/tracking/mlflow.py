@@ -10,9 +10,9 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 from urllib.parse import urlsplit
 
-from compressor.errors import TrackingError
+from compressor.errors import AddressError, TrackingError
 from compressor.tracking.base import AGAIN, Tracked, Tracker
-from compressor.tracking.record import Entry, ModelVersion, Record
+from compressor.tracking.record import Entry, ModelVersion, Record, version_key
 from targets.errors import MissingLibraryError
 
 if TYPE_CHECKING:
@@ -25,11 +25,16 @@ URI_VARIABLE = "MLFLOW_TRACKING_URI"
 DIGEST = "compressor.report_sha256"
 ROW = "compressor.row"
 PARENT, RUN_NAME, COMMIT = "mlflow.parentRunId", "mlflow.runName", "mlflow.source.git.commit"
-BUNDLE = "bundle"
 GATE_NAME = "gate.json"
 MAX_VALUE = 500
 """Characters of a parameter that servers of every version take."""
 PARAMS_PER_BATCH, METRICS_PER_BATCH = 100, 900
+
+UNREACHABLE = (
+    "NameResolution|ConnectionError|Connection refused|NewConnection"
+    "|Connection aborted|Connection reset|Connection broken|RemoteDisconnected|Broken pipe"
+)
+"""What the client says of a server that is not there, or not any more."""
 
 QUIET = {
     # A server that is not there is to be known in seconds; by default it takes minutes.
@@ -39,6 +44,7 @@ QUIET = {
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_LOGGING_LEVEL": "WARNING",
 }
 """Settings of the client, where the environment has none of its own."""
 
@@ -62,8 +68,8 @@ class Mlflow(Tracker):
             is_new = parent is None
             if parent is None:
                 parent = _log(client, experiment, record)
-            elif record.gate_file is not None:
-                _log_gate(client, parent, record)
+            else:
+                _add(client, experiment, parent, record)
             models = _register(client, experiment, parent, record)
             place = f"{uri}/#/experiments/{experiment}/runs/{parent}"
         return Tracked(place, is_new=is_new, models=models)
@@ -72,14 +78,14 @@ class Mlflow(Tracker):
         """The address of the server.
 
         Raises:
-            TrackingError: There is none, it is no address, or it holds a password.
+            AddressError: There is none, it is no address, or it holds a password.
         """
         uri = self.uri or os.environ.get(URI_VARIABLE)
         where = "--uri" if self.uri else URI_VARIABLE
         if not uri:
-            raise TrackingError(
+            raise AddressError(
                 "no server of MLflow is named",
-                fix=f"pass --uri http://host:5000, or set {URI_VARIABLE}; {AGAIN}",
+                fix=f"pass --uri http://host:5000, or set {URI_VARIABLE}",
             )
         try:
             parts = urlsplit(uri)
@@ -88,18 +94,18 @@ class Mlflow(Tracker):
         except ValueError:
             valid = False
         if "@" in uri:
-            raise TrackingError(
+            raise AddressError(
                 "the address of the server holds a login",
                 where=where,
                 fix="set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or "
-                f"MLFLOW_TRACKING_TOKEN, and leave it out of the address; {AGAIN}",
+                "MLFLOW_TRACKING_TOKEN, and leave it out of the address",
             )
         if not valid:
-            raise TrackingError(
+            raise AddressError(
                 "this is no address of a server of MLflow",
                 where=where,
                 given=uri,
-                fix=f"pass one such as http://host:5000; {AGAIN}",
+                fix="pass one such as http://host:5000",
             )
         return uri.rstrip("/")
 
@@ -157,8 +163,7 @@ def _log(client: MlflowClient, experiment: str, record: Record) -> str:
             _log_gate(client, parent, record)
         for entry in record.rows:
             run = _start(client, experiment, entry, {**digest, PARENT: parent, ROW: entry.name})
-            if entry.bundle is not None:
-                client.log_artifacts(run, str(entry.bundle), BUNDLE)
+            _log_bundle(client, run, entry, {})
             client.set_terminated(run)
         client.set_terminated(parent)
     except BaseException:
@@ -199,28 +204,56 @@ def _log_gate(client: MlflowClient, run: str, record: Record) -> None:
         client.set_tag(run, key, value)
 
 
+def _add(client: MlflowClient, experiment: str, parent: str, record: Record) -> None:
+    """Log what a finished run has not: the gate, and bundles that it was tracked without."""
+    if record.gate_file is not None:
+        _log_gate(client, parent, record)
+    rows = _nested(client, experiment, parent, record)
+    for entry in record.rows:
+        run = rows.get(entry.name)
+        if run is not None:
+            _log_bundle(client, run.info.run_id, entry, run.data.tags)
+
+
+def _log_bundle(client: MlflowClient, run: str, entry: Entry, tags: Mapping[str, str]) -> None:
+    """Log the bundle of a row; the tag with the name of its folder says that all of it is there."""
+    if entry.bundle is None or tags.get(_place(entry)) == entry.bundle_sha256:
+        return
+    client.log_artifacts(run, str(entry.bundle), _place(entry))
+    client.set_tag(run, "bundle_identity", entry.tags["bundle_identity"])
+    client.set_tag(run, _place(entry), str(entry.bundle_sha256))
+
+
+def _place(entry: Entry) -> str:
+    """The folder of a bundle in a run: one that was signed later lies beside the first."""
+    return f"bundle-{str(entry.bundle_sha256)[:12]}"
+
+
+def _nested(client: MlflowClient, experiment: str, parent: str, record: Record) -> dict[str, Run]:
+    """Row -> its run."""
+    found = _runs(client, experiment, record, f"tags.`{PARENT}` = '{parent}'")
+    return {str(run.data.tags.get(ROW)): run for run in found}
+
+
 def _register(
     client: MlflowClient, experiment: str, parent: str, record: Record
 ) -> tuple[str, ...]:
-    """Make a version for each model that is none yet."""
+    """Make a version for each model that is none yet; says what became of each."""
     if not record.models:
         return ()
-    rows = {
-        run.data.tags.get(ROW): run
-        for run in _runs(client, experiment, record, f"tags.`{PARENT}` = '{parent}'")
-    }
-    model = record.models[0].model
-    known = _versions(client, model)
-    lines = []
-    for each in record.models:
-        if (record.report_sha256, each.row) in known:
-            continue
-        lines.append(_new_version(client, each, rows.get(each.row)))
-    return tuple(lines)
+    runs = _nested(client, experiment, parent, record)
+    entries = {entry.name: entry for entry in record.rows}
+    known = _versions(client, record.models[0].model)
+    return tuple(
+        f"was registered before: {each.model}, version {known[version_key(each.tags)]}: {each.row}"
+        if version_key(each.tags) in known
+        else _new_version(client, each, entries[each.row], runs.get(each.row))
+        for each in record.models
+    )
 
 
-def _versions(client: MlflowClient, model: str) -> set[tuple[str | None, str | None]]:
-    """The report and the row of every version that there is; makes the model if it is new."""
+def _versions(client: MlflowClient, model: str) -> dict[tuple[str | None, ...], str]:
+    """What makes a version -> its number, of all there are; makes the model if it is new."""
     from mlflow.exceptions import MlflowException
 
     try:
@@ -237,23 +270,21 @@ def _versions(client: MlflowClient, model: str) -> set[tuple[str | None, str | N
         page = versions.token
         if not page:
             break
-    return {(each.tags.get("report_sha256"), each.tags.get("row")) for each in found}
+    return {version_key(each.tags): str(each.version) for each in found}
 
 
-def _new_version(client: MlflowClient, wanted: ModelVersion, run: Any) -> str:
-    if run is None or not client.list_artifacts(run.info.run_id, BUNDLE):
+def _new_version(client: MlflowClient, wanted: ModelVersion, entry: Entry, run: Run | None) -> str:
+    if run is None:
         raise TrackingError(
-            "the run on the server has no bundle to register",
+            "the run of a row to register is not on the server any more",
             where=wanted.row,
-            given="the report was tracked where its bundle was not there",
-            fix="delete the run of the report on the server, and track it again with the bundles "
-            "beside the report",
+            fix="delete the run of the report on the server, and track it again",
         )
-    source = f"{run.info.artifact_uri}/{BUNDLE}"
+    source = f"{run.info.artifact_uri}/{_place(entry)}"
     version = client.create_model_version(
         wanted.model, source, run_id=run.info.run_id, tags=wanted.tags
     )
-    return f"{wanted.model}, version {version.version}: {wanted.row}"
+    return f"registered {wanted.model}, version {version.version}: {wanted.row}"
 
 
 def _name(key: str) -> str:
@@ -295,7 +326,7 @@ def _explain(error: Exception) -> tuple[str, str, str]:
     """What went wrong, in what words, and what to do."""
     text = str(error).strip() or type(error).__name__
     line = text.splitlines()[0][:300]
-    if re.search(r"NameResolution|ConnectionError|Connection refused|NewConnection", text):
+    if re.search(UNREACHABLE, text):
         return (
             "the tracking server cannot be reached",
             _reason(text),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import subprocess
@@ -20,7 +21,16 @@ from targets.bundle import Bundle, hash_file
 from targets.measurement import Measurement, Speedup
 from targets.scoring import Accuracy
 
-__all__ = ["EXPERIMENT", "Entry", "ModelVersion", "Point", "Record", "make_record", "read_gate"]
+__all__ = [
+    "EXPERIMENT",
+    "Entry",
+    "ModelVersion",
+    "Point",
+    "Record",
+    "make_record",
+    "read_gate",
+    "version_key",
+]
 
 EXPERIMENT = "compressor"
 
@@ -54,6 +64,8 @@ class Entry(_Frozen):
     files: tuple[Path, ...] = ()
     bundle: Path | None = None
     """Folder of the bundle, of a row that was chosen."""
+    bundle_sha256: str | None = None
+    """Of all of its files, a signature too."""
 
 
 class ModelVersion(_Frozen):
@@ -77,6 +89,11 @@ class Record(_Frozen):
     gate: dict[str, str] = {}
     """Tags of the gate that judged the report; empty where there is none."""
     gate_file: Path | None = None
+
+
+def version_key(tags: Mapping[str, str]) -> tuple[str | None, ...]:
+    """What makes a version of a model, of its tags: another signature makes another version."""
+    return tuple(tags.get(name) for name in ("report_sha256", "row", "bundle_sha256"))
 
 
 def make_record(
@@ -114,12 +131,14 @@ def make_record(
     for row in report.rows:
         bundle = None
         wanted = register is not None and row.bundle in ships
-        if row.bundle and (wanted or (row.chosen and (folder / row.bundle).exists())):
+        kept = row.chosen or row.bundle in ships
+        if row.bundle and (wanted or (kept and (folder / row.bundle).exists())):
             bundle = Bundle.open(folder / row.bundle)
         entry = _row(report, row, digest, bundle)
         rows.append(entry)
         if wanted and bundle is not None and register is not None:
             tags = {
+                "bundle_sha256": str(entry.bundle_sha256),
                 "target": target_label(row),
                 "precision": row.precision,
                 "bundle_identity": bundle.identity,
@@ -269,7 +288,14 @@ def _row(report: Report, row: Row, digest: str, bundle: Bundle | None) -> Entry:
         curves=_curves(steps),
         tags=_texts(tags),
         bundle=None if bundle is None else bundle.folder,
+        bundle_sha256=None if bundle is None else _all_files(bundle),
     )
+
+
+def _all_files(bundle: Bundle) -> str:
+    """The sha256 over the manifest, which has the hashes of all others, and the signature."""
+    unrecorded = [bundle.path(name) for name in bundle.names if name not in bundle.manifest.files]
+    return hashlib.sha256(json.dumps([hash_file(path) for path in unrecorded]).encode()).hexdigest()
 
 
 def _metrics(row: Row, primary_shape: str) -> Iterator[tuple[str, float]]:

@@ -107,7 +107,7 @@ class PyTorch(Target):
         except Exception as error:  # torch and transformers raise of every kind here
             raise TargetError(
                 "PyTorch could not load the checkpoint of the bundle",
-                where=bundle.folder,
+                where=bundle.source,
                 given=f"{type(error).__name__}: {error}",
                 fix="build the bundle again with the installed versions of torch and transformers",
             ) from error

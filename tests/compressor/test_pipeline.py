@@ -580,3 +580,9 @@ def test_a_measurement_in_which_a_worker_died_is_not_used_again(
         )  # fmt: skip
         found.append(len(results[candidate.key].failures))
     assert found == ([1, 1, 1] if is_kept else [1, 0, 0])
+
+
+def test_a_tokenizer_that_knows_all_of_the_test_data_is_not_remarked_upon(rows):
+    assert not any(
+        "tokens of the test split" in note for row in rows.values() for note in row.notes
+    )

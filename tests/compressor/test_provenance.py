@@ -253,7 +253,11 @@ def test_a_signed_bundle_goes_through_every_command(finished, keys, tmp_path, co
     assert "sign the folder, then pack it" in refused.err
 
     (folder / "extra").touch()
-    assert compressor("verify", folder).code == 0
+    other = compressor("verify", folder)
+    assert other.code == 6
+    assert "the folder holds files that its manifest does not name" in other.err
+    assert f"where: {folder}" in other.err
+    assert "given: 'extra'" in other.err
     changed = compressor("verify", folder, "--key", public)
     assert changed.code == 6
     assert "a file was added after the bundle was signed" in changed.err

@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from targets import Bundle
 from targets.archive import MAX_MANIFEST, _zstd, pack, unpack
 from targets.errors import BundleError
+from targets.predictor import read_tokenizer
 
 from .conftest import write_bundle
 
@@ -191,6 +192,21 @@ def test_a_file_of_another_size(folder: Path, tmp_path: Path, suffix: str, conte
     files = members(folder) | {"model.bin": content}
     error = refusal(write(tmp_path / f"x{suffix}", files), tmp_path / "out")
     assert error.what == "a file in the archive has another size than its manifest says"
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_a_changed_file_is_named_with_its_archive(
+    folder: Path, tmp_path: Path, suffix: str
+) -> None:
+    files = members(folder)
+    changed = files | {"model.bin": files["model.bin"][::-1], "tokenizer.json": b"[]"}
+    archive = write(tmp_path / f"x{suffix}", changed)
+    with pytest.raises(BundleError, match="was changed after it was built") as caught:
+        Bundle.open(archive)
+    assert caught.value.where == str(archive / "model.bin")
+    with pytest.raises(BundleError, match="the tokenizer of the bundle cannot be read") as caught:
+        read_tokenizer(Bundle.open(archive, verify=False))
+    assert caught.value.where == str(archive / "tokenizer.json")
 
 
 @pytest.mark.parametrize("suffix", FORMATS)

@@ -196,6 +196,16 @@ def test_a_link_is_no_file(signed: Path, keys: Keys, tmp_path: Path) -> None:
     assert refusal(signed, keys.public).where == str(signed / "model.bin")
 
 
+def test_files_that_are_no_part_of_it_are_found_without_a_key(signed: Path) -> None:
+    bundle = Bundle.open(signed)
+    bundle.refuse_other_files()
+    (signed / "evil.py").touch()
+    (signed / "sub/.link").symlink_to(signed / "evil.py")
+    with pytest.raises(BundleError, match="files that its manifest does not name") as caught:
+        bundle.refuse_other_files()
+    assert (caught.value.where, caught.value.given) == (str(signed), "'evil.py', 'sub/.link'")
+
+
 def test_all_that_was_done_is_counted(signed: Path, keys: Keys) -> None:
     for number in range(7):
         (signed / f"extra{number}").touch()
@@ -303,8 +313,9 @@ def test_an_encrypted_key_needs_its_passphrase(
         sign(Bundle.open(folder), keys.private)
     assert PASSPHRASE in str(caught.value.fix)
     monkeypatch.setenv(PASSPHRASE, "open wheat")
-    with pytest.raises(KeyFileError, match=f"with the passphrase in {PASSPHRASE}"):
+    with pytest.raises(KeyFileError, match=f"with the passphrase in {PASSPHRASE}") as caught:
         sign(Bundle.open(folder), keys.private)
+    assert caught.value.fix == f"correct the passphrase in {PASSPHRASE}"
     assert not (folder / "model.sig").exists()
     monkeypatch.setenv(PASSPHRASE, "open sesame")
     sign(Bundle.open(folder), keys.private)
@@ -319,7 +330,7 @@ def test_an_encrypted_key_needs_its_passphrase(
 
 def test_only_a_whole_bundle_is_signed(folder: Path, keys: Keys) -> None:
     (folder / "notes.txt").touch()
-    with pytest.raises(BundleError, match="no part of the bundle") as caught:
+    with pytest.raises(BundleError, match="files that its manifest does not name") as caught:
         sign(Bundle.open(folder), keys.private)
     assert caught.value.given == "'notes.txt'"
     (folder / "notes.txt").unlink()
@@ -405,11 +416,16 @@ def test_an_archive_of_another_model_is_found(
     Bundle.create(signed, Bundle.open(signed, verify=False).manifest)
     archive = tmp_path / f"half{suffix}"
     pack(signed, archive)
-    assert refusal(archive, keys.public).what == "the bundle is not signed"
+    error = refusal(archive, keys.public)
+    assert (error.what, error.where) == ("the bundle is not signed", str(archive / "model.sig"))
     (signed / "model.sig").write_bytes(signature)
     pack(signed, archive)
     Bundle.open(archive)
-    assert str(refusal(archive, keys.public).where).endswith("/manifest.json")
+    assert refusal(archive, keys.public).where == str(archive / "manifest.json")
+    (signed / "model.sig").write_bytes(b"{}")
+    pack(signed, archive)
+    error = refusal(archive, keys.public)
+    assert (error.what, error.where) == ("the signature is damaged", str(archive / "model.sig"))
 
 
 @pytest.mark.parametrize("suffix", FORMATS)

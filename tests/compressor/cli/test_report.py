@@ -60,13 +60,27 @@ def test_several_reports_are_compared(call, tmp_path, monkeypatch):
     assert code == 0
     assert said == "written: comparison.html\n"
     page = Path("comparison.html").read_text(encoding="utf-8")
-    assert "balanced (1), balanced (2), balanced (3)" in page
+    names = [f"balanced ({path.stem})" for path in REPORTS]
+    assert ", ".join(names) in page
     # The benchmarks of two machines that have one name.
     assert "count as different machines" in page
-    assert "Pareto front of balanced (1), balanced (2)" in page
+    assert f"Pareto front of {names[0]}, {names[1]}" in page
     code, said = call(*REPORTS, "--output", "new/page.html")
     assert code == 0
     assert Path("new/page.html").read_text(encoding="utf-8") == page
+
+
+def test_runs_of_one_recipe_are_told_by_their_folder(call, folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("monday", "tuesday/run", "wednesday/run"):
+        shutil.copytree(folder, tmp_path / name)
+    for given, label in (
+        (("monday", "tuesday/run/report.json"), "balanced (monday), balanced (run)"),
+        (("tuesday/run", "wednesday/run"), "balanced (tuesday/run), balanced (wednesday/run)"),
+        (("monday", "./monday/report.json"), "balanced (monday) (1), balanced (monday) (2)"),
+    ):
+        assert call(*given)[0] == 0
+        assert f"<h1>{label}</h1>" in Path("comparison.html").read_text(encoding="utf-8")
 
 
 def test_a_report_is_never_overwritten(call, folder):

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from compressor.report.files import read_report
 from compressor.report.html import render_comparison, render_html
 from compressor.report.schema import (
     Accuracy,
@@ -27,6 +29,7 @@ from compressor.report.schema import (
 from targets.environment import Environment
 from targets.measurement import Measurement, Round, speedup
 
+RESULTS = Path(__file__).parents[3] / "benchmarks" / "results"
 NO_GPU = (
     "the bundle was built, but this machine has no NVIDIA GPU: "
     "cudaGetDeviceCount found none (driver not loaded);\n"
@@ -528,6 +531,12 @@ def unmeasured_report() -> Report:
 def single_row_report() -> Report:
     full = make_report()
     return make_report(rows=(full.rows[0],), steps={"original": full.steps["original"]})
+
+
+@pytest.fixture(scope="session")
+def published_report() -> Report:
+    """Its reasons name nodes, which are longer than any column."""
+    return read_report(RESULTS / "trec6_minilm_balanced.json")
 
 
 @pytest.fixture(scope="session")

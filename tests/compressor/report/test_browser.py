@@ -67,6 +67,16 @@ def test_nothing_sticks_out(page, width, scheme):
     assert page.evaluate("document.documentElement.scrollWidth") <= width
 
 
+@pytest.mark.parametrize("width", [1280, 1920])
+@pytest.mark.parametrize("page", [*PAGES, "published_report"], indirect=True)
+def test_no_table_hides_a_column(page, width):
+    page.set_viewport_size({"width": width, "height": 900})
+    hidden = page.evaluate("""() => [...document.querySelectorAll(".scroll")]
+      .filter(each => each.checkVisibility() && each.scrollWidth > each.clientWidth)
+      .map(each => each.querySelector("table").ariaLabel)""")
+    assert hidden == []
+
+
 @pytest.mark.parametrize("page", ["several_reports"], indirect=True)
 def test_it_fits_on_paper(page):
     page.emulate_media(media="print")
@@ -127,6 +137,21 @@ def test_a_heading_sorts_the_results_and_keeps_empty_cells_last(page):
     assert down[:10] == up[:10][::-1]
     assert sorted(down[10:]) == [5, 8, 11, 14, 15]
     assert page.locator("th[aria-sort=descending]").count() == 1
+
+
+@pytest.mark.parametrize("page", ["report", "several_reports"], indirect=True)
+def test_every_heading_sorts(page):
+    page.set_viewport_size({"width": 1400, "height": 900})
+    headings = page.locator("table.sortable th[role=columnheader]")
+    assert headings.count() == headings.locator("button").count() >= 10
+    headings.last.locator("button").click()
+    order = ["chosen", "nearest", "met", "missed"]
+    marks = page.evaluate(
+        "[...document.querySelectorAll('table.sortable tbody')].map(e => e.classList[0])"
+    )
+    found = [order.index(mark) if mark in order else len(order) for mark in marks]
+    assert found == sorted(found)
+    assert found[0] == 0
 
 
 @pytest.mark.parametrize("page", ["report", "several_reports"], indirect=True)

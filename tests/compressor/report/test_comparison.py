@@ -3,8 +3,9 @@ from __future__ import annotations
 import itertools
 import re
 
+from compressor.report.charts import RADIUS
 from compressor.report.comparison import compare_reports
-from compressor.report.history import histories_of
+from compressor.report.history import TOP, histories_of
 
 
 def title_of(entry):
@@ -207,6 +208,26 @@ def test_the_history_tells_where_a_run_ships_nothing(several_reports):
     nothing = first.model_copy(update={"rows": rows, "created": "2026-03-16T00:00:00Z"})
     (history,) = histories_of(compare_reports([first, second, nothing]))
     assert [entry is None for _, entry in history.targets[0].rows] == [False, False, True]
+
+
+def test_a_history_where_nothing_ships_is_there_and_empty(several_reports):
+    first, second, _ = several_reports
+    missed = [
+        report.model_copy(
+            update={"rows": tuple(r.model_copy(update={"chosen": False}) for r in report.rows)}
+        )
+        for report in (first, second)
+    ]
+    (history,) = histories_of(compare_reports(missed))
+    assert (history.title, history.targets) == ("trec-questions", ())
+
+
+def test_no_point_of_the_history_is_on_the_edge(several_reports):
+    (history,) = histories_of(compare_reports(several_reports[:2]))
+    for chart in history.targets[0].charts:
+        tops = [float(re.findall(r"M\S+ (\S+?)a", s.d)[0]) for s in chart.shapes if s.title]
+        assert len(tops) == 2
+        assert min(tops) >= TOP + RADIUS
 
 
 def test_many_runs_fit_on_the_axis(report):

@@ -7,6 +7,7 @@ from html.parser import HTMLParser
 
 import pytest
 
+from compressor.report.changes import change_texts
 from compressor.report.html import render_comparison, render_html
 from compressor.report.summary import row_texts
 
@@ -120,6 +121,55 @@ def test_what_the_chosen_bundles_change_is_in_the_page(report, page_of):
     assert "got another label" not in render_html(report.model_copy(update={"rows": plain}))
 
 
+def test_a_drop_has_one_interval(report):
+    """Of accuracy, the metrics have one from a bootstrap as well."""
+    row = next(row for row in report.rows if row.chosen)
+    compared = row.test_comparison
+    other = compared.metrics["accuracy"].model_copy(
+        update={"low_points": compared.low_points - 7, "high_points": compared.high_points + 7}
+    )
+    update = {"metrics": {**compared.metrics, "accuracy": other}}
+    row = row.model_copy(update={"test_comparison": compared.model_copy(update=update)})
+    report = report.model_copy(update={"rows": (row,)})
+    (text,), (change,) = row_texts(report), change_texts(report)
+    accuracy = next(group for group in change.groups if group.title == "accuracy")
+    assert accuracy.drop_interval == text.drop_interval != ""
+    page = Page(render_html(report)).text
+    assert page.count(text.drop_interval) == 3  # the headline, the results, what changes
+    assert f"{other.low_points:.1f} to" not in page
+
+
+def test_what_was_chosen_on_the_validation_data_is_said_to_be(report, page_of):
+    words = ("Picked on the validation data", "were picked on the validation data")
+    text = Page(page_of("report")).text
+    assert all(each in text for each in words)
+    untested = tuple(
+        row.model_copy(update={"test": None, "test_comparison": None}) for row in report.rows
+    )
+    text = Page(render_html(report.model_copy(update={"rows": untested}))).text
+    assert not any(each in text for each in words)
+
+
+def test_settings_are_as_in_a_recipe_and_names_break_at_underscores(report):
+    step = report.steps["half-width"][0]
+    settings = {"recovery": None, "keep": True, "exclude": [], "scope": "layer", "rate": 1e-5}
+    step = step.model_copy(update={"pass_name": "trim_<vocabulary>", "settings": settings})
+    page = render_html(report.model_copy(update={"steps": {"half-width": (step,)}}))
+    assert "trim_<wbr/>&lt;vocabulary&gt;</th>" in page
+    text = " ".join(Page(page).text.split())
+    told = "recovery = null, keep = true, exclude = [], scope = layer, rate = 1e-05"
+    assert f"Settings: {told}" in text
+
+
+def test_the_speed_up_of_a_noisy_row_is_marked_as_its_latency_is(page_of):
+    def tiles(name):
+        figures = page_of(name).partition('<dl class="figures">')[2].partition("</dl>")[0]
+        return [tile.count("~ noisy") for tile in figures.split("<dt>")[1:]]
+
+    assert tiles("report") == [0, 0, 0, 0]
+    assert tiles("noisy_report") == [1, 1, 0, 0]
+
+
 def test_noise_is_said_loudly_and_only_then(page_of):
     assert "Noisy machine: do not trust these latencies" in Page(page_of("noisy_report")).text
     assert "Noisy machine" not in Page(page_of("report")).text
@@ -170,8 +220,9 @@ def test_a_run_that_misses_its_budget_ships_nothing(several_reports):
         row.model_copy(update={"checks": missed}) if row.chosen else row for row in first.rows
     )
     text = Page(render_comparison([first.model_copy(update={"rows": rows})] * 2)).text
-    assert "ships nothing; nearest is half-width: speed-up 2.06x, at least 3x wanted" in text
-    assert "History of" not in text
+    nearest = "ships nothing; nearest on the validation data is half-width: speed-up 2.06x"
+    assert f"{nearest}, at least 3x wanted" in text
+    assert "There is none to draw: no target ships something in two of these runs." in text
 
 
 def test_every_measured_row_of_every_run_is_in_the_table(page_of, several_reports):

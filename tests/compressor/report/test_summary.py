@@ -137,3 +137,13 @@ def test_a_cached_pass_says_so(report):
 
 def test_a_variant_without_passes_has_none(report):
     assert step_texts(report, "unknown") == ()
+
+
+def test_the_untouched_model_has_no_drop_against_itself(report):
+    references = [text for text in row_texts(report) if text.row.kind == "reference"]
+    assert references
+    for text in references:
+        compared = next(row.test_comparison for row in report.rows if row.test_comparison)
+        own = text.row.model_copy(update={"test_comparison": compared})
+        (found,) = row_texts(report.model_copy(update={"rows": (own,)}))
+        assert (found.drop, found.drop_interval, found.accuracy) == ("-", "", text.accuracy)

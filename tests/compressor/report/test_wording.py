@@ -64,6 +64,14 @@ def test_changes(before, after, text):
     assert wording.change(before, after) == text
 
 
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(None, "null"), (True, "true"), (0.5, "0.5"), ("taylor", "taylor"), (["a", 1], '["a", 1]')],
+)
+def test_settings(value, text):
+    assert wording.setting(value) == text
+
+
 def test_one_line_cannot_steer_a_terminal():
     assert wording.one_line("two\n lines \x1b[31m red\x07") == "two lines [31m red"
 
@@ -71,3 +79,4 @@ def test_one_line_cannot_steer_a_terminal():
 def test_an_error_on_one_line_keeps_its_parts_apart():
     error = ToolkitError("it broke", where="here", given="given: 3", fix="mend it")
     assert wording.one_line(str(error)) == "it broke; where: here; given: given: 3; fix: mend it"
+    assert wording.one_line("not installed\n  left:  run it") == "not installed; left: run it"

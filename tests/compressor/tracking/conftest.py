@@ -17,8 +17,13 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from targets.bundle import Bundle, Manifest
+
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+
+
+REPORT = Path(__file__).parents[3] / "benchmarks" / "results" / "trec6_minilm_balanced.json"
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -111,3 +116,38 @@ def released(
     options = ("--uri", mlflow_server, "--experiment", "words", "--gate", gate)
     outcome = compressor("track", output, "--to", "mlflow", *options, "--register", "questions")
     return Released(output, gate, "words", outcome)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A report that passes with one of two targets, and the bundle of the one that does."""
+    shutil.copyfile(REPORT, tmp_path / "report.json")
+    bundle(tmp_path / "bundles" / "int8-onnxruntime")
+    return tmp_path
+
+
+def bundle(folder: Path) -> None:
+    """A bundle of the right form; nothing here runs it."""
+    folder.mkdir(parents=True)
+    for name in ("model.onnx", "tokenizer.json"):
+        (folder / name).write_text(name, encoding="utf-8")
+    manifest = {
+        "schema_version": 1,
+        "name": "int8",
+        "task": "text-classification",
+        "target": "onnxruntime",
+        "target_settings": {},
+        "precision": "int8",
+        "signature": {"inputs": [], "outputs": []},
+        "model": "model.onnx",
+        "labels": ["a", "b"],
+        "preprocessing": {"max_length": 8, "pad_token_id": 0},
+        "files": {},
+    }
+    Bundle.create(folder, Manifest.model_validate(manifest))
+
+
+def gate(compressor: Callable[..., Any], folder: Path, *options: str) -> Path:
+    file = folder / "gate.json"
+    compressor("gate", folder, "--output", file, *options)
+    return file

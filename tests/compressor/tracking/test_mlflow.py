@@ -6,6 +6,8 @@ import http.client
 import json
 import shutil
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,6 +21,9 @@ import pytest
 import targets
 from compressor.report.files import read_report
 from targets.bundle import Bundle, hash_file
+from targets.signing import verify_signature
+
+from .conftest import bundle, gate
 
 PASSWORD = "hunter2-secret"  # noqa: S105  (to look for it in what is printed)
 Command = Callable[..., Any]
@@ -35,6 +40,22 @@ def runs_of(client: Any, experiment: str) -> tuple[list[Any], dict[str, Any]]:
 
 def track(compressor: Command, report: Path, uri: str, *options: object) -> Any:
     return compressor("track", report, "--to", "mlflow", "--uri", uri, *options)
+
+
+def versions_of(client: Any, model: str) -> dict[str, Any]:
+    """The versions of a model by their row."""
+    return {each.tags["row"]: each for each in client.search_model_versions(f"name = '{model}'")}
+
+
+def downloaded(client: Any, version: Any, folder: Path) -> Bundle:
+    """The bundle that a version leads to."""
+    from mlflow.artifacts import download_artifacts
+
+    uri = client.get_model_version_download_uri(version.name, version.version)
+    folder.mkdir(exist_ok=True)
+    return Bundle.open(
+        download_artifacts(uri, dst_path=str(folder), tracking_uri=client.tracking_uri)
+    )
 
 
 # What is on the server
@@ -179,6 +200,7 @@ def test_what_broke_off_is_made_anew_by_the_same_command(
     with a_server_that_breaks_off(mlflow_server, after=20) as uri:
         broken = track(compressor, released.output, uri, "--experiment", "broken")
     assert broken.code == 10, broken
+    assert "the tracking server cannot be reached" in broken.err
     assert "the same command can be run again" in broken.err
     [half], some = runs_of(client, "broken")
     assert some
@@ -192,7 +214,7 @@ def test_what_broke_off_is_made_anew_by_the_same_command(
     assert len(rows) == len(read_report(released.output).rows)
 
 
-def test_a_gate_that_comes_later_is_added_but_bundles_are_not(
+def test_a_gate_and_bundles_that_come_later_are_added(
     finished: Any,
     released: Any,
     client: Any,
@@ -207,16 +229,80 @@ def test_a_gate_that_comes_later_is_added_but_bundles_are_not(
     refused = track(compressor, tmp_path, mlflow_server, *options)
     assert refused.code == 6
     assert "there is no such bundle" in refused.err
+    options = (*options, "--gate", released.gate)
     late = track(compressor, finished.output, mlflow_server, *options)
-    assert late.code == 10
-    assert "the run on the server has no bundle to register" in late.err
-    assert "delete the run of the report" in late.err
-    options = ("--experiment", "bare", "--gate", released.gate)
-    judged = track(compressor, finished.output, mlflow_server, *options)
-    assert judged.code == 0, judged
+    assert late.code == 0, late
     [run], _ = runs_of(client, "bare")
     assert run.data.tags["gate_verdict"] == "pass"
     assert "gate.json" in [each.path for each in client.list_artifacts(run.info.run_id)]
+    assert late.out.count("registered bare, version ") == len(versions_of(client, "bare"))
+    for version in versions_of(client, "bare").values():
+        assert downloaded(client, version, tmp_path).identity == version.tags["bundle_identity"]
+
+
+def test_another_gate_brings_the_bundles_that_it_ships(
+    folder: Path, client: Any, mlflow_server: str, compressor: Command, tmp_path: Path
+) -> None:
+    options = ("--experiment", "regated", "--register", "regated")
+    assert track(compressor, folder, mlflow_server, *options).code == 0
+    assert set(versions_of(client, "regated")) == {"int8-onnxruntime"}
+    bundle(folder / "bundles" / "fp32-onnxruntime")
+    bundle(folder / "bundles" / "fp32-openvino")
+    judged = gate(compressor, folder, "--set", "min_size_ratio=1", "--set", "max_accuracy_drop=5")
+    again = track(compressor, folder, mlflow_server, *options, "--gate", judged)
+    assert again.code == 0, again
+    ships = [Path(name).name for name in json.loads(judged.read_text())["ships"]]
+    assert "fp32-onnxruntime" in ships
+    version = versions_of(client, "regated")["fp32-onnxruntime"]
+    assert f"registered regated, version {version.version}: fp32-onnxruntime" in again.out
+    opened = downloaded(client, version, tmp_path / "got")
+    assert opened.identity == Bundle.open(folder / "bundles" / "fp32-onnxruntime").identity
+    once_more = track(compressor, folder, mlflow_server, *options, "--gate", judged)
+    assert once_more.out.count("was registered before") == len(ships)
+
+
+def test_a_bundle_that_is_signed_later_is_a_new_version(
+    folder: Path, client: Any, mlflow_server: str, compressor: Command, keys: Any, tmp_path: Path
+) -> None:
+    options = ("--experiment", "signed", "--register", "signed")
+    assert track(compressor, folder, mlflow_server, *options).code == 0
+    source = folder / "bundles" / "int8-onnxruntime"
+    assert compressor("sign", source, "--key", keys.private).code == 0
+    again = track(compressor, folder, mlflow_server, *options)
+    assert again.code == 0, again
+    assert "was tracked before" in again.out
+    assert "registered signed, version 2: int8-onnxruntime" in again.out
+    first, second = (client.get_model_version("signed", number) for number in "12")
+    assert not downloaded(client, first, tmp_path / "1").is_signed
+    verify_signature(downloaded(client, second, tmp_path / "2"), keys.public)
+    once_more = track(compressor, folder, mlflow_server, *options)
+    assert "was registered before: signed, version 2: int8-onnxruntime" in once_more.out
+    assert len(client.search_model_versions("name = 'signed'")) == 2
+
+
+def test_a_row_that_was_deleted_on_the_server_is_named(
+    folder: Path, client: Any, mlflow_server: str, compressor: Command
+) -> None:
+    assert track(compressor, folder, mlflow_server, "--experiment", "torn").code == 0
+    _, rows = runs_of(client, "torn")
+    client.delete_run(rows["int8-onnxruntime"].info.run_id)
+    again = track(compressor, folder, mlflow_server, "--experiment", "torn", "--register", "torn")
+    assert again.code == 10
+    assert "the run of a row to register is not on the server any more" in again.err
+    assert "where: int8-onnxruntime" in again.err
+    assert "delete the run of the report" in again.err
+
+
+def test_the_log_of_the_client_is_not_printed(folder: Path, mlflow_server: str) -> None:
+    command = ("track", str(folder), "--to", "mlflow", "--uri", mlflow_server)
+    script = "import sys; from compressor.cli.app import main; main(sys.argv[1:])"
+    options = ("--experiment", "quiet", "--register", "quiet")
+    done = subprocess.run(
+        [sys.executable, "-c", script, *command, *options],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "registered quiet, version 1" in done.stdout
 
 
 # Servers that do not take it
@@ -290,7 +376,7 @@ def test_addresses_that_are_none(
     finished: Any, compressor: Command, uri: str, message: str
 ) -> None:
     outcome = track(compressor, finished.output, uri)
-    assert outcome.code == 10
+    assert outcome.code == 2
     assert message in outcome.err
     assert "where: --uri" in outcome.err
     assert PASSWORD not in outcome.err
@@ -300,11 +386,11 @@ def test_the_server_comes_from_the_environment(
     finished: Any, compressor: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     outcome = compressor("track", finished.output, "--to", "mlflow")
-    assert outcome.code == 10
+    assert outcome.code == 2
     assert "no server of MLflow is named" in outcome.err
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"https://me:{PASSWORD}@host")
     outcome = compressor("track", finished.output, "--to", "mlflow")
-    assert outcome.code == 10
+    assert outcome.code == 2
     assert "where: MLFLOW_TRACKING_URI" in outcome.err
     assert PASSWORD not in outcome.err
 
