@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
@@ -37,10 +37,11 @@ LADDER = (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0, 12.0, 15.0, 18.0, 22.0, 
 """Speeds to look at, as multiples of the whole model's at the same precision."""
 MAX_DEPTHS = 3
 """Numbers of layers that are tried for one latency."""
-VARIANTS: dict[str, tuple[Pass, ...]] = {
+INT8: dict[str, tuple[Pass, ...]] = {
     "int8": (Quantize(method="static", weight_bits=7),),
     "int8-dynamic": (Quantize(method="dynamic", weight_bits=7),),
 }
+SIXTEEN_BITS: tuple[Literal["fp16", "bf16"], ...] = ("fp16", "bf16")
 
 
 class AutoSettings(BaseModel):
@@ -120,7 +121,21 @@ def search(
 
 def found_recipe(recipe: Recipe, trial: Trial) -> Recipe:
     """The recipe with what a search found: a run of it finds the training in the store."""
-    return recipe.model_copy(update={"passes": (*trial.passes, Export()), "variants": VARIANTS})
+    passes = (*trial.passes, Export())
+    return recipe.model_copy(update={"passes": passes, "variants": _variants(recipe)})
+
+
+def _variants(recipe: Recipe) -> dict[str, tuple[Pass, ...]]:
+    """Every precision that some target runs natively: the run measures all, and ships the fastest.
+
+    int8 is slower than floats on some processors, and int8 with fixed ranges than with dynamic
+    ones.
+    """
+    native = {each for target in recipe.targets for each in target.native_precisions()}
+    floats: dict[str, tuple[Pass, ...]] = {
+        name: (Quantize(method=name),) for name in SIXTEEN_BITS if name in native
+    }
+    return {"fp32": (), **floats, **INT8}
 
 
 class _Searcher:
@@ -133,7 +148,7 @@ class _Searcher:
         self.store = store
         self.progress = progress
         plan = validate_recipe(
-            recipe.model_copy(update={"passes": (Export(),), "variants": dict(VARIANTS)})
+            recipe.model_copy(update={"passes": (Export(),), "variants": _variants(recipe)})
         )
         assert plan.splits is not None
         self.data: Splits = plan.splits
@@ -169,7 +184,7 @@ class _Searcher:
             multiple=self.recipe.width_multiple,
             progress=self.progress,
         )
-        _, table = prober.table(self.architecture, self._target(), VARIANTS["int8"])
+        _, table = prober.table(self.architecture, self._target(), INT8["int8"])
         found = Search(table, table.predict(self.architecture.layers))
         curves = self._curves()
         limit = self.recipe.budget.max_latency_ms
