@@ -117,13 +117,16 @@ class Trials:
                 self._check_finished(told, place, result)
                 break
             self.ledger.count(told, f"{len(finished)} steps finished")
-            statuses.append(self._check_ended(number, place, result, finished))
+            begun = len(place.store.runs()) > len(statuses)
+            status = self._check_ended(number, place, result, finished, begun=begun)
+            if status is not None:
+                statuses.append(status)
         _, alive = psutil.wait_procs(started, timeout=LEAVE_S)
         self.ledger.check(told, not alive, f"processes stay behind: {alive}")
         for each in alive:
             each.kill()
         found = [run.status for run in place.store.runs()]
-        wanted = sorted(["finished", *filter(None, statuses)])
+        wanted = sorted(["finished", *statuses])
         self.ledger.check(told, sorted(found) == wanted, f"runs list: {found}")
         self._check_tidy(told, place)
 
@@ -133,23 +136,35 @@ class Trials:
         return process.goes_on_until(after_s=self.generator.uniform(0.05, self.seconds))
 
     def _check_ended(
-        self, number: signal.Signals, place: Place, result: Result, finished: dict[str, int]
-    ) -> str:
-        """Check what a run left that a signal ended; returns how `runs list` has to call it."""
+        self,
+        number: signal.Signals,
+        place: Place,
+        result: Result,
+        finished: dict[str, int],
+        *,
+        begun: bool,
+    ) -> str | None:
+        """Check what a run left that a signal ended.
+
+        Returns:
+            How `runs list` has to call it; None where it had not begun.
+        """
         kind = number.name
         self._check_kept(kind, place, finished)
         runs = place.store.runs()
         wanted = "killed" if number == signal.SIGKILL else "interrupted"
-        began = bool(runs) and runs[0].status == wanted
+        if begun and runs[0].status == "finished":
+            return "finished"  # the signal came between its last word and its end
+        began = begun and runs[0].status == wanted
         if number != signal.SIGKILL and result.code == -number:
             # It came before there was a command: the interpreter was still starting.
             self.ledger.check(kind, not result.out and not began, f"left by the signal: {result}")
-            return ""
+            return None
         self.ledger.check(kind, result.code == _CODES[number], str(result))
         if number != signal.SIGKILL:
             polite = "interrupted; what was finished is kept" in result.err
             self.ledger.check(kind, polite and "Traceback" not in result.err, str(result))
-        return wanted if began else ""
+        return wanted if began else None
 
     def fill_disks(self, count: int) -> None:
         """Run on disks that are too small, then give them space."""
