@@ -103,7 +103,7 @@ def test_the_action_takes_every_input(tmp_path: Path) -> None:
     assert (tmp_path / "j.xml").is_file()
 
 
-def test_a_path_that_is_not_there_is_named_and_nothing_is_left_of_an_earlier_run(
+def test_a_path_that_is_not_there_is_named_in_place_of_an_earlier_verdict(
     tmp_path: Path,
 ) -> None:
     for name in ("report", "budget", "against"):
@@ -113,9 +113,13 @@ def test_a_path_that_is_not_there_is_named_and_nothing_is_left_of_an_earlier_run
         done, outputs, summary = run_action(tmp_path, **paths)
         assert done.returncode in (3, 8), name
         assert "no/such-file" in done.stderr
-        assert (outputs, summary) == ("", "")
-        assert not (tmp_path / "gate.xml").exists()
-        assert not (tmp_path / "gate.json").exists()
+        assert "outcome=error\n" in outputs
+        for text in (
+            summary,
+            *((tmp_path / left).read_text() for left in ("gate.xml", "gate.json")),
+        ):
+            assert "no/such-file" in text
+            assert "earlier" not in text
 
 
 def test_an_input_is_never_a_command(tmp_path: Path) -> None:
@@ -253,7 +257,10 @@ def test_a_workspace_that_is_used_again_shows_the_last_verdict_only(
     done = bash(script, tmp_path, **variables | {"AGAINST": "no/such-folder"})
     assert done.returncode == 8
     assert "no/such-folder" in done.stderr
-    assert not list(tmp_path.glob("gate.*"))
+    for path in tmp_path.glob("gate.*"):
+        text = path.read_text()
+        assert "no/such-folder" in text
+        assert "passed" not in text
 
 
 # Plain shells

@@ -302,13 +302,10 @@ def test_a_step_that_variants_share_is_told_once(finished):
     assert lines.count("distill") == 1
     done = [line for line in lines if " after " not in line]  # a slow step tells how far it is
     own = [line for line in done if "quantize" in line or "export" in line]
-    assert own == [
-        "original: export",
-        "original: quantize",  # fp16, a baseline
-        "export",
-        "int8: quantize",
-        "int8-dynamic: quantize",
-    ]
+    # The baselines: fp16, and bf16 where the processor has it.
+    baselines = own[: own.index("export")]
+    assert baselines in (["original: export", *["original: quantize"] * num] for num in (1, 2))
+    assert own[len(baselines) :] == ["export", "int8: quantize", "int8-dynamic: quantize"]
 
 
 def test_the_report_tells_which_steps_this_run_made(finished):

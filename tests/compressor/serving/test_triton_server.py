@@ -209,6 +209,9 @@ def test_the_server_answers_as_the_bundle_does(
         samples, expected = predictor.tokenize(texts), predictor.logits(texts)
         labels = [each.label for each in predictor.predict(texts)]
     signature = bundle.manifest.signature
+    # The server's OpenVINO cannot be told to stay in float32 where the processor has bfloat16.
+    is_rounded = target == "openvino" and "bf16" in targets.get("openvino").native_precisions()
+    tolerance = 0.1 if is_rounded else 1e-4
     with serve(folder) as triton:
         # Token ids, in batches of any size and length.
         answers = [
@@ -217,20 +220,30 @@ def test_the_server_answers_as_the_bundle_does(
             for batch in samples.batches(size, signature)
         ]
         found = samples.restore(answers, signature)["logits"]
-        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(found, expected, rtol=tolerance, atol=tolerance)
         # Text, all at once and one by one.
         batched = "dynamic_batching" in (folder / "small" / "config.pbtxt").read_text()
         ensemble = f"{packaged.name}-text"
         found = triton.logits(ensemble, strings(texts, batched=batched))
-        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(found, expected, rtol=tolerance, atol=tolerance)
         for text, row in zip(texts, expected, strict=True):
             found = triton.logits(ensemble, strings((text,), batched=batched))
-            np.testing.assert_allclose(found[0], row, rtol=1e-4, atol=1e-4)
+            np.testing.assert_allclose(found[0], row, rtol=tolerance, atol=tolerance)
         # Labels by name, from the file beside the configuration.
         if batched:
             inputs = strings(texts)
             answer = triton.infer(ensemble, inputs, logits={"classification": 1})["logits"]
             assert [each.split(":")[2] for each in answer["data"]] == labels
+
+
+def settled(triton: Triton, model: str, count: int) -> dict[str, Any]:
+    """The statistics of a model, which the server updates after it has answered."""
+    end = time.monotonic() + START_S
+    while True:
+        [found] = triton.get(f"models/{model}/stats")["model_stats"]
+        if found["inference_count"] >= count or time.monotonic() > end:
+            return dict(found)
+        time.sleep(0.05)
 
 
 def test_requests_meet_in_one_batch(
@@ -246,7 +259,7 @@ def test_requests_meet_in_one_batch(
     with serve(folder) as triton, ThreadPoolExecutor(4) as pool:
         asked = [pool.submit(triton.logits, "small-text", strings((text,))) for text in texts]
         found = np.concatenate([each.result() for each in asked])
-        [statistics] = triton.get(f"models/{packaged.name}/stats")["model_stats"]
+        statistics = settled(triton, packaged.name, 4)
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
     assert statistics["inference_count"] == 4
     assert statistics["execution_count"] == 1
