@@ -20,7 +20,7 @@ from .targets.conftest import write_bundle
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples"
-REPORT = ROOT / "benchmarks" / "results" / "trec6_minilm_balanced.json"
+REPORT = ROOT / "benchmarks" / "results" / "trec6_minilm_balanced_avx2.json"
 JENKINSFILE = EXAMPLES / "jenkins/Jenkinsfile"
 FILES = {"model.bin": b"weights", "tokenizer.json": b"{}"}
 SCHEMAS = {

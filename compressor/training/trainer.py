@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -33,6 +34,8 @@ _BF16_FEATURES = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
 _BEST = "best.safetensors"
 _LOGS_PER_EPOCH = 4
 _SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
+_WRITER_FAILED = ("PytorchStreamWriter failed", "inline_container.cc")
+"""What torch's own writer says where a write came short; it does not say why."""
 _KEPT_CHECKPOINTS = 2  # the one before stays until the new one has been sealed
 
 
@@ -208,15 +211,15 @@ class _disk_errors:  # noqa: N801  (a context manager that reads as a phrase)
             shutil.rmtree(self.path, ignore_errors=True)
         else:
             self.path.unlink(missing_ok=True)
-        # torch's own writer does not say why it failed.
-        if is_disk_full(error) or "PytorchStreamWriter failed" in str(error):
+        if is_disk_full(error) or any(words in str(error) for words in _WRITER_FAILED):
+            reason = str(error).strip().splitlines()[0]
             raise PassError(
                 "a training checkpoint could not be written: the disk is full",
                 where=self.path,
-                given=str(error).strip().splitlines()[0],
+                given=reason,
                 fix="free some space and run again: the training goes on from the checkpoint "
                 "before this one",
-            ) from error
+            ) from OSError(errno.ENOSPC, reason)
 
 
 class _Flow(TrainerCallback):  # type: ignore[misc]  # transformers has no types

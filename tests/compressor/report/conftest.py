@@ -536,7 +536,7 @@ def single_row_report() -> Report:
 @pytest.fixture(scope="session")
 def published_report() -> Report:
     """Its reasons name nodes, which are longer than any column."""
-    return read_report(RESULTS / "trec6_minilm_balanced.json")
+    return read_report(RESULTS / "trec6_minilm_balanced_avx2.json")
 
 
 @pytest.fixture(scope="session")

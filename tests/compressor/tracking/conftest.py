@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 
-REPORT = Path(__file__).parents[3] / "benchmarks" / "results" / "trec6_minilm_balanced.json"
+REPORT = Path(__file__).parents[3] / "benchmarks" / "results" / "trec6_minilm_balanced_avx2.json"
 
 
 @pytest.fixture(autouse=True, scope="session")
