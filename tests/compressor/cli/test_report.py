@@ -12,7 +12,7 @@ import pytest
 from compressor.cli import main
 
 RESULTS = Path(__file__).parents[3] / "benchmarks" / "results"
-REPORTS = sorted(RESULTS.glob("trec6_minilm_*.json"))
+REPORTS = sorted(RESULTS.glob("trec6_minilm_*avx2*.json"))
 
 
 @pytest.fixture
