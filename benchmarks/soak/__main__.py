@@ -55,6 +55,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         unknown = set(options.only or ()) - set(kinds)
         if unknown:
             parser.error(f"--only takes {', '.join(kinds)}")
+        for number in (signal.SIGINT, signal.SIGTERM):  # also where a shell had them ignored
+            signal.signal(number, signal.default_int_handler)
         with suppress(KeyboardInterrupt):  # what was found until then counts
             for name, run in kinds.items():
                 if options.only is None or name in options.only:
