@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from compressor.architecture import Architecture
@@ -184,7 +185,7 @@ class _Searcher:
             multiple=self.recipe.width_multiple,
             progress=self.progress,
         )
-        _, table = prober.table(self.architecture, self._target(), INT8["int8"])
+        table = prober.table(self.architecture, self._target(), INT8["int8"])
         found = Search(table, table.predict(self.architecture.layers))
         curves = self._curves()
         limit = self.recipe.budget.max_latency_ms
@@ -204,7 +205,7 @@ class _Searcher:
     def _bisect(self, found: Search, curves: ImportanceCurves) -> None:
         low, high = -1, len(LADDER)  # low holds, high does not
         while high - low > 1:
-            middle = (low + high) // 2 if low >= 0 or high < len(LADDER) else len(LADDER) // 2
+            middle = (low + high) // 2
             limit = found.whole_ms / LADDER[middle]
             low, high = (middle, high) if self._at(found, curves, limit) else (low, middle)
 
@@ -319,8 +320,6 @@ class _Searcher:
         )
         facts = step.record.facts
         self.progress.finish("", cached=step.cached)
-        import numpy as np
-
         heads, ffn = ([np.asarray(each) for each in facts[name]] for name in ("heads", "ffn"))
         return ImportanceCurves.of(heads, ffn)
 

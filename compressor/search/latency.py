@@ -44,7 +44,7 @@ class LatencyTable(BaseModel):
     base_ms: float
     """Of everything but the layers."""
     attention_ms: Mapping[int, float]
-    """Heads of a layer -> time of its attention, with what a layer costs of itself."""
+    """Heads of a layer -> time of its attention."""
     ffn_ms: Mapping[int, float]
     """Width of a layer -> time of its feed-forward part."""
     probes: tuple[Probe, ...]
@@ -96,7 +96,8 @@ def fit_table(
 ) -> LatencyTable:
     """Fit the entries to the probes, so that more heads and wider parts never cost less.
 
-    Least squares of the relative errors; what is constant in a layer counts to its attention.
+    Least squares of the relative errors. What is constant in a layer cannot be told apart: it is
+    shared out between its two parts, whose sum is what counts.
     """
     heads = sorted({layer.num_heads for each in probes for layer in each.layers})
     widths = sorted({layer.ffn_width for each in probes for layer in each.layers})
@@ -134,6 +135,6 @@ def _non_negative(matrix: NDArray[np.float64], wanted: NDArray[np.float64]) -> N
 
 
 def _between(table: Mapping[int, float], size: int) -> float:
-    """Linear between entries, and through the origin side's slope below the smallest."""
+    """Linear between entries; outside of them the nearest one."""
     sizes = sorted(table)
     return float(np.interp(size, sizes, [table[each] for each in sizes]))

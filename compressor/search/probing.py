@@ -55,7 +55,7 @@ class Prober:
 
     def table(
         self, architecture: Architecture, target: Target, quantize: Sequence[Pass]
-    ) -> tuple[StoredStep, LatencyTable]:
+    ) -> LatencyTable:
         """The table of a target at a precision.
 
         Each probe is the untouched model cut to a shape, exported, quantized and lowered as any
@@ -65,9 +65,6 @@ class Prober:
             architecture: Of the untouched model.
             target: Runs here.
             quantize: Passes that bring an exported model to its final precision.
-
-        Returns:
-            The step that keeps it, and the table.
 
         Raises:
             TargetError: A probe cannot be built or run.
@@ -105,7 +102,7 @@ class Prober:
         table = LatencyTable.model_validate(step.record.facts["table"])
         line = f"{len(table.probes)} models, fitted to within {table.error:.0%}"
         self.progress.finish(line, cached=step.cached)
-        return step, table
+        return table
 
     def _probes(
         self, architecture: Architecture, target: Target, quantize: Sequence[Pass], work: Path
