@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from compressor import interruption
 from compressor.errors import StoreError
 from compressor.storage import (
     full_disk,
@@ -50,6 +51,7 @@ _ATTEMPT = "files-"
 RUNS = "runs"
 LOCKS = "locks"
 RUNNING = "running"
+INTERRUPTED = "interrupted"
 KILLED = "killed"
 STORE_VERSION = 2  # goes up when a store is read in another way: older steps are not found then
 
@@ -161,6 +163,7 @@ class RunStore:
             make: Called with (folder for the result, folder that survives an interruption);
                 returns the facts to record.
         """
+        interruption.leave_if_asked()
         key = step_key(kind, inputs)
         found = self.find(key)
         if found is not None:
@@ -259,14 +262,9 @@ class RunStore:
             write(RUNNING)
             try:
                 yield record
-            except (KeyboardInterrupt, SystemExit):
-                with suppress(StoreError):
-                    write("interrupted")
-                raise
-            except Exception as error:
-                what = error.what if isinstance(error, ToolkitError) else type(error).__name__
+            except BaseException as error:
                 with suppress(StoreError):  # the store may be what failed
-                    write(f"failed: {what}")
+                    write(_ending(error))
                 raise
             write("finished")
 
@@ -432,6 +430,8 @@ class RunStore:
         started = time.monotonic()
         with full_disk(self.root):
             facts = make(files, partial / WORK)
+            # What was made around a swallowed interruption may be anything.
+            interruption.leave_if_asked()
         with storage_errors(self.root):
             record = StepRecord(
                 key=key,
@@ -453,6 +453,13 @@ class RunStore:
             os.rename(partial, target)
             sync_folder(target.parent)
         return StoredStep(record, target / FILES, cached=False)
+
+
+def _ending(error: BaseException) -> str:
+    """How a run ended: an error after an interruption is what a library made of it."""
+    if isinstance(error, KeyboardInterrupt | SystemExit) or interruption.asked() is not None:
+        return INTERRUPTED
+    return f"failed: {error.what if isinstance(error, ToolkitError) else type(error).__name__}"
 
 
 def _remove_attempts(partial: Path, *, but: str = "") -> None:

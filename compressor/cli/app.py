@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import signal
 import sys
-import threading
 import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
-from types import FrameType
-from typing import Annotated, NoReturn
+from typing import Annotated
 
 import typer
 
+from compressor import interruption
 from compressor.cli import auto, build, device, devices, explain, gate, package, report, runs, track
+from compressor.interruption import INTERRUPTED, TERMINATED
 from targets.errors import ToolkitError, is_disk_full
 
 __all__ = ["app", "main"]
 
-INTERRUPTED = 130
-TERMINATED = 143
 BUG = 1
 STORAGE = 8
 
@@ -77,9 +72,10 @@ def main(arguments: list[str] | None = None) -> None:
     # --debug may stand anywhere: it is wanted after a command has failed.
     rest = [each for each in arguments if each != "--debug"]
     try:
-        with _leaving_on_sigterm():
+        with interruption.remembered():
             app(args=rest, prog_name="compressor", standalone_mode=True)
     except ToolkitError as error:
+        _fail_if_interrupted(debug)
         _fail(str(error), error.exit_code, debug)
     except (KeyboardInterrupt, typer.Abort):
         _fail(INTERRUPTED_MESSAGE, INTERRUPTED, debug)
@@ -90,6 +86,7 @@ def main(arguments: list[str] | None = None) -> None:
     except BrokenPipeError:
         sys.exit(0)
     except Exception as error:  # the last resort: a bug must not look like a verdict
+        _fail_if_interrupted(debug)
         if is_disk_full(error):
             _fail(f"the disk is full\n  given: {error}\n  fix:   free some space", STORAGE, debug)
         _fail(
@@ -100,22 +97,11 @@ def main(arguments: list[str] | None = None) -> None:
         )
 
 
-@contextmanager
-def _leaving_on_sigterm() -> Iterator[None]:
-    """Leave in good order on SIGTERM, with which schedulers end a job."""
-
-    def leave(number: int, frame: FrameType | None) -> NoReturn:
-        raise SystemExit(TERMINATED)
-
-    is_main = threading.current_thread() is threading.main_thread()
-    if not is_main or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
-        yield  # whoever calls this has an answer of their own
-        return
-    signal.signal(signal.SIGTERM, leave)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+def _fail_if_interrupted(debug: bool) -> None:
+    """An error after an interruption is what some library made of it."""
+    code = interruption.asked()
+    if code is not None:
+        _fail(INTERRUPTED_MESSAGE, code, debug)
 
 
 def _fail(message: str, code: int, debug: bool) -> None:

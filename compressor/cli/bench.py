@@ -9,7 +9,7 @@ from rich import box
 from rich.table import Table
 
 from compressor.cli.progress import ConsoleProgress, console
-from compressor.report.wording import NONE, milliseconds
+from compressor.report.wording import NONE, milliseconds, significant
 from targets.bench import BenchEntry, BenchReport, Sweep, bench
 from targets.benchmark import BenchmarkSettings, Failure
 from targets.bundle import Bundle
@@ -59,7 +59,7 @@ def show_bench(report: BenchReport) -> None:
     """Print a report in a form that fits a narrow terminal: bundles by number, failures below."""
     names = list(dict.fromkeys(entry.bundle for entry in report.entries))
     for number, name in enumerate(names, start=1):
-        console().print(f" {number}  {name}", soft_wrap=True)
+        console().print(f"{number}  {name}", soft_wrap=True)
     console().print(_latencies(report, names))
     for entry in report.entries:
         for line in _more(entry, names.index(entry.bundle) + 1):
@@ -82,12 +82,13 @@ def _latencies(report: BenchReport, names: Sequence[str]) -> Table:
     )
     table = Table(
         box=box.SIMPLE_HEAD,
-        padding=(0, 2, 0, 0),
+        padding=(0, 1, 0, 0),
         pad_edge=False,
+        show_edge=False,
         caption_justify="left",
         caption="; ".join(_legend(report, has_energy)) or None,
     )
-    titles = ["#", "threads", "batch x tokens", "ms", "95% interval", "p90", "texts/s"]
+    titles = ["#", "threads", "batch x\ntokens", "ms", "95% interval", "p90", "texts/s"]
     for title in (*titles, *(["mJ"] if has_energy else []), "noise"):
         table.add_column(title, justify="right", no_wrap=True)
     for entry in report.entries:
@@ -110,7 +111,7 @@ def _legend(report: BenchReport, has_energy: bool) -> list[str]:
 
 
 def _cells(found: Measurement, has_energy: bool) -> tuple[str, ...]:
-    energy = "" if found.energy_mj is None else f"{found.energy_mj:.1f}"
+    energy = "" if found.energy_mj is None else significant(found.energy_mj)
     return (
         milliseconds(found.median_ms),
         NONE

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
+from compressor import interruption
 from compressor.architecture import Architecture
 from compressor.data import Splits, data_fingerprint, split_hashes
 from compressor.errors import BudgetError
@@ -197,6 +198,7 @@ class _Searcher:
         except KeyboardInterrupt:
             if found.best is None:
                 raise
+            interruption.forget()
             found.stopped = "it was interrupted"
         except _OutOfTimeError:
             found.stopped = f"the time limit of {self.settings.time_limit_s / 60:.0f} min"

@@ -17,7 +17,7 @@ import yaml
 import compressor.errors
 import targets.errors
 from compressor.cli import main
-from compressor.cli.app import app
+from compressor.cli.app import INTERRUPTED_MESSAGE, app
 from compressor.errors import DocumentError, Problem, RecipeError
 from compressor.passes import available_passes
 from compressor.recipe import builtin_recipes, recipe_json_schema
@@ -433,6 +433,55 @@ def test_sigterm_leaves_in_good_order() -> None:
     assert done.returncode == 143
     assert done.stderr.startswith("error: interrupted; what was finished is kept")
     assert "Traceback" not in done.stderr
+
+
+SWALLOWED = """
+import os, signal, sys
+from pathlib import Path
+from compressor.cli import main, runs
+from compressor.errors import PassError
+from compressor.store import RunStore
+
+store = RunStore(Path(sys.argv[1]))
+number, then = getattr(signal, sys.argv[2]), sys.argv[3]
+
+def make(files, work):
+    try:
+        os.kill(os.getpid(), number)
+    except BaseException:
+        if then == "bug":
+            raise ValueError("could not determine the shape") from None
+        if then == "error":
+            raise PassError("the pass distill failed") from None
+    return {}
+
+def command(_):
+    with store.run("mine", Path("out")):
+        store.step("a", {}, lambda files, work: {})
+        store.step("b", {}, make)
+        store.step("c", {}, lambda files, work: {})
+
+runs.open_store = command
+main(["runs", "list"])
+"""
+
+
+@pytest.mark.parametrize("then", ["bug", "error", "nothing"])
+@pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143)])
+def test_an_interruption_that_a_library_swallows_still_ends_the_run(
+    name: str, code: int, then: str, tmp_path: Path
+) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", SWALLOWED, str(tmp_path), name, then],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == code, done.stderr
+    assert done.stderr == f"error: {INTERRUPTED_MESSAGE}\n"
+    store = RunStore(tmp_path)
+    assert [run.status for run in store.runs()] == ["interrupted"]
+    assert [step.kind for step in store.steps()] == ["a"]
 
 
 def test_an_answer_to_sigterm_of_the_program_around_stays(call: Call) -> None:

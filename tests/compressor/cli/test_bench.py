@@ -8,8 +8,12 @@ import subprocess
 
 import pytest
 
+from compressor.cli.bench import show_bench
 from targets import Bundle
-from targets.bench import BenchReport
+from targets.bench import BenchEntry, BenchReport, Sweep
+from targets.benchmark import BenchmarkSettings, CaseResult
+from targets.environment import Environment
+from targets.measurement import Measurement, Round
 from targets.workloads import bundle_texts
 
 QUICK = ("--rounds", "2", "--sequence-length", "16", "--batch-size", "1")
@@ -22,14 +26,61 @@ def test_bench_fits_a_narrow_terminal_and_names_each_bundle_by_its_path(finished
     assert outcome.code == 0, outcome.err
     lines = outcome.out.splitlines()
     for number, bundle in enumerate(bundles, start=1):
-        assert f" {number}  {bundle}" in lines
+        assert f"{number}  {bundle}" in lines
     table = [line for line in lines if re.match(r"\s*\d .* 1 x 16 ", line)]
     assert [line.split()[:2] for line in table] == [["1", "1"], ["2", "1"]]
-    assert all(len(line) <= 80 and "…" not in line for line in table)
+    assert [line for line in table if len(line) > 80 or "…" in line] == []
     too_long = compressor("bench", bundles[0], "--sequence-length", "33")
     assert too_long.code == 3
     assert "the model takes no text of this length" in too_long.err
     assert "fix:   use at most 32" in too_long.err
+
+
+def measured(ns: int, *, energy_j: float | None) -> Measurement:
+    """Two rounds of two runs, the second one twice as long."""
+    rounds = [
+        Round(run_ns=(time, time), cpu_ns=2 * time, others_cpus=0.0, energy_j=energy_j)
+        for time in (ns, 2 * ns)
+    ]
+    return Measurement(
+        rounds=tuple(rounds),
+        threads=16,
+        batch_size=16,
+        sequence_length=None,
+        tokenization=True,
+        num_cpus=16,
+        load_time_ms=1,
+        peak_memory_bytes=1,
+        size_bytes=1,
+    )
+
+
+@pytest.mark.parametrize("energy_j", [None, 1.234e-3, 12.34], ids=["no energy", "little", "much"])
+@pytest.mark.parametrize("ns", [43_210, 432_100, 43_210_000, 4_321_000_000])
+def test_the_widest_rows_fit_a_narrow_terminal(ns, energy_j, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    entry = BenchEntry(
+        bundle="a",
+        identity="b",
+        threads=16,
+        result=CaseResult(measurements=(measured(ns, energy_j=energy_j),)),
+    )
+    sweep = Sweep(threads=(16,), batch_sizes=(16,), real_texts=True)
+    show_bench(
+        BenchReport(
+            created="",
+            environment=Environment.here(),
+            settings=BenchmarkSettings(),
+            sweep=sweep,
+            entries=(entry,) * 10,
+        )
+    )
+    shown = capsys.readouterr().out
+    assert "…" not in shown
+    rows = [line for line in shown.splitlines() if " 16 x raw text " in line]
+    assert len(rows) == 10
+    energy = {None: [], 1.234e-3: ["0.0386"], 12.34: ["386"]}[energy_j]
+    assert rows[0].split()[-1 - len(energy) :] == [*energy, "noisy"]
 
 
 @pytest.mark.slow
@@ -41,9 +92,10 @@ def test_a_sweep_prints_and_writes_every_combination(finished, compressor, tmp_p
     )  # fmt: skip
     outcome = compressor("bench", bundle, *options)
     assert outcome.code == 0, outcome.err
-    rows = [re.split(" {2,}", line.strip())[:3] for line in outcome.out.splitlines()]
-    assert [tuple(row) for row in rows if re.match(r"\d x", row[-1])] == [
-        ("1", threads, shape)
+    row = re.compile(r"1 +([12]) +(\d x (\d+|real|raw text)) ")
+    rows = [row.match(line) for line in outcome.out.splitlines()]
+    assert [found.group(1, 2) for found in rows if found] == [
+        (threads, shape)
         for threads in "12"
         for shape in ("1 x 16", "2 x 16", "1 x real", "1 x raw text", "2 x real", "2 x raw text")
     ]
