@@ -28,7 +28,7 @@ def bill_of_materials(manifest: Manifest, *, architecture: str) -> str:
         architecture: Shape of the network, in words.
     """
     origin = manifest.provenance
-    runtime = _libraries(origin.get("libraries", {}), "runtime")
+    runtime = _libraries({**origin["predict_libraries"], **origin["libraries"]}, "runtime")
     builders = _libraries(origin["build_libraries"], "build")
     document = {
         "$schema": "http://cyclonedx.org/schema/bom-1.6.schema.json",

@@ -297,7 +297,7 @@ class _Run:
         """The candidate with the runtime options that are fastest here, if there is a choice."""
         assert candidate.bundle is not None
         bundle = Bundle.open(candidate.bundle.folder, verify=False)
-        if not offered(bundle, self.recipe.benchmark.threads, has_pack=True):
+        if not offered(bundle, self.recipe.benchmark, has_pack=True):
             return candidate
         self.progress.start(f"tune {candidate.variant} on {candidate.target.label}")
         try:

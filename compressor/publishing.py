@@ -19,6 +19,7 @@ from compressor.report.schema import ModelFacts, Row, Step
 from compressor.rows import shape_key
 from compressor.storage import records_of
 from compressor.store import StoredStep
+from targets import predictor
 from targets.archive import MANIFEST, SIGNATURE
 from targets.bundle import (
     BOM,
@@ -184,6 +185,7 @@ class Publisher:
                 }
                 for step in steps
             ],
+            "predict_libraries": library_versions(predictor.LIBRARIES),
             "build_libraries": library_versions(sorted(needed)),
             "compressor": library_versions(("compressor",)).get("compressor"),
         }

@@ -189,8 +189,13 @@ class Target(Component, ABC):
             TargetError: The runtime refused the bundle.
         """
 
-    def alternatives(self) -> Mapping[str, Alternative]:
-        """What ``tune`` may try on this machine, by name; by default nothing."""
+    def alternatives(self, *, threads: int, batch_size: int) -> Mapping[str, Alternative]:
+        """What ``tune`` may try on this machine, by name; by default nothing.
+
+        Args:
+            threads: The most CPU threads to use.
+            batch_size: Samples of each run.
+        """
         return {}
 
     def versions(self) -> dict[str, str]:

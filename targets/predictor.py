@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from tokenizers import Encoding, Tokenizer
 
 __all__ = [
+    "LIBRARIES",
     "Prediction",
     "Predictor",
     "load",
@@ -33,6 +34,10 @@ __all__ = [
     "softmax",
     "tokenize",
 ]
+
+
+LIBRARIES = ("numpy", "tokenizers")
+"""Distributions that answers depend on, beside the runtime."""
 
 
 class Prediction(BaseModel):

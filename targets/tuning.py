@@ -66,7 +66,7 @@ def tune(
     check_length(bundle, settings.sequence_length)
     if pack is None and bundle.manifest.evaluation is not None:
         pack = bundle.path(bundle.manifest.evaluation)
-    choices = offered(bundle, settings.threads, has_pack=pack is not None)
+    choices = offered(bundle, settings, has_pack=pack is not None)
 
     def measure(alternatives: Mapping[str, Alternative]) -> list[Trial]:
         tried = {DEFAULT: Alternative(), **alternatives}
@@ -145,20 +145,23 @@ def describe(tuning: Tuning) -> str:
     return f"tuned: {', '.join(parts)}: {gain}"
 
 
-def offered(bundle: Bundle, threads: int, *, has_pack: bool) -> dict[str, Alternative]:
+def offered(
+    bundle: Bundle, settings: BenchmarkSettings, *, has_pack: bool
+) -> dict[str, Alternative]:
     """What there is to try: the alternatives of the target, and fewer threads.
 
     Args:
         bundle: What to tune.
-        threads: The most to use.
+        settings: How it will be measured.
         has_pack: Whether there are test data, to see whether the outputs change.
     """
     manifest = bundle.manifest
     target = get(manifest.target, **manifest.target_settings)
-    found = {
-        name: each for name, each in target.alternatives().items() if each.keeps_outputs or has_pack
-    }
-    fewer = threads // 2
+    all_of_target = target.alternatives(
+        threads=settings.threads, batch_size=settings.batch_sizes[0]
+    )
+    found = {name: each for name, each in all_of_target.items() if each.keeps_outputs or has_pack}
+    fewer = settings.threads // 2
     while fewer >= 1:
         found[plural(fewer, "thread")] = Alternative(threads=fewer)
         fewer //= 2

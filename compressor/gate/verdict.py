@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from compressor.gate.budget import Budget
 from compressor.gate.limits import GOALS, check_row, target_label
@@ -183,28 +183,29 @@ def _line(label: str, row: Row, primary_shape: str) -> str:
 
 
 def _advice(rows: Sequence[Row], advice: Advice) -> list[str]:
-    """What to try after a miss, as one line; nothing where nothing was missed."""
-    missed = {
-        GOALS[check.limit]
-        for row in rows
-        if row.chosen
-        for check in row.checks
-        if not check.met and check.limit in GOALS
-    }
-    if not missed:
-        return []
+    """What to try after a miss, one line each; nothing where nothing was missed."""
+    unmet = [check for row in rows if row.chosen for check in row.checks if not check.met]
+    unknown = dict.fromkeys(
+        " ".join(filter(None, (check.limit, check.subject)))
+        for check in unmet
+        if check.found is None
+    )
+    found = [check for check in unmet if check.found is not None]
+    missed = {GOALS[check.limit] for check in found if check.limit in GOALS}
+    lines = [f"to try next: {_mend(missed, advice)}"] if missed else []
+    if unknown:
+        lines.append(f"measure what was not, or leave these limits out: {', '.join(unknown)}")
+    return lines
+
+
+def _mend(missed: Collection[str], advice: Advice) -> str:
     if "accuracy" in missed:
         text = _either(advice.get("accuracy", ()))
-        if len(missed) > 1:
-            text = f"first {text}, then a smaller shape for the rest"
-    else:
-        parts = [
-            each for goal in ("speed", "size") if goal in missed for each in advice.get(goal, ())
-        ]
-        if "speed" in missed:
-            parts.append("another target")
-        text = _either(list(dict.fromkeys(parts)))
-    return [f"to try next: {text}"]
+        return f"first {text}, then a smaller shape for the rest" if len(missed) > 1 else text
+    parts = [each for goal in ("speed", "size") if goal in missed for each in advice.get(goal, ())]
+    if "speed" in missed:
+        parts.append("another target")
+    return _either(list(dict.fromkeys(parts)))
 
 
 def _lost_precision(rows: Sequence[Row]) -> list[str]:

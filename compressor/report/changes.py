@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from compressor.report.schema import ChangedExample, Comparison, Group, Report
 from compressor.report.summary import RowText, row_texts
-from compressor.report.wording import percent, points, significant
+from compressor.report.wording import percent, points, points_interval, significant
 
 __all__ = ["ChangeText", "GroupText", "change_texts"]
 
@@ -84,7 +84,7 @@ def _groups(compared: Comparison) -> tuple[GroupText, ...]:
             before=percent(each.reference),
             after=percent(each.value),
             drop=points(drop.drop_points),
-            drop_interval=f"{points(drop.low_points)} to {points(drop.high_points)}",
+            drop_interval=points_interval(drop.low_points, drop.high_points),
             certain=drop.low_points > 0,
         )
         for name, each in compared.metrics.items()
@@ -101,6 +101,6 @@ def _group(group: Group) -> GroupText:
         before=percent(group.reference),
         after=percent(group.accuracy),
         drop=points(group.drop_points),
-        drop_interval=f"{points(group.low_points)} to {points(group.high_points)}",
+        drop_interval=points_interval(group.low_points, group.high_points),
         certain=group.low_points > 0,
     )

@@ -23,6 +23,7 @@ __all__ = [
     "one_line",
     "percent",
     "points",
+    "points_interval",
     "setting",
     "significant",
     "speedup_interval",
@@ -74,7 +75,12 @@ def points(value: float | None) -> str:
 
 def drop_interval(comparison: Comparison) -> str:
     """The 95% interval of an accuracy drop, in percentage points."""
-    return f"{points(comparison.low_points)} to {points(comparison.high_points)}"
+    return points_interval(comparison.low_points, comparison.high_points)
+
+
+def points_interval(low: float, high: float) -> str:
+    """Both ends of an interval in percentage points; an end that is not 0 does not look like 0."""
+    return f"{_end(low)} to {_end(high)}"
 
 
 def times(value: float | None) -> str:
@@ -135,6 +141,11 @@ def one_line(text: str) -> str:
     """
     text = ERROR_LABEL.sub(r"; \1: ", text)
     return "".join(char for char in " ".join(text.split()) if char.isprintable())
+
+
+def _end(value: float) -> str:
+    text = points(value)
+    return f"{value:.2f}" if text == "0.0" and abs(value) >= 0.005 else text
 
 
 def _scaled(value: float, units: tuple[str, ...]) -> str:

@@ -149,7 +149,7 @@ class OnnxRuntime(Target):
         )
         return OnnxRuntimeSession(bundle.manifest.signature, session)
 
-    def alternatives(self) -> Mapping[str, Alternative]:
+    def alternatives(self, *, threads: int, batch_size: int) -> Mapping[str, Alternative]:
         """On a CPU: threads that sleep between runs, and fewer graph optimizations."""
         if self.device != "cpu":
             return {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import os
 import tempfile
 from collections.abc import Mapping
@@ -16,6 +17,7 @@ from targets.base import Alternative, Lowered, Precision, Session, Source, Targe
 from targets.environment import cpu_features
 from targets.errors import MissingLibraryError, TargetError, UnsupportedModelError
 from targets.signature import Arrays, Signature
+from targets.wording import plural
 
 if TYPE_CHECKING:
     import openvino
@@ -120,26 +122,31 @@ class OpenVINO(Target):
         )
 
     def load(self, bundle: Bundle, *, threads: int) -> Session:
-        """Open a bundle; runs one request at a time, as fast as it can.
+        """Open a bundle; all threads work on one sample, unless its options ask for streams.
 
         Threads are not pinned to cores: pinning loses on a machine that does other work as well.
         """
+        given = bundle.manifest.options
         options: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY"}
         if self.device == "CPU":
+            if "PERFORMANCE_HINT" not in given:  # a hint chooses the streams, unless they are given
+                options["NUM_STREAMS"] = 1
             options |= {
                 "INFERENCE_NUM_THREADS": threads,
-                "NUM_STREAMS": 1,
                 "ENABLE_CPU_PINNING": False,
                 # Else activations of weight-only models become int8 without having been asked for.
                 "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0,
             }
-        options |= bundle.manifest.options
+        options |= given
         return OpenVINOSession(
             bundle.manifest.signature, _compile(bundle.model_path, self.device, options)
         )
 
-    def alternatives(self) -> Mapping[str, Alternative]:
-        """On a CPU: pinned threads, none beside another on a core, and bf16 where it is native."""
+    def alternatives(self, *, threads: int, batch_size: int) -> Mapping[str, Alternative]:
+        """On a CPU: pinning, hyper-threading, the hint, streams, and bf16 where it is native.
+
+        Streams share the samples of a batch, each with a part of the threads.
+        """
         if self.device != "CPU":
             return {}
         found = {
@@ -147,6 +154,10 @@ class OpenVINO(Target):
             "one thread a core": Alternative({"ENABLE_HYPER_THREADING": False}),
             "throughput hint": Alternative({"PERFORMANCE_HINT": "THROUGHPUT"}),
         }
+        streams = 2
+        while streams <= min(threads, batch_size):
+            found[plural(streams, "stream")] = Alternative({"NUM_STREAMS": streams})
+            streams *= 2
         if _has_bf16():
             hint = {"INFERENCE_PRECISION_HINT": "bf16"}
             found["bf16"] = Alternative(hint, keeps_outputs=False)
@@ -175,24 +186,51 @@ class OpenVINOSession(Session):
 
     Args:
         signature: What the model takes and gives.
-        compiled: The runtime's own compiled model.
+        compiled: The runtime's own compiled model. Its streams share a batch, where that is free.
     """
 
     def __init__(self, signature: Signature, compiled: openvino.CompiledModel) -> None:
         super().__init__(signature)
-        self._request: openvino.InferRequest | None = compiled.create_infer_request()
+        streams = int(compiled.get_property("NUM_STREAMS")) if _has_free_batch(signature) else 1
+        self._requests = [compiled.create_infer_request() for _ in range(max(streams, 1))]
         self._outputs = [(spec.name, compiled.output(spec.name)) for spec in signature.outputs]
 
     def _run(self, feeds: Mapping[str, NDArray[np.generic]]) -> Arrays:
-        if self._request is None:
+        if not self._requests:
             raise TargetError("the session is closed", fix="load the bundle again")
-        results = self._request.infer(feeds, share_inputs=True)
+        if len(self._requests) > 1:
+            size = len(next(iter(feeds.values())))
+            if size > 1:
+                return self._run_parts(feeds, size)
+        results = self._requests[0].infer(feeds, share_inputs=True)
         return {name: results[output] for name, output in self._outputs}
+
+    def _run_parts(self, feeds: Mapping[str, NDArray[np.generic]], size: int) -> Arrays:
+        requests = self._requests[:size]
+        edges = [size * number // len(requests) for number in range(len(requests) + 1)]
+        parts = [
+            {name: array[start:stop] for name, array in feeds.items()}
+            for start, stop in itertools.pairwise(edges)
+        ]
+        for request, part in zip(requests, parts, strict=True):
+            request.start_async(part, share_inputs=True)
+        for request in requests:
+            request.wait()
+        return {
+            name: np.concatenate([request.get_tensor(output).data for request in requests])
+            for name, output in self._outputs
+        }
 
     def close(self) -> None:
         """Free the compiled model and its threads."""
-        self._request = None
+        self._requests = []
         self._outputs = []
+
+
+def _has_free_batch(signature: Signature) -> bool:
+    """Whether the first dimension of every input and output is one and the same free one."""
+    first = {spec.shape[:1] for spec in (*signature.inputs, *signature.outputs)}
+    return len(first) == 1 and all(isinstance(dim, str) for shape in first for dim in shape)
 
 
 def _has_bf16() -> bool:

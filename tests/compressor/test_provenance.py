@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
 import json
 import shutil
 from collections.abc import Iterator
@@ -90,7 +91,9 @@ def test_it_tells_what_the_bundle_is_made_of(bundle, home):
         split: hash_file(home / f"{split}.csv") for split in ("train", "validation", "test")
     }
     runtime = {each["name"]: each["version"] for each in document["components"][1:]}
-    assert runtime == manifest.provenance["libraries"]
+    lowered, predicts = (manifest.provenance[name] for name in ("libraries", "predict_libraries"))
+    assert runtime == {**lowered, **predicts}
+    assert predicts == {name: importlib.metadata.version(name) for name in ("numpy", "tokenizers")}
     (formula,) = document["formulation"]
     (workflow,) = formula["workflows"]
     assert [step["name"] for step in workflow["steps"]] == [

@@ -36,7 +36,7 @@ class Fake(Target):
         (folder / "model.bin").write_bytes(b"fake")
         options = {"precision": source.precision, "ranges": dict(source.ranges)}
         return Lowered("model.bin", options, ("a note",))
-    def alternatives(self):
+    def alternatives(self, *, threads, batch_size):
         return {
             "fast": Alternative({"fake": {"delay_ms": self.delay_ms / 4}}),
             "slow": Alternative({"fake": {"delay_ms": self.delay_ms * 2}}),

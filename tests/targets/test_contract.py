@@ -236,15 +236,17 @@ def check_every_alternative_of_tuning_answers_the_same(
     target: Target, models: Models, folder: Path
 ) -> None:
     skip_where_it_cannot(target.cannot_lower() or target.cannot_run())
-    if not target.alternatives():
+    lengths = BATCHES[1]
+    alternatives = target.alternatives(threads=2, batch_size=len(lengths))
+    if not alternatives:
         pytest.skip("it offers no runtime options to tune")
     bundle = make_bundle(target, models.source(target), models.checkpoint, folder / "bundle")
-    feeds = models.feeds(BATCHES[0])
-    default = target.load(bundle, threads=1).run(feeds)["logits"]
-    for name, each in target.alternatives().items():
+    feeds = models.feeds(lengths)
+    default = target.load(bundle, threads=2).run(feeds)["logits"]
+    for name, each in alternatives.items():
         assert name.strip()
         assert json.loads(json.dumps(dict(each.options))) == dict(each.options)
-        found = target.load(bundle.with_options(each.options), threads=1).run(feeds)["logits"]
+        found = target.load(bundle.with_options(each.options), threads=2).run(feeds)["logits"]
         tolerance = TOLERANCES["fp32" if each.keeps_outputs else "bf16"]
         assert np.linalg.norm(found - default) / np.linalg.norm(default) < tolerance, name
 

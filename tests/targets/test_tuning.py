@@ -88,8 +88,9 @@ def test_without_test_data_nothing_that_may_change_the_outputs_is_tried(
     make_bundle: MakeBundle,
 ) -> None:
     bundle = Bundle.open(make_bundle())
-    assert list(offered(bundle, 1, has_pack=False)) == ["fast", "slow", "broken"]
-    assert list(offered(bundle, 1, has_pack=True)) == ["fast", "slow", "wrong", "broken"]
+    one = BenchmarkSettings(threads=1)
+    assert list(offered(bundle, one, has_pack=False)) == ["fast", "slow", "broken"]
+    assert list(offered(bundle, one, has_pack=True)) == ["fast", "slow", "wrong", "broken"]
 
 
 def test_where_nothing_is_faster_the_bundle_stays_what_it_was(
@@ -105,7 +106,7 @@ def test_fewer_threads_are_tried_and_kept_as_a_limit(
 ) -> None:
     folder = make_bundle()
     bundle = Bundle.open(folder)
-    found = offered(bundle, 4, has_pack=True)
+    found = offered(bundle, BenchmarkSettings(threads=4), has_pack=True)
     assert found["2 threads"].threads == 2
     assert found["1 thread"].threads == 1
     limited = Bundle(folder, bundle.manifest.model_copy(update={"max_threads": 2}))

@@ -166,7 +166,7 @@ def test_every_device_is_measured_and_one_that_fails_is_told(
     assert "near: measures" in out
     assert "far: measures" in out
     assert out.count("95% interval") == 2
-    assert out.count(f" 1  {small_bundle}\n") == 2
+    assert out.count(f"1  {small_bundle}\n") == 2
     assert err.startswith("\nerror: gone: the device cannot be reached\n")
     found = json.loads(output.read_text())["devices"]
     assert list(found) == ["near", "far", "gone"]

@@ -669,6 +669,21 @@ def test_a_missed_budget_says_what_to_try_next(
     assert found.lines[0].startswith("onnxruntime: small misses it: ")
 
 
+def test_what_was_not_measured_is_to_be_measured_not_compressed() -> None:
+    limits = {"max_latency_ms": 1, "max_peak_memory_mb": 1}
+    budget = Budget.model_validate({"devices": {"pi": limits}})
+    found = verdict([row()], budget, ["prune"])
+    assert found.lines[-1] == (
+        "measure what was not, or leave these limits out: "
+        "max_latency_ms on pi, max_peak_memory_mb on pi"
+    )
+    assert not any("to try next" in line for line in found.lines)
+    both = Budget.model_validate({"devices": {"pi": limits}, "max_size_mb": 1})
+    lines = verdict([row()], both, ["prune"]).lines
+    assert lines[-2].startswith("to try next: ")
+    assert lines[-1].startswith("measure what was not")
+
+
 def test_noise_of_any_row_marks_the_verdict() -> None:
     assert not verdict([row()], Budget()).noisy
     busy = row("original", kind="baseline", latency={SHAPE: measurement(2, others_cpus=1.9)})

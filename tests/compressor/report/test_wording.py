@@ -56,6 +56,20 @@ def test_a_drop_of_nothing_has_no_sign(value, text):
 
 
 @pytest.mark.parametrize(
+    ("low", "high", "text"),
+    [
+        (-0.44, 1.44, "-0.4 to 1.4"),
+        (0.0, 1.0, "0.0 to 1.0"),
+        (0.03, 1.6, "0.03 to 1.6"),
+        (-1.6, -0.03, "-1.6 to -0.03"),
+        (1e-9, 2.0, "0.0 to 2.0"),
+    ],
+)
+def test_an_interval_that_leaves_out_zero_does_not_end_at_zero(low, high, text):
+    assert wording.points_interval(low, high) == text
+
+
+@pytest.mark.parametrize(
     ("before", "after", "text"),
     [(100, 52, "-48%"), (100, 100, None), (None, 5, None), (5, None, None), (1000, 1001, "+0.1%"),
      (1000, 1, "-99.9%")],

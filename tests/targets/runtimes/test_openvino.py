@@ -1,3 +1,4 @@
+import os
 import re
 import sys
 
@@ -56,6 +57,54 @@ def test_results_are_not_overwritten_by_the_next_run(lower, encoder_path, make_f
     kept = first.copy()
     session.run(make_feeds(seed=2))
     np.testing.assert_array_equal(first, kept)
+
+
+@pytest.mark.parametrize(
+    ("options", "num"),
+    [
+        ({}, 1),
+        ({"NUM_STREAMS": 2}, 2),
+        ({"PERFORMANCE_HINT": "THROUGHPUT", "NUM_STREAMS": 2}, 2),
+        ({"PERFORMANCE_HINT": "THROUGHPUT"}, None),  # OpenVINO's choice
+    ],
+)
+def test_streams_share_a_batch_of_any_size(lower, encoder_path, make_feeds, options, num):
+    bundle = lower(OpenVINO(), encoder_path).with_options(options)
+    session = OpenVINO().load(bundle, threads=3)
+    assert num is None or len(session._requests) == min(num, os.cpu_count() or 1)
+    kept = []
+    for batch in (1, 2, 5):
+        feeds = make_feeds(batch=batch, sequence=11, seed=batch)
+        found = session.run(feeds)["logits"]
+        kept.append((found, found.copy()))
+        np.testing.assert_allclose(found, reference(encoder_path, feeds), atol=1e-5)
+    for found, copy in kept:  # no later run writes into it
+        np.testing.assert_array_equal(found, copy)
+    session.close()
+    with pytest.raises(TargetError, match="the session is closed"):
+        session.run(make_feeds(batch=5))
+
+
+def test_a_fixed_batch_is_not_shared(lower, encoder_path, make_feeds):
+    bundle = lower(OpenVINO(), encoder_path).with_options({"NUM_STREAMS": 2})
+    session = OpenVINO().load(bundle, threads=2)
+    dims = [
+        spec.model_copy(update={"shape": (2, *spec.shape[1:])}) for spec in session.signature.inputs
+    ]
+    fixed = session.signature.model_copy(update={"inputs": tuple(dims)})
+    assert module._has_free_batch(session.signature)
+    assert not module._has_free_batch(fixed)
+
+
+def test_streams_are_offered_for_the_threads_and_samples_there_are():
+    def offered(threads, batch_size):
+        found = OpenVINO().alternatives(threads=threads, batch_size=batch_size)
+        return [name for name in found if name.endswith("streams")]
+
+    assert offered(1, 8) == offered(8, 1) == []
+    assert offered(2, 8) == ["2 streams"]
+    assert offered(8, 7) == ["2 streams", "4 streams"]
+    assert OpenVINO(device="GPU").alternatives(threads=2, batch_size=2) == {}
 
 
 @pytest.mark.parametrize("matmuls", [False, True])
