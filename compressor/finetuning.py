@@ -38,6 +38,7 @@ def finetune_checkpoint(
     *,
     text: str,
     label: str,
+    max_length: int | None = None,
     seed: int,
     overrides: Sequence[str],
     store: RunStore,
@@ -52,6 +53,7 @@ def finetune_checkpoint(
         output: Gets the checkpoint, ``curves.json`` and ``curves.svg``.
         text: Column with the text.
         label: Column with the label.
+        max_length: Longest input in tokens; the default is the model's limit.
         seed: Of every random choice.
         overrides: Settings of the pass ``finetune`` as ``name=value``.
         store: Where the result is kept; the same call finds it there.
@@ -65,7 +67,8 @@ def finetune_checkpoint(
         ToolkitError: The data, the checkpoint or a setting cannot be used.
     """
     settings = read_settings(Finetune, overrides, SETTINGS)
-    spec = DataSpec.model_validate({**data_files, "text": text, "label": label})
+    columns = {"text": text, "label": label, "max_length": max_length}
+    spec = DataSpec.model_validate({**data_files, **columns})
 
     inputs = {
         "files": checkpoint_hashes(model),
@@ -79,7 +82,7 @@ def finetune_checkpoint(
 
     def make(files: Path, work: Path) -> dict[str, Any]:
         splits = read_splits(spec, label_names=None, seed=seed)
-        return _train(model, splits, settings, seed, files, work, progress)
+        return _train(model, splits, settings, max_length, seed, files, work, progress)
 
     _check_output(output, key, (model, *(path.parent for path in spec.files.values())), overwrite)
     progress.start("finetune")
@@ -105,6 +108,7 @@ def _train(
     model: Path,
     splits: Splits,
     settings: Finetune,
+    max_length: int | None,
     seed: int,
     files: Path,
     work: Path,
@@ -115,7 +119,7 @@ def _train(
     from compressor.training.curves import save_curves
     from compressor.training.finetuning import new_classifier
 
-    start = new_classifier(model, splits.label_names, seed=seed)
+    start = new_classifier(model, splits.label_names, seed=seed, max_length=max_length)
     context = PassContext(
         splits=splits.without_test(),
         load_original=lambda: start,

@@ -118,6 +118,10 @@ def finetune(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the result.")],
     text: Annotated[str, typer.Option(help="Column with the text.")] = "text",
     label: Annotated[str, typer.Option(help="Column with the label.")] = "label",
+    max_length: Annotated[
+        int | None,
+        typer.Option(min=2, help="Longest input in tokens.", show_default="the model's limit"),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of every random choice.")] = 0,
     set_: SettingOption = None,
     store: StoreOption = None,
@@ -139,6 +143,7 @@ def finetune(
             output,
             text=text,
             label=label,
+            max_length=max_length,
             seed=seed,
             overrides=set_ or (),
             store=open_store(store),

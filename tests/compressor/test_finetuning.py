@@ -68,6 +68,17 @@ def test_a_bare_encoder_becomes_a_classifier_and_is_found_again(
     assert (output / "model.safetensors").read_bytes() == weights
 
 
+def test_the_longest_input_counts(home, encoder, tmp_path, compressor):
+    def weights(name: str, *options: str) -> bytes:
+        arguments = ("--store", tmp_path / "store", "--set", "epochs=1", *options)
+        outcome = compressor("finetune", encoder, home, "--output", tmp_path / name, *arguments)
+        assert outcome.code == 0, outcome.err
+        return (tmp_path / name / "model.safetensors").read_bytes()
+
+    assert weights("whole") != weights("cut", "--max-length", "3")
+    assert weights("whole") == weights("long", "--max-length", "9999")  # the model has its limit
+
+
 def test_an_output_that_cannot_be_written_is_found_before_the_training(
     home, encoder, tmp_path, compressor
 ):

@@ -1,0 +1,169 @@
+"""Compare the toolkit with what a user would pick instead, on three tasks, side by side.
+
+For each task MiniLM-L6 is fine-tuned, and one run of the recipe ``balanced`` measures its bundles
+in turn with the untouched model and with the tools of :mod:`rivals`. Needs what ``scripts/compare``
+installs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from compressor.recipe import load_recipe
+from compressor.report.files import read_report
+from compressor.report.schema import Report, Row
+from targets.measurement import Measurement, Speedup, speedup
+
+HERE = Path(__file__).parent
+TASKS = ("trec-6", "rotten-tomatoes", "20-newsgroups")
+OURS = ("onnxruntime", "openvino")
+BATCH_SIZES = (1, 8)
+MAX_LENGTH = 128
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the comparison."""
+    parser = argparse.ArgumentParser(prog="scripts/compare", description=__doc__)
+    parser.add_argument("tasks", nargs="*", default=TASKS, metavar="TASK", help=", ".join(TASKS))
+    parser.add_argument("--assets", type=Path, required=True, help="what fetch_assets brought")
+    parser.add_argument("--olive", type=Path, help="the command olive of another environment")
+    parser.add_argument("--output", type=Path, default=Path("comparison"))
+    parser.add_argument("--results", type=Path, default=HERE / "results")
+    parser.add_argument("--rounds", type=int, default=25)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--measure-again", action="store_true")
+    options = parser.parse_args(arguments)
+    unknown = sorted(set(options.tasks) - set(TASKS))
+    if unknown:
+        parser.error(f"there is no task {unknown[0]!r}: use {', '.join(TASKS)}")
+    for task in options.tasks:
+        folder = (options.output / task).absolute()
+        _compressor(
+            "finetune", options.assets / "minilm-l6", options.assets / task,
+            "--output", folder / "checkpoint", "--overwrite", "--max-length", MAX_LENGTH,
+        )  # fmt: skip
+        recipe = folder / "recipe.json"  # JSON is YAML as well
+        recipe.write_text(json.dumps(_recipe(task, folder, options), indent=1), encoding="utf-8")
+        again = ["--measure-again"] if options.measure_again else []
+        _compressor("run", recipe, "--output", folder / "compressed", *again)
+        report = read_report(folder / "compressed" / "report.json")
+        name = f"compare_{task.replace('-', '_')}_seed{options.seed}.json"
+        publish(report, options.results / name)
+        print("\n".join(table(report)))
+    return 0
+
+
+def _compressor(*arguments: object) -> None:
+    command = [sys.executable, "-m", "compressor", *map(str, arguments)]
+    done = subprocess.run(command, check=False)
+    if done.returncode not in (0, 5):  # a missed budget is a result as well
+        sys.exit(done.returncode)
+
+
+def _recipe(task: str, folder: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """The recipe as it is shipped, on our two CPU targets, with the rivals as further targets."""
+    shipped = load_recipe("balanced").model_dump(mode="json")
+    data = (options.assets / task).absolute()
+    untouched = {"checkpoint": str(folder / "checkpoint")}
+    rivals: list[dict[str, Any]] = [
+        {"target": name, **untouched}
+        for name in (
+            "ort_optimizer", "ort_dynamic_int8", "torch_compile", "torch_dynamic_int8",
+            "torchao_int8",
+        )
+    ]  # fmt: skip
+    rivals.append({"target": "nncf_int8", "data": str(data / "train.csv"), **untouched})
+    if options.olive is not None:
+        rivals.append({"target": "olive_int8", "olive": str(options.olive.absolute()), **untouched})
+    return {
+        "name": f"{task}, with rivals",
+        "model": str(folder / "checkpoint"),
+        "data": {
+            "max_length": MAX_LENGTH,
+            **{split: str(data / f"{split}.csv") for split in ("train", "validation", "test")},
+        },
+        "passes": shipped["passes"],
+        "variants": shipped["variants"],
+        "targets": [*OURS, *rivals],
+        "budget": {"require": "any", "max_accuracy_drop": 1.0},
+        "benchmark": {"threads": 2, "batch_sizes": BATCH_SIZES, "rounds": options.rounds},
+        "seed": options.seed,
+    }
+
+
+def publish(report: Report, path: Path) -> None:
+    """Write a report without the folders of this machine and without what was never measured."""
+    document = report.model_dump(mode="json")
+    recipe = document["recipe"]
+    recipe |= {"model": "checkpoint", "output": "compressed", "predictions": None}
+    del recipe["predictions"]
+    for key in ("train", "validation", "test"):
+        recipe["data"][key] = f"{key}.csv"
+    recipe["targets"] = [{"target": each["target"]} for each in recipe["targets"]]
+    document["predictions"] = None
+    document["rows"] = [row for row in document["rows"] if row["status"] == "measured"]
+    path.write_text(json.dumps(document) + "\n", encoding="utf-8")
+
+
+def table(report: Report) -> Iterator[str]:
+    """Every measured row against the untouched model in fp32 on ONNX Runtime, in Markdown."""
+    rows = [row for row in report.rows if row.status == "measured"]
+    baseline = _at(_row(rows, "baseline", "onnxruntime"), 0)
+    yield f"### {report.name}, seed {report.seed}"
+    yield ""
+    yield (
+        "| what | latency, ms | against ORT fp32 (95%) | texts/s at batch 8 | accuracy "
+        "| lost, points (95%) | size, MB |"
+    )
+    yield "|---|---|---|---|---|---|---|"
+    for row in rows:
+        one, batch = _at(row, 0), _at(row, 1)
+        drop = row.test_comparison
+        lost = (
+            f"{drop.drop_points:.1f} ({drop.low_points:.1f} to {drop.high_points:.1f})"
+            if drop
+            else ""
+        )
+        mark = "~" if one.noise.verdict == "noisy" else ""
+        assert row.test is not None
+        assert row.size_bytes is not None
+        yield (
+            f"| {row.variant} on {row.target} {row.precision} | {one.median_ms:.2f}{mark} "
+            f"| {speedup(baseline, one)} | {batch.throughput:.0f} | {100 * row.test.value:.1f}% "
+            f"| {lost} | {row.size_bytes / 1e6:.1f} |"
+        )
+    ours, rival, gain = against_best_rival(report)
+    yield ""
+    yield f"{ours.variant} on {ours.target} against {rival.target}, the fastest rival: {gain}"
+
+
+def against_best_rival(report: Report) -> tuple[Row, Row, Speedup]:
+    """What was chosen, the fastest rival, and how many times faster the first is."""
+    rows = [row for row in report.rows if row.status == "measured"]
+    ours = min((row for row in rows if row.chosen and row.target in OURS), key=_latency)
+    rival = min(
+        (row for row in rows if row.kind == "baseline" and row.target not in OURS), key=_latency
+    )
+    return ours, rival, speedup(_at(rival, 0), _at(ours, 0))
+
+
+def _latency(row: Row) -> float:
+    return _at(row, 0).median_ms
+
+
+def _row(rows: Sequence[Row], kind: str, target: str) -> Row:
+    return next(row for row in rows if row.kind == kind and row.target == target)
+
+
+def _at(row: Row, index: int) -> Measurement:
+    return row.latency[f"{BATCH_SIZES[index]}x128"]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
