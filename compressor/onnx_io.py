@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import heapq
-import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ from onnx import numpy_helper
 from onnx.external_data_helper import uses_external_data
 
 from compressor.errors import CheckpointError
+from targets.scratch import ScratchFolder
 
 __all__ = [
     "DATA_SUFFIX",
@@ -112,8 +112,8 @@ def infer_shapes(model: onnx.ModelProto) -> onnx.ModelProto:
     """A copy with the types and shapes of inner values, whatever the model's size."""
     if weights_size_bytes(model) <= SINGLE_FILE_LIMIT_BYTES:
         return onnx.shape_inference.infer_shapes(model)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "model.onnx"
+    with ScratchFolder("shapes") as folder:
+        path = folder.path / "model.onnx"
         save_model(model, path)
         onnx.shape_inference.infer_shapes_path(path, path)
         return onnx.load(path)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,6 +13,7 @@ from targets.benchmark import BenchmarkCase, BenchmarkSettings, CaseResult, Shap
 from targets.bundle import Bundle
 from targets.cold_start import ColdStart, cold_starts
 from targets.environment import Environment
+from targets.scratch import ScratchFolder
 from targets.sustained import Sustained, sustained_run
 from targets.workloads import bundle_texts
 
@@ -107,12 +107,12 @@ def bench(
         BundleError: Real texts are asked for, and a bundle carries none.
         TargetError: A cold start or a sustained run was refused by the runtime.
     """
-    with tempfile.TemporaryDirectory(prefix="bench-") as scratch:
+    with ScratchFolder("bench") as scratch:
         cases = {
             (name, threads): BenchmarkCase(
                 bundle.folder,
                 threads=threads,
-                texts=_write_texts(bundle, texts, Path(scratch)) if sweep.real_texts else None,
+                texts=_write_texts(bundle, texts, scratch.path) if sweep.real_texts else None,
             )
             for name, bundle in bundles.items()
             for threads in sweep.threads

@@ -9,8 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
-import tempfile
 import weakref
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
@@ -23,6 +21,7 @@ from targets.base import Precision
 from targets.errors import BundleError
 from targets.measurement import Speedup
 from targets.scoring import Accuracy
+from targets.scratch import ScratchFolder
 from targets.signature import Signature
 from targets.wording import listed
 
@@ -209,14 +208,14 @@ class Bundle:
         source = Path(path)
         if not is_archive(source) or source.is_dir():
             return cls._open(source, source, verify=verify)
-        temporary = Path(tempfile.mkdtemp(prefix="bundle-"))
+        unpacked = ScratchFolder("bundle")
         try:
-            unpack(source, temporary)
-            bundle = cls._open(temporary, source, verify=verify)
+            unpack(source, unpacked.path)
+            bundle = cls._open(unpacked.path, source, verify=verify)
         except BaseException:
-            shutil.rmtree(temporary, ignore_errors=True)
+            unpacked.remove()
             raise
-        weakref.finalize(bundle, shutil.rmtree, temporary, ignore_errors=True)
+        weakref.finalize(bundle, unpacked.remove)
         return bundle
 
     @classmethod

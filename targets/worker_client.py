@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import sysconfig
-import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -27,6 +26,7 @@ from targets.load_result import LoadResult
 from targets.load_scenario import LoadSettings
 from targets.measurement import Round
 from targets.protocol import ErrorRecord, decode, encode, source_to_json
+from targets.scratch import ScratchFolder
 from targets.signature import Arrays
 from targets.workloads import TextsSpec
 
@@ -115,10 +115,10 @@ class Worker:
     ) -> None:
         self.threads = threads
         self.timeout_s = timeout_s
-        self._files = tempfile.TemporaryDirectory(prefix="worker-", ignore_cleanup_errors=True)
+        self._files = ScratchFolder("worker")
         self._pending = b""
         self._death: WorkerError | None = None
-        command = [str(python), "-P", "-m", "targets.worker", self._files.name]
+        command = [str(python), "-P", "-m", "targets.worker", str(self._files.path)]
         self._process = self._start(command, env or {}, cwd)
         # The commands in and the answers out; both are pipes, so neither is None.
         self._stdin = cast(IO[bytes], self._process.stdin)
@@ -174,7 +174,7 @@ class Worker:
         Returns:
             The outputs in the order of the pack; see `EvaluationPack.restore`.
         """
-        outputs = Path(self._files.name) / "outputs.safetensors"
+        outputs = self._files.path / "outputs.safetensors"
         self._ask("predict", pack=str(pack), outputs=str(outputs), batch_size=batch_size)
         arrays: Arrays = dict(load_file(outputs))
         outputs.unlink()
@@ -224,14 +224,14 @@ class Worker:
             with contextlib.suppress(WorkerError):
                 self._ask("close", timeout_s=EXIT_S)
         self._kill()
-        self._files.cleanup()
+        self._files.remove()
 
     def _start(
         self, command: list[str], env: Mapping[str, str], cwd: Path | None
     ) -> subprocess.Popen[bytes]:
         # -P in the command: the working directory is not a place to import modules from.
         try:
-            with (Path(self._files.name) / "stderr").open("wb") as stderr:
+            with (self._files.path / "stderr").open("wb") as stderr:
                 return subprocess.Popen(
                     command,
                     stdin=subprocess.PIPE,
@@ -242,7 +242,7 @@ class Worker:
                     start_new_session=True,
                 )
         except OSError as error:
-            self._files.cleanup()
+            self._files.remove()
             raise WorkerError(
                 "the process of a target cannot be started",
                 where=command[0],
@@ -314,7 +314,7 @@ class Worker:
         return WorkerError(what, where=f"command {command}", given=self._stderr_tail(), fix=fix)
 
     def _stderr_tail(self) -> str | None:
-        path = Path(self._files.name) / "stderr"
+        path = self._files.path / "stderr"
         try:
             lines = path.read_text(encoding="utf-8", errors="replace").strip().splitlines()
         except OSError:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -24,6 +23,7 @@ from targets.load_result import LoadResult
 from targets.load_scenario import SCENARIOS, LoadSettings
 from targets.load_search import RateSearch, find_rate
 from targets.loadgen import import_loadgen
+from targets.scratch import ScratchFolder
 from targets.worker_client import Worker
 
 __all__ = ["bench_scenario", "read_settings"]
@@ -111,7 +111,7 @@ def bench_scenario(
     bundle = Bundle.open(bundles[0])
     samples = _Samples.of(bundle, sequence_length)
     with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="load-")))
+        folder = stack.enter_context(ScratchFolder("load")).path
         samples.pack.save(folder / "pack.safetensors")
         runs = _Runs(
             worker=stack.enter_context(Worker(threads=threads)),
