@@ -26,7 +26,7 @@ from compressor import interruption
 from compressor.errors import PassError
 
 if TYPE_CHECKING:
-    from torch.distributed import Store
+    from torch.distributed.distributed_c10d import Store
 
 __all__ = ["check_batch", "follow", "is_follower", "leading", "rank", "size", "together"]
 
@@ -106,7 +106,7 @@ def together(make: Callable[..., Result], progress: Callable[[float, str], None]
         What it gave here; what it gave elsewhere is thrown away.
 
     Raises:
-        PassError: It failed in another process.
+        PassError: It failed in another process, or that ended.
     """
     if size() == 1:
         return make(progress=progress)
@@ -116,7 +116,7 @@ def together(make: Callable[..., Result], progress: Callable[[float, str], None]
         result = make(progress=progress)
         _wait_for_all()  # the others may still read files that go with the end of the training
     except BaseException as error:
-        failure = _failure()
+        failure = _failure() or _lost_connection(error)
         if failure is None:
             raise
         # The launcher ends this process because the other one has ended: that is no wish to leave.
@@ -150,7 +150,8 @@ def follow(*, debug: bool = False) -> NoReturn:
 @functools.cache
 def _store() -> Store:
     """What all processes read and write; it also works where one of them hangs or has ended."""
-    from torch.distributed import PrefixStore, rendezvous
+    from torch.distributed.distributed_c10d import PrefixStore
+    from torch.distributed.rendezvous import rendezvous
 
     store, _, _ = next(rendezvous("env://"))
     return PrefixStore("compressor", store)
@@ -183,8 +184,8 @@ def _broadcast(make: Callable[..., Any] | None) -> Callable[..., Any]:
 
     PartialState(cpu=not torch.cuda.is_available())  # opens the connections between the processes
     sent: list[Any] = broadcast_object_list([make])
-    assert callable(sent[0])
-    return sent[0]
+    received: Callable[..., Any] = sent[0]
+    return received
 
 
 def _wait_for_all() -> None:
@@ -194,15 +195,34 @@ def _wait_for_all() -> None:
 
 
 def _tell_failure(error: Exception) -> None:
-    """Leave word of an error to the leader; the first one counts, the others follow from it."""
+    """Leave word of an error to the leader, if it is one of this process and the first."""
+    if _lost_connection(error) is not None:
+        return
     if not isinstance(error, PassError):
         error = PassError(
             f"a process of the training failed: {type(error).__name__}: {error}",
             where=f"process {rank()} of {size()}, counted from 0",
-            fix="run again with --debug to see where; the training goes on from its last checkpoint",
+            fix="run again with --debug to see where; the same command goes on at the last "
+            "checkpoint",
         )
     told = json.dumps([error.what, error.where, error.given, error.fix])
     _store().compare_set(_FAILED, "", told)
+
+
+def _lost_connection(error: BaseException) -> PassError | None:
+    """What to say of an error that means that another process has ended, or None."""
+    from torch.distributed import DistError
+
+    # The errors of gloo have no type of their own.
+    if not isinstance(error, DistError) and "/gloo/" not in str(error):
+        return None
+    return PassError(
+        "another process of the training ended",
+        where=f"process {rank()} of {size()}, counted from 0",
+        given=str(error).splitlines()[0],
+        fix="look in what the launcher prints for how it ended, such as by signal 9 for want of "
+        "memory; the same command goes on at the last checkpoint",
+    )
 
 
 def _failure() -> PassError | None:

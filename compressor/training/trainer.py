@@ -187,12 +187,14 @@ class SteadyTrainer(Trainer):  # type: ignore[misc]  # transformers has no types
         To split the last batch of an epoch, accelerate fills it up with rows of the first one,
         which have been learnt from already.
         """
-        size, part = self.args.train_batch_size, len(batch["labels"])
+        size: int = self.args.train_batch_size
+        part = len(batch["labels"])
         in_last = len(self.train_dataset) % size
         is_last = (self.state.global_step + 1) % math.ceil(len(self.train_dataset) / size) == 0
         if not is_last or not in_last or self.args.world_size == 1:
             return part
-        return min(max(in_last - part * self.args.process_index, 0), part)
+        before: int = part * self.args.process_index
+        return min(max(in_last - before, 0), part)
 
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
         is_best = bool(super()._determine_best_metric(metrics, trial))
