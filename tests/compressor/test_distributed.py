@@ -140,8 +140,8 @@ def test_a_run_in_two_processes_is_one_run_and_one_process_finds_its_steps(
 ):
     arguments = (
         "run", home / "recipe.yaml", "--store", tmp_path / "store", "--output", tmp_path / "out",
-        "--set", "targets=[onnxruntime]", "--set", "variants={}",
-        "--set", "passes=[{pass: distill, epochs: 2, batch_size: 16}, export]",
+        "--set", "targets=[pytorch]", "--set", "variants={}",
+        "--set", "passes=[{pass: distill, epochs: 2, batch_size: 16}]",
     )  # fmt: skip
     outcome = launch(TORCHRUN, COMPRESSOR, *arguments)
     assert outcome.returncode == 0, (outcome.stdout, outcome.stderr)
@@ -150,8 +150,11 @@ def test_a_run_in_two_processes_is_one_run_and_one_process_finds_its_steps(
         assert outcome.stdout.count(line) == 1, outcome.stdout
     [run] = RunStore(tmp_path / "store").runs()
     assert run.status == "finished"
-    [candidate] = [row for row in read_report(tmp_path / "out").rows if row.kind == "candidate"]
+    report = read_report(tmp_path / "out")
+    [candidate] = [row for row in report.rows if row.kind == "candidate"]
     assert candidate.status == "measured"
+    steps = {each.pass_name: each for each in report.steps[candidate.variant]}
+    assert steps["distill"].metrics["num_processes"] == 2
 
     before = {step.key for step in RunStore(tmp_path / "store").steps()}
     again = compressor(*arguments)
