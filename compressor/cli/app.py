@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from compressor import interruption
+from compressor import distributed, interruption
 from compressor.cli import auto, build, device, devices, explain, gate, package, report, runs, track
 from compressor.interruption import INTERRUPTED, TERMINATED
 from targets.errors import ToolkitError, is_disk_full
@@ -69,6 +69,13 @@ def main(arguments: list[str] | None = None) -> None:
     """Run the command line and leave with its exit code."""
     arguments = sys.argv[1:] if arguments is None else arguments
     debug = "--debug" in arguments
+    if distributed.is_follower():
+        distributed.follow(debug=debug)
+    with distributed.leading():
+        _run(arguments, debug)
+
+
+def _run(arguments: list[str], debug: bool) -> None:
     # --debug may stand anywhere: it is wanted after a command has failed.
     rest = [each for each in arguments if each != "--debug"]
     try:

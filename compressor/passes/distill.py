@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, ClassVar, Self
 
 from pydantic import Field, model_validator
 
+from compressor.distributed import check_batch
 from compressor.errors import PassError
 from compressor.passes.base import Advice, Goal, Pass, PassContext, PassResult
 from compressor.training.settings import DistillSettings
@@ -72,6 +73,7 @@ class Distill(Pass, DistillSettings):
         Raises:
             PassError: The model does not have them.
         """
+        check_batch(self.batch_size)
         keep = self._kept_layers(len(architecture.layers))
         return replace(architecture, layers=tuple(architecture.layers[layer] for layer in keep))
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
+from compressor.distributed import check_batch
 from compressor.errors import PassError
 from compressor.passes.base import Pass, PassContext, PassResult
 from compressor.training.settings import FinetuneSettings
 from targets.base import Form
 
 if TYPE_CHECKING:
+    from compressor.architecture import Architecture
     from compressor.model import Model, TorchModel
 
 __all__ = ["Finetune"]
@@ -26,6 +28,11 @@ class Finetune(Pass, FinetuneSettings):
         "Understanding, 2019, section 4"
     )
     libraries: ClassVar[tuple[str, ...]] = ("torch", "transformers", "accelerate")
+
+    def plan(self, architecture: Architecture, *, width_multiple: int = 8) -> Architecture:
+        """See the base class."""
+        check_batch(self.batch_size)
+        return architecture
 
     def requires(self, model: Model, context: PassContext) -> None:
         """Check that model and data have the same classes.

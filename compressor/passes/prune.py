@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from compressor.architecture import Architecture
+from compressor.distributed import check_batch
 from compressor.errors import PassError
 from compressor.passes.base import Advice, Goal, Pass, PassContext, PassResult
 from compressor.pruning.planning import KeptLayer, Ratios, plan_shape, plan_sizes
@@ -107,6 +108,8 @@ class Prune(Pass):
 
     def plan(self, architecture: Architecture, *, width_multiple: int = 8) -> Architecture:
         """See the base class. With scope "global" the layers will differ; the totals hold."""
+        if self.recovery is not None:
+            check_batch(self.recovery.batch_size)
         return self._sizes(architecture, self.steps, width_multiple)
 
     def requires(self, model: Model, context: PassContext) -> None:

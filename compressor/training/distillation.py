@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from compressor.data import Splits
+from compressor.distributed import check_batch, together
 from compressor.errors import PassError
 from compressor.model import TorchModel
 from compressor.pruning.layers import layer_map as derive_layer_map
@@ -18,7 +20,7 @@ from compressor.training.augmentation import TokenNoise
 from compressor.training.batches import EncodedRows, collator, encode
 from compressor.training.checkpoints import identity
 from compressor.training.loop import TrainingResult, run_training
-from compressor.training.losses import hidden_mse, logits_kl, relation_kl
+from compressor.training.losses import global_mean, hidden_mse, logits_kl, relation_kl
 from compressor.training.settings import DistillSettings
 from compressor.training.taps import TappedEncoder, TappedOutputs
 from compressor.training.teacher import Teacher, vocabulary_table
@@ -64,9 +66,32 @@ def distill(
         PassError: The models do not fit each other, the loss became NaN or infinite, or the disk
             is full.
     """
+    check_batch(settings.batch_size)
     _check_classes(student, teacher)
-    student = student.clone()
-    pairs = _pairs(student, teacher, settings, layer_map)
+    train = partial(
+        _train,
+        student.clone(),
+        teacher,
+        splits,
+        settings,
+        _pairs(student, teacher, settings, layer_map),
+        seed=seed,
+        folder=folder,
+    )
+    return together(train, progress)
+
+
+def _train(
+    student: TorchModel,
+    teacher: TorchModel,
+    splits: Splits,
+    settings: DistillSettings,
+    pairs: LayerMap,
+    *,
+    seed: int,
+    folder: Path,
+    progress: Progress,
+) -> TrainingResult:
     limit = min(student.max_length, teacher.max_length)
     train = encode(replace(student, max_length=limit), splits.train)
     validation = encode(student, splits.validation)
@@ -109,10 +134,11 @@ class _DistillTrainer(SteadyTrainer):
         self.teacher = teacher
         teacher.encoder.to(self.args.device)
 
-    def loss(self, module: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
-        target = self.teacher.outputs(batch)
+    def loss(self, module: nn.Module, batch: Mapping[str, Tensor], num_rows: int) -> Tensor:
+        target = self.teacher.outputs(batch).first(num_rows)
         outputs: TappedOutputs = module(batch["input_ids"], batch["attention_mask"])
-        return distillation_loss(outputs, target, batch, self.settings)
+        counted = {name: each[:num_rows] for name, each in batch.items()}
+        return distillation_loss(outputs.first(num_rows), target, counted, self.settings)
 
 
 def distillation_loss(
@@ -139,7 +165,8 @@ def distillation_loss(
         total = functional.cross_entropy(
             student.logits, labels, ignore_index=_IGNORED, reduction="sum"
         )
-        loss = loss + settings.labels_weight * total / (labels != _IGNORED).sum().clamp(min=1)
+        mean = global_mean(total, (labels != _IGNORED).sum())
+        loss = loss + settings.labels_weight * mean
     for ours, theirs in zip(student.hidden, teacher.hidden, strict=True):
         weight = settings.hidden_weight / len(student.hidden)
         loss = loss + weight * hidden_mse(ours, theirs, mask)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from compressor.data import Splits
+from compressor.distributed import check_batch, together
 from compressor.errors import CheckpointError
 from compressor.model import TorchModel
 from compressor.tasks import get_task
@@ -43,7 +45,20 @@ def finetune(
     Raises:
         PassError: The loss became NaN or infinite, or the disk is full.
     """
-    student = model.clone()
+    check_batch(settings.batch_size)
+    train = partial(_train, model.clone(), splits, settings, seed=seed, folder=folder)
+    return together(train, progress)
+
+
+def _train(
+    student: TorchModel,
+    splits: Splits,
+    settings: FinetuneSettings,
+    *,
+    seed: int,
+    folder: Path,
+    progress: Progress,
+) -> TrainingResult:
     train, validation = encode(student, splits.train), encode(student, splits.validation)
     return run_training(
         lambda: SteadyTrainer(

@@ -34,8 +34,8 @@ class TrainingResult:
         model: The trained model, in eval mode, on the CPU, every weight trainable again.
         history: One entry a logging step: step and epoch, with loss and learning_rate, or
             validation_accuracy, or all of them.
-        metrics: validation_accuracy in [0, 1], num_steps, train_s and train_cpu_s of this process
-            since it started or resumed.
+        metrics: validation_accuracy in [0, 1], num_steps, num_processes at the end, train_s and
+            train_cpu_s of this process since it started or resumed.
     """
 
     model: TorchModel
@@ -85,6 +85,7 @@ def run_training(
     metrics = {
         "validation_accuracy": max(scores) if settings.keep == "best" else scores[-1],
         "num_steps": float(trainer.state.global_step),
+        "num_processes": float(trainer.args.world_size),
         "train_s": time.perf_counter() - wall,
         "train_cpu_s": time.process_time() - cpu,
     }

@@ -1,4 +1,4 @@
-"""The losses of knowledge distillation, as pure functions of tensors."""
+"""The losses of knowledge distillation, as functions of tensors."""
 
 from __future__ import annotations
 
@@ -6,9 +6,31 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-__all__ = ["hidden_mse", "logits_kl", "relation_kl"]
+from compressor import distributed
+
+__all__ = ["global_mean", "hidden_mse", "logits_kl", "relation_kl"]
 
 _MASKED = -1e9  # finite: a row of -inf alone would give NaN
+
+
+def global_mean(total: Tensor, count: Tensor | int) -> Tensor:
+    """The mean over the batch of all processes, of which each sees its part.
+
+    Args:
+        total: Sum over the part of this process, a scalar.
+        count: How many it is a sum of; 0 where this process has no part.
+
+    Returns:
+        A scalar whose mean over the processes is the sum of all totals over the sum of all counts;
+        they average the gradients, too. In one process ``total / count``.
+    """
+    counts = torch.as_tensor(count, dtype=total.dtype, device=total.device)
+    processes = distributed.size()
+    if processes > 1:
+        counts = counts.clone()
+        torch.distributed.all_reduce(counts)
+        total = total * processes
+    return total / counts.clamp(min=1)
 
 
 def logits_kl(student: Tensor, teacher: Tensor, *, temperature: float) -> Tensor:
@@ -28,10 +50,10 @@ def logits_kl(student: Tensor, teacher: Tensor, *, temperature: float) -> Tensor
     divergence = functional.kl_div(
         functional.log_softmax(student / temperature, dim=-1),
         functional.log_softmax(teacher / temperature, dim=-1),
-        reduction="batchmean",
+        reduction="sum",
         log_target=True,
     )
-    return divergence * temperature**2
+    return global_mean(divergence, len(student)) * temperature**2
 
 
 def hidden_mse(student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
@@ -50,7 +72,7 @@ def hidden_mse(student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
     """
     weights = mask.to(student.dtype)
     squares = (student - teacher).square().mean(dim=-1)  # (N, L)
-    return (squares * weights).sum() / weights.sum()
+    return global_mean((squares * weights).sum(), weights.sum())
 
 
 def relation_kl(student: Tensor, teacher: Tensor, mask: Tensor, *, num_heads: int) -> Tensor:
@@ -74,7 +96,7 @@ def relation_kl(student: Tensor, teacher: Tensor, mask: Tensor, *, num_heads: in
         _log_relations(student, mask, num_heads), target, reduction="none", log_target=True
     ).sum(dim=-1)  # (N, heads, L)
     weights = mask.to(divergence.dtype)[:, None, :]
-    return (divergence * weights).sum() / (weights.sum() * num_heads)
+    return global_mean((divergence * weights).sum(), weights.sum() * num_heads)
 
 
 def _log_relations(states: Tensor, mask: Tensor, num_heads: int) -> Tensor:

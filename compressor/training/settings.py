@@ -19,7 +19,7 @@ class TrainingSettings(BaseModel):
     learning_rate: float = Field(default=2e-4, gt=0, le=1)
     """Peak learning rate of AdamW."""
     batch_size: int = Field(default=32, ge=1, le=4096)
-    """Rows a step and process."""
+    """Rows a step; several processes share them."""
     schedule: Literal["linear", "cosine", "constant"] = "linear"
     """How the learning rate falls after the warm-up; linear and cosine end at zero."""
     warmup: float = Field(default=0.06, ge=0, lt=1)

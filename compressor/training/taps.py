@@ -27,6 +27,14 @@ class TappedOutputs(NamedTuple):
     hidden: tuple[Tensor, ...]
     projections: tuple[Tensor, ...]
 
+    def first(self, num_rows: int) -> TappedOutputs:
+        """The same for the first rows only."""
+        return TappedOutputs(
+            self.logits[:num_rows],
+            tuple(each[:num_rows] for each in self.hidden),
+            tuple(each[:num_rows] for each in self.projections),
+        )
+
 
 class TappedEncoder(nn.Module):
     """A classifier that also gives what distillation compares.

@@ -16,9 +16,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
+from compressor import distributed
 from compressor.errors import PassError
 from compressor.training.batches import EncodedRows, LengthBucketSampler
 from compressor.training.checkpoints import seal
+from compressor.training.losses import global_mean
 from compressor.training.settings import TrainingSettings
 from targets.environment import cpu_features
 from targets.errors import is_disk_full
@@ -36,6 +38,7 @@ _LOGS_PER_EPOCH = 4
 _SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
 _WRITER_FAILED = ("PytorchStreamWriter failed", "inline_container.cc")
 """What torch's own writer says where a write came short; it does not say why."""
+_EVAL_BATCH = 64  # rows that each process evaluates at once
 _KEPT_CHECKPOINTS = 2  # the one before stays until the new one has been sealed
 
 
@@ -55,7 +58,8 @@ def arguments(settings: TrainingSettings, *, num_rows: int, seed: int, folder: P
         num_train_epochs=settings.epochs,
         learning_rate=settings.learning_rate,
         per_device_train_batch_size=settings.batch_size,
-        per_device_eval_batch_size=64,
+        per_device_eval_batch_size=_EVAL_BATCH * distributed.size(),
+        accelerator_config={"split_batches": True},  # sizes are those of all processes together
         lr_scheduler_type=_SCHEDULES[settings.schedule],
         warmup_steps=settings.warmup,
         weight_decay=settings.weight_decay,
@@ -127,21 +131,32 @@ class SteadyTrainer(Trainer):  # type: ignore[misc]  # transformers has no types
         self.label_smoothing = label_smoothing
         self.keep = settings.keep
 
-    def loss(self, module: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
-        """The loss of one batch, a scalar."""
+    def loss(self, module: nn.Module, batch: Mapping[str, Tensor], num_rows: int) -> Tensor:
+        """The loss of one batch, a scalar; see :func:`compressor.training.losses.global_mean`.
+
+        Args:
+            module: What learns.
+            batch: Goes through the module as a whole.
+            num_rows: So many of its first rows count; 0 is possible.
+        """
         logits = module(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
-        return functional.cross_entropy(
-            logits, batch["labels"], label_smoothing=self.label_smoothing
+        total = functional.cross_entropy(
+            logits[:num_rows],
+            batch["labels"][:num_rows],
+            label_smoothing=self.label_smoothing,
+            reduction="sum",
         )
+        return global_mean(total, num_rows)
 
     def compute_loss(self, model: nn.Module, inputs: Any, *_: Any, **__: Any) -> Tensor:
         """See the base class."""
-        loss = self.loss(model, inputs)
-        if not torch.isfinite(loss):
+        loss = self.loss(model, inputs, self._num_rows(inputs))
+        found = self.accelerator.reduce(loss.detach(), "mean")  # all processes stop, or none
+        if not torch.isfinite(found):
             raise PassError(
                 "the training diverged: the loss is not a finite number",
                 where=f"step {self.state.global_step + 1} of {self.state.max_steps}",
-                given=f"loss {loss.item()} at learning rate {self._get_learning_rate():.2g}",
+                given=f"loss {found.item()} at learning rate {self._get_learning_rate():.2g}",
                 fix="lower learning_rate, lengthen warmup, or set max_grad_norm",
             )
         return loss
@@ -162,9 +177,24 @@ class SteadyTrainer(Trainer):  # type: ignore[misc]  # transformers has no types
     def _get_train_sampler(self, *_: Any) -> LengthBucketSampler:
         return LengthBucketSampler(
             [len(row["input_ids"]) for row in self.train_dataset.rows],
-            batch_size=self.args.train_batch_size * self.args.world_size,
+            batch_size=self.args.train_batch_size,
             seed=self.args.seed,
         )
+
+    def _num_rows(self, batch: Mapping[str, Tensor]) -> int:
+        """How many rows of this process's part of a batch count.
+
+        To split the last batch of an epoch, accelerate fills it up with rows of the first one,
+        which have been learnt from already.
+        """
+        size: int = self.args.train_batch_size
+        part = len(batch["labels"])
+        in_last = len(self.train_dataset) % size
+        is_last = (self.state.global_step + 1) % math.ceil(len(self.train_dataset) / size) == 0
+        if not is_last or not in_last or self.args.world_size == 1:
+            return part
+        before: int = part * self.args.process_index
+        return min(max(in_last - before, 0), part)
 
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
         is_best = bool(super()._determine_best_metric(metrics, trial))
@@ -228,6 +258,13 @@ class _Flow(TrainerCallback):  # type: ignore[misc]  # transformers has no types
     def __init__(self, settings: TrainingSettings, progress: Progress) -> None:
         self.settings = settings
         self.progress = progress
+
+    def on_train_begin(
+        self, args: Any, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """Give each process a dropout of its own: they see different rows."""
+        if args.process_index > 0:
+            torch.manual_seed(args.seed + args.process_index)
 
     def on_step_end(
         self, args: Any, state: TrainerState, control: TrainerControl, **_: Any
