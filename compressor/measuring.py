@@ -233,6 +233,7 @@ def measure_latency(
     environment: Environment,
     on_progress: Callable[[float, str], None],
     again: bool = False,
+    purpose: str = "report",
 ) -> tuple[StoredStep, dict[str, CaseResult]]:
     """Time all bundles side by side; a cached result is of this machine and these bundles.
 
@@ -246,6 +247,8 @@ def measure_latency(
         environment: This machine.
         on_progress: Called with (fraction done, one line).
         again: Forget a cached result.
+        purpose: What was measured for one is not used for another: what was chosen for its time
+            would look faster than it is.
 
     Returns:
         The step, and a result for each candidate's key.
@@ -268,6 +271,7 @@ def measure_latency(
         "bundles": {key: each.content_hash for key, each in bundles.items()},
         "settings": settings.model_dump(mode="json"),
         "machine": environment.machine,
+        "purpose": purpose,
         "version": BENCHMARK_VERSION,
     }
 

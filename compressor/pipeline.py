@@ -130,7 +130,7 @@ def try_on_validation(
     recipe = recipe.model_copy(
         update={
             "devices": None,
-            "budget": recipe.budget.model_copy(update={"devices": {}}),
+            "budget": recipe.budget.here,
             "bundle": recipe.bundle.model_copy(update={"tune": False}),
         }
     )
@@ -139,7 +139,12 @@ def try_on_validation(
     with store.run(recipe.name, recipe.output) as record:
         prepared = prepare(recipe, plan, store=store, progress=progress)
         trial = _Run(
-            prepared, record, targets=targets, splits=SPLITS[:1], on_evaluation=watch(prepared)
+            prepared,
+            record,
+            targets=targets,
+            splits=("validation",),
+            purpose="trial",
+            on_evaluation=watch(prepared),
         )
         return trial.measure().rows.build()
 
@@ -155,6 +160,7 @@ class _Run:
         measure_again: bool = False,
         targets: Sequence[Target] | None = None,
         splits: Sequence[str] = SPLITS,
+        purpose: str = "report",
         on_evaluation: Callable[[int, float], None] = lambda epoch, accuracy: None,
     ) -> None:
         self.prepared = prepared
@@ -166,6 +172,7 @@ class _Run:
         self.measure_again = measure_again
         self.targets = self.recipe.targets if targets is None else targets
         self.splits = splits  # on which the bundles predict
+        self.purpose = purpose  # of the latencies
         self.on_evaluation = on_evaluation
         self.started = time.monotonic()
         self.environment = Environment.here()
@@ -412,6 +419,7 @@ class _Run:
             environment=self.environment,
             on_progress=self.progress.update,
             again=self.measure_again,
+            purpose=self.purpose,
         )
         self.record(step)
         self.progress.finish("", cached=step.cached)
