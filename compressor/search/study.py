@@ -39,6 +39,8 @@ NAME = "search"
 OUTCOME = "outcome"
 BUDGET = "budget"
 IDENTITY = "of"
+JOURNAL = b'{"op_code"'
+"""How a journal begins."""
 STOPPED_SHARE = 4
 """The first trials are stopped after this part of the evaluations of the recipe."""
 
@@ -113,13 +115,16 @@ def open_study(path: Path, *, num_evaluations: int) -> Study:
                 load_if_exists=True,
             )
         except (ValueError, KeyError, TypeError, AssertionError) as error:
-            raise StoreError(
-                "the study file is damaged, or is none",
-                where=path,
-                given=f"{type(error).__name__}: {error}",
-                fix="name another file with --study, or remove it: finished steps are kept in the "
-                "store",
-            ) from error
+            raise _no_study(path, f"{type(error).__name__}: {error}") from error
+
+
+def _no_study(path: Path, given: str) -> StoreError:
+    return StoreError(
+        "the study file is damaged, or is none",
+        where=path,
+        given=given,
+        fix="name another file with --study, or remove it: finished steps are kept in the store",
+    )
 
 
 @contextmanager
@@ -127,7 +132,7 @@ def held(path: Path) -> Iterator[None]:
     """Be the only search that leads a study; cuts off a line that a killed one wrote half.
 
     Raises:
-        StoreError: Another search leads it.
+        StoreError: Another search leads it, or the file is no journal.
     """
     from filelock import FileLock, Timeout
 
@@ -145,8 +150,10 @@ def held(path: Path) -> Iterator[None]:
     try:
         if path.is_file():
             with storage_errors(path):
-                whole = path.read_bytes().rfind(b"\n") + 1
-                os.truncate(path, whole)
+                content = path.read_bytes()
+                if not content.startswith(JOURNAL[: len(content)]):
+                    raise _no_study(path, f"it begins with {content[:20]!r}")
+                os.truncate(path, content.rfind(b"\n") + 1)
         yield
     finally:
         lock.release()

@@ -220,12 +220,13 @@ class _Search:
                 )
             if not running:
                 return
-            self.progress.start(f"trial {', '.join(map(str, sorted(running)))}")
+            only = next(iter(running)) if pool.size == 1 else None
+            self.progress.start(f"{len(running)} trials" if only is None else f"trial {only}")
             number, outcome = pool.wait()
             trial = running.pop(number)
             tell(self.study, trial, outcome)
-            self.progress.start(f"trial {number}")
-            self.progress.finish(_line(trial.params, outcome), cached=False)
+            which = f"trial {number}: " if only is None else ""
+            self.progress.finish(which + _line(trial.params, outcome), cached=False)
             self.write()
 
     def found(self, stopped: str | None = None) -> Trials:
