@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Self
@@ -38,6 +39,14 @@ def _number(value: Any) -> Any:
     return value
 
 
+def _scalar(value: Any) -> Any:
+    """Read 1e-4, which YAML takes for text."""
+    if isinstance(value, str) and re.fullmatch(r"[-+]?\d+e[-+]?\d+", value, re.IGNORECASE):
+        return float(value)
+    return value
+
+
+Scalar = Annotated[bool | int | float | str | None, BeforeValidator(_scalar)]
 Number = Annotated[int | float, BeforeValidator(_number)]
 
 
@@ -91,7 +100,7 @@ class Range(_Dimension):
 class Choices(_Dimension):
     """One of some values, in no order."""
 
-    choices: tuple[bool | int | float | str | None, ...] = Field(min_length=2)
+    choices: tuple[Scalar, ...] = Field(min_length=2)
     """The values."""
 
     @model_validator(mode="after")

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self
@@ -160,16 +163,17 @@ class RayWorkers:
     def __enter__(self) -> Self:
         quiet: dict[str, Any] = {"log_to_driver": False, "configure_logging": False}
         cpus = max(1, (os.cpu_count() or 1) // self.size)
-        if self.address is None:
-            os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-            self._ray.init(num_cpus=cpus * self.size, include_dashboard=False, **quiet)
-        else:
-            _check_address(self.address)
-            try:
-                self._ray.init(address=self.address, **quiet)
-            except (OSError, RuntimeError, ValueError) as error:
-                raise _unreachable(self.address, error) from error
-            cpus = 1
+        with _own_answer_to_sigterm():
+            if self.address is None:
+                os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+                self._ray.init(num_cpus=cpus * self.size, include_dashboard=False, **quiet)
+            else:
+                cpus = 1
+                _check_address(self.address)
+                try:
+                    self._ray.init(address=self.address, **quiet)
+                except (OSError, RuntimeError, ValueError) as error:
+                    raise _unreachable(self.address, error) from error
         gpus = self._ray.cluster_resources().get("GPU", 0.0)
         remote = self._ray.remote(num_cpus=cpus, num_gpus=min(1.0, gpus / self.size), max_retries=0)
         self._perform = remote(_perform_there)
@@ -195,6 +199,17 @@ class RayWorkers:
         except self._ray.exceptions.RayError as error:  # its process is gone
             reason = f"the worker ended: {str(error).strip().splitlines()[0]}"
             return trial, Outcome(state="failed", reason=reason, duration_s=0.0)
+
+
+@contextmanager
+def _own_answer_to_sigterm() -> Iterator[None]:
+    """Undo that Ray answers SIGTERM itself, and with an exit code of its own."""
+    answer = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, answer)
 
 
 def _perform_there(job: str) -> str:

@@ -114,3 +114,12 @@ def test_whole_numbers_stay_whole() -> None:
     assert Range(low=1, high=9, step=2).distribution().to_internal_repr(3) == 3
     assert Range(low=1, high=9.0).extremes == (1, 9.0)
     assert Choices(choices=(None, True, 1, "a")).extremes == (None, True, 1, "a")
+
+
+def test_what_yaml_takes_for_text_is_a_number() -> None:
+    assert Choices.model_validate({"choices": ["3e-3", "1E2", "e3"]}).extremes == (
+        3e-3,
+        100.0,
+        "e3",
+    )
+    assert Range.model_validate({"low": "1e-4", "high": 1}).low == 1e-4

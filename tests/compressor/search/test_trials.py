@@ -274,7 +274,9 @@ def test_the_time_limit_begins_no_more_trials(
 @pytest.mark.slow
 def test_two_workers_of_ray_finish_a_study(recipe: Recipe, store: RunStore) -> None:
     propose(recipe, LEARNS, RUINS)
+    answer = signal.getsignal(signal.SIGTERM)
     found = search(recipe, store, 3, workers=2)
+    assert signal.getsignal(signal.SIGTERM) == answer
     assert found.trials[0].state == "complete"
     assert all(each.outcome is not None for each in found.trials)
     assert len(found.trials) == 3
