@@ -3,6 +3,7 @@
     ToolkitError (targets.errors)
     ├── DocumentError       a file of settings that does not hold; carries all of its problems
     │   ├── RecipeError         a recipe
+    │   ├── SpaceError          the settings that a search may choose
     │   ├── BudgetFileError     the limits of a gate
     │   ├── SettingsError       the settings that a command gives to one component
     │   └── InventoryError      a devices file
@@ -50,6 +51,7 @@ __all__ = [
     "RecipeError",
     "ReportError",
     "SettingsError",
+    "SpaceError",
     "StoreError",
     "TrackingError",
     "choices",
@@ -107,6 +109,12 @@ class SettingsError(DocumentError):
     """The settings that the command line gives to one component do not hold."""
 
     kind = "command line"
+
+
+class SpaceError(DocumentError):
+    """What a search may choose does not hold."""
+
+    kind = "search space"
 
 
 class BudgetFileError(DocumentError):

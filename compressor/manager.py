@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from compressor.errors import CheckpointError, PassError
+from compressor.errors import CheckpointError, PassError, StoreError
 from compressor.passes import Pass, PassContext, PassResult
 from compressor.progress import Progress
 from compressor.store import RunStore, StoredStep, step_key
+from compressor.training.settings import TrainingSettings
 from targets.environment import library_versions
 from targets.errors import ToolkitError, is_disk_full
 from targets.provenance import checkpoint_hashes
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
     from compressor.data import Split, Splits
     from compressor.model import Model, TorchModel
 
-__all__ = ["PassManager", "import_checkpoint", "predict_classes"]
+__all__ = ["PassManager", "TrainingStoppedError", "import_checkpoint", "predict_classes"]
 
 IMPORT_VERSION = 2  # goes up when importing a checkpoint gives another result
 
@@ -76,6 +78,10 @@ def _cut_texts(model: TorchModel, splits: Splits) -> tuple[str, ...]:
     return (f"NOTE: {longer} of {len(texts)} texts are cut to {model.max_length} tokens",)
 
 
+class TrainingStoppedError(Exception):
+    """Raised where a training is told its accuracy: it is not worth going on."""
+
+
 @dataclass(frozen=True)
 class PassManager:
     """Runs chains of passes; each finished step is kept, and found again by what went into it.
@@ -88,6 +94,9 @@ class PassManager:
         seed: Of every random choice.
         width_multiple: Widths are rounded to multiples of it.
         progress: Is told what happens.
+        on_evaluation: Is told each accuracy of each training: (epoch, validation accuracy), also of
+            one that was found finished. Where it raises `TrainingStoppedError`, the pass ends, and
+            nothing of it is kept.
     """
 
     store: RunStore
@@ -97,6 +106,7 @@ class PassManager:
     seed: int
     width_multiple: int
     progress: Progress
+    on_evaluation: Callable[[int, float], None] = lambda epoch, accuracy: None
     _done: dict[str, StoredStep] = field(default_factory=dict, init=False, repr=False)
     """What this run made or found so far: variants share their first steps."""
 
@@ -132,9 +142,22 @@ class PassManager:
         key = step_key(kind, inputs)
         if key not in self._done:
             self.progress.start(title)
-            self._done[key] = self.store.step(kind, inputs, make)
-            self.progress.finish(_headline(self._done[key]), cached=self._done[key].cached)
+            try:
+                step = self.store.step(kind, inputs, make)
+            except TrainingStoppedError:
+                with suppress(StoreError):  # another run may want what this one gave up
+                    self.store.remove(key)
+                raise
+            self.progress.finish(_headline(step), cached=step.cached)
+            if step.cached and isinstance(each, TrainingSettings):
+                self._report_again(step)
+            self._done[key] = step
         return self._done[key]
+
+    def _report_again(self, step: StoredStep) -> None:
+        for entry in step.record.facts["history"]:
+            if "validation_accuracy" in entry:
+                self.on_evaluation(round(entry["epoch"]), entry["validation_accuracy"])
 
     def _inputs(self, each: Pass, source: StoredStep) -> dict[str, Any]:
         return {
@@ -159,13 +182,14 @@ class PassManager:
             folder=work,
             width_multiple=self.width_multiple,
             progress=self.progress.update,
+            on_evaluation=self.on_evaluation,
         )
         try:
             each.requires(model, context)
             result = each.run(model, context)
             _check_form(each, result)
             each.ensures(model, result, context)
-        except (ToolkitError, KeyboardInterrupt, MemoryError):
+        except (ToolkitError, TrainingStoppedError, KeyboardInterrupt, MemoryError):
             raise
         except Exception as error:
             if is_disk_full(error):

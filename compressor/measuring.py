@@ -57,9 +57,14 @@ def pack_file(split: str) -> str:
 
 
 def evaluation_packs(
-    bundle: Bundle, *, store: RunStore, splits: Callable[[], Splits], data_hash: str
+    bundle: Bundle,
+    *,
+    store: RunStore,
+    splits: Callable[[], Splits],
+    data_hash: str,
+    names: Sequence[str] = SPLITS,
 ) -> StoredStep:
-    """The validation and test data as the tokens that a bundle's model reads.
+    """Splits of the data as the tokens that a bundle's model reads.
 
     Bundles with equal tokenizers share them.
     """
@@ -68,11 +73,11 @@ def evaluation_packs(
     def make(files: Path, work: Path) -> dict[str, Any]:
         data = splits()
         packs: dict[str, EvaluationPack] = {}
-        for name in SPLITS:
+        for name in names:
             split: Split = getattr(data, name)
             packs[name] = tokenize(bundle, split.texts, split.labels)
             packs[name].save(files / pack_file(name))
-        return {"test_unknown_rate": _unknown_rate(bundle, packs["test"])}
+        return {"unknown_rates": {name: _unknown_rate(bundle, packs[name]) for name in names}}
 
     return store.step(
         "tokenize",
@@ -80,6 +85,7 @@ def evaluation_packs(
             "tokenizer": manifest.files[manifest.preprocessing.tokenizer].sha256,
             "preprocessing": manifest.preprocessing.model_dump(mode="json"),
             "data": data_hash,
+            "splits": list(names),
             "version": PACK_VERSION,
         },
         make,
@@ -128,8 +134,9 @@ def evaluate(
     packs: StoredStep,
     environment: Environment,
     evaluators: Evaluators,
+    names: Sequence[str] = SPLITS,
 ) -> tuple[StoredStep, Predictions]:
-    """Run a bundle on the whole validation and test data, on its own target.
+    """Run a bundle on the whole of some splits, on its own target.
 
     Args:
         candidate: Its bundle.
@@ -137,6 +144,7 @@ def evaluate(
         packs: What `evaluation_packs` made for the bundle.
         environment: This machine.
         evaluators: Where it predicts.
+        names: Of the splits; the packs hold them.
 
     Raises:
         TargetError: The target failed.
@@ -149,7 +157,7 @@ def evaluate(
         arrays: dict[str, NDArray[np.generic]] = {}
         with evaluators.worker(candidate.target) as worker:
             worker.open(bundle.folder)
-            for name in SPLITS:
+            for name in names:
                 pack = packs.folder / pack_file(name)
                 arrays[name] = worker.predict(pack)[opened.manifest.signature.outputs[0].name]
                 arrays[f"{name}_labels"] = EvaluationPack.load(pack).labels
@@ -225,11 +233,12 @@ def measure_latency(
     environment: Environment,
     on_progress: Callable[[float, str], None],
     again: bool = False,
+    purpose: str = "report",
 ) -> tuple[StoredStep, dict[str, CaseResult]]:
     """Time all bundles side by side; a cached result is of this machine and these bundles.
 
     One in which a worker died is not used again: what crashed may have been the machine's fault,
-    such as too little memory.
+    such as too little memory. Runs of one store do not measure at the same time on one machine.
 
     Args:
         candidates: What to measure.
@@ -238,6 +247,8 @@ def measure_latency(
         environment: This machine.
         on_progress: Called with (fraction done, one line).
         again: Forget a cached result.
+        purpose: What was measured for one is not used for another: what was chosen for its time
+            would look faster than it is.
 
     Returns:
         The step, and a result for each candidate's key.
@@ -245,11 +256,12 @@ def measure_latency(
     bundles = {each.key: each.bundle for each in candidates if each.bundle is not None}
 
     def make(files: Path, work: Path) -> dict[str, Any]:
-        results = benchmark(
-            {key: BenchmarkCase(step.folder) for key, step in bundles.items()},
-            settings,
-            lambda done, total, line: on_progress(done / total, line),
-        )
+        with store.measuring():
+            results = benchmark(
+                {key: BenchmarkCase(step.folder) for key, step in bundles.items()},
+                settings,
+                lambda done, total, line: on_progress(done / total, line),
+            )
         for key, result in results.items():
             (files / key).mkdir()
             (files / key / RESULTS).write_text(result.model_dump_json(), encoding="utf-8")
@@ -259,6 +271,7 @@ def measure_latency(
         "bundles": {key: each.content_hash for key, each in bundles.items()},
         "settings": settings.model_dump(mode="json"),
         "machine": environment.machine,
+        "purpose": purpose,
         "version": BENCHMARK_VERSION,
     }
 

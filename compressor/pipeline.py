@@ -10,12 +10,10 @@ from datetime import UTC, datetime
 from typing import Any
 
 from compressor.checkpoint import label_names
-from compressor.data import Splits, data_fingerprint, split_hashes
 from compressor.device_latency import OnDevices, measure_on_devices
 from compressor.gate.verdict import judge
 from compressor.layer_errors import measure_layers
 from compressor.lowering import Candidate, lower
-from compressor.manager import PassManager, import_checkpoint
 from compressor.measuring import (
     SPLITS,
     Evaluators,
@@ -26,12 +24,13 @@ from compressor.measuring import (
     tuned,
 )
 from compressor.passes import advice_for
-from compressor.planning import Plan, validate_recipe
+from compressor.planning import validate_recipe
+from compressor.preparation import Prepared, prepare, runnable_targets
 from compressor.progress import Progress, Silent
 from compressor.publishing import Publisher, remove_leftovers
 from compressor.recipe.schema import ORIGINAL, Recipe
 from compressor.report.files import write_report
-from compressor.report.schema import LayerError, ModelFacts, Report, Step
+from compressor.report.schema import LayerError, ModelFacts, Report, Row, Step
 from compressor.report.wording import significant, worst_layer
 from compressor.rows import Rows, accuracy
 from compressor.store import RunStore, StoredStep
@@ -44,7 +43,7 @@ from targets.errors import BundleError, MissingLibraryError, TargetError
 from targets.runtimes.pytorch import PyTorch
 from targets.tuning import offered
 
-__all__ = ["run"]
+__all__ = ["run", "try_on_validation"]
 
 BUNDLES = "bundles"
 
@@ -55,6 +54,19 @@ class _Chain:
 
     variant: str
     steps: tuple[StoredStep, ...]
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """Everything that a run made and measured, before it is judged."""
+
+    baselines: list[_Chain]
+    chains: list[_Chain]
+    candidates: list[Candidate]
+    packs: dict[str, StoredStep]
+    predictions: dict[str, Predictions]
+    rows: Rows
+    environment: Environment | None
 
 
 def run(
@@ -84,7 +96,57 @@ def run(
     for warning in plan.warnings:
         progress.warn(warning)
     with store.run(recipe.name, recipe.output) as record:
-        return _Run(recipe, plan, store, progress, record, measure_again).report()
+        prepared = prepare(recipe, plan, store=store, progress=progress)
+        return _Run(prepared, record, measure_again=measure_again).report()
+
+
+def try_on_validation(
+    recipe: Recipe,
+    *,
+    store: RunStore,
+    progress: Progress,
+    watch: Callable[[Prepared], Callable[[int, float], None]],
+) -> list[Row]:
+    """Run a recipe up to the choice of what to ship, on the targets that run here.
+
+    The test data is not looked at, and nothing is written outside of the store. Nothing is tuned,
+    and no device is asked.
+
+    Args:
+        recipe: What to do.
+        store: Where finished steps are kept; `run` finds the trained models and the bundles there.
+        progress: Is told what happens.
+        watch: Gives, once the checkpoint was read, what is told each accuracy of each training;
+            see `PassManager`.
+
+    Returns:
+        The rows of the report, with what is known from the validation data; those that would ship
+        are marked.
+
+    Raises:
+        TrainingStoppedError: A training was stopped.
+        ToolkitError: As `run`.
+    """
+    recipe = recipe.model_copy(
+        update={
+            "devices": None,
+            "budget": recipe.budget.here,
+            "bundle": recipe.bundle.model_copy(update={"tune": False}),
+        }
+    )
+    targets = runnable_targets(recipe)
+    plan = validate_recipe(recipe)
+    with store.run(recipe.name, recipe.output) as record:
+        prepared = prepare(recipe, plan, store=store, progress=progress)
+        trial = _Run(
+            prepared,
+            record,
+            targets=targets,
+            splits=("validation",),
+            purpose="trial",
+            on_evaluation=watch(prepared),
+        )
+        return trial.measure().rows.build()
 
 
 class _Run:
@@ -92,47 +154,40 @@ class _Run:
 
     def __init__(
         self,
-        recipe: Recipe,
-        plan: Plan,
-        store: RunStore,
-        progress: Progress,
+        prepared: Prepared,
         record: Callable[[StoredStep], None],
-        measure_again: bool,
+        *,
+        measure_again: bool = False,
+        targets: Sequence[Target] | None = None,
+        splits: Sequence[str] = SPLITS,
+        purpose: str = "report",
+        on_evaluation: Callable[[int, float], None] = lambda epoch, accuracy: None,
     ) -> None:
-        self.recipe = recipe
-        self.plan = plan
-        self.store = store
-        self.progress = progress
+        self.prepared = prepared
+        self.recipe = prepared.recipe
+        self.plan = prepared.plan
+        self.store = prepared.store
+        self.progress = prepared.progress
         self.record = record
         self.measure_again = measure_again
+        self.targets = self.recipe.targets if targets is None else targets
+        self.splits = splits  # on which the bundles predict
+        self.purpose = purpose  # of the latencies
+        self.on_evaluation = on_evaluation
         self.started = time.monotonic()
         self.environment = Environment.here()
-        self.split_hashes = split_hashes(recipe.data)
-        self.data_hash = data_fingerprint(recipe.data, seed=recipe.seed, hashes=self.split_hashes)
-        self.task = get_task(recipe.task)
+        self.task = get_task(self.recipe.task)
         self.notes: dict[str, str] = {}  # candidate key -> what its evaluation found
 
     @functools.cached_property
     def label_names(self) -> tuple[str, ...]:
         return label_names(self.recipe.model)
 
-    def splits(self) -> Splits:
-        assert self.plan.splits is not None  # validating reads the data
-        return self.plan.splits
-
-    def report(self) -> Report:
-        original = import_checkpoint(
-            self.recipe.model,
-            task=self.recipe.task,
-            max_length=self.recipe.data.max_length,
-            store=self.store,
-            splits=self.splits,
-            data_hash=self.data_hash,
-            progress=self.progress,
-        )
-        self.record(original)
-        baselines, chains = self.run_passes(original)
-        candidates = self.lower_all(original, baselines, chains)
+    def measure(self) -> _Measured:
+        """Make every bundle, and measure its accuracy and its latency."""
+        self.record(self.prepared.original)
+        baselines, chains = self.run_passes()
+        candidates = self.lower_all(baselines, chains)
         packs = self.tokenize_all(candidates)
         if self.recipe.bundle.tune:
             candidates = [
@@ -142,8 +197,6 @@ class _Run:
         latencies, benchmark = self.time_all(
             [each for each in candidates if each.key in predictions]
         )
-        layers = self.look_inside(candidates, packs, [*baselines, *chains])
-        on_devices = self.measure_on_devices(candidates)
         rows = Rows(
             recipe=self.recipe,
             store=self.store,
@@ -155,12 +208,21 @@ class _Run:
             latencies=latencies,
             bundles={each.key: f"{BUNDLES}/{each.key}" for each in self.shipped(candidates)},
             label_names=self.label_names,
-            splits={split: getattr(self.splits(), split) for split in SPLITS},
-            layers=layers,
-            devices=on_devices.results,
+            splits={split: getattr(self.prepared.splits(), split) for split in self.splits},
         )
+        return _Measured(baselines, chains, candidates, packs, predictions, rows, benchmark)
+
+    def report(self) -> Report:
+        """Measure, judge and publish."""
+        measured = self.measure()
+        candidates, packs = measured.candidates, measured.packs
+        chains = [*measured.baselines, *measured.chains]
+        layers = self.look_inside(candidates, packs, chains)
+        on_devices = self.measure_on_devices(candidates)
+        rows = replace(measured.rows, layers=layers, devices=on_devices.results)
         built = rows.build()
-        steps = {chain.variant: _describe_steps(chain) for chain in [baselines[0], *chains]}
+        described = [measured.baselines[0], *measured.chains]
+        steps = {chain.variant: _describe_steps(chain) for chain in described}
         advice = {str(goal): each for goal, each in advice_for(_pass_names(self.recipe)).items()}
         report = Report(
             name=self.recipe.name,
@@ -169,9 +231,9 @@ class _Run:
             seed=self.recipe.seed,
             recipe=self.recipe.model_dump(mode="json"),
             budget=self.recipe.budget.model_dump(mode="json"),
-            model=_model_facts(self.recipe, original),
-            data=self.describe_data(predictions),
-            environment=benchmark or self.environment,
+            model=_model_facts(self.recipe, self.prepared.original),
+            data=self.describe_data(measured.predictions),
+            environment=measured.environment or self.environment,
             primary_shape=rows.primary,
             devices=dict(on_devices.facts),
             rows=tuple(built),
@@ -181,41 +243,31 @@ class _Run:
         )
         with self.store.writing_to(self.recipe.output):
             remove_leftovers(self.recipe.output)
-            self.publish(report, original, candidates, packs)
+            self.publish(report, candidates, packs)
             return write_report(report, self.recipe.output, answers=rows.answers())
 
-    def run_passes(self, original: StoredStep) -> tuple[list[_Chain], list[_Chain]]:
+    def run_passes(self) -> tuple[list[_Chain], list[_Chain]]:
         """Bring the untouched model to every native precision, and run every variant's chain."""
-        manager = PassManager(
-            store=self.store,
-            original=original,
-            splits=self.splits,
-            data_hash=self.data_hash,
-            seed=self.recipe.seed,
-            width_multiple=self.recipe.width_multiple,
-            progress=self.progress,
-        )
+        manager = self.prepared.manager(self.on_evaluation)
 
         def chain(variant: str, passes: Sequence[Any], num_shared: int = 0) -> _Chain:
             steps = manager.run(passes, variant=variant, num_shared=num_shared)
             for step in steps:
                 self.record(step)
-            return _Chain(variant, (original, *steps))
+            return _Chain(variant, (self.prepared.original, *steps))
 
         baselines = [chain(ORIGINAL, passes) for passes in self.plan.baselines.values()]
         shared = len(self.recipe.passes)
         chains = [chain(name, passes, shared) for name, passes in self.recipe.chains.items()]
         return baselines, chains
 
-    def lower_all(
-        self, original: StoredStep, baselines: Sequence[_Chain], chains: Sequence[_Chain]
-    ) -> list[Candidate]:
+    def lower_all(self, baselines: Sequence[_Chain], chains: Sequence[_Chain]) -> list[Candidate]:
         """Make every bundle: the eager reference, each target's baselines, and the candidates."""
         reference = PyTorch()
         jobs: list[tuple[_Chain, Any, Target]] = [
-            (_Chain(ORIGINAL, (original,)), "reference", reference)
+            (_Chain(ORIGINAL, (self.prepared.original,)), "reference", reference)
         ]
-        for target in self.recipe.targets:
+        for target in self.targets:
             if target != reference:
                 for precision, chain in zip(self.plan.baselines, baselines, strict=True):
                     if precision in target.native_precisions():
@@ -250,8 +302,9 @@ class _Run:
                 packs[each.key] = evaluation_packs(
                     Bundle.open(each.bundle.folder, verify=False),
                     store=self.store,
-                    splits=self.splits,
-                    data_hash=self.data_hash,
+                    splits=self.prepared.splits,
+                    data_hash=self.prepared.data_hash,
+                    names=self.splits,
                 )
                 self.record(packs[each.key])
         return packs
@@ -259,7 +312,7 @@ class _Run:
     def evaluate_all(
         self, candidates: Sequence[Candidate], packs: Mapping[str, StoredStep]
     ) -> tuple[dict[str, Predictions], dict[str, str]]:
-        """Predict the validation and test data with every bundle that runs here.
+        """Predict the data with every bundle that runs here.
 
         Returns:
             Key -> predictions, and key -> reason for those that failed.
@@ -278,18 +331,20 @@ class _Run:
                         packs=packs[each.key],
                         environment=self.environment,
                         evaluators=evaluators,
+                        names=self.splits,
                     )
                 except (TargetError, BundleError, MissingLibraryError) as error:
                     failures[each.key] = self.store.without_paths(str(error))
                     self.progress.finish(error.what, cached=False)
                     continue
                 self.record(step)
-                unknown = packs[each.key].record.facts["test_unknown_rate"]
+                last = self.splits[-1]
+                unknown = packs[each.key].record.facts["unknown_rates"][last]
                 if unknown > 0:
                     share = f"{significant(100 * unknown)}%"
-                    self.notes[each.key] = f"{share} of the tokens of the test split are unknown"
-                found = accuracy(self.task, predictions[each.key], "test")
-                line = f"test accuracy {100 * found.value:.1f}%"
+                    self.notes[each.key] = f"{share} of the tokens of the {last} split are unknown"
+                found = accuracy(self.task, predictions[each.key], last)
+                line = f"{last} accuracy {100 * found.value:.1f}%"
                 self.progress.finish(line, cached=step.cached)
         return predictions, failures
 
@@ -364,6 +419,7 @@ class _Run:
             environment=self.environment,
             on_progress=self.progress.update,
             again=self.measure_again,
+            purpose=self.purpose,
         )
         self.record(step)
         self.progress.finish("", cached=step.cached)
@@ -390,7 +446,6 @@ class _Run:
     def publish(
         self,
         report: Report,
-        original: StoredStep,
         candidates: Sequence[Candidate],
         packs: Mapping[str, StoredStep],
     ) -> None:
@@ -398,9 +453,9 @@ class _Run:
         publisher = Publisher(
             recipe=self.recipe,
             model=report.model,
-            checkpoint_files=original.record.inputs["files"],
-            data_hash=self.data_hash,
-            split_hashes=self.split_hashes,
+            checkpoint_files=self.prepared.original.record.inputs["files"],
+            data_hash=self.prepared.data_hash,
+            split_hashes=self.prepared.split_hashes,
             environment=report.environment,
         )
         for candidate, row in zip(candidates, report.rows, strict=True):
@@ -416,7 +471,10 @@ class _Run:
                     self.progress.warn(note)
 
     def describe_data(self, predictions: Mapping[str, Predictions]) -> dict[str, Any]:
-        sizes: dict[str, Any] = {"sha256": self.data_hash, "labels": list(self.label_names)}
+        sizes: dict[str, Any] = {
+            "sha256": self.prepared.data_hash,
+            "labels": list(self.label_names),
+        }
         for arrays in predictions.values():
             for split in SPLITS:
                 sizes[split] = len(arrays[split])

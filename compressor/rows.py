@@ -183,6 +183,8 @@ class Rows:
         update: dict[str, Any] = {}
         reference = self.predictions.get(self.candidates[0].key)
         for split in SPLITS:
+            if split not in predictions:
+                continue
             update[split] = accuracy(self.task, predictions, split)
             if reference is None:
                 continue

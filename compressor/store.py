@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import platform
 import re
 import shlex
 import shutil
@@ -294,6 +295,12 @@ class RunStore:
     def writing_to(self, output: Path) -> Iterator[None]:
         """Hold an output folder; waits for another run of this store that writes there."""
         with self._locked(f"output-{step_key('output', {'path': str(output.absolute())})}"):
+            yield
+
+    @contextmanager
+    def measuring(self) -> Iterator[None]:
+        """Be the only run of this store that measures on this machine; waits for others."""
+        with self._locked(f"measuring-{platform.node() or 'here'}"):
             yield
 
     def prune(self, keep_runs: int) -> tuple[int, int]:

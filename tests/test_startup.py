@@ -18,8 +18,10 @@ HEAVY = {
     "onnxruntime",
     "onnxscript",
     "openvino",
+    "optuna",
     "pandas",
     "pyarrow",
+    "ray",
     "scipy",
     "sklearn",
     "tensorrt",
@@ -48,7 +50,8 @@ def test_importing_loads_nothing_heavy(module: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], ["run", "--help"], ["passes"], ["targets"], ["schema"]]
+    "arguments",
+    [["--help"], ["run", "--help"], ["search", "--help"], ["passes"], ["targets"], ["schema"]],
 )
 def test_commands_that_explain_load_nothing_heavy(arguments: list[str]) -> None:
     found = loaded_by(f"from compressor.cli import main; main({arguments!r})")

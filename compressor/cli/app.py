@@ -9,7 +9,19 @@ from typing import Annotated
 import typer
 
 from compressor import distributed, interruption
-from compressor.cli import auto, build, device, devices, explain, gate, package, report, runs, track
+from compressor.cli import (
+    auto,
+    build,
+    device,
+    devices,
+    explain,
+    gate,
+    package,
+    report,
+    runs,
+    search,
+    track,
+)
 from compressor.interruption import INTERRUPTED, TERMINATED
 from targets.errors import ToolkitError, is_disk_full
 
@@ -55,6 +67,7 @@ def _options(
 
 build.add_commands(app)
 auto.add_commands(app)
+search.add_commands(app)
 device.add_commands(app)
 gate.add_commands(app)
 track.add_commands(app)

@@ -117,6 +117,11 @@ class Budget(Limits):
         return Budget.model_validate(limits | {"drop_at": self.on(target).drop_at})
 
     @property
+    def here(self) -> Budget:
+        """The same without the limits on remote devices."""
+        return self.model_copy(update={"devices": {}})
+
+    @property
     def is_empty(self) -> bool:
         """Whether there is no limit at all."""
         return not any(

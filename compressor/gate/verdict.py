@@ -9,7 +9,7 @@ from compressor.gate.limits import GOALS, check_row, target_label
 from compressor.report.schema import Check, Row, Verdict
 from compressor.report.wording import worst_layer
 
-__all__ = ["choose", "judge", "judge_rows", "judged_rows"]
+__all__ = ["choose", "judge", "judge_rows", "judged_rows", "shortfall"]
 
 Advice = Mapping[str, Sequence[str]]
 
@@ -30,17 +30,22 @@ def choose(rows: Sequence[Row], budget: Budget, primary_shape: str) -> dict[str,
         latency = row.latency.get(primary_shape)
         if row.kind != "candidate" or latency is None:
             continue
-        checks = check_row(row, budget, row.validation_comparison, primary_shape)
-        # The validation data need not have the columns that the test data is sliced by.
-        missed = sum(
-            check.shortfall
-            for check in checks
-            if not (check.limit == "max_slice_drop" and check.found is None)
-        )
-        rank = (missed, latency.median_ms, index)
+        rank = (shortfall(row, budget, primary_shape), latency.median_ms, index)
         if target_label(row) not in chosen or rank < chosen[target_label(row)]:
             chosen[target_label(row)] = rank
     return {label: index for label, (_, _, index) in chosen.items()}
+
+
+def shortfall(row: Row, budget: Budget, primary_shape: str) -> float:
+    """How far a row misses the budget on the validation data, as shares of its limits; 0: it holds.
+
+    The validation data need not have the columns that the test data is sliced by.
+    """
+    return sum(
+        check.shortfall
+        for check in check_row(row, budget, row.validation_comparison, primary_shape)
+        if not (check.limit == "max_slice_drop" and check.found is None)
+    )
 
 
 def judge_rows(rows: Sequence[Row], budget: Budget, primary_shape: str) -> list[Row]:

@@ -31,6 +31,8 @@ class PassContext:
             the same folder when an interrupted pass runs again, and goes when the pass is done.
         width_multiple: Widths are rounded to multiples of this, which the targets run best.
         progress: Called with (fraction done in [0, 1], one short line).
+        on_evaluation: Called by passes that do nothing but train with (epoch, validation accuracy
+            in [0, 1]) after each evaluation; what it raises ends the pass.
     """
 
     splits: Splits
@@ -39,6 +41,7 @@ class PassContext:
     folder: Path
     width_multiple: int = 8
     progress: Callable[[float, str], None] = lambda fraction, line: None
+    on_evaluation: Callable[[int, float], None] = lambda epoch, accuracy: None
 
 
 @dataclass(frozen=True)

@@ -108,6 +108,7 @@ class Distill(Pass, DistillSettings):
             seed=context.seed,
             folder=context.folder,
             progress=context.progress,
+            on_evaluation=context.on_evaluation,
         )
         return PassResult(
             model=result.model, metrics=result.metrics, notes=notes, history=result.history

@@ -64,5 +64,6 @@ class Finetune(Pass, FinetuneSettings):
             seed=context.seed,
             folder=context.folder,
             progress=context.progress,
+            on_evaluation=context.on_evaluation,
         )
         return PassResult(model=result.model, metrics=result.metrics, history=result.history)

@@ -18,7 +18,7 @@ from compressor.recipe.schema import ORIGINAL, VARIANT_NAME, Recipe
 from targets.discovery import Component
 from targets.registry import available
 
-__all__ = ["builtin_recipes", "load_recipe"]
+__all__ = ["builtin_recipes", "load_recipe", "validate_document"]
 
 
 def builtin_recipes() -> dict[str, Path]:
@@ -57,7 +57,7 @@ def load_recipe(
         raise RecipeError([problem], where=path) from problem
     apply_overrides(document, overrides, path)
     document.setdefault("name", path.stem)
-    return _validate(document, path, base)
+    return validate_document(document, path, base)
 
 
 def _locate(source: str | Path) -> tuple[Path, Path]:
@@ -81,7 +81,17 @@ def _locate(source: str | Path) -> tuple[Path, Path]:
     return path, path.resolve().parent
 
 
-def _validate(document: dict[str, Any], path: Path, base: Path) -> Recipe:
+def validate_document(document: dict[str, Any], path: Path, base: Path) -> Recipe:
+    """Make a recipe of its settings as plain values.
+
+    Args:
+        document: The settings; the form that a recipe is dumped in is one of them.
+        path: Of the file, for messages.
+        base: Folder that relative paths start from.
+
+    Raises:
+        RecipeError: Carries all problems.
+    """
     problems: list[Problem] = []
     document = dict(document)
     if "passes" in document:

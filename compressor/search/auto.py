@@ -12,9 +12,7 @@ from pydantic import BaseModel, ConfigDict
 
 from compressor import interruption
 from compressor.architecture import Architecture
-from compressor.data import Splits, data_fingerprint, split_hashes
 from compressor.errors import BudgetError
-from compressor.manager import PassManager, import_checkpoint
 from compressor.passes import Pass
 from compressor.passes.distill import Distill
 from compressor.passes.export import Export
@@ -22,14 +20,13 @@ from compressor.passes.prune import Prune
 from compressor.passes.quantize import Quantize
 from compressor.passes.trim_vocabulary import TrimVocabulary
 from compressor.planning import validate_recipe
+from compressor.preparation import prepare, runnable_targets
 from compressor.progress import Progress
 from compressor.recipe.schema import Recipe
 from compressor.search.latency import LatencyTable
 from compressor.search.probing import Prober
 from compressor.search.solver import ImportanceCurves, Solution, solve
 from compressor.store import RunStore
-from targets.base import Target
-from targets.errors import TargetError
 
 __all__ = ["AutoSettings", "Search", "Trial", "found_recipe", "search"]
 
@@ -152,41 +149,22 @@ class _Searcher:
         plan = validate_recipe(
             recipe.model_copy(update={"passes": (Export(),), "variants": _variants(recipe)})
         )
-        assert plan.splits is not None
-        self.data: Splits = plan.splits
         self.architecture: Architecture = plan.original
-        hashes = split_hashes(recipe.data)
-        self.data_hash = data_fingerprint(recipe.data, seed=recipe.seed, hashes=hashes)
-        self.original = import_checkpoint(
-            recipe.model,
-            task=recipe.task,
-            max_length=recipe.data.max_length,
-            store=store,
-            splits=lambda: self.data,
-            data_hash=self.data_hash,
-            progress=progress,
-        )
-        self.manager = PassManager(
-            store=store,
-            original=self.original,
-            splits=lambda: self.data,
-            data_hash=self.data_hash,
-            seed=recipe.seed,
-            width_multiple=recipe.width_multiple,
-            progress=progress,
-        )
+        self.prepared = prepare(recipe, plan, store=store, progress=progress)
+        self.manager = self.prepared.manager()
         self.seconds_an_epoch: float | None = None
 
     def search(self) -> Search:
         prober = Prober(
             store=self.store,
-            original=self.original,
-            splits=lambda: self.data,
+            original=self.prepared.original,
+            splits=self.prepared.splits,
             settings=self.recipe.benchmark,
             multiple=self.recipe.width_multiple,
             progress=self.progress,
         )
-        table = prober.table(self.architecture, self._target(), INT8["int8"])
+        target = runnable_targets(self.recipe, form="onnx")[0]
+        table = prober.table(self.architecture, target, INT8["int8"])
         found = Search(table, table.predict(self.architecture.layers))
         curves = self._curves()
         limit = self.recipe.budget.max_latency_ms
@@ -247,7 +225,7 @@ class _Searcher:
         last = self.manager.run(passes)[-1]
         if not last.cached:
             self.seconds_an_epoch = (time.monotonic() - started) / epochs
-        before = self.original.record.facts["metrics"]["validation_accuracy"]
+        before = self.prepared.original.record.facts["metrics"]["validation_accuracy"]
         after = last.record.facts["metrics"]["validation_accuracy"]
         trial = Trial(solution, epochs, 100 * (before - after), passes)
         found.trials.append(trial)
@@ -275,26 +253,16 @@ class _Searcher:
             ),
         )
 
-    def _target(self) -> Target:
-        for target in self.recipe.targets:
-            if target.form == "onnx" and target.cannot_run() is None:
-                return target
-        raise TargetError(
-            "none of the targets runs here, so that no latency can be measured",
-            given=", ".join(target.label for target in self.recipe.targets),
-            fix="name a target that runs on this machine, or search on the machine that has it",
-        )
-
     def _curves(self) -> ImportanceCurves:
         def make(files: Path, work: Path) -> dict[str, Any]:
             from compressor.model import TorchModel
             from compressor.pruning.importance import taylor_scores
             from compressor.pruning.prune import TAYLOR_BATCH, sample_batches
 
-            model = TorchModel.load(self.original.folder)
+            model = TorchModel.load(self.prepared.original.folder)
             batches = sample_batches(
                 model,
-                self.data.train,
+                self.prepared.splits().train,
                 num_rows=NUM_EXAMPLES,
                 batch_size=TAYLOR_BATCH,
                 seed=self.recipe.seed,
@@ -313,8 +281,8 @@ class _Searcher:
         step = self.store.step(
             "importance",
             {
-                "model": self.original.content_hash,
-                "data": self.data_hash,
+                "model": self.prepared.original.content_hash,
+                "data": self.prepared.data_hash,
                 "seed": self.recipe.seed,
                 "version": IMPORTANCE_VERSION,
             },

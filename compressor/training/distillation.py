@@ -24,7 +24,7 @@ from compressor.training.losses import global_mean, hidden_mse, logits_kl, relat
 from compressor.training.settings import DistillSettings
 from compressor.training.taps import TappedEncoder, TappedOutputs
 from compressor.training.teacher import Teacher, vocabulary_table
-from compressor.training.trainer import Progress, SteadyTrainer
+from compressor.training.trainer import OnEvaluation, Progress, SteadyTrainer
 from targets.encoder import encoder_layers
 
 __all__ = ["DistillSettings", "LayerMap", "distill", "distillation_loss"]
@@ -45,6 +45,7 @@ def distill(
     seed: int,
     folder: Path,
     progress: Progress,
+    on_evaluation: OnEvaluation = lambda epoch, accuracy: None,
 ) -> TrainingResult:
     """Train a copy of the student on the teacher's outputs.
 
@@ -61,6 +62,8 @@ def distill(
         seed: Of order, dropout and augmentation.
         folder: For checkpoints; a call with equal arguments goes on from the last one.
         progress: Called with (fraction done, one line).
+        on_evaluation: Called with (epoch, validation accuracy), also for the epochs before the last
+            checkpoint; what it raises ends the training.
 
     Raises:
         PassError: The models do not fit each other, the loss became NaN or infinite, or the disk
@@ -114,6 +117,7 @@ def _train(
             seed=seed,
             folder=folder,
             progress=progress,
+            on_evaluation=on_evaluation,
         ),
         student,
         settings,

@@ -18,7 +18,7 @@ from compressor.training.batches import EncodedRows, collator, encode
 from compressor.training.checkpoints import identity
 from compressor.training.loop import TrainingResult, quiet, run_training, seeded
 from compressor.training.settings import FinetuneSettings
-from compressor.training.trainer import Progress, SteadyTrainer
+from compressor.training.trainer import OnEvaluation, Progress, SteadyTrainer
 
 __all__ = ["finetune", "new_classifier"]
 
@@ -31,6 +31,7 @@ def finetune(
     seed: int,
     folder: Path,
     progress: Progress,
+    on_evaluation: OnEvaluation = lambda epoch, accuracy: None,
 ) -> TrainingResult:
     """Train a copy of the model on the labels.
 
@@ -41,6 +42,8 @@ def finetune(
         seed: Of order and dropout.
         folder: For checkpoints; a call with equal arguments goes on from the last one.
         progress: Called with (fraction done, one line).
+        on_evaluation: Called with (epoch, validation accuracy), also for the epochs before the last
+            checkpoint; what it raises ends the training.
 
     Raises:
         PassError: The loss became NaN or infinite, or the disk is full.
@@ -70,6 +73,7 @@ def _train(
             seed=seed,
             folder=folder,
             progress=progress,
+            on_evaluation=on_evaluation,
             label_smoothing=settings.label_smoothing,
         ),
         student,

@@ -28,9 +28,11 @@ from targets.errors import is_disk_full
 if TYPE_CHECKING:
     from transformers import EvalPrediction, TrainerControl, TrainerState
 
-__all__ = ["Progress", "SteadyTrainer", "arguments", "has_bf16"]
+__all__ = ["OnEvaluation", "Progress", "SteadyTrainer", "arguments", "has_bf16"]
 
 Progress = Callable[[float, str], None]
+OnEvaluation = Callable[[int, float], None]
+"""Called with (epoch, validation accuracy in [0, 1])."""
 
 _BF16_FEATURES = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
 _BEST = "best.safetensors"
@@ -100,6 +102,8 @@ class SteadyTrainer(Trainer):  # type: ignore[misc]  # transformers has no types
         seed: Of order, dropout and whatever else is random.
         folder: For checkpoints.
         progress: Called with (fraction done, one line).
+        on_evaluation: Called after each evaluation; where the training goes on from a checkpoint,
+            first for those before it. What it raises ends the training.
         label_smoothing: See :class:`~compressor.training.settings.FinetuneSettings`.
     """
 
@@ -114,6 +118,7 @@ class SteadyTrainer(Trainer):  # type: ignore[misc]  # transformers has no types
         seed: int,
         folder: Path,
         progress: Progress,
+        on_evaluation: OnEvaluation,
         label_smoothing: float = 0.0,
     ) -> None:
         ordered = sorted(validation, key=lambda row: len(row["input_ids"]))
@@ -124,7 +129,7 @@ class SteadyTrainer(Trainer):  # type: ignore[misc]  # transformers has no types
             train_dataset=train,
             eval_dataset=EncodedRows(ordered),
             compute_metrics=_accuracy,
-            callbacks=[_Flow(settings, progress)],
+            callbacks=[_Flow(settings, progress, on_evaluation)],
         )
         self.remove_callback(PrinterCallback)
         self.model_accepts_loss_kwargs = False  # our losses are means over the batch
@@ -253,11 +258,36 @@ class _disk_errors:  # noqa: N801  (a context manager that reads as a phrase)
 
 
 class _Flow(TrainerCallback):  # type: ignore[misc]  # transformers has no types
-    """Decides when to log, evaluate and save, and reports the progress."""
+    """Decides when to log, evaluate and save, and reports the progress and the accuracies."""
 
-    def __init__(self, settings: TrainingSettings, progress: Progress) -> None:
+    def __init__(
+        self, settings: TrainingSettings, progress: Progress, on_evaluation: OnEvaluation
+    ) -> None:
         self.settings = settings
         self.progress = progress
+        self.on_evaluation = on_evaluation
+
+    def on_train_begin(
+        self, args: Any, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """Report the accuracies that were found before the checkpoint."""
+        for entry in state.log_history:
+            self._report(state, entry["epoch"], entry)
+
+    def on_evaluate(
+        self,
+        args: Any,
+        state: TrainerState,
+        control: TrainerControl,
+        metrics: Mapping[str, float],
+        **_: Any,
+    ) -> None:
+        """Report the accuracy."""
+        self._report(state, state.epoch or 0.0, metrics)
+
+    def _report(self, state: TrainerState, epoch: float, found: Mapping[str, float]) -> None:
+        if state.is_world_process_zero and "eval_accuracy" in found:
+            self.on_evaluation(round(epoch), found["eval_accuracy"])
 
     def on_train_begin(
         self, args: Any, state: TrainerState, control: TrainerControl, **_: Any

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 import targets
-from compressor import pipeline
+from compressor import pipeline, preparation
 from compressor.data import DataSpec, data_fingerprint, read_splits
 from compressor.errors import CheckpointError, PassError
 from compressor.manager import PassManager, import_checkpoint
@@ -498,7 +498,7 @@ def test_the_seed_is_part_of_the_data_where_it_sets_the_validation_data_apart(
         hashes.append(data_hash)
         raise TargetError("that is enough")
 
-    monkeypatch.setattr(pipeline, "import_checkpoint", stop)
+    monkeypatch.setattr(preparation, "import_checkpoint", stop)
     store = RunStore(tmp_path)
     for override in ("seed=0", "seed=1"):
         recipe = load_recipe(home / "recipe.yaml", overrides=[override, "data.validation=null"])
@@ -512,7 +512,7 @@ def test_a_run_that_a_bug_ended_is_not_recorded_as_running(home, tmp_path, monke
     def fail(*_: Any, **__: Any) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(pipeline, "import_checkpoint", fail)
+    monkeypatch.setattr(preparation, "import_checkpoint", fail)
     with pytest.raises(ZeroDivisionError):
         pipeline.run(load_recipe(home / "recipe.yaml"), store=RunStore(tmp_path))
     assert RunStore(tmp_path).runs()[0].status == "failed: ZeroDivisionError"

@@ -51,9 +51,15 @@ def same(first, second):
 
 @pytest.fixture(scope="module")
 def train(word_model, word_splits):
-    def run(folder, *, progress=silent, settings=SETTINGS, seed=0):
+    def run(folder, *, progress=silent, settings=SETTINGS, seed=0, **keywords):
         return finetune(
-            word_model(), word_splits, settings, seed=seed, folder=folder, progress=progress
+            word_model(),
+            word_splits,
+            settings,
+            seed=seed,
+            folder=folder,
+            progress=progress,
+            **keywords,
         )
 
     return run
@@ -70,6 +76,30 @@ def test_equal_seeds_give_equal_weights_and_others_do_not(train, undisturbed, tm
     assert same(weights(undisturbed), weights(second))
     assert undisturbed.history == second.history
     assert not same(weights(undisturbed), weights(train(tmp_path / "c", seed=1)))
+
+
+def test_the_accuracies_are_told_as_they_come_and_again_after_an_interruption(
+    train, undisturbed, tmp_path
+):
+    found = [
+        (round(entry["epoch"]), entry["validation_accuracy"])
+        for entry in undisturbed.history
+        if "validation_accuracy" in entry
+    ]
+    assert [epoch for epoch, _ in found] == [1, 2, 3, 4]
+    told = []
+
+    def tell(epoch, accuracy):
+        told.append((epoch, accuracy))
+        if epoch == 3:
+            raise CrashError
+
+    with pytest.raises(CrashError):
+        train(tmp_path / "b", on_evaluation=tell)
+    assert told == found[:3]
+    again = []
+    train(tmp_path / "b", on_evaluation=lambda *each: again.append(each))
+    assert again == found
 
 
 @pytest.mark.parametrize("step", [7, 14, 23])

@@ -1,0 +1,122 @@
+"""The command `search`: a recipe and a space in, the best recipe and its bundles out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from compressor.cli.options import (
+    DataOption,
+    ModelOption,
+    OutputOption,
+    RecipeArgument,
+    SetOption,
+    StoreOption,
+    open_store,
+    read_recipe,
+)
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from compressor.search.trials import Trials
+
+__all__ = ["add_commands"]
+
+RECIPE = "recipe.yaml"
+STUDY = "study.journal"
+
+
+def add_commands(app: typer.Typer) -> None:
+    """Add the command of this module."""
+    app.command()(search)
+
+
+def search(
+    recipe: RecipeArgument,
+    space: Annotated[Path, typer.Option(help="YAML file: setting of the recipe -> its values.")],
+    trials: Annotated[int, typer.Option(min=1, help="How many the study has in the end.")] = 20,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Trials side by side, through Ray.")
+    ] = None,
+    ray_address: Annotated[
+        str | None, typer.Option(help="A running cluster of Ray, such as host:6379.")
+    ] = None,
+    study: Annotated[
+        Path | None, typer.Option(help="File of the study; the default lies in the output folder.")
+    ] = None,
+    time_limit: Annotated[
+        float | None, typer.Option(min=0, help="Minutes after which no trial is begun.")
+    ] = None,
+    model: ModelOption = None,
+    data: DataOption = None,
+    output: OutputOption = None,
+    set_: SetOption = None,
+    store: StoreOption = None,
+) -> None:
+    """Find the best settings of a recipe within its budget, and run it with them.
+
+    The same command goes on where it was interrupted; more --trials adds to what is there.
+    """
+    from compressor.cli.progress import ConsoleProgress, console
+    from compressor.pipeline import run as run_recipe
+    from compressor.recipe.write import write_recipe
+    from compressor.report.terminal import results_table, verdict_panel
+    from compressor.search.space import read_space
+    from compressor.search.trials import search_settings
+
+    if ray_address is not None and workers is None:
+        raise typer.BadParameter("give --workers too: how many trials run side by side on it")
+    loaded = read_recipe(recipe, model=model, data=data, output=output, overrides=set_)
+    opened = open_store(store)
+    choices = read_space(space, loaded)
+    with ConsoleProgress() as progress:
+        found = search_settings(
+            loaded,
+            choices,
+            num_trials=trials,
+            study=(study or loaded.output / STUDY).absolute(),
+            store=opened,
+            progress=progress,
+            workers=workers,
+            ray_address=ray_address,
+            time_limit_s=None if time_limit is None else 60 * time_limit,
+        )
+        if found.stopped is not None:
+            progress.warn(f"the search ended early: {found.stopped}")
+    console().print(_table(found))
+    best = found.recipe(loaded)
+    write_recipe(best, loaded.output / RECIPE, "Found by `compressor search`.")
+    with ConsoleProgress() as progress:
+        report = run_recipe(best, store=opened, progress=progress)
+    console().print(results_table(report))
+    console().print(verdict_panel(report))
+    console().print(f"trials: {loaded.output / 'trials.json'}", soft_wrap=True)
+    console().print(f"recipe: {loaded.output / RECIPE}", soft_wrap=True)
+    console().print(f"report: {loaded.output / 'report.html'}", soft_wrap=True)
+    raise typer.Exit(report.verdict.exit_code)
+
+
+def _table(found: Trials) -> Table:
+    """The trials, with the best of them marked."""
+    from rich import box
+    from rich.table import Table
+
+    names = list(dict.fromkeys(name for each in found.trials for name in each.settings))
+    table = Table(box=box.SIMPLE_HEAD)
+    for title in ("trial", *names, "state", "faster", "drop"):
+        table.add_column(title, justify="left" if title == "state" else "right")
+    best = found.best
+    for each in found.trials:
+        settings = [each.settings.get(name, "") for name in names]
+        shown = [f"{value:.4g}" if isinstance(value, float) else str(value) for value in settings]
+        end = [each.state, "", ""]
+        if each.value is not None:
+            keeps = "within the budget" if each.value.shortfall == 0 else "misses the budget"
+            end = [keeps, f"{each.value.speedup:.2f}x", f"{each.value.drop_points:.1f}"]
+        is_best = best is not None and each.number == best.number
+        number = f"best {each.number}" if is_best else str(each.number)
+        table.add_row(number, *shown, *end, style="bold" if is_best else None)
+    return table

@@ -1,0 +1,109 @@
+"""What every run of a recipe begins with: its data, and its checkpoint in the store."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from compressor.data import Splits, data_fingerprint, split_hashes
+from compressor.manager import PassManager, import_checkpoint
+from compressor.planning import Plan
+from compressor.progress import Progress
+from compressor.recipe.schema import Recipe
+from compressor.store import RunStore, StoredStep
+from targets.base import Form, Target
+from targets.errors import TargetError
+
+__all__ = ["Prepared", "prepare", "runnable_targets"]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A recipe whose data was read and whose checkpoint lies in the store.
+
+    Attributes:
+        recipe: What to do.
+        plan: Of the recipe; holds the data.
+        store: Where finished steps are kept.
+        progress: Is told what happens.
+        split_hashes: Split -> sha256 of its file.
+        data_hash: The sha256 of the data.
+        original: The untouched model.
+    """
+
+    recipe: Recipe
+    plan: Plan
+    store: RunStore
+    progress: Progress
+    split_hashes: Mapping[str, str]
+    data_hash: str
+    original: StoredStep
+
+    def splits(self) -> Splits:
+        """The data."""
+        assert self.plan.splits is not None  # validating reads the data
+        return self.plan.splits
+
+    def manager(
+        self, on_evaluation: Callable[[int, float], None] = lambda epoch, accuracy: None
+    ) -> PassManager:
+        """What runs passes on the untouched model; see `PassManager` for ``on_evaluation``."""
+        return PassManager(
+            store=self.store,
+            original=self.original,
+            splits=self.splits,
+            data_hash=self.data_hash,
+            seed=self.recipe.seed,
+            width_multiple=self.recipe.width_multiple,
+            progress=self.progress,
+            on_evaluation=on_evaluation,
+        )
+
+
+def prepare(recipe: Recipe, plan: Plan, *, store: RunStore, progress: Progress) -> Prepared:
+    """Bring the checkpoint of a recipe into the store.
+
+    Args:
+        recipe: What to do.
+        plan: What validating the recipe gave.
+        store: Where the checkpoint is kept.
+        progress: Is told what happens.
+
+    Raises:
+        CheckpointError: It cannot be used.
+    """
+    hashes = split_hashes(recipe.data)
+    data_hash = data_fingerprint(recipe.data, seed=recipe.seed, hashes=hashes)
+    assert plan.splits is not None
+    data = plan.splits
+    original = import_checkpoint(
+        recipe.model,
+        task=recipe.task,
+        max_length=recipe.data.max_length,
+        store=store,
+        splits=lambda: data,
+        data_hash=data_hash,
+        progress=progress,
+    )
+    return Prepared(recipe, plan, store, progress, hashes, data_hash, original)
+
+
+def runnable_targets(recipe: Recipe, *, form: Form | None = None) -> tuple[Target, ...]:
+    """The targets of a recipe that run on this machine, or those of them that take a form.
+
+    Raises:
+        TargetError: None does.
+    """
+    found = tuple(
+        target
+        for target in recipe.targets
+        if form in (None, target.form)
+        if target.cannot_lower() is None and target.cannot_run() is None
+    )
+    if not found:
+        raise TargetError(
+            "none of the targets runs here, so that no latency can be measured",
+            given=", ".join(target.label for target in recipe.targets),
+            fix="name a target that runs on this machine, or search on the machine that has it",
+        )
+    return found

@@ -1,0 +1,242 @@
+"""Where the trials of a search run: one after the other here, or side by side through Ray."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+from pydantic import BaseModel, ConfigDict
+
+from compressor.errors import DeviceError, StoreError
+from compressor.manager import TrainingStoppedError
+from compressor.pipeline import try_on_validation
+from compressor.preparation import Prepared
+from compressor.progress import Progress, Silent
+from compressor.recipe.load import validate_document
+from compressor.search.objective import judge_trial, num_evaluations, objective_of
+from compressor.search.space import with_settings
+from compressor.search.study import Outcome, open_study
+from compressor.store import RunStore
+from targets.errors import MissingLibraryError, ToolkitError
+
+__all__ = ["InTurn", "Job", "RayWorkers", "Workers", "perform"]
+
+CONNECT_S = 10.0
+"""How long a cluster may take to answer."""
+
+
+class Job(BaseModel):
+    """A trial to run, in plain values."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    study: Path
+    store: Path
+    recipe: dict[str, Any]
+    trial: int
+
+
+def perform(job: Job, progress: Progress) -> Outcome:
+    """Run a trial: its recipe, as far as the validation data goes.
+
+    Raises:
+        StoreError: The store failed; any other error is an outcome.
+    """
+    from optuna.trial import Trial
+
+    started = time.monotonic()
+    base = validate_document(job.recipe, Path("recipe"), Path.cwd())
+    study = open_study(job.study, num_evaluations=num_evaluations(base))
+    trial = Trial(study, study.get_trials(deepcopy=False)[job.trial]._trial_id)
+    accuracies: list[float] = []
+
+    def outcome(state: Any, **more: Any) -> Outcome:
+        took = round(time.monotonic() - started, 3)
+        return Outcome(state=state, accuracies=tuple(accuracies), duration_s=took, **more)
+
+    try:
+        recipe = with_settings(base, trial.params)
+        total = num_evaluations(recipe)
+        allowed = recipe.budget.max_accuracy_drop
+
+        def watch(prepared: Prepared) -> Callable[[int, float], None]:
+            before = prepared.original.record.facts["metrics"]["validation_accuracy"]
+            enough = 1.0
+            if objective_of(recipe.budget) == "speedup" and allowed is not None:
+                enough = before - allowed / 100  # more of it is no merit where the fastest wins
+
+            def told(epoch: int, accuracy: float) -> None:
+                accuracies.append(accuracy)
+                trial.report(min(accuracy, enough), len(accuracies))
+                if len(accuracies) < total and trial.should_prune():
+                    raise TrainingStoppedError
+
+            return told
+
+        named = recipe.model_copy(update={"name": f"{base.name}, trial {job.trial}"})
+        rows = try_on_validation(named, store=RunStore(job.store), progress=progress, watch=watch)
+        return outcome("complete", value=judge_trial(rows, recipe))
+    except TrainingStoppedError:
+        return outcome("pruned")
+    except StoreError:
+        raise
+    except ToolkitError as error:
+        return outcome("failed", reason=RunStore(job.store).without_paths(str(error)))
+
+
+class Workers(Protocol):
+    """Runs trials; a context manager that ends what runs."""
+
+    size: int
+    """How many run at a time."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None: ...
+
+    def start(self, job: Job) -> None:
+        """Begin a trial."""
+
+    def wait(self) -> tuple[int, Outcome]:
+        """Wait until a trial has ended: its number, and how it ended."""
+
+
+class InTurn:
+    """Runs one trial after the other in this process."""
+
+    size = 1
+
+    def __init__(self, progress: Progress) -> None:
+        self.progress = progress
+        self._jobs: list[Job] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        return None
+
+    def start(self, job: Job) -> None:
+        """See `Workers`."""
+        self._jobs.append(job)
+
+    def wait(self) -> tuple[int, Outcome]:
+        """See `Workers`."""
+        job = self._jobs.pop(0)
+        return job.trial, perform(job, self.progress)
+
+
+class RayWorkers:
+    """Runs trials side by side, each in a process of Ray.
+
+    Args:
+        size: How many.
+        address: Of a running cluster; None starts one on this machine, and ends it.
+
+    Raises:
+        MissingLibraryError: Ray is not installed.
+    """
+
+    def __init__(self, size: int, address: str | None) -> None:
+        try:
+            import ray
+        except ImportError as error:
+            raise MissingLibraryError.for_extra("ray", "search", "--workers") from error
+        self.size = size
+        self.address = address
+        self._ray = ray
+        self._running: dict[Any, int] = {}
+
+    def __enter__(self) -> Self:
+        quiet: dict[str, Any] = {"log_to_driver": False, "configure_logging": False}
+        cpus = max(1, (os.cpu_count() or 1) // self.size)
+        with _own_answer_to_sigterm():
+            if self.address is None:
+                os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+                self._ray.init(num_cpus=cpus * self.size, include_dashboard=False, **quiet)
+            else:
+                cpus = 1
+                _check_address(self.address)
+                try:
+                    self._ray.init(address=self.address, **quiet)
+                except (OSError, RuntimeError, ValueError) as error:
+                    raise _unreachable(self.address, error) from error
+        gpus = self._ray.cluster_resources().get("GPU", 0.0)
+        remote = self._ray.remote(num_cpus=cpus, num_gpus=min(1.0, gpus / self.size), max_retries=0)
+        self._perform = remote(_perform_there)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for reference in self._running:
+            self._ray.cancel(reference, force=True)
+        self._ray.shutdown()
+
+    def start(self, job: Job) -> None:
+        """See `Workers`."""
+        self._running[self._perform.remote(job.model_dump_json())] = job.trial
+
+    def wait(self) -> tuple[int, Outcome]:
+        """See `Workers`."""
+        [done], _ = self._ray.wait(list(self._running), num_returns=1)
+        trial = self._running.pop(done)
+        try:
+            return trial, Outcome.model_validate_json(self._ray.get(done))
+        except self._ray.exceptions.RayTaskError as error:
+            raise error.cause from None
+        except self._ray.exceptions.RayError as error:  # its process is gone
+            reason = f"the worker ended: {str(error).strip().splitlines()[0]}"
+            return trial, Outcome(state="failed", reason=reason, duration_s=0.0)
+
+
+@contextmanager
+def _own_answer_to_sigterm() -> Iterator[None]:
+    """Undo that Ray answers SIGTERM itself, and with an exit code of its own."""
+    answer = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, answer)
+
+
+def _perform_there(job: str) -> str:
+    """Plain text in and out: what Ray sends is not unpickled into objects of ours."""
+    return perform(Job.model_validate_json(job), Silent()).model_dump_json()
+
+
+def _check_address(address: str) -> None:
+    """Refuse a cluster that does not answer: Ray itself would wait for minutes.
+
+    Raises:
+        DeviceError: It does not.
+    """
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if not colon:
+        return  # "auto" and the like: Ray looks on this machine
+    try:
+        with socket.create_connection((host, int(port)), timeout=CONNECT_S):
+            pass
+    except (OSError, ValueError) as error:
+        raise _unreachable(address, error) from error
+
+
+def _unreachable(address: str, error: Exception) -> DeviceError:
+    return DeviceError(
+        "the Ray cluster cannot be reached",
+        where=f"--ray-address {address}",
+        given=str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__,
+        fix="start it with `ray start --head`, and give the address that it prints: host:6379",
+    )
