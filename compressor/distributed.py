@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 __all__ = ["check_batch", "follow", "is_follower", "leading", "rank", "size", "together"]
 
 Result = TypeVar("Result")
+_Order = tuple[Callable[..., Any], tuple[str, ...]]
 
 _LAUNCHED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 """What every launcher sets in the environment."""
@@ -94,13 +95,13 @@ def leading() -> Iterator[None]:
             _order(str(code))
 
 
-def together(make: Callable[..., Result], progress: Callable[[float, str], None]) -> Result:
+def together(make: Callable[..., Result], **listeners: Callable[..., None]) -> Result:
     """Call a function in all processes at once.
 
     Args:
-        make: Trains; called with ``progress=``. It is sent to the others with all that it holds:
-            a partial of a function of a module.
-        progress: Told to the user by the leader only.
+        make: Trains; called with the listeners by name. It is sent to the others with all that it
+            holds: a partial of a function of a module.
+        listeners: What is told of the training, such as ``progress``; the others tell nobody.
 
     Returns:
         What it gave here; what it gave elsewhere is thrown away.
@@ -109,11 +110,11 @@ def together(make: Callable[..., Result], progress: Callable[[float, str], None]
         PassError: It failed in another process, or that ended.
     """
     if size() == 1:
-        return make(progress=progress)
+        return make(**listeners)
     _order(_TRAIN)
     try:
-        _broadcast(make)
-        result = make(progress=progress)
+        _broadcast((make, tuple(listeners)))
+        result = make(**listeners)
         _wait_for_all()  # the others may still read files that go with the end of the training
     except BaseException as error:
         failure = _failure() or _lost_connection(error)
@@ -137,7 +138,8 @@ def follow(*, debug: bool = False) -> NoReturn:
         if order != _TRAIN:
             sys.exit(int(order))
         try:
-            _broadcast(None)(progress=lambda fraction, line: None)
+            make, names = _broadcast(None)
+            make(**dict.fromkeys(names, _tell_nobody))
             _wait_for_all()
         except Exception as error:
             if debug:
@@ -176,15 +178,19 @@ def _last_order(number: int) -> int:
         return PassError.exit_code
 
 
-def _broadcast(make: Callable[..., Any] | None) -> Callable[..., Any]:
+def _tell_nobody(*_: object) -> None:
+    """Take the place of a listener."""
+
+
+def _broadcast(made: _Order | None) -> _Order:
     """Send the leader's function to the others; pickled, between processes of one user."""
     import torch
     from accelerate import PartialState
     from accelerate.utils import broadcast_object_list
 
     PartialState(cpu=not torch.cuda.is_available())  # opens the connections between the processes
-    sent: list[Any] = broadcast_object_list([make])
-    received: Callable[..., Any] = sent[0]
+    sent: list[Any] = broadcast_object_list([made])
+    received: _Order = sent[0]
     return received
 
 

@@ -60,6 +60,7 @@ def search(
 
     The same command goes on where it was interrupted; more --trials adds to what is there.
     """
+    from compressor import distributed
     from compressor.cli.progress import ConsoleProgress, console
     from compressor.pipeline import run as run_recipe
     from compressor.recipe.write import write_recipe
@@ -69,6 +70,8 @@ def search(
 
     if ray_address is not None and workers is None:
         raise typer.BadParameter("give --workers too: how many trials run side by side on it")
+    if distributed.size() > 1:
+        raise typer.BadParameter("start it without a launcher: --workers runs trials in parallel")
     loaded = read_recipe(recipe, model=model, data=data, output=output, overrides=set_)
     opened = open_store(store)
     choices = read_space(space, loaded)

@@ -81,7 +81,7 @@ def distill(
         seed=seed,
         folder=folder,
     )
-    return together(train, progress)
+    return together(train, progress=progress, on_evaluation=on_evaluation)
 
 
 def _train(
@@ -94,6 +94,7 @@ def _train(
     seed: int,
     folder: Path,
     progress: Progress,
+    on_evaluation: OnEvaluation,
 ) -> TrainingResult:
     limit = min(student.max_length, teacher.max_length)
     train = encode(replace(student, max_length=limit), splits.train)

@@ -50,7 +50,7 @@ def finetune(
     """
     check_batch(settings.batch_size)
     train = partial(_train, model.clone(), splits, settings, seed=seed, folder=folder)
-    return together(train, progress)
+    return together(train, progress=progress, on_evaluation=on_evaluation)
 
 
 def _train(
@@ -61,6 +61,7 @@ def _train(
     seed: int,
     folder: Path,
     progress: Progress,
+    on_evaluation: OnEvaluation,
 ) -> TrainingResult:
     train, validation = encode(student, splits.train), encode(student, splits.validation)
     return run_training(

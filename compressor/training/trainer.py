@@ -270,7 +270,9 @@ class _Flow(TrainerCallback):  # type: ignore[misc]  # transformers has no types
     def on_train_begin(
         self, args: Any, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        """Report the accuracies that were found before the checkpoint."""
+        """Give each process a dropout of its own, and report what a checkpoint knows."""
+        if args.process_index > 0:
+            torch.manual_seed(args.seed + args.process_index)  # they see different rows
         for entry in state.log_history:
             self._report(state, entry["epoch"], entry)
 
@@ -288,13 +290,6 @@ class _Flow(TrainerCallback):  # type: ignore[misc]  # transformers has no types
     def _report(self, state: TrainerState, epoch: float, found: Mapping[str, float]) -> None:
         if state.is_world_process_zero and "eval_accuracy" in found:
             self.on_evaluation(round(epoch), found["eval_accuracy"])
-
-    def on_train_begin(
-        self, args: Any, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
-        """Give each process a dropout of its own: they see different rows."""
-        if args.process_index > 0:
-            torch.manual_seed(args.seed + args.process_index)
 
     def on_step_end(
         self, args: Any, state: TrainerState, control: TrainerControl, **_: Any

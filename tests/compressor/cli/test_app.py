@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
 import subprocess
@@ -418,6 +419,24 @@ def test_a_long_step_says_in_a_log_how_far_it_is(
     assert lines[:2] == ["distill: 33% after 20 s  epoch 20", "distill: 67% after 40 s  epoch 40"]
     assert lines[2].endswith("59.0 s  done")
     assert len(lines) == 3
+
+
+def test_search_runs_in_parallel_through_ray_alone(
+    call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = ("search", "balanced", "--space", tmp_path / "space.yaml")
+    without_workers = call(*command, "--ray-address", "host:6379")
+    assert without_workers.code == 2
+    assert "give --workers too" in without_workers.err
+    launched = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", "import compressor.cli.search as s; s.search('balanced', 'space')"],
+        env={**os.environ, **launched},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "start it without a launcher" in done.stderr
 
 
 LEFT = """
