@@ -134,13 +134,21 @@ def table(report: Report) -> Iterator[str]:
         assert row.test is not None
         assert row.size_bytes is not None
         yield (
-            f"| {row.variant} on {row.target} {row.precision} | {one.median_ms:.2f}{mark} "
+            f"| {_what(row)} | {one.median_ms:.2f}{mark} "
             f"| {speedup(baseline, one)} | {batch.throughput:.0f} | {100 * row.test.value:.1f}% "
             f"| {lost} | {row.size_bytes / 1e6:.1f} |"
         )
     ours, rival, gain = against_best_rival(report)
     yield ""
     yield f"{ours.variant} on {ours.target} against {rival.target}, the fastest rival: {gain}"
+
+
+def _what(row: Row) -> str:
+    if row.kind == "candidate":
+        name = f"{row.variant} on {row.target}"
+        return f"**{name}**" if row.chosen else name
+    own = row.target in OURS or row.kind == "reference"
+    return f"untouched on {row.target}, {row.precision}" if own else row.target
 
 
 def against_best_rival(report: Report) -> tuple[Row, Row, Speedup]:

@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.compare import table
 from compressor.recipe import load_recipe
 from compressor.report.files import read_report
 
 RESULTS = Path(__file__).parents[1] / "benchmarks" / "results"
 README = Path(__file__).parents[1] / "README.md"
+COMPARISON = Path(__file__).parents[1] / "docs" / "comparison.md"
 
 
 @pytest.mark.parametrize("name", ["trec6_minilm_balanced", "trec6_minilm_balanced_seed1"])
@@ -34,3 +36,20 @@ def test_the_table_of_the_readme_is_that_of_the_published_run() -> None:
         wanted = (f"{latency:.1f}", f"{100 * row.test.value:.1f}%", f"{row.size_bytes / 1e6:.1f}")
         lines = [line.replace("*", "") for line in table.splitlines()]
         assert any(all(f"| {value} |" in line for value in wanted) for line in lines), wanted
+
+
+@pytest.mark.parametrize("path", sorted(RESULTS.glob("compare_*.json")), ids=lambda path: path.stem)
+def test_the_tables_of_the_comparison_are_those_of_the_published_runs(path: Path) -> None:
+    published = COMPARISON.read_text()
+    for line in table(read_report(path)):
+        assert line in published.splitlines()
+
+
+def test_what_is_compared_is_the_recipe_as_it_is_shipped() -> None:
+    compared = sorted(RESULTS.glob("compare_*.json"))
+    assert compared
+    shipped = load_recipe("balanced").model_dump(mode="json")
+    for path in compared:
+        recipe = json.loads(path.read_text())["recipe"]
+        for part in ("passes", "variants"):
+            assert recipe[part] == shipped[part]
