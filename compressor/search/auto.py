@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict
 from compressor import interruption
 from compressor.architecture import Architecture
 from compressor.errors import BudgetError
+from compressor.gate.budget import Budget
 from compressor.passes import Pass
 from compressor.passes.distill import Distill
 from compressor.passes.export import Export
@@ -34,6 +35,8 @@ IMPORTANCE_VERSION = 1
 NUM_EXAMPLES = 512
 LADDER = (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0, 12.0, 15.0, 18.0, 22.0, 27.0, 33.0)
 """Speeds to look at, as multiples of the whole model's at the same precision."""
+AS_FAST = 1.05
+"""Latencies that differ by no more than this are about the same."""
 MAX_DEPTHS = 3
 """Numbers of layers that are tried for one latency."""
 INT8: dict[str, tuple[Pass, ...]] = {
@@ -83,7 +86,7 @@ class Search:
         table: Of the target that the search is for.
         whole_ms: Predicted time of the whole model at the same precision.
         trials: Every training.
-        best: The fastest within the budget; None where no shape was.
+        best: What to take of them; None where the accuracy of none holds.
         stopped: Why it ended before all was looked at, in words; None where it did not.
     """
 
@@ -92,6 +95,25 @@ class Search:
     trials: list[Trial] = field(default_factory=list)
     best: Trial | None = None
     stopped: str | None = None
+
+    def add(self, trial: Trial, budget: Budget) -> None:
+        """Keep a trial, as the best where it is that.
+
+        The best is the fastest whose accuracy holds, of shapes about as fast the most accurate; or,
+        where the budget has a latency, the most accurate. A short training counts as well: it may
+        be all that there was time for.
+        """
+        self.trials.append(trial)
+        candidates = self.trials
+        if budget.max_latency_ms is None:
+            holding = [each for each in self.trials if _holds(each, budget)]
+            limit = AS_FAST * min((each.solution.latency_ms for each in holding), default=0.0)
+            candidates = [each for each in holding if each.solution.latency_ms <= limit]
+        self.best = min(candidates, key=lambda each: each.drop_points, default=None)
+
+
+def _holds(trial: Trial, budget: Budget) -> bool:
+    return budget.max_accuracy_drop is None or trial.drop_points <= budget.max_accuracy_drop
 
 
 def search(
@@ -212,11 +234,7 @@ class _Searcher:
             short = [self._train(found, each, self.settings.short_epochs) for each in candidates]
             candidates = [min(short, key=lambda each: each.drop_points).solution]
         trial = self._train(found, candidates[0], self.settings.epochs)
-        allowed = self.recipe.budget.max_accuracy_drop
-        holds = allowed is None or trial.drop_points <= allowed
-        if holds or self.recipe.budget.max_latency_ms is not None:
-            found.best = trial
-        return holds
+        return _holds(trial, self.recipe.budget)
 
     def _train(self, found: Search, solution: Solution, epochs: int) -> Trial:
         passes = self._passes(solution, epochs)
@@ -227,8 +245,9 @@ class _Searcher:
             self.seconds_an_epoch = (time.monotonic() - started) / epochs
         before = self.prepared.original.record.facts["metrics"]["validation_accuracy"]
         after = last.record.facts["metrics"]["validation_accuracy"]
-        trial = Trial(solution, epochs, 100 * (before - after), passes)
-        found.trials.append(trial)
+        # Shares of a count: what they differ by is not a matter of the last bit.
+        trial = Trial(solution, epochs, round(100 * (before - after), 6), passes)
+        found.add(trial, self.recipe.budget)
         self.progress.start(f"{len(solution.kept)} layers, {solution.latency_ms:.3g} ms")
         speed = found.whole_ms / solution.latency_ms
         line = f"{speed:.1f}x the whole model in int8, {0.0 - trial.drop_points:+.1f} points"

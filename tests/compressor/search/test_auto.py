@@ -13,7 +13,8 @@ from compressor.gate.budget import Budget
 from compressor.progress import Silent
 from compressor.recipe import Recipe, load_recipe
 from compressor.report.files import read_report
-from compressor.search.auto import AutoSettings, search
+from compressor.search.auto import AutoSettings, Search, Trial, search
+from compressor.search.solver import Solution
 from compressor.store import RunStore
 from targets.benchmark import BenchmarkSettings
 from targets.errors import TargetError
@@ -104,6 +105,35 @@ def test_the_time_limit_ends_the_search(recipe: Recipe, store: RunStore) -> None
     assert found.stopped == "the time limit of 0 min"
     assert found.best is None
     assert found.trials == []
+
+
+@pytest.mark.parametrize(
+    ("budget", "best"),
+    [
+        ({"max_accuracy_drop": 0.1}, None),
+        ({"max_accuracy_drop": 1.0}, "short and fast"),  # in time for no other training of it
+        ({"max_accuracy_drop": 1.3}, "faster"),
+        ({}, "fastest"),
+        ({"max_latency_ms": 5.0, "max_accuracy_drop": 0.1}, "whole"),
+    ],
+)
+def test_the_best_is_the_fastest_that_holds_or_the_most_accurate(
+    budget: dict[str, float], best: str | None
+) -> None:
+    trials = {
+        "whole": (4.0, 24, 0.4),
+        "short and fast": (2.0, 4, 1.0),
+        "faster": (1.3, 24, 1.2),
+        "as fast": (1.29, 4, 1.25),
+        "fastest": (1.0, 4, 3.0),
+    }
+    found = Search(table=None, whole_ms=10.0)  # type: ignore[arg-type]
+    made = {}
+    for name, (latency_ms, epochs, drop) in trials.items():
+        made[name] = Trial(Solution((), latency_ms, 0.0), epochs, drop, ())
+        found.add(made[name], Budget(**budget))
+    assert found.best is (None if best is None else made[best])
+    assert found.trials == list(made.values())
 
 
 def test_without_a_target_that_runs_here_no_latency_can_be_measured(
