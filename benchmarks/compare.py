@@ -18,6 +18,7 @@ from typing import Any
 from compressor.recipe import load_recipe
 from compressor.report.files import read_report
 from compressor.report.schema import Report, Row
+from compressor.report.wording import drop_interval, points
 from targets.measurement import Measurement, Speedup, speedup
 
 HERE = Path(__file__).parent
@@ -101,8 +102,7 @@ def publish(report: Report, path: Path) -> None:
     """Write a report without the folders of this machine and without what was never measured."""
     document = report.model_dump(mode="json")
     recipe = document["recipe"]
-    recipe |= {"model": "checkpoint", "output": "compressed", "predictions": None}
-    del recipe["predictions"]
+    recipe |= {"model": "checkpoint", "output": "compressed"}
     for key in ("train", "validation", "test"):
         recipe["data"][key] = f"{key}.csv"
     recipe["targets"] = [{"target": each["target"]} for each in recipe["targets"]]
@@ -125,11 +125,7 @@ def table(report: Report) -> Iterator[str]:
     for row in rows:
         one, batch = _at(row, 0), _at(row, 1)
         drop = row.test_comparison
-        lost = (
-            f"{drop.drop_points:.1f} ({drop.low_points:.1f} to {drop.high_points:.1f})"
-            if drop
-            else ""
-        )
+        lost = f"{points(drop.drop_points)} ({drop_interval(drop)})" if drop else ""
         mark = "~" if one.noise.verdict == "noisy" else ""
         assert row.test is not None
         assert row.size_bytes is not None

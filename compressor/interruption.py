@@ -8,15 +8,21 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import NoReturn
+from typing import Any
 
 __all__ = ["INTERRUPTED", "TERMINATED", "asked", "forget", "leave_if_asked", "remembered"]
 
 INTERRUPTED = 130
 TERMINATED = 143
+
+_CODES: dict[int, int] = {signal.SIGINT: INTERRUPTED, signal.SIGTERM: TERMINATED}
+_DEFAULTS: dict[int, Any] = {
+    signal.SIGINT: signal.default_int_handler,
+    signal.SIGTERM: signal.SIG_DFL,
+}
 
 _asked: int | None = None
 
@@ -39,8 +45,10 @@ def leave_if_asked() -> None:
         KeyboardInterrupt: Ctrl-C came earlier.
         SystemExit: SIGTERM came earlier.
     """
+    if _asked == INTERRUPTED:
+        raise KeyboardInterrupt
     if _asked is not None:
-        _leave(_asked)
+        raise SystemExit(_asked)
 
 
 @contextmanager
@@ -49,38 +57,21 @@ def remembered() -> Iterator[None]:
 
     A signal for which the process has an answer of its own, or which it ignores, stays as it is.
     """
-    answers = {
-        signal.SIGINT: (signal.default_int_handler, INTERRUPTED),
-        signal.SIGTERM: (signal.SIG_DFL, TERMINATED),
-    }
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    ours = {
-        number: before
-        for number, (before, _) in answers.items()
-        if signal.getsignal(number) == before
-    }
+    ours = [number for number in _CODES if signal.getsignal(number) == _DEFAULTS[number]]
     for number in ours:
-        signal.signal(number, _answer(answers[number][1]))
+        signal.signal(number, _remember)
     forget()
     try:
         yield
     finally:
-        for number, before in ours.items():
-            signal.signal(number, before)
+        for number in ours:
+            signal.signal(number, _DEFAULTS[number])
 
 
-def _answer(code: int) -> Callable[[int, FrameType | None], NoReturn]:
-    def answer(number: int, frame: FrameType | None) -> NoReturn:
-        global _asked
-        _asked = code
-        _leave(code)
-
-    return answer
-
-
-def _leave(code: int) -> NoReturn:
-    if code == INTERRUPTED:
-        raise KeyboardInterrupt
-    raise SystemExit(code)
+def _remember(number: int, frame: FrameType | None) -> None:
+    global _asked
+    _asked = _CODES[number]
+    leave_if_asked()

@@ -10,7 +10,6 @@ import typer
 from compressor.cli.options import StoreOption, find_splits, open_store
 
 if TYPE_CHECKING:
-    from compressor.recipe import Recipe
     from compressor.report.schema import Report
     from compressor.search.auto import Search
 
@@ -57,14 +56,13 @@ def auto(
 
     Writes the recipe that it found, which is yours to change and to run again.
     """
-    from compressor.cli.progress import ConsoleProgress, console
+    from compressor.cli.progress import ConsoleProgress, show_report
     from compressor.data import DataSpec
     from compressor.errors import BudgetError
     from compressor.gate.budget import Budget
     from compressor.pipeline import run as run_recipe
     from compressor.recipe import Recipe
     from compressor.recipe.write import write_recipe
-    from compressor.report.terminal import results_table, verdict_panel
     from compressor.search.auto import AutoSettings, found_recipe, search
     from targets.benchmark import BenchmarkSettings
     from targets.registry import get
@@ -102,16 +100,16 @@ def auto(
         chosen = found_recipe(recipe, found.best)
         write_recipe(chosen, output / RECIPE, "Found by `compressor auto`.")
         report = run_recipe(chosen, store=opened, progress=progress)
-    console().print(results_table(report))
-    console().print(verdict_panel(report))
-    for line in _prediction(found, report, chosen):
-        console().print(line, soft_wrap=True)
-    console().print(f"recipe: {output / RECIPE}", soft_wrap=True)
-    console().print(f"report: {output / 'report.html'}", soft_wrap=True)
+    show_report(
+        report,
+        *_prediction(found, report),
+        f"recipe: {output / RECIPE}",
+        f"report: {output / 'report.html'}",
+    )
     raise typer.Exit(report.verdict.exit_code)
 
 
-def _prediction(found: Search, report: Report, recipe: Recipe) -> list[str]:
+def _prediction(found: Search, report: Report) -> list[str]:
     """What the latency table said of the shape, and what was measured of it."""
     assert found.best is not None
     predicted = found.best.solution.latency_ms

@@ -47,20 +47,20 @@ def run(
     ] = False,
 ) -> None:
     """Compress a model, lower it to every target, measure it, and judge it against the budget."""
-    from compressor.cli.progress import ConsoleProgress, console
+    from compressor.cli.progress import ConsoleProgress, show_report
     from compressor.pipeline import run as run_recipe
-    from compressor.report.terminal import results_table, verdict_panel
 
     loaded = read_recipe(recipe, model=model, data=data, output=output, overrides=set_)
     with ConsoleProgress() as progress:
         report = run_recipe(
             loaded, store=open_store(store), progress=progress, measure_again=measure_again
         )
-    console().print(results_table(report))
-    console().print(verdict_panel(report))
-    if report.verdict.noisy:
-        console().print("to measure again on an idle machine, add --measure-again")
-    console().print(f"report: {loaded.output / 'report.html'}", soft_wrap=True)
+    again = ["to measure again on an idle machine, add --measure-again"]
+    show_report(
+        report,
+        *(again if report.verdict.noisy else []),
+        f"report: {loaded.output / 'report.html'}",
+    )
     raise typer.Exit(report.verdict.exit_code)
 
 

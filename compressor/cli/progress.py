@@ -5,13 +5,16 @@ from __future__ import annotations
 import functools
 import time
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
-__all__ = ["ConsoleProgress", "console"]
+if TYPE_CHECKING:
+    from compressor.report.schema import Report
+
+__all__ = ["ConsoleProgress", "console", "show_report"]
 
 LOG_EVERY_S = 20.0
 """Seconds between two lines on one step where no terminal shows it live, as in a log file."""
@@ -21,6 +24,16 @@ LOG_EVERY_S = 20.0
 def console() -> Console:
     """The console for results, on standard output."""
     return Console(highlight=False)
+
+
+def show_report(report: Report, *lines: str) -> None:
+    """Print what a run found and its verdict, then some lines that are never cut."""
+    from compressor.report.terminal import results_table, verdict_panel
+
+    console().print(results_table(report))
+    console().print(verdict_panel(report))
+    for line in lines:
+        console().print(line, soft_wrap=True)
 
 
 class ConsoleProgress:

@@ -61,10 +61,9 @@ def search(
     The same command goes on where it was interrupted; more --trials adds to what is there.
     """
     from compressor import distributed
-    from compressor.cli.progress import ConsoleProgress, console
+    from compressor.cli.progress import ConsoleProgress, console, show_report
     from compressor.pipeline import run as run_recipe
     from compressor.recipe.write import write_recipe
-    from compressor.report.terminal import results_table, verdict_panel
     from compressor.search.space import read_space
     from compressor.search.trials import search_settings
 
@@ -94,11 +93,12 @@ def search(
     write_recipe(best, loaded.output / RECIPE, "Found by `compressor search`.")
     with ConsoleProgress() as progress:
         report = run_recipe(best, store=opened, progress=progress)
-    console().print(results_table(report))
-    console().print(verdict_panel(report))
-    console().print(f"trials: {loaded.output / 'trials.json'}", soft_wrap=True)
-    console().print(f"recipe: {loaded.output / RECIPE}", soft_wrap=True)
-    console().print(f"report: {loaded.output / 'report.html'}", soft_wrap=True)
+    show_report(
+        report,
+        f"trials: {loaded.output / 'trials.json'}",
+        f"recipe: {loaded.output / RECIPE}",
+        f"report: {loaded.output / 'report.html'}",
+    )
     raise typer.Exit(report.verdict.exit_code)
 
 
@@ -107,14 +107,15 @@ def _table(found: Trials) -> Table:
     from rich import box
     from rich.table import Table
 
+    from compressor.search.trials import short
+
     names = list(dict.fromkeys(name for each in found.trials for name in each.settings))
     table = Table(box=box.SIMPLE_HEAD)
     for title in ("trial", *names, "state", "faster", "drop"):
         table.add_column(title, justify="left" if title == "state" else "right")
     best = found.best
     for each in found.trials:
-        settings = [each.settings.get(name, "") for name in names]
-        shown = [f"{value:.4g}" if isinstance(value, float) else str(value) for value in settings]
+        shown = [short(each.settings.get(name, "")) for name in names]
         end = [each.state, "", ""]
         if each.value is not None:
             keeps = "within the budget" if each.value.shortfall == 0 else "misses the budget"

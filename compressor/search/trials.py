@@ -44,7 +44,7 @@ from targets.provenance import checkpoint_hashes
 if TYPE_CHECKING:
     from optuna.trial import Trial
 
-__all__ = ["Trials", "search_settings"]
+__all__ = ["Trials", "search_settings", "short"]
 
 
 @dataclass(frozen=True)
@@ -185,13 +185,12 @@ class _Search:
             pool = InTurn(_Inside(self.progress))
         else:
             pool = RayWorkers(workers, ray_address)
-        if num_counted(self.study) < num_trials:
-            try:
+        try:
+            if num_counted(self.study) < num_trials:
                 with pool:
                     self.loop(pool, num_trials, is_late)
-            finally:
-                self.write()
-        self.write()
+        finally:
+            self.write()
         missing = num_trials - num_counted(self.study)
         stopped = None
         if missing > 0 and time_limit_s is not None:
@@ -263,7 +262,7 @@ class _Inside:
 
 def _line(settings: dict[str, Any], outcome: Outcome) -> str:
     """One line on a trial that has ended."""
-    chosen = ", ".join(f"{name}={_short(value)}" for name, value in settings.items())
+    chosen = ", ".join(f"{name}={short(value)}" for name, value in settings.items())
     if outcome.value is None:
         after = f" after {len(outcome.accuracies)} evaluations" if outcome.state == "pruned" else ""
         reason = f": {outcome.reason.splitlines()[0]}" if outcome.reason else ""
@@ -273,7 +272,8 @@ def _line(settings: dict[str, Any], outcome: Outcome) -> str:
     return f"{value.speedup:.2f}x, {0.0 - value.drop_points:+.1f} points{missed} ({chosen})"
 
 
-def _short(value: object) -> str:
+def short(value: object) -> str:
+    """A setting of a trial, such as ``0.3333`` or ``taylor``."""
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
