@@ -20,8 +20,9 @@ from compressor.recipe import builtin_recipes, load_recipe, recipe_json_schema
 from compressor.store import RunStore, StoredStep
 from targets import Bundle, Manifest, Signature, registry
 from targets.base import Form
-from targets.bundle import SCHEMA_VERSION, Preprocessing
+from targets.bundle import SCHEMA_VERSION
 from targets.feeds import FeedsSpec, synthetic_feeds
+from targets.preprocessing import TextPreprocessing
 
 
 class Nothing(Pass):
@@ -66,7 +67,7 @@ def make_manager(store: Path, original: StoredStep, splits: Splits, seed: int = 
 @pytest.fixture
 def bundle_folder(onnx_path: Path, classifier: Any, signature: Signature, tmp_path: Path) -> Path:
     (tmp_path / "model.onnx").write_bytes(onnx_path.read_bytes())
-    classifier.tokenizer.save_pretrained(tmp_path)
+    classifier.processor.save_pretrained(tmp_path)
     manifest = Manifest(
         schema_version=SCHEMA_VERSION,
         name="bench",
@@ -77,7 +78,7 @@ def bundle_folder(onnx_path: Path, classifier: Any, signature: Signature, tmp_pa
         signature=signature,
         model="model.onnx",
         labels=("a", "b", "c"),
-        preprocessing=Preprocessing(max_length=128, pad_token_id=0),
+        preprocessing=TextPreprocessing(max_length=128, pad_token_id=0),
         files={},
     )
     Bundle.create(tmp_path, manifest)
@@ -129,7 +130,11 @@ def test_rewrite_qdq_for_a_target(
     from compressor.quantization import quantize_static
     from targets import qdq
 
-    spec = FeedsSpec(lengths=(16, 9), num_ids=2000)
+    spec = FeedsSpec(
+        lengths=(16, 9),
+        num_ids=2000,
+        preprocessing=TextPreprocessing(max_length=512, pad_token_id=0),
+    )
     path = tmp_path / "int8.onnx"
     quantize_static(onnx_path, path, [synthetic_feeds(signature, spec)])
     encoded = path.read_bytes()

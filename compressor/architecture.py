@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from compressor.errors import CheckpointError
-from targets.shapes import LayerShape, ShapeManifest
+from targets.preprocessing import FIXED_SIZE
+from targets.shapes import LayerShape, ShapeManifest, tensor_shapes
 
 if TYPE_CHECKING:
     from torch import nn
@@ -30,19 +32,21 @@ _POSITIONS_AFTER_PADDING = {"roberta", "xlm-roberta", "camembert", "xlm-roberta-
 
 @dataclass(frozen=True)
 class Architecture:
-    """A transformer encoder in numbers.
+    """A network in numbers.
 
     Attributes:
         family: ``model_type`` of the config, such as ``bert``.
-        layers: One shape a layer, the first first.
+        layers: One shape a layer of a transformer encoder, the first first; empty where the network
+            is none. The sizes below are then 0, but for the number of weights.
         head_size: Width of one attention head.
         hidden_size: Width of the residual stream.
-        vocabulary_size: Number of tokens.
+        vocabulary_size: Number of tokens; 0 where it reads no tokens.
         num_labels: Number of classes.
-        max_positions: Longest input in tokens.
+        max_positions: Longest input in tokens; `FIXED_SIZE` where it reads no tokens.
         position_offset: Unused rows at the start of the position table.
         num_token_types: Rows of the token-type table; 0 where there is none.
         embedding_size: Width of the embedding tables; None where it is the hidden size.
+        num_other_parameters: Weights outside of the layers, where it reads no tokens.
     """
 
     family: str
@@ -55,13 +59,15 @@ class Architecture:
     position_offset: int = 0
     num_token_types: int = 0
     embedding_size: int | None = None
+    num_other_parameters: int | None = None
 
     @classmethod
     def read(cls, folder: Path) -> Architecture:
         """Read ``config.json`` and, of a checkpoint with resized layers, the shape manifest.
 
         Raises:
-            CheckpointError: There is no config, or it is not that of a transformer encoder.
+            CheckpointError: There is no config, or it is of a network that reads tokens and is no
+                transformer encoder.
         """
         config = _read_config(folder)
         manifest = ShapeManifest.read(folder)
@@ -74,36 +80,50 @@ class Architecture:
                 given=f"model_type {config.get('model_type')!r}, missing or wrong: {error}",
                 fix="pass a BERT-like checkpoint with a sequence-classification head",
             ) from error
-        if manifest is None:
+        if manifest is not None and manifest.layers:
+            described = replace(
+                described,
+                layers=manifest.layers,
+                head_size=manifest.head_size,
+                hidden_size=manifest.hidden_size,
+            )
+        if described.vocabulary_size:
             return described
-        return replace(
-            described,
-            layers=manifest.layers,
-            head_size=manifest.head_size,
-            hidden_size=manifest.hidden_size,
-        )
+        total = sum(math.prod(shape) for shape in tensor_shapes(folder).values())
+        return described._with_total(total)
 
     @classmethod
     def of(cls, module: nn.Module) -> Architecture:
-        """Measure a loaded encoder."""
+        """Measure a loaded network."""
         from targets.encoder import encoder_layers
 
         described = _from_config(module.config.to_dict())  # type: ignore[union-attr,operator]
         layers = encoder_layers(module)
-        return replace(
-            described,
-            layers=tuple(LayerShape(each.num_heads, each.ffn_width) for each in layers),
-            head_size=layers[0].head_size,
-            hidden_size=layers[0].query.in_features,
-        )
+        if layers:
+            described = replace(
+                described,
+                layers=tuple(LayerShape(each.num_heads, each.ffn_width) for each in layers),
+                head_size=layers[0].head_size,
+                hidden_size=layers[0].query.in_features,
+            )
+        if described.vocabulary_size:
+            return described
+        return described._with_total(sum(each.numel() for each in module.state_dict().values()))
+
+    def _with_total(self, total: int) -> Architecture:
+        """The same, of a network with so many weights in all."""
+        return replace(self, num_other_parameters=total - self._num_in_layers)
 
     @property
     def num_parameters(self) -> int:
         """Number of weights with a classification head.
 
-        Exact for BERT, RoBERTa, DistilBERT and ELECTRA of any number of heads and widths; an
-        estimate where the hidden size was pruned, because the head keeps its inner width.
+        Exact for BERT, RoBERTa, DistilBERT and ELECTRA of any number of heads and widths, and for
+        networks that read no tokens; an estimate where the hidden size was pruned, because the head
+        keeps its inner width.
         """
+        if self.num_other_parameters is not None:
+            return self.num_other_parameters + self._num_in_layers
         hidden = self.hidden_size
         embedding = self.embedding_size or hidden
         rows = self.vocabulary_size + self.max_positions + self.position_offset
@@ -111,20 +131,28 @@ class Architecture:
         total = (rows + self.num_token_types + norm) * embedding
         if embedding != hidden:
             total += (embedding + 1) * hidden
+        return total + self._num_in_layers + (hidden + 1) * hidden + (hidden + 1) * self.num_labels
+
+    @property
+    def _num_in_layers(self) -> int:
+        hidden, norm, total = self.hidden_size, 2, 0
         for layer in self.layers:
             attention = layer.num_heads * self.head_size
             total += 3 * (hidden + 1) * attention + (attention + 1) * hidden
             total += (hidden + 1) * layer.ffn_width + (layer.ffn_width + 1) * hidden
             total += 2 * norm * hidden
-        return total + (hidden + 1) * hidden + (hidden + 1) * self.num_labels
+        return total
 
     def describe(self) -> str:
         """One line, such as ``6 layers x 12 heads x 1536 FFN, hidden 384, vocabulary 30522``."""
+        if not self.layers:
+            return self.family
         heads = _spread([layer.num_heads for layer in self.layers])
         widths = _spread([layer.ffn_width for layer in self.layers])
+        vocabulary = f", vocabulary {self.vocabulary_size}" if self.vocabulary_size else ""
         return (
             f"{len(self.layers)} layers x {heads} heads x {widths} FFN, "
-            f"hidden {self.hidden_size}, vocabulary {self.vocabulary_size}"
+            f"hidden {self.hidden_size}{vocabulary}"
         )
 
 
@@ -134,23 +162,47 @@ def _spread(values: list[int]) -> str:
 
 
 def _from_config(config: Mapping[str, object]) -> Architecture:
-    hidden_size = _number(config, "hidden_size")
-    heads = _number(config, "num_attention_heads")
-    layer = LayerShape(num_heads=heads, ffn_width=_number(config, "intermediate_size"))
-    embedding_size = int(str(config.get("embedding_size", hidden_size)))
     family = str(config["model_type"])
+    if "vocab_size" not in config:
+        return _without_tokens(family, config)
+    described = _transformer(family, config)
+    embedding_size = int(str(config.get("embedding_size", described.hidden_size)))
     offset = _position_offset(family, config)
-    return Architecture(
-        family=family,
-        layers=(layer,) * _number(config, "num_hidden_layers"),
-        head_size=hidden_size // heads,
-        hidden_size=hidden_size,
+    return replace(
+        described,
         vocabulary_size=_number(config, "vocab_size"),
-        num_labels=_num_labels(config),
         max_positions=_number(config, "max_position_embeddings") - offset,
         position_offset=offset,
         num_token_types=int(str(config.get("type_vocab_size", 0))),
-        embedding_size=None if embedding_size == hidden_size else embedding_size,
+        embedding_size=None if embedding_size == described.hidden_size else embedding_size,
+    )
+
+
+def _without_tokens(family: str, config: Mapping[str, object]) -> Architecture:
+    """A network that sees or hears: a transformer encoder, or one without layers of that kind."""
+    try:
+        return _transformer(family, config)
+    except ValueError:
+        return Architecture(family, (), 0, 0, 0, _num_labels(config), FIXED_SIZE)
+
+
+def _transformer(family: str, config: Mapping[str, object]) -> Architecture:
+    hidden_size = _number(config, "hidden_size")
+    heads = _number(config, "num_attention_heads")
+    ratio = config.get("mlp_ratio")
+    if isinstance(ratio, int | float) and "intermediate_size" not in config:
+        width = int(hidden_size * ratio)
+    else:
+        width = _number(config, "intermediate_size")
+    return Architecture(
+        family=family,
+        layers=(LayerShape(num_heads=heads, ffn_width=width),)
+        * _number(config, "num_hidden_layers"),
+        head_size=hidden_size // heads,
+        hidden_size=hidden_size,
+        vocabulary_size=0,
+        num_labels=_num_labels(config),
+        max_positions=FIXED_SIZE,
     )
 
 

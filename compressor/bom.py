@@ -91,6 +91,7 @@ def _model(manifest: Manifest, architecture: str) -> _Json:
 
 def _card(manifest: Manifest, architecture: str) -> _Json:
     signature = manifest.signature
+    limit = manifest.preprocessing.limit_note
     parameters = {
         "approach": {"type": "supervised"},
         "task": manifest.task,
@@ -103,7 +104,7 @@ def _card(manifest: Manifest, architecture: str) -> _Json:
         "modelParameters": parameters,
         "considerations": {
             "technicalLimitations": [
-                f"Text longer than {manifest.preprocessing.max_length} tokens is cut.",
+                *([limit] if limit else []),
                 "The accuracy holds for data like the held-out split that it was measured on.",
             ]
         },

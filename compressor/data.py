@@ -1,4 +1,4 @@
-"""Labelled text from local CSV, JSON and Parquet files, as frozen splits."""
+"""Labelled texts, images and recordings from local tables and folders, as frozen splits."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,9 +18,25 @@ from compressor.errors import DataError, nearest
 from compressor.tables import read_columns
 from targets.bundle import hash_file
 
-__all__ = ["DataSpec", "Split", "Splits", "data_fingerprint", "read_splits", "split_hashes"]
+__all__ = [
+    "DataSpec",
+    "Kind",
+    "Split",
+    "Splits",
+    "data_fingerprint",
+    "read_splits",
+    "split_hashes",
+]
+
+Kind = Literal["text", "image", "audio"]
+"""Of the inputs: what stands in a cell, or lies in a file that a cell names."""
 
 VALIDATION_FRACTION = 0.1  # of the training data, where no validation file is given
+SUFFIXES: Mapping[str, frozenset[str]] = {
+    "image": frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}),
+    "audio": frozenset({".wav"}),
+}
+"""Files that are looked for in the folders of classes."""
 
 
 class DataSpec(BaseModel):
@@ -29,13 +45,19 @@ class DataSpec(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     train: Path
-    """Training file: .csv, .tsv, .json, .jsonl or .parquet."""
+    """Training file: .csv, .tsv, .json, .jsonl or .parquet. Of images and recordings also a folder
+    with one folder a class."""
     test: Path
     """Held-out file; every reported accuracy comes from all of it."""
     validation: Path | None = None
     """Choices are made on it. Without one, a seeded tenth of the training file is set apart."""
     text: str = "text"
-    """Column with the text."""
+    """Column with the text, where the model reads text."""
+    image: str = "image"
+    """Column with the image, where the model sees images: the path of a file, from the folder of
+    the table, or the content of one, as Hugging Face writes it to Parquet."""
+    audio: str = "audio"
+    """Column with the recording, in the same way."""
     label: str = "label"
     """Column with the label: a class name or its index."""
     slices: tuple[str, ...] = ()
@@ -53,25 +75,25 @@ class DataSpec(BaseModel):
 
 @dataclass(frozen=True)
 class Split:
-    """Texts and their labels.
+    """Inputs and their labels.
 
     Attributes:
-        texts: N strings.
+        inputs: N texts; or N images or recordings, each the path or the content of a file.
         labels: (N,) int64 indices into the label names.
         slices: Column -> its N values as text.
     """
 
-    texts: tuple[str, ...]
+    inputs: tuple[Any, ...]
     labels: NDArray[np.int64]
     slices: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def __len__(self) -> int:
-        return len(self.texts)
+        return len(self.inputs)
 
     def take(self, indices: Sequence[int]) -> Split:
         """The rows at the given indices."""
         return Split(
-            tuple(self.texts[index] for index in indices),
+            tuple(self.inputs[index] for index in indices),
             self.labels[list(indices)],
             {
                 name: tuple(values[index] for index in indices)
@@ -94,32 +116,56 @@ class Splits:
         return replace(self, test=self.test.take(()))
 
 
-def split_hashes(spec: DataSpec) -> dict[str, str]:
-    """Split -> sha256 of its file, for the splits that have one."""
-    return {name: hash_file(path) for name, path in sorted(spec.files.items())}
+def split_hashes(spec: DataSpec, kind: Kind = "text") -> dict[str, str]:
+    """Split -> sha256 of its file and of all that it names, for the splits that have one."""
+    return {name: _hash(path, spec, kind) for name, path in sorted(spec.files.items())}
+
+
+def _hash(path: Path, spec: DataSpec, kind: Kind) -> str:
+    if kind == "text":
+        return hash_file(path)
+    digest = hashlib.sha256()
+    if path.is_file():
+        digest.update(hash_file(path).encode())
+    rows = _read_rows(path, spec, kind)
+    for value, label in zip(rows.inputs, rows.labels, strict=True):
+        if isinstance(value, str):
+            digest.update(f"{label}\n{hash_file(Path(value))}\n".encode())
+    return digest.hexdigest()
 
 
 def data_fingerprint(
-    spec: DataSpec, *, seed: int = 0, hashes: Mapping[str, str] | None = None
+    spec: DataSpec,
+    *,
+    kind: Kind = "text",
+    seed: int = 0,
+    hashes: Mapping[str, str] | None = None,
 ) -> str:
     """The sha256 over what :func:`read_splits` reads; paths do not count.
 
     Args:
         spec: Files and columns.
+        kind: Of the inputs.
         seed: Of the split of the training data; counts only where it has an effect.
         hashes: Of the files, where they are known: see :func:`split_hashes`.
     """
-    hashes = split_hashes(spec) if hashes is None else hashes
+    hashes = split_hashes(spec, kind) if hashes is None else hashes
     parts = [f"{name} {value}" for name, value in sorted(hashes.items())]
     set_apart = None if spec.validation is not None else (seed, VALIDATION_FRACTION)
-    parts.append(repr((spec.text, spec.label, spec.max_length, set_apart)))
+    parts.append(repr((_column(spec, kind), spec.label, spec.max_length, set_apart)))
     if spec.slices:
         parts.append(repr(spec.slices))
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
-def read_splits(spec: DataSpec, *, label_names: Sequence[str] | None, seed: int = 0) -> Splits:
-    """Read all splits.
+def read_splits(
+    spec: DataSpec,
+    *,
+    label_names: Sequence[str] | None,
+    kind: Kind = "text",
+    seed: int = 0,
+) -> Splits:
+    """Read all splits; of images and recordings, where they lie.
 
     Labels are class names. Where none of them is one but all are whole numbers, they are indices
     into the class names.
@@ -128,13 +174,14 @@ def read_splits(spec: DataSpec, *, label_names: Sequence[str] | None, seed: int 
         spec: Files and columns.
         label_names: The model's class names, in the order of its logits; None takes the sorted
             labels of the training file.
+        kind: Of the inputs.
         seed: Of the split of the training data where no validation file is given.
 
     Raises:
         DataError: A file is absent or unreadable, a column is missing, a split is empty, holds one
             class only, or has labels that the model does not know.
     """
-    rows = {name: _read_rows(path, spec) for name, path in spec.files.items()}
+    rows = {name: _read_rows(path, spec, kind) for name, path in spec.files.items()}
     _check_slices(spec, rows["test"].slices)
     if label_names is None:
         label_names = _sorted_labels(rows["train"].labels)
@@ -144,7 +191,7 @@ def read_splits(spec: DataSpec, *, label_names: Sequence[str] | None, seed: int 
         where = f"{spec.files[name]}, column {spec.label!r}"
         _check_labels(each.labels, indices, label_names, where)
         numbers = np.array([indices[label] for label in each.labels], np.int64)
-        splits[name] = Split(each.texts, numbers, each.slices)
+        splits[name] = Split(each.inputs, numbers, each.slices)
     if "validation" not in splits:
         splits["train"], splits["validation"] = _set_apart(splits["train"], seed)
     return Splits(splits["train"], splits["validation"], splits["test"], tuple(label_names))
@@ -153,14 +200,22 @@ def read_splits(spec: DataSpec, *, label_names: Sequence[str] | None, seed: int 
 class _Rows(NamedTuple):
     """A file, as it stands there."""
 
-    texts: tuple[str, ...]
+    inputs: tuple[Any, ...]
     labels: list[str]
     slices: dict[str, tuple[str, ...]]
 
 
-def _read_rows(path: Path, spec: DataSpec) -> _Rows:
-    names, values = read_columns(path, {spec.text, spec.label, *spec.slices})
-    for role, column in (("text", spec.text), ("label", spec.label)):
+def _column(spec: DataSpec, kind: Kind) -> str:
+    """The column with the inputs."""
+    return str(getattr(spec, kind))
+
+
+def _read_rows(path: Path, spec: DataSpec, kind: Kind) -> _Rows:
+    if path.is_dir():
+        return _read_folder(path, spec, kind)
+    source = _column(spec, kind)
+    names, values = read_columns(path, {source, spec.label, *spec.slices})
+    for role, column in ((kind, source), ("label", spec.label)):
         if column not in values:
             guess = nearest(column, names)
             raise DataError(
@@ -172,18 +227,22 @@ def _read_rows(path: Path, spec: DataSpec) -> _Rows:
                 + (f"; did you mean {guess!r}?" if guess else ""),
             )
     labels = [_label_text(label) for label in values[spec.label]]
-    for row, (text, label) in enumerate(zip(values[spec.text], labels, strict=True), 1):
-        if not isinstance(text, str) or not text.strip() or label is None:
+    inputs = []
+    for row, (cell, label) in enumerate(zip(values[source], labels, strict=True), 1):
+        where = f"{path}, row {row}"
+        found = _input(cell, kind, path.parent, where)
+        if found is None or label is None:
             raise DataError(
-                "a row has no text or no label",
-                where=f"{path}, row {row}",
-                given=f"{spec.text}={text!r}, {spec.label}={values[spec.label][row - 1]!r}",
-                fix="remove the row, or write a text and a class name or index",
+                f"a row has no {kind} or no label",
+                where=where,
+                given=f"{source}={cell!r:.200}, {spec.label}={values[spec.label][row - 1]!r}",
+                fix=f"remove the row, or write {_WANTED[kind]} and a class name or index",
             )
+        inputs.append(found)
     if not labels:
         raise DataError("the file has no rows", where=path, fix="pass a file with labelled rows")
     return _Rows(
-        tuple(values[spec.text]),
+        tuple(inputs),
         [label for label in labels if label is not None],
         {
             name: tuple(_label_text(value) or str(value or "(empty)") for value in values[name])
@@ -191,6 +250,60 @@ def _read_rows(path: Path, spec: DataSpec) -> _Rows:
             if name in values
         },
     )
+
+
+_WANTED = {"text": "a text", "image": "an image file", "audio": "a recording's file"}
+
+
+def _input(cell: object, kind: Kind, folder: Path, where: str) -> str | bytes | None:
+    """What a cell holds: a text, the content of a file, or its path; None where it holds nothing.
+
+    Raises:
+        DataError: It names a file that does not exist.
+    """
+    if kind == "text":
+        return cell if isinstance(cell, str) and cell.strip() else None
+    if isinstance(cell, Mapping):  # how Hugging Face keeps files in a table
+        content, cell = cell.get("bytes"), cell.get("path")
+        if content:
+            return bytes(content)
+    if not isinstance(cell, str) or not cell.strip():
+        return None
+    path = folder / cell
+    if not path.is_file():
+        raise DataError(
+            f"the file of the {kind} does not exist",
+            where=where,
+            given=path,
+            fix="correct the path: it is read from the folder of the table",
+        )
+    return str(path)
+
+
+def _read_folder(folder: Path, spec: DataSpec, kind: Kind) -> _Rows:
+    """One folder a class, whose files are its members."""
+    if kind == "text":
+        raise DataError(
+            "the data is a folder, and texts stand in a table",
+            where=folder,
+            fix=f"pass a file with the columns {spec.text} and {spec.label}",
+        )
+    rows = [
+        (str(path), each.name)
+        for each in sorted(folder.iterdir())
+        if each.is_dir()
+        for path in sorted(each.rglob("*"))
+        if path.suffix.lower() in SUFFIXES[kind]
+    ]
+    if not rows:
+        raise DataError(
+            f"the folder holds no folders of {kind} files",
+            where=folder,
+            given=", ".join(sorted(each.name for each in folder.iterdir())[:5]) or "nothing",
+            fix=f"put the files of each class ({', '.join(sorted(SUFFIXES[kind]))}) into a folder "
+            "with the name of the class",
+        )
+    return _Rows(tuple(path for path, _ in rows), [label for _, label in rows], {})
 
 
 def _separator_hint(names: Sequence[str]) -> str | None:

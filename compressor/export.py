@@ -8,10 +8,10 @@ import gc
 import inspect
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import torch
 from torch import nn
@@ -19,6 +19,8 @@ from torch import nn
 from compressor.errors import PassError
 from compressor.onnx_io import SINGLE_FILE_LIMIT_BYTES, save_model
 from compressor.simplify import simplify
+from compressor.tasks import get_task
+from targets.preprocessing.text import IDS, MASK
 from targets.signature import Signature
 
 if TYPE_CHECKING:
@@ -36,14 +38,15 @@ MASK_VALUE = -30_000.0
 """Added to the attention scores of padding. Its softmax weight is exactly 0 in every format, and
 unlike the smallest float32 it stays finite in fp16 and bf16, so that no row can become NaN."""
 
-_EXAMPLE_SHAPE = (2, 8)  # a size of 1 would be taken for a fixed one
 _SAME = 1e-5  # two ways to feed one model may round differently by this much, at most
 _ROOT = "network."
+
+Tensors: TypeAlias = Mapping[str, torch.Tensor]
 
 
 @dataclass(frozen=True)
 class InputForm:
-    """How the exported graph feeds the network from token ids and mask alone.
+    """How the exported graph feeds the network from the inputs of its signature.
 
     Attributes:
         additive_mask: Pass the mask as (B, 1, 1, T) floats to add to the scores.
@@ -55,32 +58,35 @@ class InputForm:
     first_position: int | None = None
     one_token_type: bool = False
 
-    def arguments(self, ids: torch.Tensor, mask: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Arguments of the network for ``ids`` and ``mask``, (B, T) each."""
-        arguments = {"input_ids": ids, "attention_mask": mask}
+    def arguments(self, inputs: Tensors) -> dict[str, torch.Tensor]:
+        """Arguments of the network; only those of text, (B, T) each, have other forms than one."""
+        arguments = dict(inputs)
         if self.additive_mask:
-            additive = (1.0 - mask.to(torch.float32)) * MASK_VALUE
-            arguments["attention_mask"] = additive[:, None, None, :]
+            additive = (1.0 - inputs[MASK].to(torch.float32)) * MASK_VALUE
+            arguments[MASK] = additive[:, None, None, :]
         if self.first_position is not None:
-            first = self.first_position
+            first, ids = self.first_position, inputs[IDS]
             positions = torch.arange(first, first + ids.shape[1], device=ids.device)
             arguments["position_ids"] = positions[None]
         if self.one_token_type:
-            arguments["token_type_ids"] = torch.zeros((1, 1), dtype=torch.long, device=ids.device)
+            zeros = torch.zeros((1, 1), dtype=torch.long, device=inputs[IDS].device)
+            arguments["token_type_ids"] = zeros
         return arguments
 
 
 class _Exportable(nn.Module):
-    """The network with exactly the inputs and outputs of the signature."""
+    """The network with exactly the inputs and outputs of the signature, in their order."""
 
-    def __init__(self, network: nn.Module, form: InputForm, output: str) -> None:
+    def __init__(self, network: nn.Module, form: InputForm, names: Sequence[str], output: str):
         super().__init__()
         self.network = network
         self.form = form
+        self.names = tuple(names)
         self.output = output
 
-    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-        outputs = self.network(**self.form.arguments(input_ids, attention_mask))
+    def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
+        named = dict(zip(self.names, inputs, strict=True))
+        outputs = self.network(**self.form.arguments(named))
         result: torch.Tensor = outputs[self.output]
         return result
 
@@ -99,7 +105,7 @@ def export_onnx(
 
     Args:
         model: The model.
-        signature: Its inputs ``input_ids`` and ``attention_mask``, and one output.
+        signature: Its inputs, and one output.
         path: Where to write. Weights above the limit go to ``path`` + ``.data``.
         opset: Version of the ONNX operators.
         single_file_limit_bytes: Weights above this many bytes go to a file of their own.
@@ -121,20 +127,22 @@ def to_onnx(
     """Like :func:`export_onnx`, in memory."""
     import onnx_ir
 
-    names = [spec.name for spec in signature.inputs]
-    if names != ["input_ids", "attention_mask"] or len(signature.outputs) != 1:
+    if len(signature.outputs) != 1:
         raise PassError(
-            "only models with token ids and a mask as inputs and one output can be exported",
+            "only models with one output can be exported",
             where=f"task {model.task}",
-            given=f"inputs {', '.join(names)}; {len(signature.outputs)} outputs",
-            fix="use a text task",
+            given=f"{len(signature.outputs)} outputs",
+            fix="use a task with one output",
         )
     network = _eager_copy(model.module)
-    example = _example(network)
+    example = get_task(model.task).example(network, model.processor)
     output = signature.outputs[0].name
     try:
         form = _simplest_form(network, example, output)
-        exported = _run_exporter(_Exportable(network, form, output), example, signature, opset)
+        names = [spec.name for spec in signature.inputs]
+        exported = _run_exporter(
+            _Exportable(network, form, names, output), example, signature, opset
+        )
         simplify(
             exported,
             root=_ROOT,
@@ -162,32 +170,19 @@ def _eager_copy(module: nn.Module) -> nn.Module:
     return copied
 
 
-def _example(network: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
-    """Token ids and a mask of a batch with a padded row."""
-    config: Any = network.config
-    pad = config.pad_token_id or 0
-    rows, length = _EXAMPLE_SHAPE
-    usable = [token for token in range(config.vocab_size) if token != pad][: rows * length]
-    ids = torch.tensor(usable * (rows * length))[: rows * length].reshape(rows, length)
-    mask = torch.ones_like(ids)
-    mask[-1, length // 2 :] = 0
-    ids[mask == 0] = pad
-    return ids, mask
-
-
 @torch.no_grad()
-def _simplest_form(
-    network: nn.Module, example: tuple[torch.Tensor, torch.Tensor], output: str
-) -> InputForm:
+def _simplest_form(network: nn.Module, example: Tensors, output: str) -> InputForm:
     """The form with the smallest graph under which the network computes the same.
 
     Networks build masks, positions and token types from the token ids in many ways, with dozens
     of nodes that some runtimes do not take. Feeding them directly saves those.
     """
-    expected = network(**InputForm().arguments(*example))[output]
+    if not {IDS, MASK} <= example.keys():
+        return InputForm()
+    expected = network(**InputForm().arguments(example))[output]
     for form in _forms(network):
         try:
-            found = network(**form.arguments(*example))[output]
+            found = network(**form.arguments(example))[output]
         except Exception:  # noqa: S112  (a form that the network does not take: try the next)
             continue
         if found.shape == expected.shape and torch.allclose(found, expected, atol=_SAME, rtol=0):
@@ -210,7 +205,7 @@ def _forms(network: nn.Module) -> Iterator[InputForm]:
 
 def _run_exporter(
     network: nn.Module,
-    example: tuple[torch.Tensor, torch.Tensor],
+    example: Tensors,
     signature: Signature,
     opset: int,
 ) -> Any:
@@ -222,7 +217,8 @@ def _run_exporter(
     ]
     with torch.no_grad(), _quiet(), _no_garbage_collection():
         # Traced here and not by the exporter, which tries three more strategies when one fails.
-        traced = torch.export.export(network, example, dynamic_shapes=tuple(shapes), strict=False)
+        inputs = tuple(example[spec.name] for spec in signature.inputs)
+        traced = torch.export.export(network, inputs, dynamic_shapes=(tuple(shapes),), strict=False)
         program = torch.onnx.export(
             traced,
             (),

@@ -6,8 +6,9 @@ import json
 import os
 import shutil
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -19,13 +20,17 @@ from compressor.progress import Progress
 from compressor.recipe.settings import read_settings
 from compressor.storage import why_not_writable
 from compressor.store import RunStore, step_key
+from compressor.tasks import get_task, infer_task
 from targets.environment import library_versions
 from targets.provenance import checkpoint_hashes
 from targets.scoring import Accuracy, accuracy
 
+if TYPE_CHECKING:
+    from compressor.model import TorchModel
+
 __all__ = ["finetune_checkpoint"]
 
-VERSION = 2  # goes up when the same settings give another checkpoint
+VERSION = 3  # goes up when the same settings give another checkpoint
 SETTINGS = "the settings of finetune"
 ORIGIN = ".finetune"
 """File that tells which call wrote a folder, so that the same call may write it again."""
@@ -36,9 +41,11 @@ def finetune_checkpoint(
     data_files: Mapping[str, str],
     output: Path,
     *,
-    text: str,
+    task: str | None = None,
+    column: str | None = None,
     label: str,
     max_length: int | None = None,
+    image_size: int | None = None,
     seed: int,
     overrides: Sequence[str],
     store: RunStore,
@@ -51,9 +58,11 @@ def finetune_checkpoint(
         model: A Hugging Face folder, with or without a classification head.
         data_files: Split -> file.
         output: Gets the checkpoint, ``curves.json`` and ``curves.svg``.
-        text: Column with the text.
+        task: Name of the task; the default is what the model reads: text, images or sound.
+        column: Column with the input; the default is its kind.
         label: Column with the label.
-        max_length: Longest input in tokens; the default is the model's limit.
+        max_length: Longest input, such as in tokens; the default is the model's limit.
+        image_size: Side of the images in pixels; the default is that of the model.
         seed: Of every random choice.
         overrides: Settings of the pass ``finetune`` as ``name=value``.
         store: Where the result is kept; the same call finds it there.
@@ -67,12 +76,17 @@ def finetune_checkpoint(
         ToolkitError: The data, the checkpoint or a setting cannot be used.
     """
     settings = read_settings(Finetune, overrides, SETTINGS)
-    columns = {"text": text, "label": label, "max_length": max_length}
+    name = task or infer_task(model)
+    kind = get_task(name).kind
+    columns = {kind: column or kind, "label": label, "max_length": max_length}
     spec = DataSpec.model_validate({**data_files, **columns})
+    start = partial(_start, model, name, max_length=max_length, image_size=image_size, seed=seed)
 
     inputs = {
         "files": checkpoint_hashes(model),
-        "data": data_fingerprint(spec, seed=seed),
+        "task": name,
+        "image_size": image_size,
+        "data": data_fingerprint(spec, kind=kind, seed=seed),
         "settings": settings.settings(),
         "seed": seed,
         "version": VERSION,
@@ -81,8 +95,8 @@ def finetune_checkpoint(
     key = step_key("finetune", inputs)
 
     def make(files: Path, work: Path) -> dict[str, Any]:
-        splits = read_splits(spec, label_names=None, seed=seed)
-        return _train(model, splits, settings, max_length, seed, files, work, progress)
+        splits = read_splits(spec, label_names=None, kind=kind, seed=seed)
+        return _train(start(splits.label_names), splits, settings, seed, files, work, progress)
 
     _check_output(output, key, (model, *(path.parent for path in spec.files.values())), overwrite)
     progress.start("finetune")
@@ -104,11 +118,27 @@ def finetune_checkpoint(
     return accuracies
 
 
-def _train(
+def _start(
     model: Path,
+    task: str,
+    label_names: Sequence[str],
+    *,
+    max_length: int | None,
+    image_size: int | None,
+    seed: int,
+) -> TorchModel:
+    """The model with a fresh head."""
+    from compressor.training.finetuning import new_classifier
+
+    return new_classifier(
+        model, label_names, task=task, seed=seed, max_length=max_length, image_size=image_size
+    )
+
+
+def _train(
+    start: TorchModel,
     splits: Splits,
     settings: Finetune,
-    max_length: int | None,
     seed: int,
     files: Path,
     work: Path,
@@ -117,9 +147,7 @@ def _train(
     from compressor.manager import predict_classes
     from compressor.model import TorchModel
     from compressor.training.curves import save_curves
-    from compressor.training.finetuning import new_classifier
 
-    start = new_classifier(model, splits.label_names, seed=seed, max_length=max_length)
     context = PassContext(
         splits=splits.without_test(),
         load_original=lambda: start,

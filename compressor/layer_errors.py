@@ -187,8 +187,8 @@ def _answers(
     signature, aliases = _write_probe(model, names, probe)
     found.mkdir()
     lowered = worker.lower(target, Source(probe, signature, model.precision, model.ranges), found)
-    tokenizer = bundle.manifest.preprocessing.tokenizer
-    (found / tokenizer).write_bytes(bundle.path(tokenizer).read_bytes())
+    for name in bundle.manifest.preprocessing.files:
+        (found / name).write_bytes(bundle.path(name).read_bytes())
     changes = {
         "signature": signature,
         "precision": model.precision,

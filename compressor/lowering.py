@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from compressor.model import Model, OnnxModel, load_model, tokenizer_files
+from compressor.model import Model, OnnxModel, load_model
 from compressor.storage import copy_changed
 from compressor.store import RunStore, StoredStep
+from compressor.tasks import get_task
 from targets.base import Precision, Source, Target
-from targets.bundle import SCHEMA_VERSION, Bundle, Manifest, Preprocessing
+from targets.bundle import SCHEMA_VERSION, Bundle, Manifest
 from targets.environment import cpu_features
 from targets.errors import MissingLibraryError, TargetError, UnsupportedModelError
 from targets.worker_client import Worker
@@ -168,7 +169,8 @@ def _build(target: Target, step: StoredStep, variant: str, files: Path) -> Mappi
     source = _source(model, step.folder)
     with Worker() as worker:
         lowered = worker.lower(target, source, files)
-    for path in tokenizer_files(step.folder):
+    task = get_task(model.task)
+    for path in task.processor_files(step.folder):
         shutil.copyfile(path, files / path.name)
     bundle = Bundle.create(
         files,
@@ -185,9 +187,7 @@ def _build(target: Target, step: StoredStep, variant: str, files: Path) -> Mappi
             cpu_features=lowered.cpu_features,
             notes=lowered.notes,
             labels=model.labels,
-            preprocessing=Preprocessing(
-                max_length=model.max_length, pad_token_id=_pad_token_id(step.folder)
-            ),
+            preprocessing=task.preprocessing(step.folder, model.max_length),
             provenance={"model": step.content_hash, "libraries": target.versions()},
             files={},
         ),
@@ -198,19 +198,4 @@ def _build(target: Target, step: StoredStep, variant: str, files: Path) -> Mappi
 def _source(model: Model, folder: Path) -> Source:
     if isinstance(model, OnnxModel):
         return Source(model.path, model.signature, model.precision, model.ranges)
-    from compressor.tasks import get_task
-
     return Source(folder, get_task(model.task).signature(model))
-
-
-def _pad_token_id(folder: Path) -> int:
-    """The id that the tokenizer pads with."""
-    import json
-
-    from tokenizers import Tokenizer
-
-    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
-    token = config.get("pad_token")
-    found = tokenizer.token_to_id(token) if isinstance(token, str) else None
-    return 0 if found is None else int(found)

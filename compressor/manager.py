@@ -59,7 +59,7 @@ def import_checkpoint(
         model = get_task(task).load_checkpoint(folder, max_length=max_length)
         model.save(files)
         data = splits()
-        return _facts(model, files, {}, _cut_texts(model, data), (), data)
+        return _facts(model, files, {}, _cut_inputs(model, data), (), data)
 
     progress.start("load the checkpoint")
     step = store.step("import", inputs, make)
@@ -68,14 +68,17 @@ def import_checkpoint(
     return step
 
 
-def _cut_texts(model: TorchModel, splits: Splits) -> tuple[str, ...]:
-    """A note on the texts that are longer than the model's longest input."""
-    texts = [text for each in (splits.train, splits.validation, splits.test) for text in each.texts]
-    encoded = model.tokenizer(texts, truncation=False, verbose=False)["input_ids"]
-    longer = sum(len(ids) > model.max_length for ids in encoded)
+def _cut_inputs(model: TorchModel, splits: Splits) -> tuple[str, ...]:
+    """A note on the inputs that are longer than the model's longest input."""
+    from compressor.tasks import get_task
+
+    task = get_task(model.task)
+    inputs = [one for each in (splits.train, splits.validation, splits.test) for one in each.inputs]
+    longer = task.num_cut(model, inputs)
     if not longer:
         return ()
-    return (f"NOTE: {longer} of {len(texts)} texts are cut to {model.max_length} tokens",)
+    noun, unit = task.preprocessing_type.noun, task.preprocessing_type.unit
+    return (f"NOTE: {longer} of {len(inputs)} {noun}s are cut to {model.max_length} {unit}",)
 
 
 class TrainingStoppedError(Exception):
@@ -266,8 +269,8 @@ def predict_classes(model: TorchModel, split: Split) -> NDArray[np.int64]:
     from compressor.tasks import get_task
 
     task = get_task(model.task)
-    rows = task.encode(model, split.texts)
-    order = sorted(range(len(rows)), key=lambda index: len(rows[index]["input_ids"]))
+    rows = task.encode(model, split.inputs)
+    order = sorted(range(len(rows)), key=lambda index: task.length(rows[index]))
     predicted = np.zeros(len(rows), dtype=np.int64)
     with torch.inference_mode():
         for start in range(0, len(order), 32):

@@ -20,7 +20,8 @@ from targets.bundle import Bundle
 from targets.environment import Environment
 from targets.errors import WorkerError
 from targets.evaluation_pack import EvaluationPack
-from targets.predictor import tokenize
+from targets.predictor import encode
+from targets.preprocessing.text import IDS, TextEncoder
 from targets.tuning import describe, tune, write_tuned
 from targets.worker_client import Worker
 
@@ -52,7 +53,7 @@ Predictions = Mapping[str, NDArray[np.generic]]
 
 
 def pack_file(split: str) -> str:
-    """Name of the file with the tokens of a split."""
+    """Name of the file with the inputs of a split."""
     return f"{split}.safetensors"
 
 
@@ -64,9 +65,9 @@ def evaluation_packs(
     data_hash: str,
     names: Sequence[str] = SPLITS,
 ) -> StoredStep:
-    """Splits of the data as the tokens that a bundle's model reads.
+    """Splits of the data in the form that a bundle's model reads.
 
-    Bundles with equal tokenizers share them.
+    Bundles with equal preprocessing share them.
     """
     manifest = bundle.manifest
 
@@ -75,14 +76,14 @@ def evaluation_packs(
         packs: dict[str, EvaluationPack] = {}
         for name in names:
             split: Split = getattr(data, name)
-            packs[name] = tokenize(bundle, split.texts, split.labels)
+            packs[name] = encode(bundle, split.inputs, split.labels)
             packs[name].save(files / pack_file(name))
         return {"unknown_rates": {name: _unknown_rate(bundle, packs[name]) for name in names}}
 
     return store.step(
-        "tokenize",
+        "encode",
         {
-            "tokenizer": manifest.files[manifest.preprocessing.tokenizer].sha256,
+            "files": [manifest.files[name].sha256 for name in manifest.preprocessing.files],
             "preprocessing": manifest.preprocessing.model_dump(mode="json"),
             "data": data_hash,
             "splits": list(names),
@@ -295,12 +296,12 @@ def measure_latency(
 
 def _unknown_rate(bundle: Bundle, pack: EvaluationPack) -> float:
     """Share of the tokens of a split that the tokenizer does not know, in [0, 1]."""
-    from tokenizers import Tokenizer
-
-    path = bundle.path(bundle.manifest.preprocessing.tokenizer)
-    model = Tokenizer.from_file(str(path)).model
+    encoder = bundle.manifest.preprocessing.open(bundle.folder)
+    if not isinstance(encoder, TextEncoder):
+        return 0.0
+    model = encoder.tokenizer.model
     token = getattr(model, "unk_token", None)
     unknown = None if token is None else model.token_to_id(token)
     if unknown is None:
         return 0.0
-    return float((pack.inputs["input_ids"] == unknown).mean())
+    return float((pack.inputs[IDS] == unknown).mean())

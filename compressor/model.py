@@ -21,31 +21,29 @@ from targets.signature import Signature
 
 if TYPE_CHECKING:
     from torch import nn
-    from transformers import PreTrainedTokenizerFast
 
-__all__ = ["Model", "OnnxModel", "TorchModel", "load_model", "tokenizer_files"]
+__all__ = ["Model", "OnnxModel", "TorchModel", "load_model"]
 
 ONNX_FILE = "model.onnx"
 _DESCRIPTION = "model.json"
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 
 
 @dataclass(frozen=True)
 class TorchModel:
-    """A fine-tuned torch model and its tokenizer.
+    """A fine-tuned torch model and what reads its inputs.
 
     The module is a Hugging Face model in eval mode and float32; layers may have been resized.
     Passes treat it as frozen: they change a :meth:`clone`.
 
     Attributes:
         module: The network.
-        tokenizer: Its tokenizer.
+        processor: Its tokenizer, or how it reads images or sound; see `compressor.tasks.Task`.
         task: Name of the task (see ``compressor/tasks/``).
-        max_length: Longest input in tokens; longer text is cut.
+        max_length: Longest input, such as in tokens; longer ones are cut.
     """
 
     module: nn.Module
-    tokenizer: PreTrainedTokenizerFast
+    processor: Any
     task: str
     max_length: int
 
@@ -55,7 +53,7 @@ class TorchModel:
         """A copy that shares nothing with this one."""
         return TorchModel(
             module=copy.deepcopy(self.module),
-            tokenizer=copy.deepcopy(self.tokenizer),
+            processor=copy.deepcopy(self.processor),
             task=self.task,
             max_length=self.max_length,
         )
@@ -72,13 +70,13 @@ class TorchModel:
         return sum(parameter.numel() for parameter in self.module.parameters())
 
     def save(self, folder: Path) -> None:
-        """Write safetensors, config, shape manifest and tokenizer into ``folder``."""
+        """Write safetensors, config, shape manifest and processor into ``folder``."""
+        from compressor.tasks import get_task
         from targets.checkpoint import save_module
 
         folder.mkdir(parents=True, exist_ok=True)
         save_module(self.module, folder)
-        self.tokenizer.save_pretrained(folder)
-        _forget_padding(folder / "tokenizer.json")
+        get_task(self.task).save_processor(self.processor, folder)
         description = {"form": self.form, "task": self.task, "max_length": self.max_length}
         (folder / _DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n")
 
@@ -92,7 +90,7 @@ class TorchModel:
         task = get_task(description["task"])
         return cls(
             module=load_module(folder, task.name),
-            tokenizer=task.load_tokenizer(folder),
+            processor=task.load_processor(folder),
             task=task.name,
             max_length=description["max_length"],
         )
@@ -103,12 +101,12 @@ class OnnxModel:
     """An ONNX file with what is needed to feed it and read its outputs.
 
     Attributes:
-        folder: Holds ``model.onnx``, its external data if any, and the tokenizer.
+        folder: Holds ``model.onnx``, its external data if any, and the processor.
         signature: Inputs and outputs.
         precision: Number format of the matrix products.
         task: Name of the task.
         labels: Class names, in the order of the logits.
-        max_length: Longest input in tokens.
+        max_length: Longest input, such as in tokens.
         ranges: Free dimension -> (smallest, usual, largest) size.
     """
 
@@ -128,12 +126,11 @@ class OnnxModel:
         return self.folder / ONNX_FILE
 
     @functools.cached_property
-    def tokenizer(self) -> PreTrainedTokenizerFast:
-        """The tokenizer that lies beside the model."""
+    def processor(self) -> Any:
+        """What lies beside the model to read its inputs; see `TorchModel`."""
         from compressor.tasks import get_task
 
-        tokenizer: PreTrainedTokenizerFast = get_task(self.task).load_tokenizer(self.folder)
-        return tokenizer
+        return get_task(self.task).load_processor(self.folder)
 
     @property
     def size_bytes(self) -> int:
@@ -142,11 +139,13 @@ class OnnxModel:
 
     def save(self, folder: Path) -> None:
         """Write the model into ``folder``; files already there are left alone."""
+        from compressor.tasks import get_task
+
         folder.mkdir(parents=True, exist_ok=True)
         if folder.resolve() != self.folder.resolve():
             for path in self.folder.glob(ONNX_FILE + "*"):
                 shutil.copyfile(path, folder / path.name)
-            for path in tokenizer_files(self.folder):
+            for path in get_task(self.task).processor_files(self.folder):
                 shutil.copyfile(path, folder / path.name)
         description = {
             "form": self.form,
@@ -185,21 +184,6 @@ def load_model(folder: Path) -> Model:
     """
     form = _read_description(folder)["form"]
     return TorchModel.load(folder) if form == "torch" else OnnxModel.load(folder)
-
-
-def tokenizer_files(folder: Path) -> list[Path]:
-    """The tokenizer's files in a model folder."""
-    return [folder / name for name in _TOKENIZER_FILES if (folder / name).is_file()]
-
-
-def _forget_padding(path: Path) -> None:
-    """Take out of a tokenizer file how the last call padded and cut: it is no part of the model."""
-    from tokenizers import Tokenizer
-
-    tokenizer = Tokenizer.from_file(str(path))
-    tokenizer.no_padding()
-    tokenizer.no_truncation()
-    tokenizer.save(str(path))
 
 
 def _read_description(folder: Path) -> dict[str, Any]:

@@ -1,8 +1,8 @@
-"""Does an ONNX file compute what the torch model computes? Measured on real text."""
+"""Does an ONNX file compute what the torch model computes? Measured on real inputs."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,15 +14,14 @@ from numpy.typing import NDArray
 from compressor.errors import PassError
 from compressor.tasks import get_task
 from targets.errors import MissingLibraryError
+from targets.preprocessing.text import MASK
+from targets.signature import Arrays
 
 if TYPE_CHECKING:
     from compressor.model import TorchModel
 
-__all__ = ["Parity", "batches", "measure_parity", "open_session"]
+__all__ = ["Parity", "measure_parity", "open_session"]
 
-Batch = dict[str, NDArray[np.int64]]
-
-NUM_SINGLE_ROWS = 3
 LARGE_BATCH = 12
 
 
@@ -44,16 +43,15 @@ class Parity:
     num_batches: int
 
 
-def measure_parity(model: TorchModel, path: Path, texts: Sequence[str]) -> Parity:
+def measure_parity(model: TorchModel, path: Path, inputs: Sequence[Any]) -> Parity:
     """Compare an ONNX file, run by ONNX Runtime on the CPU, with the torch model.
 
-    The batches have sizes and lengths that the export's example did not have, among them one
-    token, the longest input, padded rows, and a row of padding only.
+    The batches have sizes and lengths that the export's example did not have; see `Task.probes`.
 
     Args:
         model: The torch model.
         path: The ONNX file.
-        texts: Real inputs, N >= 1.
+        inputs: Real ones, N >= 1.
 
     Raises:
         PassError: An output is not finite, or of another shape.
@@ -62,7 +60,10 @@ def measure_parity(model: TorchModel, path: Path, texts: Sequence[str]) -> Parit
     session = open_session(path)
     output = session.get_outputs()[0].name
     worst, largest, largest_relative, count = "no batch", 0.0, 0.0, 0
-    for case, batch in batches(model, texts):
+    task = get_task(model.task)
+    step = max(1, len(inputs) // LARGE_BATCH)
+    rows = task.encode(model, inputs[::step][:LARGE_BATCH])
+    for case, batch in task.probes(model, rows).items():
         expected = _run_torch(model, batch, output)
         (found,) = session.run([output], batch)
         if found.shape != expected.shape or not np.isfinite(found).all():
@@ -75,7 +76,8 @@ def measure_parity(model: TorchModel, path: Path, texts: Sequence[str]) -> Parit
                 fix="report the model: its export is wrong",
             )
         # What a row without a single token means is nobody's promise: it must only stay finite.
-        real = batch["attention_mask"].any(axis=1)
+        mask = batch.get(MASK)
+        real = slice(None) if mask is None else mask.any(axis=1)
         difference = float(np.abs(found - expected)[real].max())
         relative = difference / max(1.0, float(np.abs(expected[real]).max()))
         largest, count = max(largest, difference), count + 1
@@ -99,40 +101,8 @@ def open_session(path: Path) -> Any:
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
-def batches(model: TorchModel, texts: Sequence[str]) -> Iterator[tuple[str, Batch]]:
-    """Named batches of real text, (B, T) each input; short and long, with and without padding."""
-    task = get_task(model.task)
-    step = max(1, len(texts) // LARGE_BATCH)
-    rows = task.encode(model, texts[::step][:LARGE_BATCH])
-    longest = _repeated(max(rows, key=_length), model.max_length)
-    shortest = _repeated(min(rows, key=_length), 1)
-    for row in rows[:NUM_SINGLE_ROWS]:
-        yield _named("one text", task.collate(model, [row]))
-    yield _named("one token", task.collate(model, [shortest]))
-    yield _named("several texts", task.collate(model, rows))
-    yield _named("the longest input beside one token", task.collate(model, [longest, shortest]))
-    empty = task.collate(model, rows[:2] if len(rows) > 1 else [rows[0], rows[0]])
-    empty["attention_mask"][-1] = 0
-    yield _named("a row of padding only", empty)
-
-
-def _named(what: str, batch: Batch) -> tuple[str, Batch]:
-    num_rows, length = batch["input_ids"].shape
-    return f"{what}: batch {num_rows} x {length} tokens", batch
-
-
-def _length(row: dict[str, list[int]]) -> int:
-    return len(row["input_ids"])
-
-
-def _repeated(row: dict[str, list[int]], length: int) -> dict[str, list[int]]:
-    """The row cut to, or repeated up to, a length."""
-    times = -(-length // _length(row))
-    return {name: (values * times)[:length] for name, values in row.items()}
-
-
 @torch.no_grad()
-def _run_torch(model: TorchModel, batch: Batch, output: str) -> NDArray[np.float32]:
+def _run_torch(model: TorchModel, batch: Arrays, output: str) -> NDArray[np.float32]:
     feeds = {name: torch.from_numpy(array) for name, array in batch.items()}
     result: NDArray[np.float32] = model.module(**feeds)[output].numpy()
     return result

@@ -67,7 +67,7 @@ def make_plan(recipe: Recipe) -> Plan:
     problems: list[ToolkitError] = []
     original = _read_architecture(recipe, problems)
     for name, path in recipe.data.files.items():
-        if not path.is_file():
+        if not path.exists():
             problems.append(_missing_file(f"data.{name}", path))
     chains = {}
     for variant, passes in recipe.chains.items():
@@ -103,12 +103,14 @@ def validate_recipe(recipe: Recipe) -> Plan:
         plan = make_plan(recipe)
     except RecipeError as error:
         problems.extend(error.problems)
-    if all(path.is_file() for path in recipe.data.files.values()):
+    if all(path.exists() for path in recipe.data.files.values()):
         try:
             names = label_names(recipe.model) if _has_config(recipe) else None
-            splits = read_splits(recipe.data, label_names=names, seed=recipe.seed)
+            task = get_task(recipe.task)
+            splits = read_splits(recipe.data, label_names=names, kind=task.kind, seed=recipe.seed)
             if plan is not None:
-                plan = replace(plan, warnings=(*plan.warnings, *_leaks(splits)), splits=splits)
+                leaks = _leaks(splits, task.preprocessing_type.noun)
+                plan = replace(plan, warnings=(*plan.warnings, *leaks), splits=splits)
         except ToolkitError as error:
             if str(error) not in {str(each) for each in problems}:
                 problems.append(error)
@@ -122,7 +124,7 @@ def _read_architecture(recipe: Recipe, problems: list[ToolkitError]) -> Architec
         task = get_task(recipe.task)
         check_checkpoint(recipe.model, head=task.head)
         check_weights(recipe.model)
-        task.check_tokenizer(recipe.model)
+        task.check_processor(recipe.model)
         return Architecture.read(recipe.model)
     except ToolkitError as error:
         problems.append(error)
@@ -305,6 +307,8 @@ def _budget_problems(recipe: Recipe) -> Iterator[ToolkitError]:
 
 
 def _shape_problems(recipe: Recipe, original: Architecture) -> Iterator[ToolkitError]:
+    if get_task(recipe.task).kind != "text":
+        return
     limit = min(recipe.data.max_length or original.max_positions, original.max_positions)
     if recipe.benchmark.sequence_length > limit:
         yield Problem(
@@ -358,12 +362,12 @@ def _warnings(recipe: Recipe) -> Iterator[str]:
         yield "the budget is empty: every bundle that can be built passes"
 
 
-def _leaks(splits: Splits) -> Iterator[str]:
-    known = {*splits.train.texts, *splits.validation.texts}
-    shared = sum(text in known for text in splits.test.texts)
+def _leaks(splits: Splits, noun: str) -> Iterator[str]:
+    known = {*splits.train.inputs, *splits.validation.inputs}
+    shared = sum(each in known for each in splits.test.inputs)
     if shared > MAX_SHARED * len(splits.test):
         yield (
-            f"{shared} of {len(splits.test)} test texts stand in the training or "
+            f"{shared} of {len(splits.test)} test {noun}s stand in the training or "
             "validation data as well: the accuracy will be flattered"
         )
 

@@ -11,6 +11,7 @@ from compressor.planning import Plan
 from compressor.progress import Progress
 from compressor.recipe.schema import Recipe
 from compressor.store import RunStore, StoredStep
+from compressor.tasks import get_task
 from targets.base import Form, Target
 from targets.errors import TargetError
 
@@ -72,8 +73,9 @@ def prepare(recipe: Recipe, plan: Plan, *, store: RunStore, progress: Progress) 
     Raises:
         CheckpointError: It cannot be used.
     """
-    hashes = split_hashes(recipe.data)
-    data_hash = data_fingerprint(recipe.data, seed=recipe.seed, hashes=hashes)
+    kind = get_task(recipe.task).kind
+    hashes = split_hashes(recipe.data, kind)
+    data_hash = data_fingerprint(recipe.data, kind=kind, seed=recipe.seed, hashes=hashes)
     assert plan.splits is not None
     data = plan.splits
     original = import_checkpoint(

@@ -19,7 +19,7 @@ from compressor.report.schema import ModelFacts, Row, Step
 from compressor.rows import shape_key
 from compressor.storage import records_of
 from compressor.store import StoredStep
-from targets import predictor
+from compressor.tasks import get_task
 from targets.archive import MANIFEST, SIGNATURE
 from targets.bundle import (
     BOM,
@@ -39,6 +39,7 @@ __all__ = ["Publisher", "recipe_hash", "remove_leftovers"]
 
 _PARTIAL = ".partial"
 _ORIGIN = {"name", "task", "seed"}
+_EXAMPLES = {"text": '--text "..."', "image": "--file image.png", "audio": "--file sound.wav"}
 """What of a recipe makes a bundle, beside the passes of its variant."""
 
 _OUTSIDE: dict[str, bool | dict[str, bool]] = {
@@ -160,6 +161,7 @@ class Publisher:
         return manifest.model_copy(update={"files": files}), texts
 
     def _provenance(self, variant: str, steps: tuple[Step, ...]) -> dict[str, Any]:
+        task = get_task(self.recipe.task)
         needed = _LIBRARIES.union(*(each.libraries for each in self.recipe.chains[variant]))
         return {
             "checkpoint": {
@@ -185,7 +187,7 @@ class Publisher:
                 }
                 for step in steps
             ],
-            "predict_libraries": library_versions(predictor.LIBRARIES),
+            "predict_libraries": library_versions(("numpy", *task.preprocessing_type.libraries)),
             "build_libraries": library_versions(sorted(needed)),
             "compressor": library_versions(("compressor",)).get("compressor"),
         }
@@ -273,21 +275,22 @@ def _latency(measured: Measurement) -> Latency:
 
 def _card(manifest: Manifest, row: Row) -> str:
     """The model card: what the bundle is, how good and how fast it is, and how to use it."""
-    origin = manifest.provenance
+    origin, preprocessing = manifest.provenance, manifest.preprocessing
     lines = [
         f"# {manifest.name} for {manifest.target}",
         "",
         f"A {manifest.task} model in {manifest.precision}, compressed from "
         f"`{origin['checkpoint']['name']}` (sha256 {origin['checkpoint']['sha256'][:12]}…).",
         "",
-        f"Labels: {', '.join(manifest.labels)}. Text longer than "
-        f"{manifest.preprocessing.max_length} tokens is cut.",
+        " ".join(
+            filter(None, (f"Labels: {', '.join(manifest.labels)}.", preprocessing.limit_note))
+        ),
         "",
         "## Use",
         "",
         "```",
         f"pip install 'compressor[{manifest.target.replace('_', '-')}]'",
-        'compressor predict . --text "..."',
+        f"compressor predict . {_EXAMPLES[preprocessing.kind]}",
         "compressor evaluate ." if manifest.evaluation else "compressor bench .",
         "```",
         "",

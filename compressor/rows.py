@@ -205,7 +205,7 @@ class Rows:
                     after,
                     labels,
                     label_names=self.label_names,
-                    texts=None if examples is None or private else examples.texts,
+                    texts=None if examples is None or private else _titles(examples),
                 )
         return update
 
@@ -252,3 +252,11 @@ class Rows:
             if self._is_baseline(each, target) and each.precision == precision
         )
         return next(found, None)
+
+
+def _titles(split: Split) -> tuple[str, ...]:
+    """What a report calls each input: a text itself, a file by its name, else its row."""
+    return tuple(
+        f"row {number}" if isinstance(each, bytes) else str(each)
+        for number, each in enumerate(split.inputs, start=1)
+    )

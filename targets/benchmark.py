@@ -20,6 +20,7 @@ from targets.errors import ToolkitError
 from targets.feeds import FeedsSpec, num_token_ids
 from targets.machine_speed import SpeedMemory, reference_work_ns
 from targets.measurement import Measurement, Round
+from targets.preprocessing import FIXED_SIZE
 from targets.protocol import ErrorRecord
 from targets.worker_client import Opened, Timed, Worker
 from targets.workloads import TextsSpec
@@ -40,11 +41,12 @@ class _Frozen(BaseModel):
 
 
 class Shape(NamedTuple):
-    """Size of a batch of texts.
+    """Size of a batch.
 
     Attributes:
-        batch_size: Texts a run.
-        sequence_length: Tokens of each text; None for real texts of many lengths.
+        batch_size: Samples a run.
+        sequence_length: Length of each, such as tokens of a text; `FIXED_SIZE` where all have one
+            size; None for real texts of many lengths.
         tokenization: Whether a run begins with the text and ends with labels; real texts only.
     """
 
@@ -53,6 +55,8 @@ class Shape(NamedTuple):
     tokenization: bool = False
 
     def __str__(self) -> str:
+        if self.sequence_length == FIXED_SIZE:
+            return str(self.batch_size)
         length = "raw text" if self.tokenization else self.sequence_length or "real"
         return f"{self.batch_size} x {length}"
 
@@ -62,8 +66,9 @@ class BenchmarkSettings(_Frozen):
 
     threads: int = Field(default=1, ge=1, le=1024)
     """CPU threads of each target."""
-    sequence_length: int = Field(default=128, ge=1, le=1_000_000)
-    """Tokens of each sample."""
+    sequence_length: int = Field(default=128, ge=FIXED_SIZE, le=10_000_000)
+    """Length of each sample: tokens of a text, samples of a recording; 0 where all inputs of the
+    model have one size."""
     batch_sizes: tuple[int, ...] = Field(default=(1, 4), min_length=1, max_length=16)
     """Batch sizes to measure. The first is the one that counts as latency."""
     rounds: int = Field(default=9, ge=1, le=1000)
@@ -155,10 +160,8 @@ class _Lane:
             return TextsSpec(
                 texts=self.texts, batch_size=shape.batch_size, tokenization=shape.tokenization
             )
-        return FeedsSpec(
-            lengths=(shape.sequence_length,) * shape.batch_size,
-            num_ids=self.num_ids,
-            pad_token_id=self.bundle.manifest.preprocessing.pad_token_id,
+        return FeedsSpec.of(
+            self.bundle, shape.batch_size, shape.sequence_length, num_ids=self.num_ids
         )
 
 

@@ -12,7 +12,7 @@ import os
 import weakref
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -20,6 +20,7 @@ from targets.archive import MANIFEST, SIGNATURE, is_archive, unpack
 from targets.base import Precision
 from targets.errors import BundleError
 from targets.measurement import Speedup
+from targets.preprocessing import AnyPreprocessing
 from targets.scoring import Accuracy
 from targets.scratch import ScratchFolder
 from targets.signature import Signature
@@ -32,7 +33,6 @@ __all__ = [
     "Latency",
     "Manifest",
     "Measured",
-    "Preprocessing",
     "Trial",
     "Tuning",
     "hash_file",
@@ -60,15 +60,6 @@ class FileRecord(_Frozen):
     def of(cls, path: Path) -> FileRecord:
         """Measure a file."""
         return cls(size_bytes=path.stat().st_size, sha256=hash_file(path))
-
-
-class Preprocessing(_Frozen):
-    """How raw text becomes the inputs of the model."""
-
-    kind: Literal["text"] = "text"
-    tokenizer: str = "tokenizer.json"
-    max_length: int = Field(ge=1)
-    pad_token_id: int = Field(ge=0)
 
 
 class Latency(_Frozen):
@@ -150,7 +141,7 @@ class Manifest(_Frozen):
     cpu_features: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     labels: tuple[str, ...]
-    preprocessing: Preprocessing
+    preprocessing: AnyPreprocessing
     provenance: dict[str, Any] = Field(default_factory=dict)
     evaluation: str | None = None
     max_threads: int | None = Field(default=None, ge=1)
@@ -393,7 +384,7 @@ def parse_manifest(text: str, path: Path) -> Manifest:
 
 def _check_names(manifest: Manifest, path: Path) -> None:
     """Refuse file names that lead out of the folder."""
-    needed = [manifest.model, manifest.preprocessing.tokenizer]
+    needed = [manifest.model, *manifest.preprocessing.files]
     if manifest.evaluation is not None:
         needed.append(manifest.evaluation)
     for name in (*manifest.files, *needed):

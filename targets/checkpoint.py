@@ -37,6 +37,8 @@ AUTO_CLASSES: Mapping[str, str] = {
     "question-answering": "AutoModelForQuestionAnswering",
     "fill-mask": "AutoModelForMaskedLM",
     "feature-extraction": "AutoModel",
+    "image-classification": "AutoModelForImageClassification",
+    "audio-classification": "AutoModelForAudioClassification",
 }
 """Task -> the class of transformers that loads its models."""
 

@@ -1,36 +1,43 @@
-"""Tokenised evaluation data in one file, so that every target answers the very same inputs."""
+"""Evaluation data, read and in one file, so that every target answers the very same inputs."""
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import TypeAdapter
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from targets.errors import InputError
-from targets.feeds import IDS, FeedsSpec, pad_batch, synthetic_ids
+from targets.feeds import FeedsSpec, synthetic_rows
+from targets.preprocessing import FIXED_SIZE, AnyPreprocessing, Rows, TextPreprocessing
 from targets.signature import Arrays, Signature
 
 __all__ = ["Batch", "EvaluationPack"]
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
+_TEXT_ONLY = 2
+"""The version before, of texts only: it named the padding and nothing else."""
 HEADER = "evaluation_pack"
 INPUT = "input."
+_PREPROCESSING: TypeAdapter[AnyPreprocessing] = TypeAdapter(AnyPreprocessing)
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Some samples of a pack, padded to the longest of them.
+    """Some samples of a pack, ready to run.
 
     Attributes:
         indices: Where the samples stand in the pack.  # (samples,)
-        feeds: One array for each input of the signature.  # (samples, longest)
+        feeds: One array for each input of the signature.  # (samples, ...)
     """
 
     indices: NDArray[np.int64]
@@ -39,14 +46,14 @@ class Batch:
 
 @dataclass(frozen=True)
 class EvaluationPack:
-    """Ragged tokenised samples with their labels.
+    """Samples with their labels, as small as they can be kept; see `Preprocessing.feeds`.
 
     Attributes:
-        inputs: Input name -> the tokens of all samples, end to end; ``input_ids`` is required.
-            What follows from it (masks, zero token types) need not be stored.  # (tokens,)
-        lengths: Number of tokens of each sample, at least 1.  # (samples,)
+        inputs: Name -> the rows of all samples. Where samples have lengths, they lie end to end
+            along the first axis, else side by side.  # (total length, ...) or (samples, ...)
+        lengths: Of each sample, at least 1; all 0 where they have one size.  # (samples,)
         labels: One label a sample, or one a token, end to end.  # (samples,) or (tokens,)
-        pad_token_id: What ``input_ids`` are padded with.
+        preprocessing: Makes the arrays of a batch out of rows.
 
     Raises:
         InputError: The arrays do not fit together.
@@ -55,34 +62,36 @@ class EvaluationPack:
     inputs: Mapping[str, NDArray[np.generic]]
     lengths: NDArray[np.int64]
     labels: NDArray[np.generic]
-    pad_token_id: int = 0
+    preprocessing: AnyPreprocessing
 
     def __post_init__(self) -> None:
-        if IDS not in self.inputs:
+        noun = self.preprocessing.noun
+        if not self.inputs:
             raise InputError(
-                f"an evaluation pack needs {IDS!r}",
-                given=", ".join(self.inputs) or "no inputs",
-                fix="tokenize the data with the tokenizer of the model",
+                "an evaluation pack needs inputs",
+                given="no inputs",
+                fix="read the data with the preprocessing of the model",
             )
-        if self.lengths.ndim != 1 or not len(self.lengths) or self.lengths.min() < 1:
+        shortest = 1 if self.preprocessing.ragged else FIXED_SIZE
+        if self.lengths.ndim != 1 or not len(self.lengths) or self.lengths.min() < shortest:
             raise InputError(
-                "every sample of an evaluation pack needs at least one token",
+                f"an evaluation pack needs samples, and no {noun} may be empty",
                 given=f"lengths of shape {self.lengths.shape}",
                 fix="leave empty samples out",
             )
-        tokens = int(self.lengths.sum())
-        for name, flat in self.inputs.items():
-            if flat.shape != (tokens,):
+        total = int(self.lengths.sum()) if self.preprocessing.ragged else len(self.lengths)
+        for name, values in self.inputs.items():
+            if not values.ndim or len(values) != total:
                 raise InputError(
-                    f"input {name!r} does not fit the lengths of the samples",
-                    given=f"shape {flat.shape}",
-                    fix=f"pass the {tokens} tokens of all samples end to end",
+                    f"input {name!r} does not fit the samples",
+                    given=f"shape {values.shape}",
+                    fix=f"pass what makes up all samples, {total} in all, along the first axis",
                 )
-        if self.labels.shape not in ((len(self.lengths),), (tokens,)):
+        if self.labels.shape not in ((len(self.lengths),), (total,)):
             raise InputError(
                 "the labels do not fit the samples",
                 given=f"shape {self.labels.shape}",
-                fix=f"pass one for each of {len(self.lengths)} samples or {tokens} tokens",
+                fix=f"pass one for each of {len(self.lengths)} samples or {total} tokens",
             )
 
     def __len__(self) -> int:
@@ -91,54 +100,70 @@ class EvaluationPack:
     @classmethod
     def from_rows(
         cls,
-        rows: Mapping[str, Sequence[Sequence[int]]],
+        rows: Rows,
         labels: Sequence[int] | NDArray[np.generic],
         *,
-        pad_token_id: int,
+        preprocessing: AnyPreprocessing,
     ) -> EvaluationPack:
-        """Build a pack from one list of token values a sample and input."""
+        """Build a pack from one array a sample and name."""
+        samples = next(iter(rows.values()), [])
+        ragged = preprocessing.ragged
         return cls(
             inputs={
-                name: np.array([value for row in samples for value in row], dtype=np.int64)
-                for name, samples in rows.items()
+                name: np.concatenate(each) if ragged else np.stack(each)
+                for name, each in rows.items()
+                if len(each)
             },
-            lengths=np.array([len(row) for row in rows.get(IDS, ())], dtype=np.int64),
+            lengths=np.array(
+                [len(each) if ragged else FIXED_SIZE for each in samples], dtype=np.int64
+            ),
             labels=np.asarray(labels),
-            pad_token_id=pad_token_id,
+            preprocessing=preprocessing,
         )
 
     @classmethod
     def synthetic(cls, spec: FeedsSpec) -> EvaluationPack:
-        """Make a pack of random tokens; its labels mean nothing."""
-        return cls(
-            inputs={IDS: synthetic_ids(spec)},
-            lengths=np.array(spec.lengths, dtype=np.int64),
-            labels=np.zeros(len(spec.lengths), dtype=np.int64),
-            pad_token_id=spec.pad_token_id,
-        )
+        """Make a pack of random values; its labels mean nothing."""
+        labels = np.zeros(len(spec.lengths), dtype=np.int64)
+        return cls.from_rows(synthetic_rows(spec), labels, preprocessing=spec.preprocessing)
 
     def head(self, count: int) -> EvaluationPack:
         """The first samples, all of them where there are fewer."""
         lengths = self.lengths[:count]
-        tokens = int(lengths.sum())
+        total = int(lengths.sum()) if self.preprocessing.ragged else len(lengths)
         by_sample = self.labels.shape == (len(self.lengths),)
         return EvaluationPack(
-            inputs={name: flat[:tokens] for name, flat in self.inputs.items()},
+            inputs={name: values[:total] for name, values in self.inputs.items()},
             lengths=lengths,
-            labels=self.labels[: len(lengths) if by_sample else tokens],
-            pad_token_id=self.pad_token_id,
+            labels=self.labels[: len(lengths) if by_sample else total],
+            preprocessing=self.preprocessing,
         )
 
-    @property
+    def feeds(self, indices: Sequence[int] | NDArray[np.int64], signature: Signature) -> Arrays:
+        """Some samples as one batch."""
+        if not self.preprocessing.ragged:
+            rows: Rows = {name: values[indices] for name, values in self.inputs.items()}  # type: ignore[misc]
+        else:
+            spans = [(self.offsets[index], self.lengths[index]) for index in indices]
+            rows = {
+                name: [values[start : start + length] for start, length in spans]
+                for name, values in self.inputs.items()
+            }
+        return self.preprocessing.feeds(rows, signature)
+
+    @functools.cached_property
     def offsets(self) -> NDArray[np.int64]:
-        """Where each sample begins in the flat arrays.  # (samples,)"""
+        """Where each sample begins, where they have lengths.  # (samples,)"""
         return np.cumsum(self.lengths) - self.lengths
 
     def save(self, path: Path) -> None:
         """Write the pack as one safetensors file; a reader sees the whole file or none."""
-        arrays = {INPUT + name: np.ascontiguousarray(flat) for name, flat in self.inputs.items()}
+        arrays = {INPUT + name: np.ascontiguousarray(each) for name, each in self.inputs.items()}
         arrays |= {"lengths": self.lengths, "labels": np.ascontiguousarray(self.labels)}
-        header = {"schema_version": SCHEMA_VERSION, "pad_token_id": self.pad_token_id}
+        header = {
+            "schema_version": SCHEMA_VERSION,
+            "preprocessing": self.preprocessing.model_dump(mode="json"),
+        }
         # One key: safetensors writes several in an order that changes, and with it the file's hash.
         metadata = {HEADER: json.dumps(header)}
         temporary = path.with_name(path.name + ".tmp")
@@ -156,8 +181,6 @@ class EvaluationPack:
             with safe_open(path, framework="numpy") as stream:
                 header = json.loads((stream.metadata() or {})[HEADER])
                 arrays = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118
-            if header["schema_version"] != SCHEMA_VERSION:
-                raise ValueError(f"schema version {header['schema_version']}")
             return cls(
                 inputs={
                     name.removeprefix(INPUT): array
@@ -166,7 +189,7 @@ class EvaluationPack:
                 },
                 lengths=arrays["lengths"],
                 labels=arrays["labels"],
-                pad_token_id=int(header["pad_token_id"]),
+                preprocessing=_read_preprocessing(header),
             )
         except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
             raise InputError(
@@ -182,15 +205,9 @@ class EvaluationPack:
         The longest come first: what does not fit in memory fails at once.
         """
         order = np.argsort(-self.lengths, kind="stable")
-        offsets = self.offsets
         for begin in range(0, len(self), batch_size):
             indices = order[begin : begin + batch_size]
-            spans = [(offsets[index], offsets[index] + self.lengths[index]) for index in indices]
-            rows = {
-                name: [flat[start:stop] for start, stop in spans]
-                for name, flat in self.inputs.items()
-            }
-            yield Batch(indices, pad_batch(rows, signature, pad_token_id=self.pad_token_id))
+            yield Batch(indices, self.feeds(indices, signature))
 
     def restore(self, answers: Sequence[tuple[Batch, Arrays]], signature: Signature) -> Arrays:
         """Bring the outputs of all batches back into the order of the pack.
@@ -211,6 +228,16 @@ class EvaluationPack:
 
 
 def _sequence_dimension(signature: Signature) -> int | str | None:
-    shapes = [spec.shape for spec in signature.inputs if spec.name == IDS]
-    dimension = shapes[0][1] if shapes else None
+    """The free dimension, beside that of the batch, of the first input."""
+    shape = signature.inputs[0].shape if signature.inputs else ()
+    dimension = shape[1] if len(shape) > 1 else None
     return dimension if isinstance(dimension, str) else None
+
+
+def _read_preprocessing(header: Mapping[str, Any]) -> AnyPreprocessing:
+    version = header["schema_version"]
+    if version == _TEXT_ONLY:
+        return TextPreprocessing(max_length=2**31 - 1, pad_token_id=header["pad_token_id"])
+    if version != SCHEMA_VERSION:
+        raise ValueError(f"schema version {version}")
+    return _PREPROCESSING.validate_python(header["preprocessing"])

@@ -1,8 +1,8 @@
-"""Token ids in, the arrays a text model takes out: padding, masks and synthetic batches."""
+"""Synthetic batches for the model of a bundle."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from targets.bundle import Bundle
 from targets.errors import BundleError, InputError
+from targets.preprocessing import FIXED_SIZE, AnyPreprocessing
 from targets.signature import Arrays, Signature
 
 __all__ = [
@@ -17,15 +18,10 @@ __all__ = [
     "bundle_feeds",
     "check_length",
     "num_token_ids",
-    "pad_batch",
     "synthetic_feeds",
-    "synthetic_ids",
+    "synthetic_rows",
+    "usual_length",
 ]
-
-IDS = "input_ids"
-MASK = "attention_mask"
-ZEROS_IF_ABSENT = ("token_type_ids",)
-"""Inputs that are zero for a single text."""
 
 
 class FeedsSpec(BaseModel):
@@ -34,21 +30,19 @@ class FeedsSpec(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     lengths: tuple[int, ...] = Field(min_length=1)
-    """Number of tokens of each sample; shorter ones are padded to the longest."""
-    num_ids: int = Field(ge=1)
-    """Ids are drawn from 0 to this, exclusive."""
-    pad_token_id: int = Field(default=0, ge=0)
+    """Length of each sample; shorter ones are padded to the longest."""
+    preprocessing: AnyPreprocessing
+    """Of the model."""
+    num_ids: int = Field(default=1, ge=1)
+    """Token ids are drawn from 0 to this, exclusive."""
     seed: int = 0
 
-    @property
-    def batch_size(self) -> int:
-        """Number of samples."""
-        return len(self.lengths)
-
-    @property
-    def sequence_length(self) -> int:
-        """Length that the samples are padded to."""
-        return max(self.lengths)
+    @classmethod
+    def of(cls, bundle: Bundle, batch_size: int, length: int, *, num_ids: int) -> FeedsSpec:
+        """For a bundle, all samples of one length, which counts only where they have lengths."""
+        preprocessing = bundle.manifest.preprocessing
+        each = length if preprocessing.ragged else FIXED_SIZE
+        return cls(lengths=(each,) * batch_size, preprocessing=preprocessing, num_ids=num_ids)
 
 
 def bundle_feeds(bundle: Bundle, *, batch_size: int, sequence_length: int) -> FeedsSpec:
@@ -57,87 +51,69 @@ def bundle_feeds(bundle: Bundle, *, batch_size: int, sequence_length: int) -> Fe
     Raises:
         BundleError: The tokenizer cannot be read.
     """
-    return FeedsSpec(
-        lengths=(sequence_length,) * batch_size,
-        num_ids=num_token_ids(bundle),
-        pad_token_id=bundle.manifest.preprocessing.pad_token_id,
-    )
+    return FeedsSpec.of(bundle, batch_size, sequence_length, num_ids=num_token_ids(bundle))
 
 
 def check_length(bundle: Bundle, sequence_length: int) -> None:
-    """Check that the model of a bundle takes texts of a length, before any work.
+    """Check that the model of a bundle takes inputs of a length, before any work.
+
+    Where all inputs have one size, a length means nothing.
 
     Raises:
         InputError: They are too long; names the longest.
     """
-    longest = bundle.manifest.preprocessing.max_length
-    if sequence_length > longest:
+    preprocessing = bundle.manifest.preprocessing
+    if preprocessing.ragged and sequence_length > preprocessing.longest:
         raise InputError(
-            "the model takes no text of this length",
+            f"the model takes no {preprocessing.noun} of this length",
             where=bundle.source,
-            given=f"{sequence_length} tokens",
-            fix=f"use at most {longest}",
+            given=f"{sequence_length} {preprocessing.unit}",
+            fix=f"use at most {preprocessing.longest}",
         )
 
 
-def synthetic_feeds(signature: Signature, spec: FeedsSpec) -> Arrays:
-    """Make a batch of random token ids for a text model.
-
-    Raises:
-        InputError: The model takes an input that no text provides.
-    """
-    rows = np.split(synthetic_ids(spec), np.cumsum(spec.lengths)[:-1])
-    return pad_batch({IDS: rows}, signature, pad_token_id=spec.pad_token_id)
-
-
-def synthetic_ids(spec: FeedsSpec) -> NDArray[np.int64]:
-    """Draw random token ids, those of all samples end to end.  # (tokens,)"""
-    random = np.random.default_rng(spec.seed)
-    ids = random.integers(0, spec.num_ids, size=sum(spec.lengths))
-    # RoBERTa counts positions from the ids that are not padding.
-    ids[ids == spec.pad_token_id] = (spec.pad_token_id + 1) % spec.num_ids
-    return ids
-
-
-def pad_batch(
-    rows: Mapping[str, Sequence[NDArray[np.generic]]], signature: Signature, *, pad_token_id: int
-) -> Arrays:
-    """Pad ragged samples to their longest and add the inputs that follow from them.
+def usual_length(bundles: Sequence[Bundle], wanted: int | None = None) -> int:
+    """The length of synthetic inputs for bundles that are measured side by side.
 
     Args:
-        rows: Input name -> one array a sample, each of that sample's length; ``input_ids`` is
-            always among them.
-        signature: Decides which inputs are made, and their types.
-        pad_token_id: What ``input_ids`` are padded with; all others are padded with 0.
+        bundles: N >= 1.
+        wanted: What was asked for, in the unit of their inputs.
 
     Returns:
-        One array for each input of the signature.  # (samples, longest)
+        What was asked for, else what is usual and all of them read; `FIXED_SIZE` where the inputs
+        of all have one size.
 
     Raises:
-        InputError: The model takes an input that is neither in ``rows`` nor follows from them.
+        InputError: One of them does not read inputs that long.
     """
-    ids = rows[IDS]
-    feeds: Arrays = {}
-    for spec in signature.inputs:
-        if spec.name in rows:
-            values = rows[spec.name]
-        elif spec.name == MASK:
-            values = [np.ones_like(row) for row in ids]
-        elif spec.name in ZEROS_IF_ABSENT:
-            values = [np.zeros_like(row) for row in ids]
-        else:
-            raise InputError(
-                f"the model takes an input {spec.name!r}, which text does not provide",
-                given=", ".join(rows),
-                fix="export the model with the inputs of its tokenizer only",
-            )
-        pad = pad_token_id if spec.name == IDS else 0
-        feeds[spec.name] = _pad(values, pad).astype(spec.dtype)
-    return feeds
+    ragged = [each for each in bundles if each.manifest.preprocessing.ragged]
+    if not ragged:
+        return FIXED_SIZE
+    if wanted is None:
+        usual = max(each.manifest.preprocessing.usual_length for each in ragged)
+        return min(usual, *(each.manifest.preprocessing.longest for each in ragged))
+    for each in ragged:
+        check_length(each, wanted)
+    return wanted
+
+
+def synthetic_feeds(signature: Signature, spec: FeedsSpec) -> Arrays:
+    """Make a batch of random values.
+
+    Raises:
+        InputError: The model takes an input that its preprocessing does not provide.
+    """
+    return spec.preprocessing.feeds(synthetic_rows(spec), signature)
+
+
+def synthetic_rows(spec: FeedsSpec) -> dict[str, list[NDArray[np.generic]]]:
+    """Draw random samples; see `targets.preprocessing.Preprocessing.synthetic`."""
+    random = np.random.default_rng(spec.seed)
+    return spec.preprocessing.synthetic(spec.lengths, num_ids=spec.num_ids, random=random)
 
 
 def num_token_ids(bundle: Bundle) -> int:
-    """How many token ids the model of a text bundle knows.
+    """How many token ids the model of a bundle knows; 1 where its inputs are no tokens.
 
     Taken from the option ``vocab_size`` if the target recorded it, else from the tokenizer.
 
@@ -147,20 +123,14 @@ def num_token_ids(bundle: Bundle) -> int:
     recorded = bundle.manifest.options.get("vocab_size")
     if isinstance(recorded, int):
         return recorded
-    from targets.predictor import read_tokenizer
-
-    num_ids = int(read_tokenizer(bundle).get_vocab_size(with_added_tokens=True))
+    preprocessing = bundle.manifest.preprocessing
+    if not preprocessing.files:
+        return 1
+    num_ids = preprocessing.open(bundle.folder, source=bundle.source).num_ids
     if num_ids < 1:
         raise BundleError(
             "the tokenizer of the bundle knows no tokens",
-            where=bundle.source / bundle.manifest.preprocessing.tokenizer,
+            where=bundle.source / preprocessing.files[0],
             fix="build the bundle again",
         )
     return num_ids
-
-
-def _pad(rows: Sequence[NDArray[np.generic]], pad: int) -> NDArray[np.generic]:
-    padded = np.full((len(rows), max(len(row) for row in rows)), pad, dtype=rows[0].dtype)
-    for index, row in enumerate(rows):
-        padded[index, : len(row)] = row
-    return padded

@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from targets.base import Session
 from targets.errors import MissingLibraryError
 from targets.evaluation_pack import EvaluationPack
-from targets.feeds import pad_batch
 from targets.interference import CpuSample, peak_memory_bytes, round_between
 from targets.load_result import LoadResult, MachineState, read_logs
 from targets.load_scenario import LoadSettings
@@ -111,11 +110,8 @@ class _Samples:
 
     def __init__(self, pack: EvaluationPack, signature: Signature) -> None:
         self._signature = signature
-        self._pad = pack.pad_token_id
+        self._pack = pack
         self.lengths = pack.lengths
-        self._rows: dict[str, list[NDArray[np.generic]]] = {
-            name: np.split(flat, pack.offsets[1:]) for name, flat in pack.inputs.items()
-        }
         self._alone = [self._batch((index,)) for index in range(len(pack))]
 
     def __len__(self) -> int:
@@ -126,8 +122,7 @@ class _Samples:
         return self._alone[indices[0]] if len(indices) == 1 else self._batch(indices)
 
     def _batch(self, indices: Sequence[int]) -> Arrays:
-        rows = {name: [rows[index] for index in indices] for name, rows in self._rows.items()}
-        return pad_batch(rows, self._signature, pad_token_id=self._pad)
+        return self._pack.feeds(indices, self._signature)
 
 
 class _SystemUnderTest:

@@ -100,8 +100,9 @@ class Measurement(_Frozen):
     rounds: tuple[Round, ...] = Field(min_length=1)
     threads: int = Field(ge=1)
     batch_size: int = Field(ge=1)
-    sequence_length: int | None = Field(ge=1)
-    """Tokens of each text; None for real texts of many lengths."""
+    sequence_length: int | None = Field(ge=0)
+    """Length of each sample, such as tokens of a text; 0 where all have one size; None for real
+    texts of many lengths."""
     tokenization: bool = False
     """Whether a run began with the text and ended with labels."""
     num_cpus: int = Field(ge=1)

@@ -1,4 +1,4 @@
-"""Raw text in, labels and scores out, with nothing but the tokenizers library and the runtime."""
+"""Raw inputs in, labels and scores out, with one small library a kind of input and the runtime."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import threading
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,33 +15,24 @@ from pydantic import BaseModel, ConfigDict
 
 from targets.base import Session
 from targets.bundle import Bundle
-from targets.errors import BundleError, InputError
+from targets.errors import InputError
 from targets.evaluation_pack import EvaluationPack
-from targets.feeds import IDS
+from targets.preprocessing import Encoded, Encoder
 from targets.registry import open_session
 
-if TYPE_CHECKING:
-    from tokenizers import Encoding, Tokenizer
-
 __all__ = [
-    "LIBRARIES",
     "Prediction",
     "Predictor",
+    "encode",
     "load",
     "predict_lines",
     "read_jsonl",
-    "read_tokenizer",
     "softmax",
-    "tokenize",
 ]
 
 
-LIBRARIES = ("numpy", "tokenizers")
-"""Distributions that answers depend on, beside the runtime."""
-
-
 class Prediction(BaseModel):
-    """The answer to one text."""
+    """The answer to one input."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -52,19 +43,19 @@ class Prediction(BaseModel):
     scores: dict[str, float]
     """The probability of every label; they add up to 1."""
     truncated: bool = False
-    """Whether the text was longer than the model reads, and its end was left out."""
+    """Whether the input was longer than the model reads, and its end was left out."""
 
 
 class Predictor:
-    """A bundle, ready to classify raw text.
+    """A bundle, ready to classify raw inputs: texts, images or recordings.
 
-    Safe to share between threads: their texts are tokenized side by side, and the model runs for
+    Safe to share between threads: their inputs are read side by side, and the model runs for
     one of them at a time. To run it for several at once, open one predictor a thread.
 
     Args:
-        bundle: A text classifier.
+        bundle: A classifier.
         threads: CPU threads of the runtime.
-        batch_size: Texts that run at a time.
+        batch_size: Inputs that run at a time.
         session: An open session of the bundle; by default a new one.
     """
 
@@ -78,7 +69,7 @@ class Predictor:
     ) -> None:
         self.bundle = bundle
         self.batch_size = batch_size
-        self._tokenizer = read_tokenizer(bundle)
+        self._encoder = _encoder(bundle)
         self._session = session or open_session(bundle, threads=threads)
         self._running = threading.Lock()
         self._executor: ThreadPoolExecutor | None = None
@@ -96,32 +87,36 @@ class Predictor:
         with self._running:
             self._session.close()
 
-    def predict(self, texts: Sequence[str]) -> list[Prediction]:
-        """Classify texts; longer ones are cut to the length the model was built for.
+    def predict(self, inputs: Sequence[Any]) -> list[Prediction]:
+        """Classify raw inputs; longer ones are cut to the length the model was built for.
+
+        Args:
+            inputs: What the encoders of `targets.preprocessing` read: strings for a text model;
+                paths, bytes or arrays for images and recordings.
 
         Returns:
-            One prediction a text, in the order of the texts.
+            One prediction an input, in their order.
 
         Raises:
-            InputError: Something passed is not a string.
+            InputError: Something passed cannot be read.
         """
-        encodings = _encode(self._tokenizer, texts)
-        if not encodings:
+        encoded = self._encoder.encode(inputs)
+        if not len(encoded):
             return []
         labels = self.bundle.manifest.labels
-        probabilities = softmax(self._run(_packed(encodings, None, self.bundle)))
+        probabilities = softmax(self._run(_packed(encoded, None, self.bundle)))
         return [
             Prediction(
                 label=labels[int(row.argmax())],
                 score=float(row.max()),
                 scores=dict(zip(labels, map(float, row), strict=True)),
-                truncated=bool(encoding.overflowing),
+                truncated=truncated,
             )
-            for encoding, row in zip(encodings, probabilities, strict=True)
+            for truncated, row in zip(encoded.truncated, probabilities, strict=True)
         ]
 
-    async def predict_async(self, texts: Sequence[str]) -> list[Prediction]:
-        """Classify texts without holding up the event loop; see :meth:`predict`.
+    async def predict_async(self, inputs: Sequence[Any]) -> list[Prediction]:
+        """Classify inputs without holding up the event loop; see :meth:`predict`.
 
         Calls are answered in the order in which they were made.
         """
@@ -129,11 +124,12 @@ class Predictor:
 
         if self._executor is None:
             self._executor = ThreadPoolExecutor(1, thread_name_prefix="predictor")
-        return await asyncio.get_running_loop().run_in_executor(self._executor, self.predict, texts)
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._executor, self.predict, inputs)
 
-    def logits(self, texts: Sequence[str]) -> NDArray[np.floating]:
-        """The raw output for each text.  # (texts, labels)"""
-        return self._run(self.tokenize(texts))
+    def logits(self, inputs: Sequence[Any]) -> NDArray[np.floating]:
+        """The raw output for each input.  # (inputs, labels)"""
+        return self._run(self.encode(inputs))
 
     def _run(self, samples: EvaluationPack) -> NDArray[np.floating]:
         signature = self._session.signature
@@ -143,44 +139,38 @@ class Predictor:
                 answers.append((batch, self._session.run(batch.feeds)))
         return samples.restore(answers, signature)[signature.outputs[0].name]  # type: ignore[return-value]
 
-    def tokenize(self, texts: Sequence[str]) -> EvaluationPack:
-        """Turn texts into the inputs of the model; the labels of the pack are all 0.
+    def encode(self, inputs: Sequence[Any]) -> EvaluationPack:
+        """Read inputs into the form that the model takes; the labels of the pack are all 0.
 
         Raises:
-            InputError: Something passed is not a string.
+            InputError: Something passed cannot be read.
         """
-        return _packed(_encode(self._tokenizer, texts), None, self.bundle)
+        return _packed(self._encoder.encode(inputs), None, self.bundle)
 
 
-def tokenize(bundle: Bundle, texts: Sequence[str], labels: NDArray[np.int64]) -> EvaluationPack:
-    """Turn labelled texts into the inputs of a bundle's model, without loading the model.
+def encode(bundle: Bundle, inputs: Sequence[Any], labels: NDArray[np.int64]) -> EvaluationPack:
+    """Read labelled inputs into the form that a bundle's model takes, without loading the model.
 
     Args:
-        bundle: A text classifier.
-        texts: N texts.
+        bundle: A classifier.
+        inputs: N raw inputs.
         labels: (N,) class indices.
 
     Raises:
-        InputError: Something passed is not a string.
+        InputError: Something passed cannot be read.
     """
-    return _packed(_encode(read_tokenizer(bundle), texts), labels, bundle)
+    return _packed(_encoder(bundle).encode(inputs), labels, bundle)
 
 
-def _encode(tokenizer: Tokenizer, texts: Sequence[str]) -> list[Encoding]:
-    _check_texts(texts)
-    return tokenizer.encode_batch(list(texts)) if texts else []
+def _encoder(bundle: Bundle) -> Encoder:
+    return bundle.manifest.preprocessing.open(bundle.folder, source=bundle.source)
 
 
-def _packed(
-    encodings: Sequence[Encoding], labels: NDArray[np.int64] | None, bundle: Bundle
-) -> EvaluationPack:
+def _packed(encoded: Encoded, labels: NDArray[np.int64] | None, bundle: Bundle) -> EvaluationPack:
     return EvaluationPack.from_rows(
-        {
-            IDS: [encoding.ids for encoding in encodings],
-            "token_type_ids": [encoding.type_ids for encoding in encodings],
-        },
-        np.zeros(len(encodings), dtype=np.int64) if labels is None else labels,
-        pad_token_id=bundle.manifest.preprocessing.pad_token_id,
+        encoded.rows,
+        np.zeros(len(encoded), dtype=np.int64) if labels is None else labels,
+        preprocessing=bundle.manifest.preprocessing,
     )
 
 
@@ -198,7 +188,7 @@ def load(path: str | Path, *, threads: int = 1, batch_size: int = 32) -> Predict
 def predict_lines(
     predictor: Predictor, lines: Sequence[str] | Iterator[str], *, chunk: int = 1024
 ) -> Iterator[Prediction]:
-    """Classify a stream of texts, one a line, in pieces that fit in memory."""
+    """Classify a stream of inputs, one a line, in pieces that fit in memory: texts, or paths."""
     waiting: list[str] = []
     for line in lines:
         waiting.append(line.rstrip("\r\n"))
@@ -241,48 +231,7 @@ def read_jsonl(lines: Iterable[str], field: str) -> Iterator[str]:
         yield text
 
 
-def read_tokenizer(bundle: Bundle) -> Tokenizer:
-    """The tokenizer of a text bundle, set to cut to the length the model was built for.
-
-    Raises:
-        BundleError: The file is not a tokenizer.
-    """
-    from tokenizers import Tokenizer
-
-    preprocessing = bundle.manifest.preprocessing
-    path = bundle.path(preprocessing.tokenizer)
-    try:
-        tokenizer: Tokenizer = Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises Exception itself
-        raise BundleError(
-            "the tokenizer of the bundle cannot be read",
-            where=bundle.source / preprocessing.tokenizer,
-            given=error,
-            fix="build the bundle again",
-        ) from error
-    tokenizer.enable_truncation(preprocessing.max_length)
-    tokenizer.no_padding()
-    return tokenizer
-
-
 def softmax(logits: NDArray[np.floating]) -> NDArray[np.float64]:
     """Probabilities from logits, over the last axis."""
     shifted = np.exp(logits.astype(np.float64) - logits.max(axis=-1, keepdims=True))
     return np.asarray(shifted / shifted.sum(axis=-1, keepdims=True))
-
-
-def _check_texts(texts: object) -> None:
-    if isinstance(texts, str | bytes) or not isinstance(texts, Sequence):
-        raise InputError(
-            "the predictor takes a list of texts",
-            given=f"{type(texts).__name__} {texts!r:.60}",
-            fix="put a single text into a list",
-        )
-    for index, text in enumerate(texts):
-        if not isinstance(text, str):
-            raise InputError(
-                "a text is not a string",
-                where=f"texts[{index}]",
-                given=f"{type(text).__name__} {text!r:.60}",
-                fix="pass strings only; leave empty cells out or turn them into ''",
-            )

@@ -13,8 +13,9 @@ from targets.base import Session
 from targets.bundle import Bundle
 from targets.errors import BundleError, InputError
 from targets.evaluation_pack import EvaluationPack
-from targets.feeds import IDS, FeedsSpec, synthetic_feeds
-from targets.predictor import Predictor, read_tokenizer
+from targets.feeds import FeedsSpec, synthetic_feeds
+from targets.predictor import Predictor
+from targets.preprocessing.text import IDS, TextEncoder
 
 __all__ = ["NUM_REQUESTS", "Request", "TextsSpec", "bundle_texts", "read_texts", "requests"]
 
@@ -60,7 +61,7 @@ def requests(spec: FeedsSpec | TextsSpec, session: Session, bundle: Bundle) -> l
         if spec.tokenization:
             made.append(lambda texts=texts: predictor.predict(texts))  # type: ignore[misc]
         else:
-            [batch] = predictor.tokenize(texts).batches(spec.batch_size, session.signature)
+            [batch] = predictor.encode(texts).batches(spec.batch_size, session.signature)
             made.append(lambda feeds=batch.feeds: session.run(feeds))  # type: ignore[misc]
     return made
 
@@ -82,7 +83,16 @@ def bundle_texts(bundle: Bundle) -> list[str]:
             given="evaluation null in its manifest",
             fix="pass a file of texts, or build it with bundle.evaluation_data: true",
         )
-    pack, tokenizer = EvaluationPack.load(bundle.path(name)), read_tokenizer(bundle)
+    preprocessing = bundle.manifest.preprocessing
+    encoder = preprocessing.open(bundle.folder, source=bundle.source)
+    if not isinstance(encoder, TextEncoder):
+        raise BundleError(
+            "only text models are measured on real texts",
+            where=bundle.source,
+            given=f"a model of {preprocessing.noun}s",
+            fix="leave real texts out: its inputs do not differ in the work that they are",
+        )
+    pack, tokenizer = EvaluationPack.load(bundle.path(name)), encoder.tokenizer
     around = set(tokenizer.encode("").ids)  # what is put around every text
     rows = [
         [int(token) for token in row if token not in around]
@@ -120,7 +130,7 @@ def read_texts(path: Path) -> list[str]:
 
 def _batches(texts: Sequence[str], predictor: Predictor, spec: TextsSpec) -> list[list[str]]:
     """Texts whose lengths are spread as those of all, shuffled into batches."""
-    ordered = np.argsort(predictor.tokenize(texts).lengths, kind="stable")
+    ordered = np.argsort(predictor.encode(texts).lengths, kind="stable")
     wanted = NUM_REQUESTS * spec.batch_size
     # The middles of equal slices of the sorted texts; few texts stand in several slices.
     places = ((np.arange(wanted) + 0.5) / wanted * len(texts)).astype(np.int64)

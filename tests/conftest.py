@@ -392,7 +392,7 @@ def make_small_bundle(
 
     def keep(files: Path, work: Path) -> dict[str, Any]:
         export_onnx(model, signature, files / "model.onnx")
-        model.tokenizer.save_pretrained(files)
+        model.processor.save_pretrained(files)
         ranges = {"batch": (1, 1, 8), "sequence": (1, 16, 32)}
         OnnxModel(files, signature, "fp32", model.task, model.labels, 32, ranges).save(files)
         return {"form": "onnx", "precision": "fp32"}

@@ -13,7 +13,7 @@ from compressor.report.wording import NONE, milliseconds, significant
 from targets.bench import BenchEntry, BenchReport, Sweep, bench
 from targets.benchmark import BenchmarkSettings, Failure
 from targets.bundle import Bundle
-from targets.feeds import check_length
+from targets.feeds import usual_length
 from targets.measurement import Measurement
 from targets.wording import plural
 from targets.workloads import read_texts
@@ -34,15 +34,17 @@ def bench_bundles(
     Returns:
         Whether every bundle was measured.
     """
+    opened = {str(bundle): Bundle.open(bundle) for bundle in bundles}
+    every = list(opened.values())
+    lengths = tuple(usual_length(every, each) for each in sweep.sequence_lengths)
+    lengths = tuple(dict.fromkeys(lengths)) or (usual_length(every),)
+    sweep = sweep.model_copy(update={"sequence_lengths": lengths})
     settings = BenchmarkSettings(
         threads=sweep.threads[0],
-        sequence_length=sweep.sequence_lengths[0],
+        sequence_length=lengths[0],
         batch_sizes=sweep.batch_sizes,
         rounds=rounds,
     )
-    opened = {str(bundle): Bundle.open(bundle) for bundle in bundles}
-    for bundle in opened.values():
-        check_length(bundle, max(sweep.sequence_lengths))
     read = None if texts is None else read_texts(texts)
     with ConsoleProgress() as progress:
         progress.start(f"measure {len(bundles)} bundles")
@@ -88,7 +90,7 @@ def _latencies(report: BenchReport, names: Sequence[str]) -> Table:
         caption_justify="left",
         caption="; ".join(_legend(report, has_energy)) or None,
     )
-    titles = ["#", "threads", "batch x\ntokens", "ms", "95% interval", "p90", "texts/s"]
+    titles = ["#", "threads", "batch x\nlength", "ms", "95% interval", "p90", "inputs/s"]
     for title in (*titles, *(["mJ"] if has_energy else []), "noise"):
         table.add_column(title, justify="right", no_wrap=True)
     for entry in report.entries:
@@ -106,7 +108,7 @@ def _legend(report: BenchReport, has_energy: bool) -> list[str]:
         lines.append("real: texts as long as the test data")
         lines.append("raw text: tokenization included")
     if has_energy:
-        lines.append("mJ: of one text, all processors")
+        lines.append("mJ: of one input, all processors")
     return lines
 
 
@@ -138,7 +140,7 @@ def _more(entry: BenchEntry, number: int) -> list[str]:
     run = entry.sustained
     if run is not None:
         lines.append(
-            f"{title}: {run.verdict} over {run.duration_s:.0f} s, {run.throughput:.1f} texts/s; "
+            f"{title}: {run.verdict} over {run.duration_s:.0f} s, {run.throughput:.1f} inputs/s; "
             f"the last third takes {run.slowdown:.2f}x the time of the first"
         )
     return lines

@@ -98,7 +98,7 @@ def plan(
     typer.echo(f"budget: {', '.join(f'{name} {value}' for name, value in limits.items())}")
     shapes = ", ".join(map(str, loaded.benchmark.shapes))
     typer.echo(
-        f"latency: {shapes} (batch x tokens), {loaded.benchmark.threads} threads, "
+        f"latency: {shapes} (batch x length), {loaded.benchmark.threads} threads, "
         f"{loaded.benchmark.rounds} rounds"
     )
     typer.echo(f"output: {loaded.output}")
@@ -116,11 +116,26 @@ def finetune(
     model: Annotated[Path, typer.Argument(help="Checkpoint folder to start from.")],
     data: Annotated[Path, typer.Argument(help="Folder with train, validation and test files.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the result.")],
-    text: Annotated[str, typer.Option(help="Column with the text.")] = "text",
+    task: Annotated[
+        str | None, typer.Option(help="What the model is to do.", show_default="as the model reads")
+    ] = None,
+    column: Annotated[
+        str | None,
+        typer.Option(
+            "--input",
+            "--text",
+            help="Column with the input.",
+            show_default="text, image or audio",
+        ),
+    ] = None,
     label: Annotated[str, typer.Option(help="Column with the label.")] = "label",
     max_length: Annotated[
         int | None,
         typer.Option(min=2, help="Longest input in tokens.", show_default="the model's limit"),
+    ] = None,
+    image_size: Annotated[
+        int | None,
+        typer.Option(min=8, help="Side of the images in pixels.", show_default="the model's"),
     ] = None,
     seed: Annotated[int, typer.Option(help="Of every random choice.")] = 0,
     set_: SettingOption = None,
@@ -141,9 +156,11 @@ def finetune(
             model,
             find_splits(data),
             output,
-            text=text,
+            task=task,
+            column=column,
             label=label,
             max_length=max_length,
+            image_size=image_size,
             seed=seed,
             overrides=set_ or (),
             store=open_store(store),

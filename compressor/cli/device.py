@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from compressor.cli.options import DevicesOption, OnOption
+
+if TYPE_CHECKING:
+    from targets.preprocessing import Preprocessing
 
 __all__ = ["add_commands"]
 
@@ -29,26 +32,54 @@ def predict(
     jsonl: Annotated[
         bool, typer.Option("--jsonl", help="Standard input has a JSON object a line.")
     ] = False,
-    field: Annotated[str, typer.Option(help="Where the text stands in these objects.")] = "text",
+    field: Annotated[
+        str | None,
+        typer.Option(
+            help="Where the input stands in these objects. [default: text, image or audio]"
+        ),
+    ] = None,
+    file: Annotated[
+        list[Path] | None,
+        typer.Option("--file", "-f", help="An image or a recording; repeatable."),
+    ] = None,
     threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 1,
 ) -> None:
-    """Classify texts, given with --text or one a line on standard input. Prints JSON lines."""
+    """Classify texts, images or recordings. Prints JSON lines.
+
+    They are given with --text or --file, or one text or path a line on standard input.
+    """
     from targets.predictor import load, predict_lines, read_jsonl
 
     count = truncated = 0
     with load(bundle, threads=threads) as predictor:
-        lines = read_jsonl(sys.stdin, field) if jsonl else sys.stdin
-        for prediction in predict_lines(predictor, iter(text) if text else lines):
+        preprocessing = predictor.bundle.manifest.preprocessing
+        given = _inputs(preprocessing, text, file)
+        lines = read_jsonl(sys.stdin, field or preprocessing.kind) if jsonl else sys.stdin
+        for prediction in predict_lines(predictor, iter(given) if given else lines):
             typer.echo(prediction.model_dump_json())
             count += 1
             truncated += prediction.truncated
-        limit = predictor.bundle.manifest.preprocessing.max_length
     if truncated:
         typer.echo(
-            f"warning: {truncated} of {count} texts were longer than the {limit} tokens that "
-            "the model reads; their ends were left out",
+            f"warning: {truncated} of {count} {preprocessing.noun}s were longer than the "
+            f"{preprocessing.longest} {preprocessing.unit} that the model reads; their ends were "
+            "left out",
             err=True,
         )
+
+
+def _inputs(
+    preprocessing: Preprocessing, texts: list[str] | None, files: list[Path] | None
+) -> list[str]:
+    """What is given on the command line; of the kind that the bundle reads.
+
+    Raises:
+        BadParameter: It is of another kind.
+    """
+    wanted, other = ("--text", files) if preprocessing.kind == "text" else ("--file", texts)
+    if other:
+        raise typer.BadParameter(f"the bundle reads {preprocessing.noun}s: give them with {wanted}")
+    return [*(texts or ()), *map(str, files or ())]
 
 
 def bench(
@@ -59,7 +90,10 @@ def bench(
     ] = None,
     sequence_length: Annotated[
         list[int] | None,
-        typer.Option(min=1, help="Tokens of each text; repeatable. [default: 128]"),
+        typer.Option(
+            min=1,
+            help="Length of each input, such as tokens of a text; repeatable. [default: 128]",
+        ),
     ] = None,
     batch_size: Annotated[
         list[int] | None, typer.Option(min=1, help="Texts a run; repeatable. [default: 1, 4]")
@@ -143,7 +177,7 @@ def bench(
     sweep = Sweep(
         threads=_distinct(threads, (1,)),
         batch_sizes=_distinct(batch_size, (1, 4)),
-        sequence_lengths=_distinct(sequence_length, (128,)),
+        sequence_lengths=tuple(dict.fromkeys(sequence_length or ())),
         real_texts=real_texts or texts is not None,
         num_cold_starts=cold_starts,
         sustained_s=sustained,
@@ -166,8 +200,11 @@ def tune(
     bundle: BundleArgument,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the tuned bundle.")],
     threads: Annotated[int, typer.Option(min=1, help="CPU threads that it may use.")] = 1,
-    sequence_length: Annotated[int, typer.Option(min=1, help="Tokens of each text.")] = 128,
-    batch_size: Annotated[int, typer.Option(min=1, help="Texts a run.")] = 1,
+    sequence_length: Annotated[
+        int | None,
+        typer.Option(min=1, help="Length of each input, such as tokens. [default: 128]"),
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Inputs a run.")] = 1,
     rounds: Annotated[int, typer.Option(min=1, help="Rounds for each alternative.")] = 9,
     even_if_noisy: Annotated[
         bool,
@@ -177,9 +214,12 @@ def tune(
     """Find the runtime options that are fastest here, and write a bundle that has them."""
     from compressor.cli.tune import tune_bundle
     from targets.benchmark import BenchmarkSettings
+    from targets.bundle import Bundle
+    from targets.feeds import usual_length
 
+    length = usual_length([Bundle.open(bundle, verify=False)], sequence_length)
     settings = BenchmarkSettings(
-        threads=threads, sequence_length=sequence_length, batch_sizes=(batch_size,), rounds=rounds
+        threads=threads, sequence_length=length, batch_sizes=(batch_size,), rounds=rounds
     )
     tune_bundle(bundle, output, settings, even_if_noisy=even_if_noisy)
 

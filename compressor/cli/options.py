@@ -106,6 +106,8 @@ def find_splits(folder: Path) -> dict[str, str]:
             if path.is_file():
                 found[split] = str(path.absolute())
                 break
+        if split not in found and (folder / split).is_dir():
+            found[split] = str((folder / split).absolute())
     missing = [split for split in ("train", "test") if split not in found]
     if missing:
         names = sorted(path.name for path in folder.glob("*"))[:10] if folder.is_dir() else None

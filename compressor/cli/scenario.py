@@ -18,7 +18,7 @@ from targets.bundle import Bundle
 from targets.environment import Environment
 from targets.errors import TargetError
 from targets.evaluation_pack import EvaluationPack
-from targets.feeds import bundle_feeds, check_length
+from targets.feeds import bundle_feeds, usual_length
 from targets.load_result import LoadResult
 from targets.load_scenario import SCENARIOS, LoadSettings
 from targets.load_search import RateSearch, find_rate
@@ -29,7 +29,6 @@ from targets.worker_client import Worker
 __all__ = ["bench_scenario", "read_settings"]
 
 SYNTHETIC_TEXTS = 64
-SYNTHETIC_LENGTH = 128
 
 ALWAYS = {"bundles", "scenario", "threads", "sequence_length", "output", "duration"}
 """Parameters of the command that mean something to every scenario."""
@@ -155,15 +154,18 @@ class _Samples:
         if manifest.evaluation is not None and sequence_length is None:
             pack = EvaluationPack.load(bundle.path(manifest.evaluation))
             return cls(pack, "the bundle's test data")
-        length = sequence_length or min(SYNTHETIC_LENGTH, manifest.preprocessing.max_length)
-        check_length(bundle, length)
+        length = usual_length([bundle], sequence_length)
         spec = bundle_feeds(bundle, batch_size=SYNTHETIC_TEXTS, sequence_length=length)
-        return cls(EvaluationPack.synthetic(spec), "random tokens")
+        unit = manifest.preprocessing.unit or f"{manifest.preprocessing.noun}s"
+        return cls(EvaluationPack.synthetic(spec), f"random {unit}")
 
     def __str__(self) -> str:
-        lengths = self.pack.lengths
+        lengths, preprocessing = self.pack.lengths, self.pack.preprocessing
+        if not preprocessing.ragged:
+            return f"{len(lengths)} {preprocessing.noun}s, {self.source}"
         return (
-            f"{len(lengths)} texts of {lengths.min()} to {lengths.max()} tokens "
+            f"{len(lengths)} {preprocessing.noun}s of {lengths.min()} to {lengths.max()} "
+            f"{preprocessing.unit} "
             f"({lengths.mean():.0f} on average), {self.source}"
         )
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import copy
-from typing import ClassVar, cast
+from typing import TYPE_CHECKING, ClassVar, cast
 
 from pydantic import Field
 
@@ -11,6 +10,9 @@ from compressor.errors import PassError
 from compressor.model import Model, OnnxModel, TorchModel
 from compressor.passes.base import Pass, PassContext, PassResult
 from targets.base import Form
+
+if TYPE_CHECKING:
+    from targets.signature import Signature
 
 __all__ = ["Export"]
 
@@ -67,7 +69,8 @@ class Export(Pass):
         from compressor.parity import measure_parity
         from compressor.tasks import get_task
 
-        signature = get_task(model.task).signature(model)
+        task = get_task(model.task)
+        signature = task.signature(model)
         folder = context.folder / "onnx"
         exported = OnnxModel(
             folder=folder,
@@ -76,10 +79,7 @@ class Export(Pass):
             task=model.task,
             labels=model.labels,
             max_length=model.max_length,
-            ranges={
-                "batch": (1, self.usual_batch, self.max_batch),
-                "sequence": (1, self._usual_length(model, context), model.max_length),
-            },
+            ranges=self._ranges(model, signature, context),
         )
         context.progress(0.0, "tracing the model")
         export_onnx(
@@ -89,9 +89,9 @@ class Export(Pass):
             opset=self.opset,
             single_file_limit_bytes=self.single_file_limit_bytes,
         )
-        _save_tokenizer(model, exported)
+        task.save_processor(model.processor, folder)
         context.progress(0.8, "comparing the ONNX model with torch")
-        parity = measure_parity(model, exported.path, context.splits.validation.texts)
+        parity = measure_parity(model, exported.path, context.splits.validation.inputs)
         return PassResult(
             model=exported,
             metrics={
@@ -113,8 +113,8 @@ class Export(Pass):
         exported = cast("OnnxModel", result.model)
         difference = result.metrics["max_relative_difference"]
         if not difference <= self.tolerance:
-            texts = context.splits.validation.texts
-            parity = measure_parity(cast("TorchModel", model), exported.path, texts)
+            inputs = context.splits.validation.inputs
+            parity = measure_parity(cast("TorchModel", model), exported.path, inputs)
             raise PassError(
                 "the ONNX model does not compute what the torch model computes",
                 where=parity.worst_case,
@@ -124,22 +124,24 @@ class Export(Pass):
             )
         _check_interface(exported)
 
-    def _usual_length(self, model: TorchModel, context: PassContext) -> int:
+    def _ranges(
+        self, model: TorchModel, signature: Signature, context: PassContext
+    ) -> dict[str, tuple[int, int, int]]:
+        """Smallest, usual and largest size of each free dimension: the batch, and lengths."""
         from compressor.tasks import get_task
 
-        if self.usual_length is not None:
-            return self.usual_length
-        rows = get_task(model.task).encode(model, context.splits.validation.texts)
-        lengths = sorted(len(row["input_ids"]) for row in rows)
-        return lengths[len(lengths) // 2]
-
-
-def _save_tokenizer(model: TorchModel, exported: OnnxModel) -> None:
-    """Save the tokenizer without what its last call left in it: padding and truncation."""
-    tokenizer = copy.deepcopy(model.tokenizer)
-    tokenizer.backend_tokenizer.no_padding()
-    tokenizer.backend_tokenizer.no_truncation()
-    tokenizer.save_pretrained(exported.folder)
+        batch, *lengths = signature.free_dimensions
+        ranges = {batch: (1, self.usual_batch, self.max_batch)}
+        for name in lengths:
+            usual = self.usual_length
+            if usual is None:
+                task = get_task(model.task)
+                found = sorted(
+                    map(task.length, task.encode(model, context.splits.validation.inputs))
+                )
+                usual = found[len(found) // 2]
+            ranges[name] = (1, usual, model.max_length)
+        return ranges
 
 
 def _num_nodes(exported: OnnxModel) -> int:

@@ -67,7 +67,7 @@ class Quantize(Pass):
     percentile: float = Field(default=99.99, gt=50, le=100)
     """Share of values that the range covers, in percent; for the calibration ``percentile``."""
     num_samples: int = Field(default=256, ge=1)
-    """Training texts to calibrate on."""
+    """Training inputs to calibrate on."""
     smooth_quant: float | None = Field(default=None, ge=0, le=1)
     """SmoothQuant's migration strength alpha; none leaves activations as they are."""
     activation_matmuls: bool = False
@@ -126,7 +126,7 @@ class Quantize(Pass):
                 )
 
     def run(self, model: Any, context: PassContext) -> PassResult:
-        """Write the quantized model; the calibration data are seeded training texts."""
+        """Write the quantized model, calibrated on a seeded choice of training inputs."""
         from dataclasses import replace
 
         destination = context.folder / "quantized"
@@ -176,10 +176,9 @@ class Quantize(Pass):
         from compressor.tasks import get_task
 
         task = get_task(model.task)
-        texts = list(context.splits.train.texts)
-        random.Random(context.seed).shuffle(texts)
-        rows = task.encode(model, texts[: self.num_samples])
-        rows.sort(key=lambda row: len(row["input_ids"]))
+        inputs = list(context.splits.train.inputs)
+        random.Random(context.seed).shuffle(inputs)
+        rows = sorted(task.encode(model, inputs[: self.num_samples]), key=task.length)
         for start in range(0, len(rows), 16):
             yield dict(task.collate(model, rows[start : start + 16]))
             context.progress(min(1.0, (start + 16) / len(rows)), "calibrating")

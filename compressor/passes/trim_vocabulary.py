@@ -77,19 +77,19 @@ class TrimVocabulary(Pass):
         kept = self._choose(model, context)
         trimmed = model.clone()
         trim_embeddings(trimmed.module, kept)
-        tokenizer = trim_tokenizer(model.tokenizer, kept)
-        trimmed = replace(trimmed, tokenizer=tokenizer)
-        texts = context.splits.validation.texts
-        changed = changed_tokenization_rate(model.tokenizer, tokenizer, texts)
+        tokenizer = trim_tokenizer(model.processor, kept)
+        trimmed = replace(trimmed, processor=tokenizer)
+        texts = context.splits.validation.inputs
+        changed = changed_tokenization_rate(model.processor, tokenizer, texts)
         saved = 4 * (model.num_parameters - trimmed.num_parameters)  # float32
-        before = len(model.tokenizer)
+        before = len(model.processor)
         return PassResult(
             model=trimmed,
             metrics={
                 "num_tokens_before": float(before),
                 "num_tokens": float(len(kept)),
                 "saved_bytes": float(saved),
-                "validation_unknown_rate_before": unknown_token_rate(model.tokenizer, texts),
+                "validation_unknown_rate_before": unknown_token_rate(model.processor, texts),
                 "validation_unknown_rate": unknown_token_rate(tokenizer, texts),
                 "validation_changed_rate": changed,
             },
@@ -105,10 +105,10 @@ class TrimVocabulary(Pass):
         from compressor.vocabulary import covered_texts, kept_tokens
 
         before, after = cast("TorchModel", model), cast("TorchModel", result.model)
-        kept = kept_tokens(before.tokenizer, after.tokenizer)
+        kept = kept_tokens(before.processor, after.processor)
         _check_weights(before, after, kept)
-        texts = [*context.splits.train.texts, *context.splits.validation.texts]
-        covered, wrong = covered_texts(before.tokenizer, after.tokenizer, kept, texts)
+        texts = [*context.splits.train.inputs, *context.splits.validation.inputs]
+        covered, wrong = covered_texts(before.processor, after.processor, kept, texts)
         if wrong:
             raise PassError(
                 "a text of kept tokens is split differently",
@@ -125,11 +125,11 @@ class TrimVocabulary(Pass):
         from compressor.embeddings import rows_that_stay
         from compressor.vocabulary import count_tokens, select_tokens
 
-        counts = count_tokens(model.tokenizer, context.splits.train.texts)
-        extra = count_tokens(model.tokenizer, self._extra_lines())
+        counts = count_tokens(model.processor, context.splits.train.inputs)
+        extra = count_tokens(model.processor, self._extra_lines())
         counts += np.where(extra > 0, self.min_count, 0)  # what is in there is kept however rare
         chosen = select_tokens(
-            model.tokenizer,
+            model.processor,
             counts,
             min_count=self.min_count,
             keep_first=self.keep_first,

@@ -26,6 +26,7 @@ from compressor.pruning.layers import select_layers
 from compressor.pruning.selection import global_counts, top_units
 from compressor.pruning.slicing import Kept, keep_units
 from compressor.pruning.widths import head_multiple
+from compressor.tasks import get_task
 from compressor.training.batches import collator, encode
 
 __all__ = ["check_finite", "choose", "mean_loss", "prune_to", "sample_batches"]
@@ -119,7 +120,7 @@ def sample_batches(
     count = min(num_rows, len(split))
     chosen = np.random.default_rng(seed).choice(len(split), size=count, replace=False)
     rows = encode(model, split.take(chosen.tolist()))
-    rows.sort(key=lambda row: len(row["input_ids"]))
+    rows.sort(key=get_task(model.task).length)
     collate = collator(model)
     return [collate(rows[start : start + batch_size]) for start in range(0, count, batch_size)]
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, field_serializer
 
 from compressor.data import DataSpec
 from compressor.gate.budget import Budget
 from compressor.passes import Pass, available_passes
+from compressor.tasks import TaskName
 from targets.base import Target
 from targets.benchmark import BenchmarkSettings
 from targets.discovery import Component
@@ -52,7 +53,7 @@ class Recipe(BaseModel):
     """For reports; the default is the name of the recipe file."""
     model: Path
     """The fine-tuned checkpoint: a Hugging Face folder with safetensors."""
-    task: Literal["text-classification"] = "text-classification"
+    task: TaskName = "text-classification"
     """What the model does."""
     data: DataSpec
     """Labelled data: for training, for choosing, and held out for the final figures."""

@@ -39,6 +39,7 @@ from compressor.search.study import (
 from compressor.search.workers import InTurn, Job, RayWorkers, Workers
 from compressor.storage import storage_errors, write_atomically
 from compressor.store import RunStore
+from compressor.tasks import get_task
 from targets.provenance import checkpoint_hashes
 
 if TYPE_CHECKING:
@@ -284,7 +285,9 @@ def _identity(recipe: Recipe, space: Space) -> dict[str, str]:
         "the recipe": _hash(settings),
         "the space": _hash({name: each.model_dump(mode="json") for name, each in space.items()}),
         "the model": _hash(checkpoint_hashes(recipe.model)),
-        "the data": data_fingerprint(recipe.data, seed=recipe.seed),
+        "the data": data_fingerprint(
+            recipe.data, kind=get_task(recipe.task).kind, seed=recipe.seed
+        ),
     }
 
 

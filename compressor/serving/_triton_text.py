@@ -19,7 +19,8 @@ from compressor.serving._triton_config import (
     parameters,
 )
 from targets.bundle import Bundle
-from targets.feeds import IDS, MASK, ZEROS_IF_ABSENT
+from targets.preprocessing import TextPreprocessing
+from targets.preprocessing.text import IDS, MASK, ZEROS_IF_ABSENT
 
 __all__ = ["TEXT", "write_text_models"]
 
@@ -41,8 +42,16 @@ def write_text_models(
         length_multiple: Texts are padded to a multiple of this many tokens.
 
     Raises:
-        PackageError: The model takes an input that text does not provide.
+        PackageError: The model takes no text, or an input that text does not provide.
     """
+    preprocessing = bundle.manifest.preprocessing
+    if not isinstance(preprocessing, TextPreprocessing):
+        raise PackageError(
+            "the model takes no text",
+            where="preprocessing",
+            given=f"a model of {preprocessing.noun}s",
+            fix="leave text=true out",
+        )
     names = tuple(each.name for each in model.input)
     unknown = sorted({*names} - {IDS, MASK, *ZEROS_IF_ABSENT})
     if unknown:
@@ -52,7 +61,6 @@ def write_text_models(
             given=", ".join(unknown),
             fix="leave text=true out",
         )
-    preprocessing = bundle.manifest.preprocessing
     batched = model.max_batch_size > 0
     text = Tensor(name=TEXT, data_type=DataType.TYPE_STRING, dims=(1 if batched else -1,))
     tokenizer = ModelConfig(

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
-from compressor.errors import PassError
-from compressor.tasks.base import Task
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import AfterValidator
+
+from compressor.errors import PassError, nearest
+from compressor.tasks.base import Row, Task
+from compressor.tasks.image_classification import ImageClassification
 from compressor.tasks.text_classification import TextClassification
 
-__all__ = ["TASKS", "Task", "get_task"]
+__all__ = ["TASKS", "Row", "Task", "TaskName", "get_task", "infer_task"]
 
-TASKS: dict[str, type[Task]] = {TextClassification.name: TextClassification}
+TASKS: dict[str, type[Task]] = {
+    each.name: each for each in (TextClassification, ImageClassification)
+}
 
 
 def get_task(name: str) -> Task:
@@ -22,3 +31,42 @@ def get_task(name: str) -> Task:
             f"there is no task {name!r}", given=name, fix=f"use one of {', '.join(TASKS)}"
         )
     return TASKS[name]()
+
+
+def infer_task(folder: Path) -> str:
+    """The task of a checkpoint: that of its head, else the one for what it reads.
+
+    Args:
+        folder: A Hugging Face folder; one that cannot be read is taken for a text model, and what
+            is wrong with it is found where it is loaded.
+    """
+    config = _read_json(folder / "config.json")
+    heads = config.get("architectures") or [""]
+    for name, task in TASKS.items():
+        if str(heads[0]).endswith(task.head):
+            return name
+    processor = _read_json(folder / "preprocessor_config.json")
+    kind = "text"
+    if processor or (config and "vocab_size" not in config):
+        kind = "audio" if "feature_size" in processor or "sampling_rate" in processor else "image"
+    return next(name for name, task in TASKS.items() if task.kind == kind)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _known(name: str) -> str:
+    if name not in TASKS:
+        guess = nearest(name, TASKS)
+        hint = f"; did you mean {guess!r}?" if guess else ""
+        raise ValueError(f"there is no task {name!r}: use one of {', '.join(TASKS)}{hint}")
+    return name
+
+
+TaskName = Annotated[str, AfterValidator(_known)]
+"""Name of a task, checked."""

@@ -1,32 +1,54 @@
-"""What every task offers: how its models and tokenizers load and how text becomes batches."""
+"""What every task offers: how its models load and how raw inputs become batches."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from targets.signature import Signature
+from compressor.errors import CheckpointError
+from targets.predictor import softmax
+from targets.preprocessing import AnyPreprocessing, Preprocessing
+from targets.signature import Arrays, Signature, TensorSpec
 
 if TYPE_CHECKING:
-    from compressor.data import Split
-    from compressor.model import Model, TorchModel
+    from torch import Tensor, nn
 
-__all__ = ["Task"]
+    from compressor.data import Kind, Split
+    from compressor.model import Model, TorchModel
+    from compressor.training.augmentation import Noise
+    from compressor.training.settings import DistillSettings
+
+__all__ = ["Classification", "Row", "Task"]
+
+Row = Mapping[str, Any]
+"""One input, read: name -> its tokens, its pixels, its samples."""
 
 
 class Task(ABC):
-    """One kind of problem. Subclasses live in one file each in ``compressor/tasks/``."""
+    """One kind of problem. Subclasses live in one file each in ``compressor/tasks/``.
+
+    A *processor* is what turns raw inputs into rows: a tokenizer for text, else a value of
+    :mod:`targets.preprocessing`.
+    """
 
     name: ClassVar[str]
     """As Hugging Face names it."""
 
     head: ClassVar[str]
     """How the class names of checkpoints with this task's head end."""
+
+    kind: ClassVar[Kind]
+    """Of the raw inputs."""
+
+    preprocessing_type: ClassVar[type[Preprocessing]]
+    """How the device half reads the same inputs."""
+
+    # Checkpoints
 
     @abstractmethod
     def load_checkpoint(self, folder: Path, *, max_length: int | None = None) -> TorchModel:
@@ -37,34 +59,99 @@ class Task(ABC):
         """
 
     @abstractmethod
-    def check_tokenizer(self, folder: Path) -> None:
-        """Check cheaply, without its library, that a checkpoint has the tokenizer that is needed.
+    def check_processor(self, folder: Path) -> None:
+        """Check cheaply, without its library, that a checkpoint has the processor that is needed.
 
         Raises:
             CheckpointError: It has none.
         """
 
     @abstractmethod
-    def load_tokenizer(self, folder: Path) -> Any:
-        """Load the fast tokenizer of a checkpoint folder.
+    def load_processor(self, folder: Path) -> Any:
+        """Load the processor of a checkpoint folder.
 
         Raises:
             CheckpointError: There is none.
         """
 
     @abstractmethod
+    def save_processor(self, processor: Any, folder: Path) -> None:
+        """Write a processor into a model folder."""
+
+    @abstractmethod
+    def processor_files(self, folder: Path) -> list[Path]:
+        """The files of the processor in a model folder."""
+
+    @abstractmethod
+    def longest(self, folder: Path, processor: Any) -> int:
+        """Longest input of a checkpoint; `targets.preprocessing.FIXED_SIZE` where all have one."""
+
+    @abstractmethod
+    def preprocessing(self, folder: Path, max_length: int) -> AnyPreprocessing:
+        """How the device half reads inputs for the model in a folder."""
+
+    # The network
+
+    @abstractmethod
     def signature(self, model: TorchModel) -> Signature:
-        """Inputs and outputs of the exported model, batch and sequence free."""
+        """Inputs and outputs of the exported model, batch and lengths free."""
 
     @abstractmethod
-    def encode(self, model: Model, texts: Sequence[str]) -> list[dict[str, list[int]]]:
-        """Tokenise; one dict of ragged lists a text, cut at the model's longest input."""
+    def example(self, network: nn.Module, processor: Any) -> dict[str, Tensor]:
+        """A small batch to trace the network with: name -> (2, ...), lengths differing if any."""
+
+    def resized(self, network: nn.Module, processor: Any, image_size: int) -> Any:
+        """The processor for images of another size; the network is brought to it in place.
+
+        Args:
+            network: Is changed where it has a table of positions.
+            processor: Of its size now.
+            image_size: Side of the images in pixels.
+
+        Raises:
+            CheckpointError: The model reads no images, or none of this size.
+        """
+        raise CheckpointError(
+            "only models that read images have an image size",
+            where=self.name,
+            given=image_size,
+            fix="leave the image size out",
+        )
+
+    # Rows and batches
 
     @abstractmethod
-    def collate(
-        self, model: Model, rows: Sequence[dict[str, list[int]]]
-    ) -> dict[str, NDArray[np.int64]]:
-        """Pad encoded rows into one batch, (B, T) for each input."""
+    def encode(self, model: Model, inputs: Sequence[Any]) -> list[Row]:
+        """Read raw inputs; longer ones are cut at the model's longest input."""
+
+    @abstractmethod
+    def collate(self, model: Model, rows: Sequence[Row]) -> Arrays:
+        """The inputs of the model for one batch of rows, (N, ...) each, padded where needed."""
+
+    @abstractmethod
+    def length(self, row: Row) -> int:
+        """Length of a row; `targets.preprocessing.FIXED_SIZE` where all have one size."""
+
+    @abstractmethod
+    def num_cut(self, model: TorchModel, inputs: Sequence[Any]) -> int:
+        """How many raw inputs are longer than the model reads."""
+
+    @abstractmethod
+    def probes(self, model: TorchModel, rows: Sequence[Row]) -> Mapping[str, Arrays]:
+        """Batches in which an exported model has to agree with the torch model, by description.
+
+        Args:
+            model: Reads them.
+            rows: A few real ones, N >= 1.
+        """
+
+    @abstractmethod
+    def noise(
+        self, model: TorchModel, rows: Sequence[Row], settings: DistillSettings, seed: int
+    ) -> Noise:
+        """Makes more rows for a teacher to label, out of those of the training data."""
+
+    # Answers
 
     @abstractmethod
     def predictions(self, outputs: NDArray[np.floating]) -> NDArray[np.int64]:
@@ -77,3 +164,36 @@ class Task(ABC):
     def correct(self, outputs: NDArray[np.floating], split: Split) -> NDArray[np.bool_]:
         """Which rows are right, (N,): what accuracy and the paired test are computed from."""
         return np.asarray(self.predictions(outputs) == split.labels)
+
+
+class Classification(Task):
+    """One label out of several for an input."""
+
+    def load_checkpoint(self, folder: Path, *, max_length: int | None = None) -> TorchModel:
+        """See the base class."""
+        from compressor.checkpoint import check_checkpoint, check_weights
+        from compressor.model import TorchModel
+        from targets.checkpoint import load_module
+
+        check_checkpoint(folder, head=self.head)
+        check_weights(folder)
+        processor = self.load_processor(folder)
+        limit = self.longest(folder, processor)
+        return TorchModel(
+            module=load_module(folder, self.name),
+            processor=processor,
+            task=self.name,
+            max_length=min(max_length or limit, limit),
+        )
+
+    def outputs(self, model: TorchModel) -> tuple[TensorSpec, ...]:
+        """The outputs of the signature."""
+        return (TensorSpec(name="logits", dtype="float32", shape=("batch", len(model.labels))),)
+
+    def predictions(self, outputs: NDArray[np.floating]) -> NDArray[np.int64]:
+        """See the base class."""
+        return np.asarray(np.asarray(outputs).argmax(axis=-1), dtype=np.int64)
+
+    def probabilities(self, outputs: NDArray[np.floating]) -> NDArray[np.float64]:
+        """See the base class."""
+        return softmax(np.asarray(outputs, dtype=np.float64))

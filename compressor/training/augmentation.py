@@ -1,62 +1,38 @@
-"""Make more sentences for the teacher to label, out of those of the training data."""
+"""Make more inputs for the teacher to label, out of those of the training data."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["TokenNoise"]
+__all__ = ["ImageNoise", "Noise", "TokenNoise"]
 
 Row = dict[str, Any]
 
 
-class TokenNoise:
-    """Changes every second row, by either of two ways; its length stays.
-
-    A row is noisy in one epoch and clean in the next. Some noisy rows get the beginning or the end
-    of another row, after Yoon et al., "SSMix: Saliency-Based Span Mixup for Text Classification",
-    2021; here the span is drawn at random, and no label is mixed, for the teacher gives it. In the
-    others a share of the tokens is replaced, in the spirit of Jiao et al., "TinyBERT", 2020,
-    section 3.2, where a language model proposes the replacements; here they are drawn by their
-    frequency in the training data, which costs nothing.
+class Noise:
+    """Changes every second row: it is noisy in one epoch and clean in the next.
 
     The rows it makes have two entries more: ``noisy``, 0 or 1, and ``slot``, the place of the
-    teacher's outputs for exactly these tokens; see :meth:`variants`.
+    teacher's outputs for exactly this row; see :meth:`variants`. This class alone changes nothing.
 
     Args:
-        rows: All training rows.
-        share: Share of the tokens to replace, in [0, 1); with 0 no row is changed.
-        mixup: Share of the noisy rows that get a span of another row, in [0, 1].
+        active: Whether any row is changed.
         copies: Different noisy versions of each row, or None for a new one each time.
-        special_ids: Tokens that are neither replaced nor drawn.
         seed: Of the noise.
     """
 
-    def __init__(
-        self,
-        rows: Sequence[Row],
-        *,
-        share: float,
-        mixup: float,
-        copies: int | None,
-        special_ids: Sequence[int],
-        seed: int,
-    ) -> None:
-        self.share = share
-        self.mixup = mixup
-        self.copies = copies if share else 0
+    def __init__(self, *, active: bool = False, copies: int | None = 0, seed: int = 0) -> None:
+        self.active = active
+        self.copies = copies if active else 0
         self.seed = seed
-        self.special: NDArray[np.int64] = np.asarray(sorted(special_ids), dtype=np.int64)
-        tokens = [np.asarray(row["input_ids"], dtype=np.int64) for row in rows]
-        self.texts = [each[~np.isin(each, self.special)] for each in tokens]
-        self.pool = np.concatenate(self.texts)
 
     def __call__(self, row: Row, index: int, epoch: int) -> Row:
         """The row as it looks in an epoch; a pure function of its arguments."""
-        if not self.share or not len(self.pool) or (index + epoch) % 2 == 0:
+        if not self.active or (index + epoch) % 2 == 0:
             return {**row, "noisy": 0, "slot": index * (1 + (self.copies or 0))}
         version = epoch // 2 if self.copies is None else epoch // 2 % self.copies
         return self._noisy(row, index, version)
@@ -67,14 +43,59 @@ class TokenNoise:
         return [clean, *(self._noisy(row, index, copy) for copy in range(self.copies or 0))]
 
     def _noisy(self, row: Row, index: int, version: int) -> Row:
-        generator = np.random.default_rng((self.seed, index, version))
+        changed = self.change(row, np.random.default_rng((self.seed, index, version)))
+        slot = index * (1 + (self.copies or 0)) + 1 + version
+        return {**row, **changed, "noisy": 1, "slot": slot}
+
+    def change(self, row: Row, generator: np.random.Generator) -> Row:
+        """The entries of a row that differ in its noisy form; its length stays."""
+        return {}
+
+
+class TokenNoise(Noise):
+    """Changes texts, by either of two ways.
+
+    Some noisy rows get the beginning or the end of another row, after Yoon et al., "SSMix:
+    Saliency-Based Span Mixup for Text Classification", 2021; here the span is drawn at random, and
+    no label is mixed, for the teacher gives it. In the others a share of the tokens is replaced, in
+    the spirit of Jiao et al., "TinyBERT", 2020, section 3.2, where a language model proposes the
+    replacements; here they are drawn by their frequency in the training data, which costs nothing.
+
+    Args:
+        rows: All training rows.
+        share: Share of the tokens to replace, in [0, 1); with 0 no row is changed.
+        mixup: Share of the noisy rows that get a span of another row, in [0, 1].
+        copies: See the base class.
+        special_ids: Tokens that are neither replaced nor drawn.
+        seed: Of the noise.
+    """
+
+    def __init__(
+        self,
+        rows: Sequence[Mapping[str, Any]],
+        *,
+        share: float,
+        mixup: float,
+        copies: int | None,
+        special_ids: Sequence[int],
+        seed: int,
+    ) -> None:
+        self.share = share
+        self.mixup = mixup
+        self.special: NDArray[np.int64] = np.asarray(sorted(special_ids), dtype=np.int64)
+        tokens = [np.asarray(row["input_ids"], dtype=np.int64) for row in rows]
+        self.texts = [each[~np.isin(each, self.special)] for each in tokens]
+        self.pool = np.concatenate(self.texts)
+        super().__init__(active=share > 0 and len(self.pool) > 0, copies=copies, seed=seed)
+
+    def change(self, row: Row, generator: np.random.Generator) -> Row:
+        """See the base class."""
         ids = np.array(row["input_ids"], dtype=np.int64)
         places = np.flatnonzero(~np.isin(ids, self.special))
         mixed = len(places) > 1 and generator.random() < self.mixup
         change = self._mix if mixed else self._replace
         ids[places] = change(ids[places], generator)
-        slot = index * (1 + (self.copies or 0)) + 1 + version
-        return {**row, "input_ids": ids.tolist(), "noisy": 1, "slot": slot}
+        return {"input_ids": ids.tolist()}
 
     def _mix(self, text: NDArray[np.int64], generator: np.random.Generator) -> NDArray[np.int64]:
         """Another beginning or another end, as long as what it stands for or a little shorter."""
@@ -92,3 +113,49 @@ class TokenNoise:
     ) -> NDArray[np.int64]:
         drawn = self.pool[generator.integers(0, len(self.pool), len(text))]
         return np.where(generator.random(len(text)) < self.share, drawn, text)
+
+
+class ImageNoise(Noise):
+    """Changes images: each is mirrored by chance, and moved by a few pixels or mixed with another.
+
+    Mixing is that of Zhang et al., "mixup: Beyond Empirical Risk Minimization", 2018; the label of
+    the mixture is the teacher's, as in Beyer et al., "Knowledge distillation: A good teacher is
+    patient and consistent", 2022.
+
+    Args:
+        rows: All training rows.
+        share: Largest move, as a share of the sides, in [0, 1); with 0 no row is changed.
+        mixup: Share of the noisy rows that are mixed with another, in [0, 1].
+        copies: See the base class.
+        seed: Of the noise.
+    """
+
+    def __init__(
+        self,
+        rows: Sequence[Mapping[str, Any]],
+        *,
+        share: float,
+        mixup: float,
+        copies: int | None,
+        seed: int,
+    ) -> None:
+        self.rows = rows
+        self.share = share
+        self.mixup = mixup
+        super().__init__(active=share > 0, copies=copies, seed=seed)
+
+    def change(self, row: Row, generator: np.random.Generator) -> Row:
+        """See the base class."""
+        pixels: NDArray[np.uint8] = row["pixel_values"]
+        if generator.random() < 0.5:
+            pixels = pixels[:, ::-1]
+        if generator.random() < self.mixup:
+            other = self.rows[int(generator.integers(len(self.rows)))]["pixel_values"]
+            share = generator.random()
+            mixed = share * pixels.astype(np.float32) + (1 - share) * other.astype(np.float32)
+            return {"pixel_values": np.rint(mixed).astype(np.uint8)}
+        margin = [round(self.share * side) for side in pixels.shape[:2]]
+        wide = np.pad(pixels, [(each, each) for each in margin] + [(0, 0)], mode="reflect")
+        top, left = (int(generator.integers(0, 2 * each + 1)) for each in margin)
+        height, width = pixels.shape[:2]
+        return {"pixel_values": np.ascontiguousarray(wide[top : top + height, left : left + width])}

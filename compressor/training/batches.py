@@ -19,7 +19,7 @@ from compressor.data import Split
 from compressor.model import TorchModel
 from compressor.tasks import get_task
 
-__all__ = ["EncodedRows", "LengthBucketSampler", "collator", "encode"]
+__all__ = ["EncodedRows", "LengthBucketSampler", "collator", "encode", "input_names", "lengths"]
 
 _BUCKET_BATCHES = 50  # batches that are sorted by length together: little padding, much shuffling
 
@@ -27,26 +27,48 @@ Row = dict[str, Any]
 
 
 def encode(model: TorchModel, split: Split) -> list[Row]:
-    """Tokenise a split; each row has input_ids, attention_mask and labels."""
-    rows: list[Row] = [dict(row) for row in get_task(model.task).encode(model, split.texts)]
+    """Read a split; each row has what the task made of an input, and labels."""
+    rows: list[Row] = [dict(row) for row in get_task(model.task).encode(model, split.inputs)]
     for row, label in zip(rows, split.labels.tolist(), strict=True):
         row["labels"] = label
     return rows
 
 
+def lengths(model: TorchModel, rows: Sequence[Row]) -> list[int]:
+    """The length of each row; see `Task.length`."""
+    return list(map(get_task(model.task).length, rows))
+
+
+def input_names(model: TorchModel) -> tuple[str, ...]:
+    """Names of the inputs of a model."""
+    return tuple(spec.name for spec in get_task(model.task).signature(model).inputs)
+
+
 class EncodedRows(Dataset[Row]):
-    """Tokenised rows by ticket.
+    """Encoded rows by ticket.
 
     Args:
-        rows: One dict a row, with ``input_ids`` and ``labels`` at least.
+        rows: One dict a row, with what the task made of an input, and ``labels``.
+        lengths: Of each row; see `Task.length`.
         transform: Makes the row of a ticket out of (row, row index, epoch).
     """
 
     def __init__(
-        self, rows: Sequence[Row], transform: Callable[[Row, int, int], Row] | None = None
+        self,
+        rows: Sequence[Row],
+        lengths: Sequence[int],
+        transform: Callable[[Row, int, int], Row] | None = None,
     ) -> None:
         self.rows = rows
+        self.lengths = lengths
         self.transform = transform
+
+    def by_length(self) -> EncodedRows:
+        """The same rows as they are, the shortest first, so that little is padding."""
+        order = np.argsort(self.lengths, kind="stable").tolist()
+        return EncodedRows(
+            [self.rows[index] for index in order], [self.lengths[index] for index in order]
+        )
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -61,7 +83,7 @@ class LengthBucketSampler(Sampler[int]):
     """Shuffles anew each epoch, with rows of like length side by side.
 
     Args:
-        lengths: Tokens of each row.
+        lengths: Of each row, such as in tokens.
         batch_size: Rows of one step over all processes.
         seed: Of the order; the epoch counts in as well.
     """
@@ -99,7 +121,7 @@ class LengthBucketSampler(Sampler[int]):
 def collator(model: TorchModel) -> Callable[[Sequence[Row]], dict[str, Tensor]]:
     """Make the function that pads rows into a batch of tensors.
 
-    Beside the inputs of the model, (N, L) int64, the batch has the other entries of the rows as
+    Beside the inputs of the model, (N, ...) each, the batch has the other entries of the rows as
     (N,) tensors.
     """
     task = get_task(model.task)

@@ -16,11 +16,18 @@ from compressor.distributed import check_batch, together
 from compressor.errors import PassError
 from compressor.model import TorchModel
 from compressor.pruning.layers import layer_map as derive_layer_map
-from compressor.training.augmentation import TokenNoise
-from compressor.training.batches import EncodedRows, collator, encode
+from compressor.tasks import get_task
+from compressor.training.augmentation import Noise
+from compressor.training.batches import EncodedRows, collator, encode, input_names, lengths
 from compressor.training.checkpoints import identity
 from compressor.training.loop import TrainingResult, run_training
-from compressor.training.losses import global_mean, hidden_mse, logits_kl, relation_kl
+from compressor.training.losses import (
+    global_mean,
+    hidden_mse,
+    logits_kl,
+    relation_kl,
+    token_mask,
+)
 from compressor.training.settings import DistillSettings
 from compressor.training.taps import TappedEncoder, TappedOutputs
 from compressor.training.teacher import Teacher, vocabulary_table
@@ -99,21 +106,15 @@ def _train(
     limit = min(student.max_length, teacher.max_length)
     train = encode(replace(student, max_length=limit), splits.train)
     validation = encode(student, splits.validation)
-    noise = TokenNoise(
-        train,
-        share=settings.augmentation,
-        mixup=settings.augmentation_mixup,
-        copies=settings.augmentation_copies,
-        special_ids=student.tokenizer.all_special_ids,
-        seed=seed,
-    )
+    noise = get_task(student.task).noise(student, train, settings, seed)
     return run_training(
         lambda: _DistillTrainer(
             _tapped(student, settings, pairs, side=0, hidden_size=_hidden_size(teacher)),
             settings,
             teacher=_taught(student, teacher, settings, pairs, noise, train, progress),
-            train=EncodedRows(train, noise),
-            validation=validation,
+            inputs=input_names(student),
+            train=EncodedRows(train, lengths(student, train), noise),
+            validation=EncodedRows(validation, lengths(student, validation)),
             collate=collator(student),
             seed=seed,
             folder=folder,
@@ -141,7 +142,7 @@ class _DistillTrainer(SteadyTrainer):
 
     def loss(self, module: nn.Module, batch: Mapping[str, Tensor], num_rows: int) -> Tensor:
         target = self.teacher.outputs(batch).first(num_rows)
-        outputs: TappedOutputs = module(batch["input_ids"], batch["attention_mask"])
+        outputs: TappedOutputs = module(**self.inputs_of(batch))
         counted = {name: each[:num_rows] for name, each in batch.items()}
         return distillation_loss(outputs.first(num_rows), target, counted, self.settings)
 
@@ -157,10 +158,10 @@ def distillation_loss(
     Args:
         student: Outputs with gradients.
         teacher: Outputs for the same rows.
-        batch: attention_mask (N, L); labels and noisy, (N,).
+        batch: labels and noisy, (N,); where rows are padded, attention_mask (N, L).
         settings: Weights and temperature.
     """
-    mask = batch["attention_mask"]
+    mask = batch.get("attention_mask")
     loss = settings.logits_weight * logits_kl(
         student.logits, teacher.logits, temperature=settings.temperature
     )
@@ -174,10 +175,12 @@ def distillation_loss(
         loss = loss + settings.labels_weight * mean
     for ours, theirs in zip(student.hidden, teacher.hidden, strict=True):
         weight = settings.hidden_weight / len(student.hidden)
-        loss = loss + weight * hidden_mse(ours, theirs, mask)
+        loss = loss + weight * hidden_mse(ours, theirs, token_mask(mask, ours))
     for ours, theirs in zip(student.projections, teacher.projections, strict=True):
         weight = settings.relation_weight / len(student.projections)
-        loss = loss + weight * relation_kl(ours, theirs, mask, num_heads=settings.relation_heads)
+        loss = loss + weight * relation_kl(
+            ours, theirs, token_mask(mask, ours), num_heads=settings.relation_heads
+        )
     return loss
 
 
@@ -250,16 +253,23 @@ def _taught(
     teacher: TorchModel,
     settings: DistillSettings,
     pairs: LayerMap,
-    noise: TokenNoise,
+    noise: Noise,
     train: list[dict[str, Any]],
     progress: Progress,
 ) -> Teacher:
     """The teacher, with its outputs in memory where they fit."""
     taught = Teacher(
-        _tapped(teacher.clone(), settings, pairs, side=1), vocabulary_table(student, teacher)
+        _tapped(teacher.clone(), settings, pairs, side=1),
+        input_names(student),
+        vocabulary_table(student, teacher),
     )
     if noise.copies is not None and settings.cache_mib:
         progress(0.0, f"the teacher labels {len(train) * (1 + noise.copies)} rows")
         variants = [each for index, row in enumerate(train) for each in noise.variants(row, index)]
-        taught.remember(variants, collator(student), limit_bytes=settings.cache_mib * 2**20)
+        taught.remember(
+            variants,
+            lengths(student, variants),
+            collator(student),
+            limit_bytes=settings.cache_mib * 2**20,
+        )
     return taught

@@ -1,4 +1,4 @@
-"""Fine-tune a classifier on labelled text."""
+"""Fine-tune a classifier on labelled data."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ from compressor.distributed import check_batch, together
 from compressor.errors import CheckpointError
 from compressor.model import TorchModel
 from compressor.tasks import get_task
-from compressor.training.batches import EncodedRows, collator, encode
+from compressor.training.batches import EncodedRows, collator, encode, input_names, lengths
 from compressor.training.checkpoints import identity
 from compressor.training.loop import TrainingResult, quiet, run_training, seeded
 from compressor.training.settings import FinetuneSettings
 from compressor.training.trainer import OnEvaluation, Progress, SteadyTrainer
+from targets.checkpoint import AUTO_CLASSES
 
 __all__ = ["finetune", "new_classifier"]
 
@@ -68,8 +69,9 @@ def _train(
         lambda: SteadyTrainer(
             student.module,
             settings,
-            train=EncodedRows(train),
-            validation=validation,
+            inputs=input_names(student),
+            train=EncodedRows(train, lengths(student, train)),
+            validation=EncodedRows(validation, lengths(student, validation)),
             collate=collator(student),
             seed=seed,
             folder=folder,
@@ -89,35 +91,42 @@ def new_classifier(
     folder: Path,
     label_names: Sequence[str],
     *,
+    task: str = "text-classification",
     seed: int = 0,
     max_length: int | None = None,
+    image_size: int | None = None,
 ) -> TorchModel:
     """Put a fresh classification head on a pre-trained encoder.
 
     Args:
         folder: A Hugging Face checkpoint with or without a head; its own head is dropped.
         label_names: Class names, in the order of the logits.
+        task: Name of the task.
         seed: Of the head's weights.
-        max_length: Longest input in tokens; the default is the model's limit.
+        max_length: Longest input; the default is the model's limit.
+        image_size: Side of the images in pixels; the default is the model's.
 
     Raises:
         CheckpointError: There is no encoder in safetensors form, or a part of it is missing.
     """
-    task = get_task("text-classification")
+    found = get_task(task)
     with seeded(seed), quiet():
         encoder, config = _load_encoder(folder)
         config.num_labels = len(label_names)
         config.id2label = dict(enumerate(label_names))
         config.label2id = {name: index for index, name in enumerate(label_names)}
-        module = _classifier(config, folder)
+        module = _classifier(config, folder, task)
         body = getattr(module, module.base_model_prefix)
         # Encoder and classifier may differ in their pooler, and in nothing else.
         body.load_state_dict(encoder.state_dict(), strict=False)
-    limit = int(config.max_position_embeddings)
+    processor = found.load_processor(folder)
+    if image_size is not None:
+        processor = found.resized(module, processor, image_size)
+    limit = found.longest(folder, processor)
     return TorchModel(
         module=module.float().eval(),
-        tokenizer=task.load_tokenizer(folder),
-        task=task.name,
+        processor=processor,
+        task=task,
         max_length=min(max_length or limit, limit),
     )
 
@@ -130,7 +139,7 @@ def _load_encoder(folder: Path) -> tuple[nn.Module, Any]:
             "the folder does not hold a checkpoint in safetensors form",
             where=folder,
             given=", ".join(sorted(path.name for path in folder.glob("*"))) or "nothing",
-            fix="pass a folder with config.json, model.safetensors and tokenizer.json; "
+            fix="pass a folder with config.json and model.safetensors; "
             "convert pickled weights with save_pretrained(folder)",
         )
     try:
@@ -161,15 +170,16 @@ def _load_encoder(folder: Path) -> tuple[nn.Module, Any]:
     return encoder, config
 
 
-def _classifier(config: Any, folder: Path) -> Any:
-    from transformers import AutoModelForSequenceClassification
+def _classifier(config: Any, folder: Path, task: str) -> Any:
+    import transformers
 
+    auto_class = getattr(transformers, AUTO_CLASSES[task])
     try:
-        return AutoModelForSequenceClassification.from_config(config, attn_implementation="eager")
+        return auto_class.from_config(config, attn_implementation="eager")
     except ValueError as error:
         raise CheckpointError(
-            "this kind of model has no sequence classification head",
+            f"this kind of model has no head for {task}",
             where=folder / "config.json",
             given=f"model_type {config.model_type!r}",
-            fix="pass a transformer encoder such as BERT, RoBERTa, DistilBERT or ELECTRA",
+            fix="pass an encoder that transformers has such a head for, or name another --task",
         ) from error

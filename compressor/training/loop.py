@@ -123,12 +123,13 @@ def quiet() -> Iterator[None]:
 
 @contextmanager
 def _prepared(module: nn.Module, settings: TrainingSettings) -> Iterator[None]:
-    """Set dropout and freeze the token table; put both back afterwards."""
+    """Set dropout and freeze the token table, if there is one; put both back afterwards."""
     dropouts = {each: each.p for each in module.modules() if isinstance(each, nn.Dropout)}
     for parameter in module.parameters():
         parameter.requires_grad_(True)
-    table = module.get_input_embeddings().weight  # type: ignore[operator]
-    table.requires_grad_(settings.train_word_embeddings)
+    table = _token_table(module)
+    if table is not None:
+        table.requires_grad_(settings.train_word_embeddings)
     if settings.dropout is not None:
         for each in dropouts:
             each.p = settings.dropout
@@ -137,8 +138,20 @@ def _prepared(module: nn.Module, settings: TrainingSettings) -> Iterator[None]:
     finally:
         for each, p in dropouts.items():
             each.p = p
-        table.requires_grad_(True)
+        if table is not None:
+            table.requires_grad_(True)
         module.zero_grad(set_to_none=True)
+
+
+def _token_table(module: nn.Module) -> torch.Tensor | None:
+    """The embeddings of the tokens; None where a network reads no tokens."""
+    try:
+        found = module.get_input_embeddings()  # type: ignore[operator]
+    except NotImplementedError:
+        return None
+    if not isinstance(found, nn.Embedding):
+        return None
+    return found.weight
 
 
 def _history(logs: list[dict[str, Any]]) -> Iterator[Mapping[str, float]]:

@@ -8,7 +8,7 @@ from torch.nn import functional
 
 from compressor import distributed
 
-__all__ = ["global_mean", "hidden_mse", "logits_kl", "relation_kl"]
+__all__ = ["global_mean", "hidden_mse", "logits_kl", "relation_kl", "token_mask"]
 
 _MASKED = -1e9  # finite: a row of -inf alone would give NaN
 
@@ -54,6 +54,21 @@ def logits_kl(student: Tensor, teacher: Tensor, *, temperature: float) -> Tensor
         log_target=True,
     )
     return global_mean(divergence, len(student)) * temperature**2
+
+
+def token_mask(mask: Tensor | None, states: Tensor) -> Tensor:
+    """Which of the states are no padding.
+
+    Args:
+        mask: (N, L) of the inputs, or None where they have no padding.
+        states: (N, L', d) of a layer.
+
+    Returns:
+        (N, L'): the mask where the layer has a state for each input, else all 1.
+    """
+    if mask is not None and mask.shape == states.shape[:2]:
+        return mask
+    return torch.ones(states.shape[:2], dtype=torch.long, device=states.device)
 
 
 def hidden_mse(student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:

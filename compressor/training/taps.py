@@ -75,15 +75,10 @@ class TappedEncoder(nn.Module):
             if width != hidden_size:
                 self.projection = nn.Linear(width, hidden_size, bias=False)
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> TappedOutputs:
-        """Run the classifier.
-
-        Args:
-            input_ids: (N, L) int64.
-            attention_mask: (N, L) int64.
-        """
+    def forward(self, **inputs: Tensor) -> TappedOutputs:
+        """Run the classifier on its own inputs, (N, ...) each."""
         with _caught(self._taps()) as caught:
-            logits = self.classifier(input_ids=input_ids, attention_mask=attention_mask).logits
+            logits = self.classifier(**inputs).logits
         num_hidden = len(self.hidden_layers)
         return TappedOutputs(
             logits=logits,

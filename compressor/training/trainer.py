@@ -95,9 +95,10 @@ class SteadyTrainer(Trainer):  # type: ignore[misc]  # transformers has no types
 
     Args:
         module: What learns; its forward takes the inputs of a batch and gives ``logits``.
+        inputs: Names of the inputs of the module.
         settings: Of the training.
         train: Training rows.
-        validation: Validation rows; they are sorted by length.
+        validation: Validation rows.
         collate: Pads rows into a batch.
         seed: Of order, dropout and whatever else is random.
         folder: For checkpoints.
@@ -112,8 +113,9 @@ class SteadyTrainer(Trainer):  # type: ignore[misc]  # transformers has no types
         module: nn.Module,
         settings: TrainingSettings,
         *,
+        inputs: Sequence[str],
         train: EncodedRows,
-        validation: Sequence[dict[str, Any]],
+        validation: EncodedRows,
         collate: Callable[..., dict[str, Tensor]],
         seed: int,
         folder: Path,
@@ -121,18 +123,18 @@ class SteadyTrainer(Trainer):  # type: ignore[misc]  # transformers has no types
         on_evaluation: OnEvaluation,
         label_smoothing: float = 0.0,
     ) -> None:
-        ordered = sorted(validation, key=lambda row: len(row["input_ids"]))
         super().__init__(
             model=module,
             args=arguments(settings, num_rows=len(train), seed=seed, folder=folder),
             data_collator=collate,
             train_dataset=train,
-            eval_dataset=EncodedRows(ordered),
+            eval_dataset=validation.by_length(),
             compute_metrics=_accuracy,
             callbacks=[_Flow(settings, progress, on_evaluation)],
         )
         self.remove_callback(PrinterCallback)
         self.model_accepts_loss_kwargs = False  # our losses are means over the batch
+        self.inputs = tuple(inputs)
         self.label_smoothing = label_smoothing
         self.keep = settings.keep
 
@@ -144,7 +146,7 @@ class SteadyTrainer(Trainer):  # type: ignore[misc]  # transformers has no types
             batch: Goes through the module as a whole.
             num_rows: So many of its first rows count; 0 is possible.
         """
-        logits = module(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+        logits = module(**self.inputs_of(batch)).logits
         total = functional.cross_entropy(
             logits[:num_rows],
             batch["labels"][:num_rows],
@@ -172,8 +174,12 @@ class SteadyTrainer(Trainer):  # type: ignore[misc]  # transformers has no types
         """See the base class: no loss is computed in evaluation."""
         inputs = self._prepare_inputs(inputs)
         with torch.inference_mode():
-            outputs = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"])
+            outputs = model(**self.inputs_of(inputs))
         return None, outputs.logits.float(), inputs["labels"]
+
+    def inputs_of(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What of a batch goes into the module."""
+        return {name: batch[name] for name in self.inputs}
 
     def best_weights(self) -> Path:
         """Where the best weights so far lie."""
@@ -181,7 +187,7 @@ class SteadyTrainer(Trainer):  # type: ignore[misc]  # transformers has no types
 
     def _get_train_sampler(self, *_: Any) -> LengthBucketSampler:
         return LengthBucketSampler(
-            [len(row["input_ids"]) for row in self.train_dataset.rows],
+            self.train_dataset.lengths,
             batch_size=self.args.train_batch_size,
             seed=self.args.seed,
         )

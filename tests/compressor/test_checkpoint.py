@@ -45,7 +45,7 @@ def test_roberta_takes_fewer_tokens_than_its_position_table_has_rows(
         max_position_embeddings=12,
     )
     RobertaForSequenceClassification(config).save_pretrained(tmp_path)
-    word_model().tokenizer.save_pretrained(tmp_path)
+    word_model().processor.save_pretrained(tmp_path)
     model = get_task("text-classification").load_checkpoint(tmp_path)
     assert model.max_length == 10
     model.module(input_ids=torch.full((1, 10), 7))

@@ -80,7 +80,7 @@ def test_every_format_gives_the_same_rows(tmp_path: Path, name: str) -> None:
     splits = read_splits(spec, label_names=("thing", "animal"))
     assert splits.label_names == ("thing", "animal")
     for split in (splits.train, splits.validation, splits.test):
-        assert split.texts == ("a cat", "a car", "a dog", "a cup")
+        assert split.inputs == ("a cat", "a car", "a dog", "a cup")
         assert split.labels.tolist() == [1, 0, 1, 0]
         assert split.labels.dtype == np.int64
 
@@ -91,7 +91,7 @@ def test_texts_that_look_like_other_things_stay_text(tmp_path: Path, name: str) 
     path = tmp_path / name
     WRITERS[name](path, [(text, index % 2) for index, text in enumerate(texts)])
     splits = read_splits(DataSpec(train=path, test=path, validation=path), label_names=("a", "b"))
-    assert splits.test.texts == tuple(texts)
+    assert splits.test.inputs == tuple(texts)
 
 
 @pytest.mark.parametrize("name", WRITERS)
@@ -100,12 +100,12 @@ def test_a_text_column_of_one_kind_stays_text(tmp_path: Path, name: str, text: s
     path = tmp_path / name
     WRITERS[name](path, [(text, "x"), (text, "y")])
     splits = read_splits(DataSpec(train=path, test=path, validation=path), label_names=None)
-    assert splits.test.texts == (text, text)
+    assert splits.test.inputs == (text, text)
 
 
 def test_quoted_csv_texts_keep_commas_quotes_and_line_breaks(spec: Callable[..., DataSpec]) -> None:
     found = spec('text,label\r\n"one, ""two""\nthree",a\r\n\r\n5" wide,b\r\n')
-    assert read_splits(found, label_names=None).test.texts == ('one, "two"\nthree', '5" wide')
+    assert read_splits(found, label_names=None).test.inputs == ('one, "two"\nthree', '5" wide')
 
 
 def test_a_byte_order_mark_belongs_to_no_column(spec: Callable[..., DataSpec]) -> None:
@@ -120,7 +120,7 @@ def test_a_byte_order_mark_belongs_to_no_column(spec: Callable[..., DataSpec]) -
 def test_json_columns_may_begin_after_the_first_row(spec: Callable[..., DataSpec]) -> None:
     rows = [{"label": 0, "text": "x"}, {"more": 1, "text": "y", "label": 1}]
     found = spec(json.dumps(rows), "a.json")
-    assert read_splits(found, label_names=None).test.texts == ("x", "y")
+    assert read_splits(found, label_names=None).test.inputs == ("x", "y")
     error = refusal(spec(json.dumps([{"label": 0}, *rows]), "a.json"))
     assert "row 1" in str(error)
     assert "text=None" in str(error)
@@ -325,10 +325,10 @@ def test_a_tenth_of_each_class_is_set_apart(tmp_path: Path) -> None:
 
 def test_the_validation_part_is_disjoint_and_keeps_every_row_and_label(tmp_path: Path) -> None:
     splits = set_apart(tmp_path, [30, 7])
-    assert not set(splits.train.texts) & set(splits.validation.texts)
-    assert sorted(splits.train.texts + splits.validation.texts) == sorted(splits.test.texts)
+    assert not set(splits.train.inputs) & set(splits.validation.inputs)
+    assert sorted(splits.train.inputs + splits.validation.inputs) == sorted(splits.test.inputs)
     for split in (splits.train, splits.validation):
-        pairs = zip(split.texts, split.labels.tolist(), strict=True)
+        pairs = zip(split.inputs, split.labels.tolist(), strict=True)
         assert all(text.startswith(f"{label} ") for text, label in pairs)
 
 
@@ -340,8 +340,8 @@ def test_small_classes_are_in_both_parts(tmp_path: Path) -> None:
 
 def test_the_validation_part_depends_on_the_seed_alone(tmp_path: Path) -> None:
     first, again, other = (set_apart(tmp_path, [50, 50], seed) for seed in (1, 1, 2))
-    assert first.validation.texts == again.validation.texts
-    assert first.validation.texts != other.validation.texts
+    assert first.validation.inputs == again.validation.inputs
+    assert first.validation.inputs != other.validation.inputs
 
 
 def test_too_little_data_to_set_apart_is_an_error(tmp_path: Path) -> None:
@@ -364,7 +364,7 @@ def test_a_validation_file_leaves_the_training_data_whole(tmp_path: Path) -> Non
 def test_take_picks_rows_in_order(indices: list[int]) -> None:
     split = Split(tuple("abcdef"), np.arange(6, dtype=np.int64))
     taken = split.take(indices)
-    assert taken.texts == tuple("abcdef"[index] for index in indices)
+    assert taken.inputs == tuple("abcdef"[index] for index in indices)
     assert taken.labels.tolist() == indices
 
 

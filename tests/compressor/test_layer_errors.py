@@ -17,12 +17,15 @@ from compressor.layer_errors import compare_values, inner_tensors, inner_values
 from compressor.model import OnnxModel
 from compressor.report.files import read_report
 from targets import Bundle, Signature, Source, get
-from targets.bundle import SCHEMA_VERSION, Manifest, Preprocessing
+from targets.bundle import SCHEMA_VERSION, Manifest
 from targets.evaluation_pack import EvaluationPack
+from targets.preprocessing import TextPreprocessing
 
 NAMES = ["norm0_out", "n1_out", "norm2_out", "logits"]
 PACK = EvaluationPack.from_rows(
-    {"input_ids": [[5, 9, 33], [7, 1, 2, 8, 40, 3], [11]]}, [0, 1, 2], pad_token_id=0
+    {"input_ids": [[5, 9, 33], [7, 1, 2, 8, 40, 3], [11]]},
+    [0, 1, 2],
+    preprocessing=TextPreprocessing(max_length=512, pad_token_id=0),
 )
 
 
@@ -59,7 +62,7 @@ def compare(
             signature=encoder_signature,
             model=lowered.model,
             labels=("a", "b", "c"),
-            preprocessing=Preprocessing(max_length=32, pad_token_id=0),
+            preprocessing=TextPreprocessing(max_length=32, pad_token_id=0),
             files={},
         )
         bundle = Bundle.create(folder, manifest)

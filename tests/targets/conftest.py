@@ -11,7 +11,8 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from targets import Bundle, Manifest, Signature, TensorSpec, registry
-from targets.bundle import SCHEMA_VERSION, Preprocessing
+from targets.bundle import SCHEMA_VERSION
+from targets.preprocessing import TextPreprocessing
 
 FAKE = '''
 import ctypes, os, signal, time
@@ -117,7 +118,7 @@ def write_bundle(folder: Path, files: Mapping[str, bytes]) -> Path:
         ),
         model="model.bin",
         labels=("no", "yes"),
-        preprocessing=Preprocessing(max_length=16, pad_token_id=0),
+        preprocessing=TextPreprocessing(max_length=16, pad_token_id=0),
         files={},
     )
     Bundle.create(folder, manifest)
@@ -179,7 +180,7 @@ def make_bundle(
             signature=SIGNATURE,
             model="model.bin",
             labels=("negative", "positive"),
-            preprocessing=Preprocessing(max_length=16, pad_token_id=0),
+            preprocessing=TextPreprocessing(max_length=16, pad_token_id=0),
             files={},
         )
         Bundle.create(folder, manifest)

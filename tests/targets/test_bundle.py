@@ -12,8 +12,9 @@ import pytest
 from pydantic import ValidationError
 
 from targets import Bundle, Manifest, Signature, TensorSpec
-from targets.bundle import SCHEMA_VERSION, FileRecord, Measured, Preprocessing, hash_file
+from targets.bundle import SCHEMA_VERSION, FileRecord, Measured, hash_file
 from targets.errors import BundleError
+from targets.preprocessing import TextPreprocessing
 from targets.scoring import Accuracy
 
 FILES = {"model.bin": b"weights", "tokenizer.json": b"{}", "sub/more.bin": b"\x00\xff" * 20}
@@ -33,7 +34,7 @@ def manifest(**changes: Any) -> Manifest:
         ),
         "model": "model.bin",
         "labels": ("no", "yes"),
-        "preprocessing": Preprocessing(max_length=16, pad_token_id=0),
+        "preprocessing": TextPreprocessing(max_length=16, pad_token_id=0),
         "files": {},
     }
     return Manifest(**(fields | changes))
@@ -240,7 +241,7 @@ def test_a_model_outside_is_refused(folder: Path, edit: Callable[..., None], nam
 
 @pytest.mark.parametrize("name", BAD_NAMES)
 def test_a_tokenizer_outside_is_refused(folder: Path, edit: Callable[..., None], name: str) -> None:
-    edit(preprocessing={"tokenizer": name, "max_length": 8, "pad_token_id": 0})
+    edit(preprocessing={"kind": "text", "tokenizer": name, "max_length": 8, "pad_token_id": 0})
     refusal(folder, verify=False)
 
 
@@ -255,7 +256,9 @@ def test_needed_files_have_to_be_recorded(
 
 
 def test_an_unrecorded_tokenizer_is_refused(folder: Path, edit: Callable[..., None]) -> None:
-    edit(preprocessing={"tokenizer": "vocab.txt", "max_length": 8, "pad_token_id": 0})
+    edit(
+        preprocessing={"kind": "text", "tokenizer": "vocab.txt", "max_length": 8, "pad_token_id": 0}
+    )
     assert refusal(folder).given == "'vocab.txt'"
 
 
@@ -281,10 +284,10 @@ def test_a_damaged_manifest_is_named(folder: Path, content: bytes) -> None:
 
 
 def test_a_wrong_field_is_named(folder: Path, edit: Callable[..., None]) -> None:
-    edit(preprocessing={"max_length": 0, "pad_token_id": 0})
+    edit(preprocessing={"kind": "text", "max_length": 0, "pad_token_id": 0})
     error = refusal(folder)
     assert error.what == "the manifest of the bundle is not valid"
-    assert error.where == f"{folder / 'manifest.json'}, field preprocessing.max_length"
+    assert error.where == f"{folder / 'manifest.json'}, field preprocessing.text.max_length"
 
 
 @pytest.mark.parametrize("sha256", ["", "00", "g" * 64, "0" * 63, "A" * 64])

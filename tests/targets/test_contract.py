@@ -22,10 +22,11 @@ from numpy.typing import NDArray
 import targets.runtimes
 from targets import Bundle, Manifest, Signature, Source, Target, TensorSpec, registry
 from targets.base import Precision
-from targets.bundle import SCHEMA_VERSION, Preprocessing
+from targets.bundle import SCHEMA_VERSION
 from targets.errors import InputError, UnsupportedModelError
 from targets.evaluation_pack import EvaluationPack
 from targets.feeds import FeedsSpec, synthetic_feeds
+from targets.preprocessing import TextPreprocessing
 from targets.signature import Arrays
 from targets.worker_client import Worker
 
@@ -66,7 +67,12 @@ class Models:
         return Source(path, self.signature, precision, RANGES)
 
     def feeds(self, lengths: tuple[int, ...]) -> Arrays:
-        spec = FeedsSpec(lengths=lengths, num_ids=self.num_ids, seed=len(lengths))
+        spec = FeedsSpec(
+            lengths=lengths,
+            num_ids=self.num_ids,
+            seed=len(lengths),
+            preprocessing=TextPreprocessing(max_length=512, pad_token_id=0),
+        )
         return synthetic_feeds(self.signature, spec)
 
 
@@ -88,7 +94,7 @@ def models(make_classifier: Callable[..., Any], tmp_path_factory: pytest.TempPat
     )
     paths: dict[Precision, Path] = {name: folder / f"{name}.onnx" for name in get_args(Precision)}
     export_onnx(classifier, signature, paths["fp32"])
-    made = Models(folder / "checkpoint", paths, signature, len(classifier.tokenizer))
+    made = Models(folder / "checkpoint", paths, signature, len(classifier.processor))
     calibration = [made.feeds(lengths) for lengths in BATCHES]
     # 7 bits: no target has to narrow them, whatever the CPU, so that all run the same numbers.
     quantization.quantize_static(paths["fp32"], paths["int8"], calibration, weight_bits=7)
@@ -124,7 +130,7 @@ def make_bundle(target: Target, source: Source, checkpoint: Path, folder: Path) 
         options=json.loads(json.dumps(dict(lowered.options))),
         notes=lowered.notes,
         labels=("person", "place", "time"),
-        preprocessing=Preprocessing(max_length=32, pad_token_id=0),
+        preprocessing=TextPreprocessing(max_length=32, pad_token_id=0),
         files={},
     )
     Bundle.create(folder, manifest)
@@ -316,7 +322,11 @@ def check_it_works_from_lowering_to_timing(target: Target, models: Models, folde
         np.zeros(3, np.int64),
     )
     pack.save(folder / "pack.safetensors")
-    feeds = FeedsSpec(lengths=(9, 9), num_ids=models.num_ids)
+    feeds = FeedsSpec(
+        lengths=(9, 9),
+        num_ids=models.num_ids,
+        preprocessing=TextPreprocessing(max_length=512, pad_token_id=0),
+    )
     with Worker() as worker:
         opened = worker.open(bundle.folder)
         outputs = worker.predict(folder / "pack.safetensors", batch_size=2)

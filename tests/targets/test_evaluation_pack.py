@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from targets import Arrays, Signature, TensorSpec
 from targets.errors import InputError
 from targets.evaluation_pack import EvaluationPack
+from targets.preprocessing import TextPreprocessing
 
 ROWS = st.lists(st.lists(st.integers(1, 99), min_size=1, max_size=12), min_size=1, max_size=20)
 
@@ -28,7 +29,11 @@ def signature(*inputs: str, dtype: str = "int64") -> Signature:
 
 
 def pack_of(rows: list[list[int]], pad: int = 0) -> EvaluationPack:
-    return EvaluationPack.from_rows({"input_ids": rows}, [0] * len(rows), pad_token_id=pad)
+    return EvaluationPack.from_rows(
+        {"input_ids": rows},
+        [0] * len(rows),
+        preprocessing=TextPreprocessing(max_length=512, pad_token_id=pad),
+    )
 
 
 def answer(feeds: Arrays) -> Arrays:
@@ -70,7 +75,9 @@ def test_padding_and_the_inputs_that_follow_from_the_ids() -> None:
 
 def test_inputs_of_the_pack_win_over_derived_ones_and_are_padded_with_zero() -> None:
     rows = {"input_ids": [[5, 6], [8]], "token_type_ids": [[0, 1], [1]]}
-    pack = EvaluationPack.from_rows(rows, [0, 0], pad_token_id=1)
+    pack = EvaluationPack.from_rows(
+        rows, [0, 0], preprocessing=TextPreprocessing(max_length=512, pad_token_id=1)
+    )
     (batch,) = pack.batches(2, signature())
     assert batch.feeds["token_type_ids"].tolist() == [[0, 1], [1, 0]]
 
@@ -89,7 +96,9 @@ def test_input_that_text_does_not_provide() -> None:
 
 def test_pack_survives_its_file(tmp_path: Path) -> None:
     rows = {"input_ids": [[5, 6], [8]], "token_type_ids": [[0, 1], [1]]}
-    pack = EvaluationPack.from_rows(rows, np.array([0.5, 1.5]), pad_token_id=7)
+    pack = EvaluationPack.from_rows(
+        rows, np.array([0.5, 1.5]), preprocessing=TextPreprocessing(max_length=512, pad_token_id=7)
+    )
     pack.save(tmp_path / "pack.safetensors")
     loaded = EvaluationPack.load(tmp_path / "pack.safetensors")
     assert loaded.pad_token_id == 7
@@ -137,9 +146,15 @@ def test_arrays_that_do_not_fit_together(
     rows: dict[str, list[list[int]]], labels: list[int], message: str
 ) -> None:
     with pytest.raises(InputError, match=message):
-        EvaluationPack.from_rows(rows, labels, pad_token_id=0)
+        EvaluationPack.from_rows(
+            rows, labels, preprocessing=TextPreprocessing(max_length=512, pad_token_id=0)
+        )
 
 
 def test_labels_may_be_one_a_token() -> None:
-    pack = EvaluationPack.from_rows({"input_ids": [[1, 2], [3]]}, [0, 1, 2], pad_token_id=0)
+    pack = EvaluationPack.from_rows(
+        {"input_ids": [[1, 2], [3]]},
+        [0, 1, 2],
+        preprocessing=TextPreprocessing(max_length=512, pad_token_id=0),
+    )
     assert len(pack) == 2

@@ -10,6 +10,7 @@ import pytest
 
 from targets import Bundle, Signature, TensorSpec
 from targets.feeds import FeedsSpec, num_token_ids, synthetic_feeds
+from targets.preprocessing import TextPreprocessing
 
 NAMES = ("input_ids", "attention_mask", "token_type_ids")
 SIGNATURE = Signature(
@@ -19,7 +20,14 @@ SIGNATURE = Signature(
 
 
 def test_uniform_batch_is_unmasked_and_within_the_vocabulary() -> None:
-    feeds = synthetic_feeds(SIGNATURE, FeedsSpec(lengths=(128,) * 4, num_ids=50))
+    feeds = synthetic_feeds(
+        SIGNATURE,
+        FeedsSpec(
+            lengths=(128,) * 4,
+            num_ids=50,
+            preprocessing=TextPreprocessing(max_length=512, pad_token_id=0),
+        ),
+    )
     SIGNATURE.check(feeds)
     ids = np.asarray(feeds["input_ids"], dtype=np.int64)
     assert ids.shape == (4, 128)
@@ -30,7 +38,9 @@ def test_uniform_batch_is_unmasked_and_within_the_vocabulary() -> None:
 
 
 def test_real_lengths_are_padded_and_masked() -> None:
-    spec = FeedsSpec(lengths=(2, 3), num_ids=50, pad_token_id=7)
+    spec = FeedsSpec(
+        lengths=(2, 3), num_ids=50, preprocessing=TextPreprocessing(max_length=512, pad_token_id=7)
+    )
     feeds = synthetic_feeds(SIGNATURE, spec)
     assert (spec.batch_size, spec.sequence_length) == (2, 3)
     assert feeds["attention_mask"].tolist() == [[1, 1, 0], [1, 1, 1]]
@@ -39,7 +49,15 @@ def test_real_lengths_are_padded_and_masked() -> None:
 
 def test_same_spec_gives_same_ids_and_another_seed_others() -> None:
     one, same, other = (
-        synthetic_feeds(SIGNATURE, FeedsSpec(lengths=(64,), num_ids=1000, seed=seed))["input_ids"]
+        synthetic_feeds(
+            SIGNATURE,
+            FeedsSpec(
+                lengths=(64,),
+                num_ids=1000,
+                seed=seed,
+                preprocessing=TextPreprocessing(max_length=512, pad_token_id=0),
+            ),
+        )["input_ids"]
         for seed in (0, 0, 1)
     )
     assert (one == same).all()
@@ -48,7 +66,14 @@ def test_same_spec_gives_same_ids_and_another_seed_others() -> None:
 
 @pytest.mark.parametrize("num_ids", [1, 2])
 def test_smallest_vocabularies(num_ids: int) -> None:
-    feeds = synthetic_feeds(SIGNATURE, FeedsSpec(lengths=(9,), num_ids=num_ids))
+    feeds = synthetic_feeds(
+        SIGNATURE,
+        FeedsSpec(
+            lengths=(9,),
+            num_ids=num_ids,
+            preprocessing=TextPreprocessing(max_length=512, pad_token_id=0),
+        ),
+    )
     assert int(np.asarray(feeds["input_ids"]).max()) < num_ids
 
 

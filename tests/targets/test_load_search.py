@@ -20,6 +20,7 @@ from targets.load_scenario import LoadSettings
 from targets.load_search import MAX_CONFIRMATIONS, RateSearch, find_rate
 from targets.loadgen import run_load
 from targets.measurement import Noise
+from targets.preprocessing import TextPreprocessing
 
 SERVICE_S = 0.0005
 SETTINGS = LoadSettings(scenario="server", p99_ms=20, duration_s=8)
@@ -153,7 +154,11 @@ class Sleeper(Session):
 def test_one_server_holds_nearly_one_query_in_its_service_time(
     tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
-    pack = EvaluationPack.from_rows({"input_ids": [[1], [2, 3]]}, [0, 1], pad_token_id=0)
+    pack = EvaluationPack.from_rows(
+        {"input_ids": [[1], [2, 3]]},
+        [0, 1],
+        preprocessing=TextPreprocessing(max_length=512, pad_token_id=0),
+    )
     session, folders = Sleeper(), itertools.count()
 
     def run(settings: LoadSettings) -> LoadResult:

@@ -23,6 +23,7 @@ from targets.feeds import FeedsSpec
 from targets.load_result import LoadResult, read_logs
 from targets.load_scenario import SCENARIOS, LoadSettings, Scenario
 from targets.loadgen import LOGGED_ANSWERS, run_load
+from targets.preprocessing import TextPreprocessing
 from targets.worker_client import Worker
 
 MakeBundle = Callable[..., Path]
@@ -74,7 +75,11 @@ def detail(logs: Path) -> dict[str, Any]:
 
 
 def pack() -> EvaluationPack:
-    return EvaluationPack.from_rows({"input_ids": ROWS}, [0] * len(ROWS), pad_token_id=99)
+    return EvaluationPack.from_rows(
+        {"input_ids": ROWS},
+        [0] * len(ROWS),
+        preprocessing=TextPreprocessing(max_length=512, pad_token_id=99),
+    )
 
 
 def run(session: Session, logs: Path, scenario: Scenario, **options: Any) -> LoadResult:
@@ -255,11 +260,16 @@ def test_what_a_session_raises_comes_out_after_loadgen_has_ended(
 
 
 def test_random_tokens_are_as_long_as_asked_and_never_padding() -> None:
-    made = EvaluationPack.synthetic(FeedsSpec(lengths=(4, 9), num_ids=5, pad_token_id=2))
+    made = EvaluationPack.synthetic(
+        FeedsSpec(
+            lengths=(4, 9),
+            num_ids=5,
+            preprocessing=TextPreprocessing(max_length=512, pad_token_id=2),
+        )
+    )
     assert made.lengths.tolist() == [4, 9]
     assert len(made.inputs["input_ids"]) == 13
     assert not (made.inputs["input_ids"] == 2).any()
-    assert made.pad_token_id == 2
 
 
 # In a worker

@@ -17,9 +17,10 @@ import pytest
 
 import targets
 from targets import Bundle, Manifest, Predictor, Signature, Source, TensorSpec
-from targets.bundle import SCHEMA_VERSION, Preprocessing
+from targets.bundle import SCHEMA_VERSION
 from targets.errors import BundleError, InputError, TargetError
-from targets.predictor import predict_lines, read_jsonl, softmax, tokenize
+from targets.predictor import encode, predict_lines, read_jsonl, softmax
+from targets.preprocessing import TextPreprocessing
 
 TEXTS = ["w1 w2", "w3", "w4 w5 w6 w7 w8", "", "unseen w1", " ".join(["w9"] * 40), "w1 w2"]
 LABELS = ("negative", "neutral", "positive")
@@ -91,7 +92,7 @@ def bundle(tmp_path: Path, write_tokenizer: Callable[[Path], None]) -> Bundle:
         model=lowered.model,
         options=dict(lowered.options),
         labels=LABELS,
-        preprocessing=Preprocessing(max_length=MAX_LENGTH, pad_token_id=0),
+        preprocessing=TextPreprocessing(max_length=MAX_LENGTH, pad_token_id=0),
         files={},
     )
     return Bundle.create(folder, manifest)
@@ -153,7 +154,7 @@ def test_tokens_are_exactly_those_of_transformers(bundle: Bundle) -> None:
     tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(bundle.path("tokenizer.json")))
     expected = tokenizer(TEXTS, truncation=True, max_length=MAX_LENGTH)["input_ids"]
     with Predictor(bundle) as predictor:
-        pack = predictor.tokenize(TEXTS)
+        pack = predictor.encode(TEXTS)
     assert np.split(pack.inputs["input_ids"], pack.offsets[1:])[5].shape == (MAX_LENGTH,)
     assert pack.inputs["input_ids"].tolist() == [value for row in expected for value in row]
 
@@ -166,15 +167,15 @@ def test_padding_in_the_tokenizer_file_is_not_used(bundle: Bundle) -> None:
     tokenizer.enable_padding(length=12)
     tokenizer.save(str(path))
     with Predictor(bundle) as predictor:
-        assert predictor.tokenize(["w1", "w1 w2"]).lengths.tolist() == [3, 4]
+        assert predictor.encode(["w1", "w1 w2"]).lengths.tolist() == [3, 4]
 
 
 def test_labelled_texts_become_a_pack_without_loading_the_model(bundle: Bundle) -> None:
-    pack = tokenize(bundle, ["w1", "w1 w2"], np.array([2, 0]))
+    pack = encode(bundle, ["w1", "w1 w2"], np.array([2, 0]))
     assert pack.labels.tolist() == [2, 0]
     assert pack.lengths.tolist() == [3, 4]
     with pytest.raises(InputError, match="labels do not fit"):
-        tokenize(bundle, ["w1", "w1 w2"], np.array([2]))
+        encode(bundle, ["w1", "w1 w2"], np.array([2]))
 
 
 def test_no_texts_give_no_predictions(bundle: Bundle) -> None:

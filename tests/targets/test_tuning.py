@@ -15,6 +15,7 @@ from targets.benchmark import BenchmarkSettings
 from targets.bundle import Tuning, merge_options
 from targets.errors import BundleError, InputError, TargetError
 from targets.evaluation_pack import EvaluationPack
+from targets.preprocessing import TextPreprocessing
 from targets.tuning import _together, describe, offered, tune, write_tuned
 
 MakeBundle = Callable[..., Path]
@@ -27,7 +28,9 @@ QUICK = BenchmarkSettings(
 def pack(tmp_path: Path) -> Path:
     path = tmp_path / "pack.safetensors"
     EvaluationPack.from_rows(
-        {"input_ids": [[2, 5, 3], [2, 6, 7, 3]]}, np.array([0, 0]), pad_token_id=0
+        {"input_ids": [[2, 5, 3], [2, 6, 7, 3]]},
+        np.array([0, 0]),
+        preprocessing=TextPreprocessing(max_length=512, pad_token_id=0),
     ).save(path)
     return path
 

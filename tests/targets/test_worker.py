@@ -25,11 +25,14 @@ from targets.errors import (
 )
 from targets.evaluation_pack import EvaluationPack
 from targets.feeds import FeedsSpec
+from targets.preprocessing import TextPreprocessing
 from targets.protocol import ErrorRecord
 from targets.worker_client import Worker, worker_environment
 
 MakeBundle = Callable[..., Path]
-FEEDS = FeedsSpec(lengths=(4, 4), num_ids=20)
+FEEDS = FeedsSpec(
+    lengths=(4, 4), num_ids=20, preprocessing=TextPreprocessing(max_length=512, pad_token_id=0)
+)
 
 
 def gone(pid: int, within_s: float = 5.0) -> bool:
@@ -62,7 +65,11 @@ def test_predict_gives_outputs_in_the_order_of_the_pack(
     make_bundle: MakeBundle, tmp_path: Path
 ) -> None:
     rows = [[1, 2], [3], [4, 5, 6], [7]]
-    pack = EvaluationPack.from_rows({"input_ids": rows}, [0, 1, 0, 1], pad_token_id=9)
+    pack = EvaluationPack.from_rows(
+        {"input_ids": rows},
+        [0, 1, 0, 1],
+        preprocessing=TextPreprocessing(max_length=512, pad_token_id=9),
+    )
     pack.save(tmp_path / "pack.safetensors")
     with Worker() as worker:
         worker.open(make_bundle())
@@ -206,10 +213,12 @@ import threading
 from pathlib import Path
 from targets.feeds import FeedsSpec
 from targets.worker_client import Worker
+from targets.preprocessing import TextPreprocessing
 worker = Worker()
 worker.open(Path({str(make_bundle(fault="hang"))!r}))
 print(worker.pid, flush=True)
-worker.round(FeedsSpec(lengths=(4,), num_ids=20), num_runs=1)
+text = TextPreprocessing(max_length=512, pad_token_id=0)
+worker.round(FeedsSpec(lengths=(4,), num_ids=20, preprocessing=text), num_runs=1)
 """
     temporary = tmp_path / "temporary"
     temporary.mkdir()

@@ -16,6 +16,7 @@ from targets.errors import BundleError, InputError
 from targets.evaluation_pack import EvaluationPack
 from targets.feeds import FeedsSpec
 from targets.predictor import Prediction
+from targets.preprocessing import TextPreprocessing
 from targets.registry import open_session
 from targets.signature import Arrays
 from targets.workloads import NUM_REQUESTS, TextsSpec, bundle_texts, read_texts, requests
@@ -106,7 +107,15 @@ def test_with_tokenization_a_request_ends_with_labels_for_the_same_inputs(
 
 
 def test_a_synthetic_batch_is_one_request(bundle: Bundle, session: Recorder) -> None:
-    [run] = requests(FeedsSpec(lengths=(5, 5), num_ids=20), session, bundle)
+    [run] = requests(
+        FeedsSpec(
+            lengths=(5, 5),
+            num_ids=20,
+            preprocessing=TextPreprocessing(max_length=512, pad_token_id=0),
+        ),
+        session,
+        bundle,
+    )
     run()
     assert session.seen[0]["input_ids"].shape == (2, 5)
 
@@ -119,11 +128,11 @@ def test_texts_of_a_bundle_have_the_lengths_of_its_test_data(make_bundle: MakeBu
     opened = Bundle.open(folder, verify=False)
     texts = ["w1", "w2 w3 w4", "w5 unseen w6"]
     with Predictor(opened) as predictor:
-        pack = predictor.tokenize(texts)
+        pack = predictor.encode(texts)
     pack.save(folder / "evaluation.safetensors")
     manifest = opened.manifest.model_copy(update={"evaluation": "evaluation.safetensors"})
     bundle = Bundle.create(folder, manifest)
-    again = Predictor(bundle).tokenize(bundle_texts(bundle))
+    again = Predictor(bundle).encode(bundle_texts(bundle))
     assert isinstance(again, EvaluationPack)
     assert again.lengths.tolist() == pack.lengths.tolist()
     assert bundle_texts(bundle) == ["w1", "w2 w3 w4", "w5 [UNK] w6"]

@@ -14,8 +14,9 @@ import pytest
 from tokenizers import Tokenizer, models
 
 from targets import Bundle, Manifest, Signature, Source, get
-from targets.bundle import SCHEMA_VERSION, Preprocessing
+from targets.bundle import SCHEMA_VERSION
 from targets.evaluation_pack import EvaluationPack
+from targets.preprocessing import TextPreprocessing
 
 MAX_LENGTH = 32
 ROWS = [[row + column + 1 for column in range(2 + row % 9)] for row in range(30)]
@@ -50,7 +51,11 @@ def make_bundle(
         words = {f"w{index}": index for index in range(500)}
         Tokenizer(models.WordLevel(words, unk_token="w1")).save(str(folder / "tokenizer.json"))  # noqa: S106  (a token of text)
         if with_data:
-            pack = EvaluationPack.from_rows({"input_ids": ROWS}, [0] * len(ROWS), pad_token_id=0)
+            pack = EvaluationPack.from_rows(
+                {"input_ids": ROWS},
+                [0] * len(ROWS),
+                preprocessing=TextPreprocessing(max_length=512, pad_token_id=0),
+            )
             pack.save(folder / "evaluation.safetensors")
         manifest = Manifest(
             schema_version=SCHEMA_VERSION,
@@ -63,7 +68,7 @@ def make_bundle(
             model=lowered.model,
             options=dict(lowered.options),
             labels=("a", "b", "c"),
-            preprocessing=Preprocessing(max_length=MAX_LENGTH, pad_token_id=0),
+            preprocessing=TextPreprocessing(max_length=MAX_LENGTH, pad_token_id=0),
             evaluation="evaluation.safetensors" if with_data else None,
             files={},
         )

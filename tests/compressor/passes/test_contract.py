@@ -115,7 +115,7 @@ def fingerprint(model: Model) -> str:
         digest.update(tensor.numpy().tobytes())
     config: Any = model.module.config
     digest.update(config.to_json_string(use_diff=False).encode())
-    digest.update(repr(sorted(model.tokenizer.get_vocab().items())).encode())
+    digest.update(repr(sorted(model.processor.get_vocab().items())).encode())
     for name, module in model.module.named_modules():
         digest.update(
             f"{name} {type(module)} {module.training} {len(module._forward_hooks)}".encode()
@@ -126,7 +126,9 @@ def fingerprint(model: Model) -> str:
 
 
 def data_fingerprint(splits: Splits) -> str:
-    return repr([(part.texts, part.labels.tobytes()) for part in (splits.train, splits.validation)])
+    return repr(
+        [(part.inputs, part.labels.tobytes()) for part in (splits.train, splits.validation)]
+    )
 
 
 def run_once(step: Pass, source: Model, original: TorchModel, folder: Path) -> PassResult:
@@ -165,7 +167,7 @@ def make_trial(step: Pass, source: Model, original: TorchModel, folder: Path) ->
 def outputs(model: Model) -> NDArray[np.generic]:
     """Logits for the validation texts, in one padded batch."""
     task = get_task(model.task)
-    batch = task.collate(model, task.encode(model, make_splits().validation.texts))
+    batch = task.collate(model, task.encode(model, make_splits().validation.inputs))
     if isinstance(model, TorchModel):
         with torch.inference_mode():
             feeds = {name: torch.from_numpy(array) for name, array in batch.items()}
@@ -372,7 +374,7 @@ class _Faulty(Pass):
             for weight in made.module.parameters():
                 weight += torch.rand(()) if self.fault == "unseeded" else 1
         if self.fault == "reads test":
-            assert context.splits.test.texts
+            assert context.splits.test.inputs
         if self.fault == "lossy":
             made.module.bert.pooler.activation = torch.nn.Identity()  # the config knows of no such
         if self.fault == "unplanned":

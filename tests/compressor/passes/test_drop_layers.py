@@ -93,7 +93,7 @@ def test_the_layers_that_matter_least_are_dropped(model: TorchModel, context: Pa
             part.bias.data.zero_()
     model.module.classifier.weight.data.mul_(20)
     # On what the model itself is sure of, every layer that does something lowers the loss.
-    texts = context.splits.validation.texts
+    texts = context.splits.validation.inputs
     rows = get_task(model.task).collate(model, get_task(model.task).encode(model, texts))
     with torch.inference_mode():
         logits = model.module(

@@ -17,7 +17,8 @@ from transformers import BertConfig, BertForSequenceClassification, PreTrainedTo
 from compressor.data import Split, Splits
 from compressor.errors import PassError
 from compressor.model import OnnxModel, TorchModel
-from compressor.parity import batches, measure_parity
+from compressor.parity import measure_parity
+from compressor.tasks import get_task
 from compressor.passes import PassContext, PassResult
 from compressor.passes.export import Export
 
@@ -82,7 +83,7 @@ def test_the_tokenizer_lies_beside_it_without_traces_of_its_last_call(ran: Ran) 
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     assert tokenizer.truncation is None
     assert tokenizer.padding is None
-    assert tokenizer.encode(TEXTS[1]).ids == model.tokenizer(TEXTS[1])["input_ids"]
+    assert tokenizer.encode(TEXTS[1]).ids == model.processor(TEXTS[1])["input_ids"]
 
 
 def test_it_survives_the_disk(ran: Ran, tmp_path: Path) -> None:
@@ -95,13 +96,15 @@ def test_it_survives_the_disk(ran: Ran, tmp_path: Path) -> None:
 
 
 def test_the_batches_cover_short_long_padded_and_empty_rows(ran: Ran) -> None:
-    found = list(batches(ran[0], TEXTS))
-    shapes = {batch["input_ids"].shape for _, batch in found}
+    task = get_task("text-classification")
+    rows = task.encode(ran[0], TEXTS)
+    found = list(task.probes(ran[0], rows).values())
+    shapes = {batch["input_ids"].shape for batch in found}
     assert {(1, 1), (len(TEXTS), 7), (2, 24)} <= shapes
-    masks = [batch["attention_mask"] for _, batch in found]
+    masks = [batch["attention_mask"] for batch in found]
     assert any((mask.sum(axis=1) == 0).any() for mask in masks)
     assert any(set(mask.sum(axis=1)) == {1, 24} for mask in masks)
-    assert len(list(batches(ran[0], TEXTS[:1]))) == 5  # one text is enough
+    assert len(task.probes(ran[0], rows[:1])) == 5  # one text is enough
 
 
 def changed(result: PassResult, folder: Path, name: str, change: Callable[..., None]) -> OnnxModel:

@@ -99,7 +99,7 @@ def test_covered_text_has_the_same_logits_to_the_bit(family: str, context: PassC
 def test_words_that_the_training_text_lacks_are_gone(context: PassContext) -> None:
     model = make_model()
     result = SETTINGS.run(model, context)
-    vocabulary = result.model.tokenizer.get_vocab()
+    vocabulary = result.model.processor.get_vocab()
     assert {"who", "dog", *SPECIAL, *LETTERS} <= set(vocabulary)
     assert not {"house", "never", "used"} & set(vocabulary)
     config = result.model.module.config
@@ -121,14 +121,14 @@ def test_metrics_tell_the_cost_and_the_gain(context: PassContext) -> None:
 def test_the_input_is_not_changed_and_the_result_repeats(context: PassContext) -> None:
     model = make_model()
     weights = copy.deepcopy(model.module.state_dict())
-    tokenizer, config = model.tokenizer.backend_tokenizer.to_str(), model.module.config.to_dict()
+    tokenizer, config = model.processor.backend_tokenizer.to_str(), model.module.config.to_dict()
     first = SETTINGS.run(model, context).model
     second = SETTINGS.run(model, context).model
-    assert model.tokenizer.backend_tokenizer.to_str() == tokenizer
+    assert model.processor.backend_tokenizer.to_str() == tokenizer
     assert model.module.config.to_dict() == config
     for name, tensor in model.module.state_dict().items():
         assert torch.equal(tensor, weights[name])
-    one, other = first.tokenizer.backend_tokenizer, second.tokenizer.backend_tokenizer
+    one, other = first.processor.backend_tokenizer, second.processor.backend_tokenizer
     assert one.to_str() == other.to_str()
     for name, tensor in first.module.state_dict().items():
         assert torch.equal(tensor, second.module.state_dict()[name])
@@ -177,7 +177,7 @@ def test_extra_text_and_the_first_tokens_are_kept(context: PassContext, tmp_path
     extra.write_text("a used house\n", encoding="utf-8")
     settings = TrimVocabulary(keep_first=4, min_count=3, extra_text=(extra,))
     settings.requires(make_model(), context)
-    vocabulary = settings.run(make_model(), context).model.tokenizer.get_vocab()
+    vocabulary = settings.run(make_model(), context).model.processor.get_vocab()
     assert {"used", "house", "[unused]"} <= set(vocabulary)
     assert not {"never", "who"} & set(vocabulary)
 

@@ -16,7 +16,8 @@ import targets
 from compressor.serving import Packaged, available_formats
 from targets import Bundle, Manifest, Signature, Source
 from targets.base import Precision
-from targets.bundle import SCHEMA_VERSION, Preprocessing
+from targets.bundle import SCHEMA_VERSION
+from targets.preprocessing import TextPreprocessing
 
 LABELS = ("person", "place", "time")
 MAX_LENGTH = 24
@@ -86,7 +87,7 @@ def make_bundle(
             model=lowered.model,
             options=dict(lowered.options),
             labels=LABELS,
-            preprocessing=Preprocessing(max_length=MAX_LENGTH, pad_token_id=0),
+            preprocessing=TextPreprocessing(max_length=MAX_LENGTH, pad_token_id=0),
             provenance={"libraries": opened.versions()},
             files={},
         )

@@ -70,7 +70,7 @@ def test_openvino_answers_as_the_bundle_does(
     assert config["name"] == packaged.name == "small"
     compiled = serve(folder / config["base_path"], config["target_device"], config["plugin_config"])
     with Predictor(bundle) as predictor:
-        samples, expected = predictor.tokenize(texts), predictor.logits(texts)
+        samples, expected = predictor.encode(texts), predictor.logits(texts)
     signature = bundle.manifest.signature
     answers = []
     for batch in samples.batches(3, signature):  # batch and length are free

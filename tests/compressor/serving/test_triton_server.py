@@ -206,7 +206,7 @@ def test_the_server_answers_as_the_bundle_does(
     bundle = make_bundle(target)
     folder, packaged = package(bundle, "triton", text=True, **options)
     with targets.load(bundle.folder) as predictor:
-        samples, expected = predictor.tokenize(texts), predictor.logits(texts)
+        samples, expected = predictor.encode(texts), predictor.logits(texts)
         labels = [each.label for each in predictor.predict(texts)]
     signature = bundle.manifest.signature
     # The server's OpenVINO cannot be told to stay in float32 where the processor has bfloat16.

@@ -23,18 +23,18 @@ def test_special_tokens_written_as_objects_are_read(tmp_path: Path) -> None:
     write_tokenizer(tmp_path, ["<s>", "<pad>", "</s>", "<unk>", "word"], "<unk>")
     config = {"pad_token": {"content": "<pad>", "lstrip": False}, "unk_token": "<unk>"}
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
-    tokenizer = TASK.load_tokenizer(tmp_path)
+    tokenizer = TASK.load_processor(tmp_path)
     assert tokenizer.pad_token_id == 1
     assert tokenizer.unk_token_id == 3
 
 
 def test_no_token_is_added_beyond_the_rows_of_the_model(tmp_path: Path) -> None:
     write_tokenizer(tmp_path, ["<s>", "<pad>", "</s>", "<unk>", "word"], "<unk>")
-    assert len(TASK.load_tokenizer(tmp_path)) == 5
+    assert len(TASK.load_processor(tmp_path)) == 5
 
 
 def test_a_missing_tokenizer_is_named(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError) as caught:
-        TASK.load_tokenizer(tmp_path)
+        TASK.load_processor(tmp_path)
     assert str(tmp_path / "tokenizer.json") in str(caught.value)
     assert "use_fast=True" in str(caught.value)

@@ -141,7 +141,7 @@ def bundle(folder: Path) -> None:
         "signature": {"inputs": [], "outputs": []},
         "model": "model.onnx",
         "labels": ["a", "b"],
-        "preprocessing": {"max_length": 8, "pad_token_id": 0},
+        "preprocessing": {"kind": "text", "max_length": 8, "pad_token_id": 0},
         "files": {},
     }
     Bundle.create(folder, Manifest.model_validate(manifest))

@@ -41,6 +41,7 @@ def test_fewer_rows_than_a_batch():
 def test_ticket_names_row_and_epoch():
     rows = EncodedRows(
         [{"input_ids": [1]}, {"input_ids": [2]}],
+        [1, 1],
         lambda row, index, epoch: {**row, "index": index, "epoch": epoch},
     )
     assert rows[7] == {"input_ids": [2], "index": 1, "epoch": 3}

@@ -14,7 +14,7 @@ def encoder_folder(word_model, tmp_path):
     """A bare encoder, as sentence encoders come."""
     model = word_model(seed=5)
     model.module.bert.save_pretrained(tmp_path)
-    model.tokenizer.save_pretrained(tmp_path)
+    model.processor.save_pretrained(tmp_path)
     return tmp_path
 
 
@@ -46,7 +46,7 @@ def test_head_depends_on_the_seed_only(encoder_folder):
 def test_a_head_for_other_classes_is_replaced(word_model, tmp_path):
     model = word_model()
     model.module.save_pretrained(tmp_path)
-    model.tokenizer.save_pretrained(tmp_path)
+    model.processor.save_pretrained(tmp_path)
     assert new_classifier(tmp_path, NAMES).module.classifier.out_features == 4
 
 
@@ -59,7 +59,7 @@ def test_a_masked_language_checkpoint_without_a_pooler(word_model, tmp_path):
         intermediate_size=64,
     )
     RobertaForMaskedLM(config).save_pretrained(tmp_path)
-    word_model().tokenizer.save_pretrained(tmp_path)
+    word_model().processor.save_pretrained(tmp_path)
     assert len(new_classifier(tmp_path, NAMES).labels) == 4
 
 
@@ -160,6 +160,6 @@ def test_a_model_without_a_classification_head_is_refused(word_model, tmp_path):
     T5EncoderModel(
         T5Config(vocab_size=40, d_model=16, d_kv=4, d_ff=32, num_layers=1, num_heads=4)
     ).save_pretrained(tmp_path)
-    word_model().tokenizer.save_pretrained(tmp_path)
+    word_model().processor.save_pretrained(tmp_path)
     with pytest.raises(CheckpointError):
         new_classifier(tmp_path, NAMES)

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from compressor.errors import PassError
-from compressor.training.batches import collator, encode
+from compressor.training.batches import collator, encode, lengths
 from compressor.training.taps import TappedEncoder
 from compressor.training.teacher import Teacher, vocabulary_table
 
@@ -10,7 +10,7 @@ from compressor.training.teacher import Teacher, vocabulary_table
 @pytest.fixture
 def teacher(word_model):
     encoder = TappedEncoder(word_model().module, hidden_layers=(0, 1), relation_layer=1)
-    return Teacher(encoder, None)
+    return Teacher(encoder, ("input_ids", "attention_mask"), None)
 
 
 def rows_of(model, split):
@@ -22,7 +22,7 @@ def test_remembered_outputs_are_those_of_a_run(teacher, word_model, word_splits)
     rows, collate = rows_of(model, word_splits.train), collator(model)
     batch = collate([rows[3], rows[70], rows[1]])
     live = teacher.outputs(batch)
-    assert teacher.remember(rows, collate, limit_bytes=2**30)
+    assert teacher.remember(rows, lengths(model, rows), collate, limit_bytes=2**30)
     recalled = teacher.outputs(batch)
     mask = batch["attention_mask"][..., None]
     torch.testing.assert_close(recalled.logits, live.logits)
@@ -32,8 +32,9 @@ def test_remembered_outputs_are_those_of_a_run(teacher, word_model, word_splits)
 
 
 def test_memory_limit_is_kept(teacher, word_model, word_splits):
-    rows = rows_of(word_model(), word_splits.train)
-    assert not teacher.remember(rows, collator(word_model()), limit_bytes=1000)
+    model = word_model()
+    rows = rows_of(model, word_splits.train)
+    assert not teacher.remember(rows, lengths(model, rows), collator(model), limit_bytes=1000)
     assert not teacher.is_cached
 
 
@@ -58,7 +59,7 @@ def test_projections_of_every_family_are_found(family):
     module = getattr(transformers, family + "ForSequenceClassification")(config)
     encoder = TappedEncoder(module, hidden_layers=(0, 1), relation_layer=1).eval()
     ids = torch.randint(5, 40, (2, 6))
-    found = encoder(ids, torch.ones_like(ids))
+    found = encoder(input_ids=ids, attention_mask=torch.ones_like(ids))
     assert [tuple(part.shape) for part in (*found.hidden, *found.projections)] == [(2, 6, 32)] * 5
 
 
@@ -66,9 +67,9 @@ def test_table_maps_tokens_by_their_text(word_model, vocabulary):
     teacher = word_model()
     student = word_model(words=[*reversed(vocabulary), "new"])
     table = vocabulary_table(student, teacher)
-    for token, index in student.tokenizer.get_vocab().items():
+    for token, index in student.processor.get_vocab().items():
         known = "[UNK]" if index == len(table) - 1 else token
-        assert teacher.tokenizer.convert_ids_to_tokens(int(table[index])) == known
+        assert teacher.processor.convert_ids_to_tokens(int(table[index])) == known
 
 
 def test_equal_vocabularies_need_no_table(word_model):

@@ -9,7 +9,8 @@ import pytest
 
 from compressor.quantization import quantize_static
 from targets import Arrays, Bundle, Manifest, Signature, Source, Target
-from targets.bundle import SCHEMA_VERSION, Preprocessing
+from targets.bundle import SCHEMA_VERSION
+from targets.preprocessing import TextPreprocessing
 
 
 @pytest.fixture
@@ -46,7 +47,7 @@ def lower(
             cpu_features=lowered.cpu_features,
             notes=lowered.notes,
             labels=("a", "b", "c"),
-            preprocessing=Preprocessing(max_length=16, pad_token_id=0),
+            preprocessing=TextPreprocessing(max_length=16, pad_token_id=0),
             files={},
         )
         Bundle.create(folder, manifest)

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from targets import Arrays, Bundle, Manifest, Session, Signature, Source, TensorSpec
-from targets.bundle import SCHEMA_VERSION, Preprocessing
+from targets.bundle import SCHEMA_VERSION
 from targets.errors import InputError, MissingLibraryError, ToolkitError, UnsupportedModelError
 from targets.evaluation_pack import EvaluationPack
+from targets.preprocessing import TextPreprocessing
 from targets.runtimes.pytorch import PyTorch
 from targets.worker_client import Worker
 
@@ -61,14 +62,18 @@ def bundle(checkpoint: Path, tmp_path: Path, write_tokenizer: Callable[[Path], N
         signature=SIGNATURE,
         model=lowered.model,
         labels=("no", "yes"),
-        preprocessing=Preprocessing(max_length=16, pad_token_id=0),
+        preprocessing=TextPreprocessing(max_length=16, pad_token_id=0),
         files={},
     )
     return Bundle.create(folder, manifest)
 
 
 def padded_feeds() -> Arrays:
-    pack = EvaluationPack.from_rows({"input_ids": ROWS}, [0, 0, 0], pad_token_id=0)
+    pack = EvaluationPack.from_rows(
+        {"input_ids": ROWS},
+        [0, 0, 0],
+        preprocessing=TextPreprocessing(max_length=512, pad_token_id=0),
+    )
     (batch,) = pack.batches(3, SIGNATURE)
     order = np.argsort(batch.indices)
     return {name: array[order] for name, array in batch.feeds.items()}
@@ -126,7 +131,11 @@ def test_threads_are_those_asked_for(bundle: Bundle) -> None:
 
 
 def test_answers_in_a_worker_are_the_same(bundle: Bundle, checkpoint: Path, tmp_path: Path) -> None:
-    pack = EvaluationPack.from_rows({"input_ids": ROWS}, [0, 0, 0], pad_token_id=0)
+    pack = EvaluationPack.from_rows(
+        {"input_ids": ROWS},
+        [0, 0, 0],
+        preprocessing=TextPreprocessing(max_length=512, pad_token_id=0),
+    )
     pack.save(tmp_path / "pack.safetensors")
     with Worker() as worker:
         worker.open(bundle.folder)

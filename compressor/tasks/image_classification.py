@@ -1,0 +1,127 @@
+"""Image classification: one label out of several for an image."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from compressor.tasks.base import Classification, Row
+from compressor.tasks.image_processor import PROCESSOR, read_processor, write_processor
+from compressor.tasks.positions import resize_positions
+from targets.preprocessing import FIXED_SIZE, ImagePreprocessing, Preprocessing
+from targets.preprocessing.image import PIXELS
+from targets.signature import Arrays, Signature, TensorSpec
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from compressor.data import Kind
+    from compressor.model import Model, TorchModel
+    from compressor.training.augmentation import ImageNoise
+    from compressor.training.settings import DistillSettings
+
+__all__ = ["ImageClassification"]
+
+_NUM_BATCHES = (1, 3)  # rows of the batches that are compared, beside all there are
+
+
+class ImageClassification(Classification):
+    """Image classification with a vision transformer or a convolutional network."""
+
+    name: ClassVar[str] = "image-classification"
+    head: ClassVar[str] = "ForImageClassification"
+    kind: ClassVar[Kind] = "image"
+    preprocessing_type: ClassVar[type[Preprocessing]] = ImagePreprocessing
+
+    def check_processor(self, folder: Path) -> None:
+        """See the base class."""
+        read_processor(folder)
+
+    def load_processor(self, folder: Path) -> ImagePreprocessing:
+        """See the base class."""
+        return read_processor(folder)
+
+    def save_processor(self, processor: ImagePreprocessing, folder: Path) -> None:
+        """See the base class."""
+        write_processor(processor, folder)
+
+    def processor_files(self, folder: Path) -> list[Path]:
+        """See the base class."""
+        return [folder / PROCESSOR]
+
+    def longest(self, folder: Path, processor: Any) -> int:
+        """See the base class."""
+        return FIXED_SIZE
+
+    def preprocessing(self, folder: Path, max_length: int) -> ImagePreprocessing:
+        """See the base class."""
+        return read_processor(folder)
+
+    def signature(self, model: TorchModel) -> Signature:
+        """See the base class."""
+        size: ImagePreprocessing = model.processor
+        shape = ("batch", size.channels, size.height, size.width)
+        return Signature(
+            inputs=(TensorSpec(name=PIXELS, dtype="float32", shape=shape),),
+            outputs=self.outputs(model),
+        )
+
+    def example(self, network: nn.Module, processor: ImagePreprocessing) -> dict[str, Tensor]:
+        """See the base class."""
+        import torch
+
+        generator = torch.Generator().manual_seed(0)
+        shape = (2, processor.channels, processor.height, processor.width)
+        return {PIXELS: torch.rand(shape, generator=generator)}
+
+    def resized(
+        self, network: nn.Module, processor: ImagePreprocessing, image_size: int
+    ) -> ImagePreprocessing:
+        """See the base class: positions are interpolated once and for all."""
+        resize_positions(network, image_size)
+        shortest = processor.shortest_edge
+        if shortest is not None:
+            shortest = max(image_size, round(shortest * image_size / processor.height))
+        update = {"height": image_size, "width": image_size, "shortest_edge": shortest}
+        return processor.model_copy(update=update)
+
+    def encode(self, model: Model, inputs: Sequence[Any]) -> list[Row]:
+        """See the base class: pixels, (height, width, channels) uint8."""
+        encoded = model.processor.open(Path()).encode(list(inputs))
+        return [{PIXELS: pixels} for pixels in encoded.rows[PIXELS]]
+
+    def collate(self, model: Model, rows: Sequence[Row]) -> Arrays:
+        """See the base class.  # (N, channels, height, width) float32"""
+        return {PIXELS: model.processor.batch([row[PIXELS] for row in rows])}
+
+    def length(self, row: Row) -> int:
+        """See the base class."""
+        return FIXED_SIZE
+
+    def num_cut(self, model: TorchModel, inputs: Sequence[Any]) -> int:
+        """See the base class."""
+        return 0
+
+    def probes(self, model: TorchModel, rows: Sequence[Row]) -> Mapping[str, Arrays]:
+        """See the base class: real images alone and together, and one that is all white."""
+        white = {PIXELS: np.full_like(rows[0][PIXELS], 255)}
+        several = {f"batch of {count}": rows[:count] for count in (*_NUM_BATCHES, len(rows))}
+        several["a white image beside a real one"] = [white, rows[0]]
+        return {what: self.collate(model, each) for what, each in several.items()}
+
+    def noise(
+        self, model: TorchModel, rows: Sequence[Row], settings: DistillSettings, seed: int
+    ) -> ImageNoise:
+        """See the base class."""
+        from compressor.training.augmentation import ImageNoise
+
+        return ImageNoise(
+            rows,
+            share=settings.augmentation,
+            mixup=settings.augmentation_mixup,
+            copies=settings.augmentation_copies,
+            seed=seed,
+        )

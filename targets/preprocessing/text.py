@@ -1,0 +1,146 @@
+"""Text: tokens of the ``tokenizers`` library, padded to the longest of a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from targets.errors import BundleError, InputError
+from targets.preprocessing.base import Encoded, Encoder, Preprocessing, Rows
+from targets.signature import Arrays, Signature
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+__all__ = ["IDS", "MASK", "ZEROS_IF_ABSENT", "TextEncoder", "TextPreprocessing", "read_tokenizer"]
+
+IDS = "input_ids"
+MASK = "attention_mask"
+ZEROS_IF_ABSENT = ("token_type_ids",)
+"""Inputs that are zero for a single text."""
+
+
+class TextPreprocessing(Preprocessing):
+    """Tokenize, and cut to the longest input."""
+
+    kind: Literal["text"] = "text"
+    tokenizer: str = "tokenizer.json"
+    """The file of the tokenizer."""
+    max_length: int = Field(ge=1)
+    """Longest input in tokens."""
+    pad_token_id: int = Field(ge=0)
+    """What ``input_ids`` are padded with; all other inputs are padded with 0."""
+
+    noun: ClassVar[str] = "text"
+    unit: ClassVar[str | None] = "tokens"
+    usual_length: ClassVar[int] = 128
+    libraries: ClassVar[tuple[str, ...]] = ("tokenizers",)
+
+    @property
+    def longest(self) -> int:
+        """See the base class."""
+        return self.max_length
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """See the base class."""
+        return (self.tokenizer,)
+
+    def open(self, folder: Path, *, source: Path | None = None) -> TextEncoder:
+        """See the base class."""
+        tokenizer = read_tokenizer(folder / self.tokenizer, where=(source or folder))
+        tokenizer.enable_truncation(self.max_length)
+        return TextEncoder(self, tokenizer)
+
+    def feeds(self, rows: Rows, signature: Signature) -> Arrays:
+        """See the base class: ``input_ids`` is always among the rows; masks follow from it."""
+        ids = rows[IDS]
+        feeds: Arrays = {}
+        for spec in signature.inputs:
+            if spec.name in rows:
+                values = rows[spec.name]
+            elif spec.name == MASK:
+                values = [np.ones_like(row) for row in ids]
+            elif spec.name in ZEROS_IF_ABSENT:
+                values = [np.zeros_like(row) for row in ids]
+            else:
+                raise self.unknown_input(spec.name, list(rows))
+            pad = self.pad_token_id if spec.name == IDS else 0
+            feeds[spec.name] = _pad(values, pad).astype(spec.dtype)
+        return feeds
+
+    def synthetic(
+        self, lengths: Sequence[int], *, num_ids: int, random: np.random.Generator
+    ) -> dict[str, list[NDArray[np.generic]]]:
+        """See the base class."""
+        ids = random.integers(0, num_ids, size=sum(lengths))
+        # RoBERTa counts positions from the ids that are not padding.
+        ids[ids == self.pad_token_id] = (self.pad_token_id + 1) % num_ids
+        return {IDS: list(np.split(ids, np.cumsum(lengths)[:-1]))}
+
+
+class TextEncoder(Encoder):
+    """A tokenizer, set to cut to the length that the model was built for."""
+
+    def __init__(self, preprocessing: TextPreprocessing, tokenizer: Tokenizer) -> None:
+        self.preprocessing = preprocessing
+        self.tokenizer = tokenizer
+        self.num_ids = int(tokenizer.get_vocab_size(with_added_tokens=True))
+
+    def encode(self, inputs: Sequence[Any]) -> Encoded:
+        """See the base class: each input is a string."""
+        self.preprocessing.check_inputs(inputs)
+        for index, text in enumerate(inputs):
+            if not isinstance(text, str):
+                raise InputError(
+                    "a text is not a string",
+                    where=f"texts[{index}]",
+                    given=f"{type(text).__name__} {text!r:.60}",
+                    fix="pass strings only; leave empty cells out or turn them into ''",
+                )
+        found = self.tokenizer.encode_batch(list(inputs)) if inputs else []
+        return Encoded(
+            {
+                IDS: [np.array(each.ids, dtype=np.int64) for each in found],
+                "token_type_ids": [np.array(each.type_ids, dtype=np.int64) for each in found],
+            },
+            tuple(bool(each.overflowing) for each in found),
+        )
+
+
+def read_tokenizer(path: Path, *, where: Path | None = None) -> Tokenizer:
+    """Read a tokenizer that neither pads nor cuts.
+
+    Args:
+        path: The file.
+        where: What to call its folder in messages.
+
+    Raises:
+        BundleError: The file is not a tokenizer.
+    """
+    from tokenizers import Tokenizer
+
+    try:
+        tokenizer: Tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises Exception itself
+        raise BundleError(
+            "the tokenizer of the bundle cannot be read",
+            where=(where or path.parent) / path.name,
+            given=error,
+            fix="build the bundle again",
+        ) from error
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
+
+
+def _pad(rows: Sequence[NDArray[np.generic]], pad: int) -> NDArray[np.generic]:
+    padded = np.full((len(rows), max(len(row) for row in rows)), pad, dtype=rows[0].dtype)
+    for index, row in enumerate(rows):
+        padded[index, : len(row)] = row
+    return padded
