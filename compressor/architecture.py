@@ -16,15 +16,29 @@ from targets.shapes import LayerShape, ShapeManifest, tensor_shapes
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["Architecture", "LayerShape"]
+__all__ = ["Architecture", "LayerShape", "reads_sound"]
 
-_OTHER_NAMES = {
-    "hidden_size": "dim",
-    "num_hidden_layers": "n_layers",
-    "num_attention_heads": "n_heads",
-    "intermediate_size": "hidden_dim",
+_OTHER_NAMES: Mapping[str, Mapping[str, str]] = {
+    "distilbert": {
+        "hidden_size": "dim",
+        "num_hidden_layers": "n_layers",
+        "num_attention_heads": "n_heads",
+        "intermediate_size": "hidden_dim",
+    },
+    "whisper": {
+        "hidden_size": "d_model",
+        "num_hidden_layers": "encoder_layers",
+        "num_attention_heads": "encoder_attention_heads",
+        "intermediate_size": "encoder_ffn_dim",
+    },
 }
-"""The field's usual name -> that of DistilBERT."""
+"""Family -> a field's usual name -> its own."""
+
+_NUM_UNBIASED = {"whisper": 1}
+"""Family -> projections into the heads that have no bias, of three."""
+
+_OF_SOUND = ("num_mel_bins", "conv_dim")
+"""Fields that the configs of networks that read sound have, and no others."""
 
 _POSITIONS_AFTER_PADDING = {"roberta", "xlm-roberta", "camembert", "xlm-roberta-xl", "longformer"}
 """Families that number positions from the padding index + 1: the table's first rows are unused."""
@@ -47,6 +61,7 @@ class Architecture:
         num_token_types: Rows of the token-type table; 0 where there is none.
         embedding_size: Width of the embedding tables; None where it is the hidden size.
         num_other_parameters: Weights outside of the layers, where it reads no tokens.
+        num_unbiased: Projections into the heads that have no bias, of three.
     """
 
     family: str
@@ -60,6 +75,7 @@ class Architecture:
     num_token_types: int = 0
     embedding_size: int | None = None
     num_other_parameters: int | None = None
+    num_unbiased: int = 0
 
     @classmethod
     def read(cls, folder: Path) -> Architecture:
@@ -138,7 +154,7 @@ class Architecture:
         hidden, norm, total = self.hidden_size, 2, 0
         for layer in self.layers:
             attention = layer.num_heads * self.head_size
-            total += 3 * (hidden + 1) * attention + (attention + 1) * hidden
+            total += (3 * (hidden + 1) - self.num_unbiased) * attention + (attention + 1) * hidden
             total += (hidden + 1) * layer.ffn_width + (layer.ffn_width + 1) * hidden
             total += 2 * norm * hidden
         return total
@@ -163,7 +179,7 @@ def _spread(values: list[int]) -> str:
 
 def _from_config(config: Mapping[str, object]) -> Architecture:
     family = str(config["model_type"])
-    if "vocab_size" not in config:
+    if "vocab_size" not in config or reads_sound(config):
         return _without_tokens(family, config)
     described = _transformer(family, config)
     embedding_size = int(str(config.get("embedding_size", described.hidden_size)))
@@ -186,6 +202,11 @@ def _without_tokens(family: str, config: Mapping[str, object]) -> Architecture:
         return Architecture(family, (), 0, 0, 0, _num_labels(config), FIXED_SIZE)
 
 
+def reads_sound(config: Mapping[str, object]) -> bool:
+    """Whether a config is that of a network that reads sound; it may name a vocabulary too."""
+    return any(name in config for name in _OF_SOUND)
+
+
 def _transformer(family: str, config: Mapping[str, object]) -> Architecture:
     hidden_size = _number(config, "hidden_size")
     heads = _number(config, "num_attention_heads")
@@ -203,11 +224,13 @@ def _transformer(family: str, config: Mapping[str, object]) -> Architecture:
         vocabulary_size=0,
         num_labels=_num_labels(config),
         max_positions=FIXED_SIZE,
+        num_unbiased=_NUM_UNBIASED.get(family, 0),
     )
 
 
 def _number(config: Mapping[str, object], name: str) -> int:
-    value = config.get(name, config.get(_OTHER_NAMES.get(name, name)))
+    other_names = _OTHER_NAMES.get(str(config.get("model_type")), {})
+    value = config.get(other_names.get(name, name))
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ValueError(f"{name} is {value!r}")
     return value

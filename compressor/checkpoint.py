@@ -6,6 +6,8 @@ import json
 from contextlib import suppress
 from pathlib import Path
 
+from compressor.architecture import reads_sound
+from compressor.data import Kind
 from compressor.errors import CheckpointError
 from targets.shapes import tensor_shapes, weight_files
 
@@ -21,17 +23,18 @@ _CONVERT = (
 )
 
 
-def check_checkpoint(folder: Path, *, head: str) -> None:
+def check_checkpoint(folder: Path, *, head: str | tuple[str, ...], kind: Kind = "text") -> None:
     """Check a Hugging Face folder without loading its weights.
 
     Args:
         folder: The checkpoint.
         head: What the name of the model class has to end with, such as
-            ``ForSequenceClassification``.
+            ``ForSequenceClassification``; one of several.
+        kind: Of its inputs.
 
     Raises:
         CheckpointError: The folder or its config is missing, its weights are a pickle, truncated or
-            absent, or it has another task's head.
+            absent, or it has another task's head or reads sound where it should not, or should.
     """
     if not folder.is_dir():
         raise CheckpointError(
@@ -41,14 +44,22 @@ def check_checkpoint(folder: Path, *, head: str) -> None:
         )
     config = _read_config(folder / "config.json")
     _refuse_pickles(folder)
+    heads = (head,) if isinstance(head, str) else head
     architectures = config.get("architectures")
     name = architectures[0] if isinstance(architectures, list) and architectures else None
-    if name is None or not str(name).endswith(head):
+    if name is None or not str(name).endswith(heads):
         raise CheckpointError(
-            f"the checkpoint has no head for this task ({head.removeprefix('For')})",
+            f"the checkpoint has no head for this task ({heads[0].removeprefix('For')})",
             where=folder / "config.json, field architectures",
             given=name or "(none)",
             fix="fine-tune first: compressor finetune",
+        )
+    if reads_sound(config) != (kind == "audio"):
+        raise CheckpointError(
+            f"the checkpoint does not read what this task reads ({kind})",
+            where=folder / "config.json",
+            given=f"{name}, which reads {'sound' if reads_sound(config) else 'no sound'}",
+            fix="name the task of the checkpoint, or pass another one",
         )
     tensor_shapes(folder)
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import torch
 from torch import nn
+from torch.nn.utils import parametrize
 
 from compressor.errors import PassError
 from compressor.onnx_io import SINGLE_FILE_LIMIT_BYTES, save_model
@@ -167,6 +168,10 @@ def _eager_copy(module: nn.Module) -> nn.Module:
     copied = copy.deepcopy(module, memo=dict(shared)).eval()
     if hasattr(copied, "set_attn_implementation"):
         cast("Any", copied).set_attn_implementation("eager")
+    for part in copied.modules():
+        # Weights that are computed from others, as by weight_norm, are computed here and now.
+        for name in list(getattr(part, "parametrizations", ())):
+            parametrize.remove_parametrizations(part, name)
     return copied
 
 

@@ -122,7 +122,7 @@ def validate_recipe(recipe: Recipe) -> Plan:
 def _read_architecture(recipe: Recipe, problems: list[ToolkitError]) -> Architecture | None:
     try:
         task = get_task(recipe.task)
-        check_checkpoint(recipe.model, head=task.head)
+        check_checkpoint(recipe.model, head=task.heads, kind=task.kind)
         check_weights(recipe.model)
         task.check_processor(recipe.model)
         return Architecture.read(recipe.model)

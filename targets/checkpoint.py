@@ -43,6 +43,7 @@ AUTO_CLASSES: Mapping[str, str] = {
 """Task -> the class of transformers that loads its models."""
 
 Shapes = Mapping[str, tuple[int, ...]]
+_FFN_NAMES = ("hidden_dim", "encoder_ffn_dim")  # in configs that do not say intermediate_size
 _NUM_NAMED = 3  # tensors that an error names before it counts the rest
 
 
@@ -114,15 +115,27 @@ def _set_sizes(config: Any, module: nn.Module) -> None:
     layers = encoder_layers(module)
     if not layers:
         return
-    embeddings: Any = module.get_input_embeddings()  # type: ignore[operator]
-    ffn_name = "hidden_dim" if hasattr(config, "hidden_dim") else "intermediate_size"
-    config.vocab_size = embeddings.num_embeddings
+    ffn_name = next((name for name in _FFN_NAMES if hasattr(config, name)), "intermediate_size")
     config.hidden_size = layers[0].query.in_features
     config.num_hidden_layers = len(layers)
     config.num_attention_heads = max(layer.num_heads for layer in layers)
     setattr(config, ffn_name, max(layer.ffn_width for layer in layers))
-    if hasattr(config, "embedding_size"):
-        config.embedding_size = embeddings.embedding_dim
+    table = _token_table(module)
+    if table is not None:
+        config.vocab_size = table.num_embeddings
+        if hasattr(config, "embedding_size"):
+            config.embedding_size = table.embedding_dim
+
+
+def _token_table(module: nn.Module) -> nn.Embedding | None:
+    """The embeddings of the tokens; None where a network reads none."""
+    from torch import nn
+
+    try:
+        found = module.get_input_embeddings()  # type: ignore[operator]
+    except NotImplementedError:
+        return None
+    return found if isinstance(found, nn.Embedding) else None
 
 
 def _stored_tensors(module: nn.Module) -> dict[str, Tensor]:

@@ -140,7 +140,7 @@ class Export(Pass):
                     map(task.length, task.encode(model, context.splits.validation.inputs))
                 )
                 usual = found[len(found) // 2]
-            ranges[name] = (1, usual, model.max_length)
+            ranges[name] = (get_task(model.task).shortest(model), usual, model.max_length)
         return ranges
 
 

@@ -8,7 +8,9 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator
 
+from compressor.architecture import reads_sound
 from compressor.errors import PassError, nearest
+from compressor.tasks.audio_classification import AudioClassification
 from compressor.tasks.base import Row, Task
 from compressor.tasks.image_classification import ImageClassification
 from compressor.tasks.text_classification import TextClassification
@@ -16,7 +18,7 @@ from compressor.tasks.text_classification import TextClassification
 __all__ = ["TASKS", "Row", "Task", "TaskName", "get_task", "infer_task"]
 
 TASKS: dict[str, type[Task]] = {
-    each.name: each for each in (TextClassification, ImageClassification)
+    each.name: each for each in (TextClassification, ImageClassification, AudioClassification)
 }
 
 
@@ -43,12 +45,14 @@ def infer_task(folder: Path) -> str:
     config = _read_json(folder / "config.json")
     heads = config.get("architectures") or [""]
     for name, task in TASKS.items():
-        if str(heads[0]).endswith(task.head):
+        if str(heads[0]).endswith(task.heads) and reads_sound(config) == (task.kind == "audio"):
             return name
     processor = _read_json(folder / "preprocessor_config.json")
     kind = "text"
-    if processor or (config and "vocab_size" not in config):
-        kind = "audio" if "feature_size" in processor or "sampling_rate" in processor else "image"
+    if reads_sound(config) or "sampling_rate" in processor:
+        kind = "audio"
+    elif processor or (config and "vocab_size" not in config):
+        kind = "image"
     return next(name for name, task in TASKS.items() if task.kind == kind)
 
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from compressor.training.augmentation import Noise
     from compressor.training.settings import DistillSettings
 
-__all__ = ["Classification", "Row", "Task"]
+__all__ = ["Classification", "Row", "Task", "keep_whole"]
 
 Row = Mapping[str, Any]
 """One input, read: name -> its tokens, its pixels, its samples."""
@@ -39,7 +39,7 @@ class Task(ABC):
     name: ClassVar[str]
     """As Hugging Face names it."""
 
-    head: ClassVar[str]
+    heads: ClassVar[tuple[str, ...]]
     """How the class names of checkpoints with this task's head end."""
 
     kind: ClassVar[Kind]
@@ -118,6 +118,23 @@ class Task(ABC):
             fix="leave the image size out",
         )
 
+    def shortened(self, network: nn.Module, processor: Any, max_length: int) -> Any:
+        """The processor for inputs of at most this length; the network is cut to it in place.
+
+        Args:
+            network: Is changed where a shorter input does not make it faster by itself.
+            processor: Of its longest input now.
+            max_length: Longest input, such as in tokens.
+
+        Raises:
+            CheckpointError: The model does not take this length.
+        """
+        return processor
+
+    def shortest(self, model: TorchModel) -> int:
+        """Shortest input of a model, such as in tokens."""
+        return 1
+
     # Rows and batches
 
     @abstractmethod
@@ -175,12 +192,14 @@ class Classification(Task):
         from compressor.model import TorchModel
         from targets.checkpoint import load_module
 
-        check_checkpoint(folder, head=self.head)
+        check_checkpoint(folder, head=self.heads, kind=self.kind)
         check_weights(folder)
         processor = self.load_processor(folder)
         limit = self.longest(folder, processor)
+        network = load_module(folder, self.name)
+        keep_whole(network)
         return TorchModel(
-            module=load_module(folder, self.name),
+            module=network,
             processor=processor,
             task=self.name,
             max_length=min(max_length or limit, limit),
@@ -197,3 +216,20 @@ class Classification(Task):
     def probabilities(self, outputs: NDArray[np.floating]) -> NDArray[np.float64]:
         """See the base class."""
         return softmax(np.asarray(outputs, dtype=np.float64))
+
+
+def keep_whole(network: nn.Module) -> None:
+    """Let all layers of a network take part in every step of a training, and read all of the input.
+
+    Pre-training of networks that read sound leaves out layers and parts of the input at random.
+    Distillation compares both, and their mask does not fit on a short recording.
+
+    Args:
+        network: A Hugging Face model; changed in place, its config too.
+    """
+    for part in (network.config, *network.modules()):
+        for name in ("layerdrop", "encoder_layerdrop"):
+            if hasattr(part, name):
+                setattr(part, name, 0.0)
+    if hasattr(network.config, "apply_spec_augment"):
+        network.config.apply_spec_augment = False  # type: ignore[union-attr]

@@ -32,7 +32,7 @@ class ImageClassification(Classification):
     """Image classification with a vision transformer or a convolutional network."""
 
     name: ClassVar[str] = "image-classification"
-    head: ClassVar[str] = "ForImageClassification"
+    heads: ClassVar[tuple[str, ...]] = ("ForImageClassification",)
     kind: ClassVar[Kind] = "image"
     preprocessing_type: ClassVar[type[Preprocessing]] = ImagePreprocessing
 

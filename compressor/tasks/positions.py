@@ -1,4 +1,4 @@
-"""Bring a vision transformer to another size of images."""
+"""Bring a transformer to another size of images, or to shorter recordings."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from compressor.errors import CheckpointError
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["resize_positions"]
+__all__ = ["resize_positions", "shorten_positions"]
 
 
 def resize_positions(network: nn.Module, image_size: int) -> None:
@@ -53,3 +53,22 @@ def resize_positions(network: nn.Module, image_size: int) -> None:
             )
             joined = torch.cat([first, moved.flatten(2).transpose(1, 2)], dim=1)
         part.position_embeddings = nn.Parameter(joined)
+
+
+def shorten_positions(network: nn.Module, share: float) -> None:
+    """Keep the first rows of the table of positions, for inputs that are always that long.
+
+    Args:
+        network: A Hugging Face model of the kind of Whisper; changed in place, its config too.
+        share: Of the rows, in (0, 1].
+    """
+    from torch import nn
+
+    config: Any = network.config
+    count = round(config.max_source_positions * share)
+    config.max_source_positions = count
+    for part in network.modules():
+        table = getattr(part, "embed_positions", None)
+        if isinstance(table, nn.Embedding) and hasattr(part, "max_source_positions"):
+            part.embed_positions = nn.Embedding.from_pretrained(table.weight[:count].clone())
+            part.max_source_positions = count  # type: ignore[assignment]

@@ -44,7 +44,7 @@ class TextClassification(Classification):
     """Sequence classification with a transformer encoder."""
 
     name: ClassVar[str] = "text-classification"
-    head: ClassVar[str] = "ForSequenceClassification"
+    heads: ClassVar[tuple[str, ...]] = ("ForSequenceClassification",)
     kind: ClassVar[Kind] = "text"
     preprocessing_type: ClassVar[type[Preprocessing]] = TextPreprocessing
 

@@ -8,9 +8,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["ImageNoise", "Noise", "TokenNoise"]
+__all__ = ["AudioNoise", "ImageNoise", "Noise", "TokenNoise"]
 
 Row = dict[str, Any]
+
+_GAIN_DB = 6.0  # louder or softer by at most a factor of 2
+_BELOW_DB = (10.0, 25.0)  # backgrounds lie so far below what they were
 
 
 class Noise:
@@ -159,3 +162,51 @@ class ImageNoise(Noise):
         top, left = (int(generator.integers(0, 2 * each + 1)) for each in margin)
         height, width = pixels.shape[:2]
         return {"pixel_values": np.ascontiguousarray(wide[top : top + height, left : left + width])}
+
+
+class AudioNoise(Noise):
+    """Changes recordings: each is moved in time and made louder or softer, some over a background.
+
+    The background is another recording, so soft that the first is still the one to be heard, as in
+    Snyder et al., "MUSAN: A Music, Speech, and Noise Corpus", 2015; the label is the teacher's.
+
+    Args:
+        rows: All training rows.
+        share: Largest move, as a share of the length, in [0, 1); with 0 no row is changed.
+        mixup: Share of the noisy rows that get a background, in [0, 1].
+        copies: See the base class.
+        seed: Of the noise.
+    """
+
+    def __init__(
+        self,
+        rows: Sequence[Mapping[str, Any]],
+        *,
+        share: float,
+        mixup: float,
+        copies: int | None,
+        seed: int,
+    ) -> None:
+        self.rows = rows
+        self.share = share
+        self.mixup = mixup
+        super().__init__(active=share > 0, copies=copies, seed=seed)
+
+    def change(self, row: Row, generator: np.random.Generator) -> Row:
+        """See the base class."""
+        samples = row["samples"].astype(np.float32)
+        count = len(samples)
+        move = round(generator.uniform(-self.share, self.share) * count)
+        moved = np.zeros_like(samples)
+        moved[max(move, 0) : count + min(move, 0)] = samples[max(-move, 0) : count - max(move, 0)]
+        moved *= _ratio(generator.uniform(-_GAIN_DB, _GAIN_DB))
+        if generator.random() < self.mixup:
+            other = self.rows[int(generator.integers(len(self.rows)))]["samples"]
+            background = np.resize(other, count).astype(np.float32)
+            moved += background * _ratio(-generator.uniform(*_BELOW_DB))
+        limits = np.iinfo(np.int16)
+        return {"samples": np.clip(np.rint(moved), limits.min, limits.max).astype(np.int16)}
+
+
+def _ratio(decibels: float) -> np.float32:
+    return np.float32(10 ** (decibels / 20))

@@ -18,6 +18,7 @@ from torch.utils.data import Dataset, Sampler
 from compressor.data import Split
 from compressor.model import TorchModel
 from compressor.tasks import get_task
+from targets.preprocessing import FIXED_SIZE
 
 __all__ = ["EncodedRows", "LengthBucketSampler", "collator", "encode", "input_names", "lengths"]
 
@@ -35,8 +36,10 @@ def encode(model: TorchModel, split: Split) -> list[Row]:
 
 
 def lengths(model: TorchModel, rows: Sequence[Row]) -> list[int]:
-    """The length of each row; see `Task.length`."""
-    return list(map(get_task(model.task).length, rows))
+    """The length of each row; see `Task.length`. `FIXED_SIZE` where the model is given one size."""
+    task = get_task(model.task)
+    _, *free = task.signature(model).free_dimensions
+    return list(map(task.length, rows)) if free else [FIXED_SIZE] * len(rows)
 
 
 def input_names(model: TorchModel) -> tuple[str, ...]:

@@ -14,6 +14,7 @@ from compressor.distributed import check_batch, together
 from compressor.errors import CheckpointError
 from compressor.model import TorchModel
 from compressor.tasks import get_task
+from compressor.tasks.base import keep_whole
 from compressor.training.batches import EncodedRows, collator, encode, input_names, lengths
 from compressor.training.checkpoints import identity
 from compressor.training.loop import TrainingResult, quiet, run_training, seeded
@@ -116,12 +117,16 @@ def new_classifier(
         config.id2label = dict(enumerate(label_names))
         config.label2id = {name: index for index, name in enumerate(label_names)}
         module = _classifier(config, folder, task)
-        body = getattr(module, module.base_model_prefix)
+        keep_whole(module)
+        # Whisper's classifier keeps the encoder itself, not the model that it is a part of.
+        body = getattr(module, module.base_model_prefix, module)
         # Encoder and classifier may differ in their pooler, and in nothing else.
         body.load_state_dict(encoder.state_dict(), strict=False)
     processor = found.load_processor(folder)
     if image_size is not None:
         processor = found.resized(module, processor, image_size)
+    if max_length is not None:
+        processor = found.shortened(module, processor, max_length)
     limit = found.longest(folder, processor)
     return TorchModel(
         module=module.float().eval(),

