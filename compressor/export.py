@@ -168,11 +168,22 @@ def _eager_copy(module: nn.Module) -> nn.Module:
     copied = copy.deepcopy(module, memo=dict(shared)).eval()
     if hasattr(copied, "set_attn_implementation"):
         cast("Any", copied).set_attn_implementation("eager")
-    for part in copied.modules():
-        # Weights that are computed from others, as by weight_norm, are computed here and now.
-        for name in list(getattr(part, "parametrizations", ())):
-            parametrize.remove_parametrizations(part, name)
+    for part in list(copied.modules()):
+        if parametrize.is_parametrized(part):
+            _compute_weights(part)
     return copied
+
+
+def _compute_weights(part: nn.Module) -> None:
+    """Compute weights that follow from others, as by weight_norm, once and for all, in place.
+
+    torch's own function would change the class, which the original shares with its copy.
+    """
+    computed = {name: getattr(part, name).detach() for name in cast("Any", part.parametrizations)}
+    part.__class__ = parametrize.type_before_parametrizations(part)
+    del part.parametrizations
+    for name, value in computed.items():
+        part.register_parameter(name, nn.Parameter(value))
 
 
 @torch.no_grad()

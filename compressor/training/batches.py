@@ -124,16 +124,17 @@ class LengthBucketSampler(Sampler[int]):
 def collator(model: TorchModel) -> Callable[[Sequence[Row]], dict[str, Tensor]]:
     """Make the function that pads rows into a batch of tensors.
 
-    Beside the inputs of the model, (N, ...) each, the batch has the other entries of the rows as
-    (N,) tensors.
+    Beside the inputs of the model, (N, ...) each, the batch has the numbers in the rows, such as
+    labels, as (N,) tensors.
     """
     task = get_task(model.task)
 
     def collate(rows: Sequence[Row]) -> dict[str, Tensor]:
         padded = task.collate(model, rows)
         batch = {name: torch.from_numpy(array) for name, array in padded.items()}
-        for name in rows[0].keys() - batch.keys():
-            batch[name] = torch.as_tensor([row[name] for row in rows])
+        for name, value in rows[0].items():
+            if np.ndim(value) == 0:
+                batch[name] = torch.as_tensor([row[name] for row in rows])
         return batch
 
     return collate

@@ -126,7 +126,7 @@ CATALOG: tuple[Asset, ...] = (
     ),
     Asset(
         name="spoken-prompts",
-        summary="404 spoken prompts of a telephone system, 4 classes of use",
+        summary="383 spoken prompts of a telephone system, 4 classes of use",
         source=Deb(
             package="asterisk-core-sounds-en-wav",
             version="1.6.1-1",
