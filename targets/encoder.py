@@ -1,6 +1,6 @@
 """The parts of a transformer encoder that can be resized, whatever its family calls them.
 
-Every BERT-like encoder has the same layer: four attention projections and a feed-forward of two.
+Every such encoder has the same layer: four attention projections and a feed-forward of two.
 Families differ in names only, so a layer is recognised by the names it holds, not by its family.
 """
 
@@ -28,6 +28,8 @@ class _Names:
     ffn_output: str
     num_heads: str
     """Name of the attribute of the attention module that counts its heads."""
+    head_size: str
+    """Name of its attribute with the width of a head."""
 
 
 _FAMILIES = (
@@ -41,6 +43,7 @@ _FAMILIES = (
         ffn_input="intermediate.dense",
         ffn_output="output.dense",
         num_heads="num_attention_heads",
+        head_size="attention_head_size",
     ),
     # DistilBERT
     _Names(
@@ -52,6 +55,19 @@ _FAMILIES = (
         ffn_input="ffn.lin1",
         ffn_output="ffn.lin2",
         num_heads="n_heads",
+        head_size="attention_head_size",
+    ),
+    # ViT, DeiT, DINOv2
+    _Names(
+        attention="attention",
+        query="attention.q_proj",
+        key="attention.k_proj",
+        value="attention.v_proj",
+        attention_output="attention.o_proj",
+        ffn_input="mlp.fc1",
+        ffn_output="mlp.fc2",
+        num_heads="num_attention_heads",
+        head_size="head_dim",
     ),
 )
 
@@ -69,6 +85,7 @@ class EncoderLayer:
         ffn_input: (hidden_size -> ffn_width)
         ffn_output: (ffn_width -> hidden_size)
         num_heads_name: The attribute of ``attention`` that counts the heads.
+        head_size_name: The attribute of ``attention`` with the width of a head.
     """
 
     attention: Any  # the attributes of attention modules are not typed
@@ -79,11 +96,12 @@ class EncoderLayer:
     ffn_input: nn.Linear
     ffn_output: nn.Linear
     num_heads_name: str
+    head_size_name: str
 
     @property
     def head_size(self) -> int:
         """Width of one head."""
-        return int(self.attention.attention_head_size)
+        return int(getattr(self.attention, self.head_size_name))
 
     @property
     def num_heads(self) -> int:
@@ -97,7 +115,7 @@ class EncoderLayer:
 
 
 def layer_list(module: nn.Module) -> nn.ModuleList | None:
-    """The list of encoder layers, or None where the module is not a BERT-like encoder."""
+    """The list of encoder layers, or None where the module is no such encoder."""
     from torch import nn
 
     for part in module.modules():
@@ -109,7 +127,7 @@ def layer_list(module: nn.Module) -> nn.ModuleList | None:
 
 
 def encoder_layers(module: nn.Module) -> tuple[EncoderLayer, ...]:
-    """The layers of an encoder, the first first; empty where it is not a BERT-like encoder."""
+    """The layers of an encoder, the first first; empty where it is no such encoder."""
     found = (_read_layer(layer) for layer in layer_list(module) or ())
     return tuple(layer for layer in found if layer is not None)
 
@@ -122,7 +140,7 @@ def set_head_counts(module: nn.Module, head_size: int) -> None:
     """
     for layer in encoder_layers(module):
         attention = layer.attention
-        attention.attention_head_size = head_size
+        setattr(attention, layer.head_size_name, head_size)
         attention.scaling = head_size**-0.5
         setattr(attention, layer.num_heads_name, layer.query.out_features // head_size)
         if hasattr(attention, "all_head_size"):
@@ -141,6 +159,7 @@ def _read_layer(layer: nn.Module) -> EncoderLayer | None:
                 ffn_input=_linear(layer, names.ffn_input),
                 ffn_output=_linear(layer, names.ffn_output),
                 num_heads_name=names.num_heads,
+                head_size_name=names.head_size,
             )
         except AttributeError:
             continue
