@@ -34,6 +34,7 @@ class AudioPreprocessing(Preprocessing):
     """Bring each waveform to mean 0 and variance 1, as Wav2Vec2 was trained."""
 
     noun: ClassVar[str] = "recording"
+    needs: ClassVar[str] = WAVEFORM
     unit: ClassVar[str | None] = "samples"
     usual_length: ClassVar[int] = 16_000
     libraries: ClassVar[tuple[str, ...]] = ()
