@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from targets.encoder import encoder_layers, set_head_counts
 from targets.errors import CheckpointError
+from targets.networks import register_network
 from targets.shapes import (
     SCHEMA_VERSION,
     SHAPES_FILE,
@@ -37,6 +38,7 @@ AUTO_CLASSES: Mapping[str, str] = {
     "question-answering": "AutoModelForQuestionAnswering",
     "fill-mask": "AutoModelForMaskedLM",
     "feature-extraction": "AutoModel",
+    "image-classification": "AutoModelForImageClassification",
 }
 """Task -> the class of transformers that loads its models."""
 
@@ -88,6 +90,7 @@ def load_module(folder: Path, task: str) -> nn.Module:
         known = ", ".join(AUTO_CLASSES)
         raise CheckpointError(f"no model class is known for the task {task!r}", fix=f"use {known}")
     auto_class = getattr(transformers, AUTO_CLASSES[task])
+    register_network(folder)
     manifest = ShapeManifest.read(folder)
     found = tensor_shapes(folder)
     with _quiet_transformers(), torch.random.fork_rng(devices=[]):
