@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from targets.encoder import encoder_layers, set_head_counts
 from targets.errors import CheckpointError
+from targets.networks import register_network
 from targets.shapes import (
     SCHEMA_VERSION,
     SHAPES_FILE,
@@ -90,6 +91,7 @@ def load_module(folder: Path, task: str) -> nn.Module:
         known = ", ".join(AUTO_CLASSES)
         raise CheckpointError(f"no model class is known for the task {task!r}", fix=f"use {known}")
     auto_class = getattr(transformers, AUTO_CLASSES[task])
+    register_network(folder)
     manifest = ShapeManifest.read(folder)
     found = tensor_shapes(folder)
     with _quiet_transformers(), torch.random.fork_rng(devices=[]):

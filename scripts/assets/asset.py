@@ -1,33 +1,68 @@
-"""The values that describe an asset: the wheel it comes from, its licence and its conversion."""
+"""The values that describe an asset: the package it comes from, its licence and its conversion."""
 
 import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from zipfile import ZipFile
+from typing import IO, ClassVar, Protocol
 
-Conversion = Callable[[ZipFile, Path], Mapping[str, object]]
-"""Writes an asset's files from a wheel into an empty folder; returns what to record about them."""
+
+class Archive(Protocol):
+    """An open package, as `ZipFile` has it. Opening checked that its members are safe."""
+
+    @property
+    def filename(self) -> str | None:
+        """The package."""
+
+    def namelist(self) -> list[str]:
+        """The names of its members."""
+
+    def open(self, name: str, /) -> IO[bytes]:
+        """One member; KeyError where there is none of this name."""
+
+
+Conversion = Callable[[Archive, Path], Mapping[str, object]]
+"""Writes an asset's files from a package into an empty folder; returns what to record of them."""
 
 Report = Callable[[str], None]
 """Takes one line of progress."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wheel:
-    """A wheel pinned by version and content."""
-
+class _Package:
     package: str
     version: str
     filename: str
     sha256: str
     size_bytes: int
 
+
+@dataclass(frozen=True, kw_only=True)
+class Wheel(_Package):
+    """A wheel pinned by version and content, which pip downloads."""
+
+    kind: ClassVar[str] = "wheel"
+
     @property
     def requirement(self) -> str:
         """The pin as pip writes it."""
         return f"{self.package}=={self.version}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Deb(_Package):
+    """A Debian package pinned by version and content, which apt-get downloads."""
+
+    kind: ClassVar[str] = "deb"
+
+    @property
+    def requirement(self) -> str:
+        """The pin as apt-get writes it."""
+        return f"{self.package}={self.version}"
+
+
+Source = Wheel | Deb
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,35 +80,37 @@ class Licence:
 
 @dataclass(frozen=True, kw_only=True)
 class Asset:
-    """A folder of files converted from one wheel.
+    """A folder of files converted from one package.
 
     Args:
         name: Name of the folder and of the command line argument.
         summary: One line for `--list`.
-        wheel: Where it comes from.
+        source: The package it comes from.
         licence: What is known about the licence.
         citation: Who made it.
         convert: Writes the files.
         revision: Counts changes to `convert`'s output, so that finished folders are rebuilt.
         notes: Facts that a user of the asset should know.
+        libraries: Modules that `convert` imports beyond Python's own.
     """
 
     name: str
     summary: str
-    wheel: Wheel
+    source: Source
     licence: Licence
     citation: str
     convert: Conversion
     revision: int
     notes: tuple[str, ...] = ()
+    libraries: tuple[str, ...] = ()
 
     @property
     def definition_sha256(self) -> str:
-        """Changes whenever the finished folder would: by the wheel, the revision or the texts."""
+        """Changes whenever the finished folder would: by the package, the revision or the texts."""
         parts = (
             self.name,
-            self.wheel.requirement,
-            self.wheel.sha256,
+            self.source.requirement,
+            self.source.sha256,
             self.licence.package,
             self.licence.content,
             self.citation,

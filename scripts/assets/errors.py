@@ -2,9 +2,10 @@
 
 AssetError
     UsageError               a wrong command line
-    DownloadError            pip brought no wheel
-        HashMismatchError    pip brought another wheel than the pinned one
-    WheelError               the wheel is unsafe to unpack or lacks what the conversion needs
+    DownloadError            pip or apt-get brought no package
+        HashMismatchError    it brought another package than the pinned one
+    PackageError             the package is unsafe to unpack or lacks what the conversion needs
+    MissingLibraryError      the conversion needs a library that this Python has not
     StorageError             the asset folder cannot be written
         NoSpaceError         the disk or the quota is full
 """
@@ -13,6 +14,8 @@ import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from assets.asset import Source
 
 
 class AssetError(Exception):
@@ -47,15 +50,19 @@ class UsageError(AssetError):
 
 
 class DownloadError(AssetError):
-    """pip brought no wheel."""
+    """pip or apt-get brought no package."""
 
 
 class HashMismatchError(DownloadError):
-    """The wheel is not the pinned one."""
+    """The package is not the pinned one."""
 
 
-class WheelError(AssetError):
-    """The wheel is unsafe to unpack, damaged, or lacks what the conversion needs."""
+class PackageError(AssetError):
+    """The package is unsafe to unpack, damaged, or lacks what the conversion needs."""
+
+
+class MissingLibraryError(AssetError):
+    """The conversion needs a library that this Python has not."""
 
 
 class StorageError(AssetError):
@@ -90,6 +97,21 @@ def no_space(where: str, *, given: str) -> NoSpaceError:
         "no space left for the assets",
         where=where,
         given=given,
-        fix="free some space (all assets with their wheels take about 300 MB), "
+        fix="free some space (all assets with their packages take about 600 MB), "
         "or choose another disk with --to DIR or COMPRESSOR_ASSETS",
+    )
+
+
+def is_no_space(output: str) -> bool:
+    """Whether a package manager failed for a full disk or quota, by what it printed."""
+    return "No space left on device" in output or "Disk quota exceeded" in output
+
+
+def hash_mismatch(source: Source, found: str) -> HashMismatchError:
+    """The error for a package with another sha256 than the pinned one."""
+    return HashMismatchError(
+        f"the downloaded package of {source.requirement} is not the pinned one",
+        where=source.filename,
+        given=f"sha256 {found}, expected {source.sha256}",
+        fix="check the mirror or proxy that packages come through; the file was not kept",
     )

@@ -30,22 +30,22 @@ def write_manifest(
 ) -> None:
     """Record where the files in `folder` come from, their licence, and what they are.
 
-    The record holds no time and no path outside the folder: the same wheel gives the same bytes.
+    The record holds no time and no path outside the folder: the same package gives the same bytes.
     """
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
     record = {
         "name": asset.name,
         "definition_sha256": asset.definition_sha256,
         "source": {
-            "package": asset.wheel.package,
-            "version": asset.wheel.version,
-            "wheel": asset.wheel.filename,
-            "sha256": asset.wheel.sha256,
+            "package": asset.source.package,
+            "version": asset.source.version,
+            asset.source.kind: asset.source.filename,
+            "sha256": asset.source.sha256,
         },
         "licence": {
             "package": asset.licence.package,
             "content": asset.licence.content,
-            "wheel_metadata": list(stated_licence),
+            f"{asset.source.kind}_metadata": list(stated_licence),
             "files": list(licence_files),
         },
         "citation": asset.citation,

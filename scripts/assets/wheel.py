@@ -1,17 +1,15 @@
-"""Reading members of a wheel, which is only ever unzipped: never installed, never executed."""
+"""Opening a wheel, and what it says about its licence."""
 
 import email
 import re
-import shutil
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path, PurePosixPath, PureWindowsPath
-from zipfile import BadZipFile, ZipFile, ZipInfo
+from pathlib import Path
+from zipfile import BadZipFile, ZipFile
 
-from assets.errors import WheelError
-
-LICENCE_FOLDER = "licences"
+from assets.archive import damaged, read_member, require_safe
+from assets.asset import Archive
 
 _LICENCE_MEMBER = re.compile(
     r"[^/]+\.dist-info/(licenses/)?(LICEN[SC]E|COPYING|NOTICE|AUTHORS)[^/]*", re.IGNORECASE
@@ -20,93 +18,33 @@ _LICENCE_MEMBER = re.compile(
 
 @contextmanager
 def open_wheel(path: Path) -> Iterator[ZipFile]:
-    """Open a wheel after checking that none of its members points out of a folder.
+    """Open a wheel after checking that its members are safe.
 
     Raises:
-        WheelError: A member is unsafe, or the file is not a whole zip archive.
+        PackageError: A member is unsafe, or the file is not a whole zip archive.
     """
     try:
         with ZipFile(path) as archive:
             for member in archive.infolist():
-                _require_safe(member, path)
+                # ZipFile keeps `filename` up to the first NUL; this is what the archive says.
+                name = member.orig_filename
+                require_safe(name, path, is_special=stat.S_ISLNK(member.external_attr >> 16))
             yield archive
     except BadZipFile as error:
-        raise WheelError(
-            "the wheel is damaged",
-            where=str(path),
-            given=str(error),
-            fix="delete this file and run again",
-        ) from error
+        raise damaged(path, error) from error
 
 
-def _require_safe(member: ZipInfo, path: Path) -> None:
-    # ZipFile keeps `filename` up to the first NUL; `orig_filename` is what the archive says.
-    name = member.orig_filename
-    posix, windows = PurePosixPath(name), PureWindowsPath(name)
-    leaves = posix.is_absolute() or windows.anchor or ".." in posix.parts + windows.parts
-    is_link = stat.S_ISLNK(member.external_attr >> 16)
-    if leaves or is_link or "\0" in name:
-        raise WheelError(
-            "the wheel holds an unsafe member",
-            where=str(path),
-            given=repr(name) + (" (a symbolic link)" if is_link else ""),
-            fix="do not use this wheel; check the pinned version and its sha256",
-        )
+def licence_members(archive: Archive) -> list[str]:
+    """The wheel's licence files."""
+    return [name for name in archive.namelist() if _LICENCE_MEMBER.fullmatch(name)]
 
 
-def read_member(archive: ZipFile, name: str) -> bytes:
-    """The content of one member.
-
-    Raises:
-        WheelError: There is no such member.
-    """
-    try:
-        return archive.read(name)
-    except KeyError as error:
-        raise _missing(archive, name) from error
-
-
-def copy_member(archive: ZipFile, name: str, destination: Path) -> None:
-    """Write one member to a file, in pieces.
-
-    Raises:
-        WheelError: There is no such member.
-    """
-    try:
-        source = archive.open(name)
-    except KeyError as error:
-        raise _missing(archive, name) from error
-    with source, destination.open("wb") as file:
-        shutil.copyfileobj(source, file, length=1 << 20)
-
-
-def _missing(archive: ZipFile, name: str) -> WheelError:
-    return WheelError(
-        "the wheel lacks a file that the conversion needs",
-        where=str(archive.filename),
-        given=f"no member {name}",
-        fix="check the pinned version in scripts/assets/catalog.py",
-    )
-
-
-def copy_licence_files(archive: ZipFile, folder: Path) -> list[str]:
-    """Copy the wheel's licence files; return their paths below `folder`, sorted."""
-    members = sorted(name for name in archive.namelist() if _LICENCE_MEMBER.fullmatch(name))
-    copied = []
-    for member in members:
-        path = f"{LICENCE_FOLDER}/{PurePosixPath(member).name}"
-        (folder / path).parent.mkdir(exist_ok=True)
-        copy_member(archive, member, folder / path)
-        copied.append(path)
-    return sorted(copied)
-
-
-def stated_licence(archive: ZipFile) -> list[str]:
+def stated_licence(archive: Archive) -> list[str]:
     """The lines of the wheel's METADATA that state a licence, in their order."""
     names = [name for name in archive.namelist() if name.endswith(".dist-info/METADATA")]
     if not names:
         return []
-    metadata = email.message_from_bytes(archive.read(names[0]))
+    metadata = email.message_from_bytes(read_member(archive, names[0]))
     return [
         f"{field}: {' '.join(value.split())}"
         for field, value in metadata.items()

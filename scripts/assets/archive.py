@@ -1,0 +1,89 @@
+"""Reading members of a package, which is only ever unpacked: never installed, never executed."""
+
+import shutil
+from collections.abc import Iterable
+from pathlib import Path, PurePosixPath, PureWindowsPath
+
+from assets.asset import Archive
+from assets.errors import PackageError
+
+LICENCE_FOLDER = "licences"
+
+
+def require_safe(name: str, path: Path, *, is_special: bool) -> None:
+    """Refuse a member that would leave the folder it is unpacked to, or is no plain file.
+
+    Args:
+        name: The member as the package names it.
+        path: The package.
+        is_special: It is a link, a device or a pipe.
+
+    Raises:
+        PackageError: The member is unsafe.
+    """
+    posix, windows = PurePosixPath(name), PureWindowsPath(name)
+    leaves = posix.is_absolute() or windows.anchor or ".." in posix.parts + windows.parts
+    if leaves or is_special or "\0" in name:
+        raise PackageError(
+            "the package holds an unsafe member",
+            where=str(path),
+            given=repr(name) + (" (a link or device)" if is_special else ""),
+            fix="do not use this package; check the pinned version and its sha256",
+        )
+
+
+def read_member(archive: Archive, name: str) -> bytes:
+    """The content of one member.
+
+    Raises:
+        PackageError: There is no such member.
+    """
+    try:
+        with archive.open(name) as source:
+            return source.read()
+    except KeyError as error:
+        raise _missing(archive, name) from error
+
+
+def copy_member(archive: Archive, name: str, destination: Path) -> None:
+    """Write one member to a file, in pieces.
+
+    Raises:
+        PackageError: There is no such member.
+    """
+    try:
+        source = archive.open(name)
+    except KeyError as error:
+        raise _missing(archive, name) from error
+    with source, destination.open("wb") as file:
+        shutil.copyfileobj(source, file, length=1 << 20)
+
+
+def _missing(archive: Archive, name: str) -> PackageError:
+    return PackageError(
+        "the package lacks a file that the conversion needs",
+        where=str(archive.filename),
+        given=f"no member {name}",
+        fix="check the pinned version in scripts/assets/catalog.py",
+    )
+
+
+def damaged(path: Path, given: object) -> PackageError:
+    """The error for a package that cannot be read."""
+    return PackageError(
+        "the package is damaged",
+        where=str(path),
+        given=str(given),
+        fix="delete this file and run again",
+    )
+
+
+def copy_licence_files(archive: Archive, members: Iterable[str], folder: Path) -> list[str]:
+    """Copy licence files; return their paths below `folder`, sorted."""
+    copied = []
+    for member in sorted(members):
+        path = f"{LICENCE_FOLDER}/{PurePosixPath(member).name}"
+        (folder / path).parent.mkdir(exist_ok=True)
+        copy_member(archive, member, folder / path)
+        copied.append(path)
+    return sorted(copied)
