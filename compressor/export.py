@@ -137,10 +137,17 @@ def to_onnx(
         )
     network = _eager_copy(model.module)
     example = get_task(model.task).example(network, model.processor)
+    names = [spec.name for spec in signature.inputs]
+    if set(names) != set(example):
+        raise PassError(
+            "the signature has other inputs than the task makes",
+            where=f"task {model.task}",
+            given=", ".join(names),
+            fix=f"take the signature of the task, with {', '.join(example)}",
+        )
     output = signature.outputs[0].name
     try:
         form = _simplest_form(network, example, output)
-        names = [spec.name for spec in signature.inputs]
         exported = _run_exporter(
             _Exportable(network, form, names, output), example, signature, opset
         )

@@ -1,9 +1,9 @@
 """Write and read a Hugging Face model, also one whose layers were resized.
 
-A model that its config describes is written as a plain Hugging Face folder. One with pruned heads,
-widths of its own in each layer or a narrower residual stream gets ``shapes.json`` beside it (see
-:mod:`targets.shapes`) and comes back bit-equal. Weights are safetensors only: reading them runs no
-code.
+A model that its config describes is written as a plain Hugging Face folder. One with pruned heads
+or channels, widths of its own in each layer or a narrower residual stream gets ``shapes.json``
+beside it (see :mod:`targets.shapes`) and comes back bit-equal. Weights are safetensors only:
+reading them runs no code.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from targets.encoder import encoder_layers, set_head_counts
 from targets.errors import CheckpointError
+from targets.networks import register_network
 from targets.shapes import (
     SCHEMA_VERSION,
     SHAPES_FILE,
@@ -43,7 +44,6 @@ AUTO_CLASSES: Mapping[str, str] = {
 """Task -> the class of transformers that loads its models."""
 
 Shapes = Mapping[str, tuple[int, ...]]
-_FFN_NAMES = ("hidden_dim", "encoder_ffn_dim")  # in configs that do not say intermediate_size
 _NUM_NAMED = 3  # tensors that an error names before it counts the rest
 
 
@@ -91,6 +91,7 @@ def load_module(folder: Path, task: str) -> nn.Module:
         known = ", ".join(AUTO_CLASSES)
         raise CheckpointError(f"no model class is known for the task {task!r}", fix=f"use {known}")
     auto_class = getattr(transformers, AUTO_CLASSES[task])
+    register_network(folder)
     manifest = ShapeManifest.read(folder)
     found = tensor_shapes(folder)
     with _quiet_transformers(), torch.random.fork_rng(devices=[]):
@@ -115,11 +116,13 @@ def _set_sizes(config: Any, module: nn.Module) -> None:
     layers = encoder_layers(module)
     if not layers:
         return
-    ffn_name = next((name for name in _FFN_NAMES if hasattr(config, name)), "intermediate_size")
     config.hidden_size = layers[0].query.in_features
     config.num_hidden_layers = len(layers)
     config.num_attention_heads = max(layer.num_heads for layer in layers)
-    setattr(config, ffn_name, max(layer.ffn_width for layer in layers))
+    for name in ("hidden_dim", "encoder_ffn_dim", "intermediate_size"):
+        if hasattr(config, name):
+            setattr(config, name, max(layer.ffn_width for layer in layers))
+            break
     table = _token_table(module)
     if table is not None:
         config.vocab_size = table.num_embeddings
@@ -166,11 +169,11 @@ def _describe(module: nn.Module, config: Any, found: Shapes) -> ShapeManifest | 
     layers = encoder_layers(module)
     if not resized:
         return None
-    sizes = {layer.head_size for layer in layers}
+    sizes = {layer.head_size for layer in layers} or {0}
     if len(sizes) != 1:
         raise CheckpointError(
-            "a model with other sizes than its config cannot be saved unless it is an encoder "
-            "with one head size",
+            "an encoder with other sizes than its config cannot be saved unless it has one head "
+            "size",
             where=type(module).__name__,
             given=f"head sizes {sorted(sizes)}; resized {_some(list(resized))}",
             fix="resize it with the prune pass only",
@@ -178,7 +181,7 @@ def _describe(module: nn.Module, config: Any, found: Shapes) -> ShapeManifest | 
     return ShapeManifest(
         schema_version=SCHEMA_VERSION,
         architecture=type(module).__name__,
-        hidden_size=layers[0].query.in_features,
+        hidden_size=layers[0].query.in_features if layers else 0,
         head_size=sizes.pop(),
         layers=tuple(LayerShape(layer.num_heads, layer.ffn_width) for layer in layers),
         tensors=resized,
@@ -307,16 +310,28 @@ def _resize(module: nn.Module, expected: Shapes) -> None:
     from torch import nn
 
     for prefix, part in module.named_modules():
-        for name, parameter in list(part.named_parameters(recurse=False)):
-            shape = expected[f"{prefix}.{name}" if prefix else name]
-            if tuple(parameter.shape) != shape:
-                setattr(part, name, nn.Parameter(torch.empty(shape)))
+        names = [name for name, _ in part.named_parameters(recurse=False)]
+        names += [name for name, _ in part.named_buffers(recurse=False)]
+        for name in names:
+            shape = expected.get(f"{prefix}.{name}" if prefix else name)
+            tensor = getattr(part, name)
+            if shape is None or tuple(tensor.shape) == shape:
+                continue  # the first are buffers that are not stored
+            empty = torch.empty(shape, dtype=tensor.dtype)
+            setattr(part, name, nn.Parameter(empty) if isinstance(tensor, nn.Parameter) else empty)
         if isinstance(part, nn.Linear):
             part.out_features, part.in_features = part.weight.shape
         elif isinstance(part, nn.Embedding):
             part.num_embeddings, part.embedding_dim = part.weight.shape
         elif isinstance(part, nn.LayerNorm):
             part.normalized_shape = tuple(part.weight.shape)
+        elif isinstance(part, nn.modules.conv._ConvNd):
+            channels = part.weight.shape[0]
+            if part.groups > 1 and part.groups == part.in_channels:
+                part.groups = channels  # each channel by itself, however many there are
+            part.out_channels, part.in_channels = channels, part.weight.shape[1] * part.groups
+        elif isinstance(part, nn.modules.batchnorm._BatchNorm):
+            part.num_features = part.weight.shape[0]
 
 
 def _shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:

@@ -1,6 +1,6 @@
 """The parts of a transformer encoder that can be resized, whatever its family calls them.
 
-Every encoder of this kind has the same layer: four attention projections and a feed-forward of two.
+Every such encoder has the same layer: four attention projections and a feed-forward of two.
 Families differ in names only, so a layer is recognised by the names it holds, not by its family.
 """
 
@@ -29,7 +29,7 @@ class _Names:
     num_heads: str
     """Name of the attribute of the attention module that counts its heads."""
     head_size: str
-    """Name of the attribute of the attention module that holds the width of one head."""
+    """Name of its attribute with the width of a head."""
 
 
 _FAMILIES = (
@@ -81,6 +81,18 @@ _FAMILIES = (
         num_heads="num_heads",
         head_size="head_dim",
     ),
+    # ViT, DeiT, DINOv2
+    _Names(
+        attention="attention",
+        query="attention.q_proj",
+        key="attention.k_proj",
+        value="attention.v_proj",
+        attention_output="attention.o_proj",
+        ffn_input="mlp.fc1",
+        ffn_output="mlp.fc2",
+        num_heads="num_attention_heads",
+        head_size="head_dim",
+    ),
 )
 
 
@@ -97,7 +109,7 @@ class EncoderLayer:
         ffn_input: (hidden_size -> ffn_width)
         ffn_output: (ffn_width -> hidden_size)
         num_heads_name: The attribute of ``attention`` that counts the heads.
-        head_size_name: The attribute of ``attention`` that holds the width of one head.
+        head_size_name: The attribute of ``attention`` with the width of a head.
     """
 
     attention: Any  # the attributes of attention modules are not typed
@@ -127,7 +139,7 @@ class EncoderLayer:
 
 
 def layer_list(module: nn.Module) -> nn.ModuleList | None:
-    """The list of encoder layers, or None where the module is not a BERT-like encoder."""
+    """The list of encoder layers, or None where the module is no such encoder."""
     from torch import nn
 
     for part in module.modules():
@@ -139,7 +151,7 @@ def layer_list(module: nn.Module) -> nn.ModuleList | None:
 
 
 def encoder_layers(module: nn.Module) -> tuple[EncoderLayer, ...]:
-    """The layers of an encoder, the first first; empty where it is not a BERT-like encoder."""
+    """The layers of an encoder, the first first; empty where it is no such encoder."""
     found = (_read_layer(layer) for layer in layer_list(module) or ())
     return tuple(layer for layer in found if layer is not None)
 

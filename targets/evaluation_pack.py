@@ -65,21 +65,22 @@ class EvaluationPack:
     preprocessing: AnyPreprocessing
 
     def __post_init__(self) -> None:
-        noun = self.preprocessing.noun
-        if not self.inputs:
+        kind = self.preprocessing
+        if kind.needs not in self.inputs:
             raise InputError(
-                "an evaluation pack needs inputs",
-                given="no inputs",
+                f"an evaluation pack of {kind.noun}s needs {kind.needs!r}",
+                given=", ".join(self.inputs) or "no inputs",
                 fix="read the data with the preprocessing of the model",
             )
-        shortest = 1 if self.preprocessing.ragged else FIXED_SIZE
+        shortest = 1 if kind.ragged else FIXED_SIZE
         if self.lengths.ndim != 1 or not len(self.lengths) or self.lengths.min() < shortest:
+            part = kind.noun if kind.unit is None else kind.unit.removesuffix("s")
             raise InputError(
-                f"an evaluation pack needs samples, and no {noun} may be empty",
+                f"every sample of an evaluation pack needs at least one {part}",
                 given=f"lengths of shape {self.lengths.shape}",
                 fix="leave empty samples out",
             )
-        total = int(self.lengths.sum()) if self.preprocessing.ragged else len(self.lengths)
+        total = int(self.lengths.sum()) if kind.ragged else len(self.lengths)
         for name, values in self.inputs.items():
             if not values.ndim or len(values) != total:
                 raise InputError(
@@ -106,14 +107,15 @@ class EvaluationPack:
         preprocessing: AnyPreprocessing,
     ) -> EvaluationPack:
         """Build a pack from one array a sample and name."""
-        samples = next(iter(rows.values()), [])
+        samples = rows.get(preprocessing.needs, ())
         ragged = preprocessing.ragged
         return cls(
             inputs={
                 name: np.concatenate(each) if ragged else np.stack(each)
                 for name, each in rows.items()
-                if len(each)
-            },
+            }
+            if len(samples)
+            else {name: np.empty(0) for name in rows},
             lengths=np.array(
                 [len(each) if ragged else FIXED_SIZE for each in samples], dtype=np.int64
             ),

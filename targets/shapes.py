@@ -46,9 +46,9 @@ class ShapeManifest(BaseModel):
 
     schema_version: int
     architecture: str
-    hidden_size: int = Field(ge=1)
-    head_size: int = Field(ge=1)
-    layers: tuple[LayerShape, ...] = Field(min_length=1)
+    hidden_size: int = Field(ge=0)
+    head_size: int = Field(ge=0)
+    layers: tuple[LayerShape, ...]
     tensors: dict[str, tuple[int, ...]]
 
     @classmethod

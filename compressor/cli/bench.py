@@ -90,7 +90,7 @@ def _latencies(report: BenchReport, names: Sequence[str]) -> Table:
         caption_justify="left",
         caption="; ".join(_legend(report, has_energy)) or None,
     )
-    titles = ["#", "threads", "batch x\nlength", "ms", "95% interval", "p90", "inputs/s"]
+    titles = ["#", "threads", "batch x\nlength", "ms", "95% interval", "p90", "inputs\nper s"]
     for title in (*titles, *(["mJ"] if has_energy else []), "noise"):
         table.add_column(title, justify="right", no_wrap=True)
     for entry in report.entries:

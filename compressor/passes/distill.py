@@ -74,6 +74,8 @@ class Distill(Pass, DistillSettings):
             PassError: The model does not have them.
         """
         check_batch(self.batch_size)
+        if not architecture.layers and self.num_layers is None and self.layers is None:
+            return architecture
         keep = self._kept_layers(len(architecture.layers))
         return replace(architecture, layers=tuple(architecture.layers[layer] for layer in keep))
 

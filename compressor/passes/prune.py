@@ -1,8 +1,9 @@
-"""Remove the least important attention heads, feed-forward neurons and hidden units."""
+"""Remove the least important heads, neurons and hidden units of an encoder, or channels."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
@@ -13,6 +14,7 @@ from compressor.distributed import check_batch
 from compressor.errors import PassError
 from compressor.passes.base import Advice, Goal, Pass, PassContext, PassResult
 from compressor.pruning.planning import KeptLayer, Ratios, plan_shape, plan_sizes
+from compressor.pruning.widths import step_ratio
 from compressor.training.settings import DistillSettings
 from targets.base import Form
 
@@ -26,7 +28,7 @@ _SCORING_SHARE = 0.1  # of a step's time, where training follows
 
 
 class Prune(Pass):
-    """Remove whole attention heads, feed-forward neurons and hidden units."""
+    """Remove whole heads, neurons and hidden units of an encoder, or channels of convolutions."""
 
     name: ClassVar[str] = "prune"
     consumes: ClassVar[Form] = "torch"
@@ -34,7 +36,7 @@ class Prune(Pass):
     paper: ClassVar[str] = (
         "Molchanov et al., Importance Estimation for Neural Network Pruning, CVPR 2019 "
         "(arXiv 1906.10771); Michel et al., Are Sixteen Heads Really Better than One?, "
-        "NeurIPS 2019 (arXiv 1905.10650)"
+        "NeurIPS 2019 (arXiv 1905.10650); Fang et al., DepGraph, CVPR 2023 (arXiv 2301.12900)"
     )
     libraries: ClassVar[tuple[str, ...]] = ("torch", "transformers", "torch-pruning")
     uses_original: ClassVar[bool] = True
@@ -47,7 +49,7 @@ class Prune(Pass):
 
     ratio: float | None = Field(default=None, gt=0, lt=1)
     """Share of the heads and of the feed-forward neurons to remove, where `heads` and `ffn` do not
-    say otherwise."""
+    say otherwise; of a network of convolutions, share of the channels."""
     heads: float | None = Field(default=None, ge=0, lt=1)
     """Share of the attention heads to remove."""
     ffn: float | None = Field(default=None, ge=0, lt=1)
@@ -107,14 +109,43 @@ class Prune(Pass):
         )
 
     def plan(self, architecture: Architecture, *, width_multiple: int = 8) -> Architecture:
-        """See the base class. With scope "global" the layers will differ; the totals hold."""
+        """See the base class. With scope "global" the layers will differ; the totals hold.
+
+        How many weights are left where channels go is a rough guess.
+        """
         if self.recovery is not None:
             check_batch(self.recovery.batch_size)
+        if not architecture.layers:
+            left = (1 - self._channel_ratio()) ** 2
+            weights = round((architecture.num_other_parameters or 0) * left)
+            return replace(architecture, num_other_parameters=weights)
         return self._sizes(architecture, self.steps, width_multiple)
+
+    def _channel_ratio(self) -> float:
+        """Share of the channels to remove, of a network that is no encoder.
+
+        Raises:
+            PassError: The settings are about parts that such a network does not have.
+        """
+        wrong = [name for name in ("heads", "ffn", "shape") if getattr(self, name) is not None]
+        if self.hidden:
+            wrong.append("hidden")
+        if wrong or self.ratio is None:
+            raise PassError(
+                "the model is no transformer encoder: it has channels, and no heads or layers",
+                where=self.name,
+                given=", ".join(wrong),
+                fix="set ratio alone, or leave the pass out",
+            )
+        return self.ratio
 
     def requires(self, model: Model, context: PassContext) -> None:
         """See the base class."""
-        self._sizes(_measure(model), self.steps, context.width_multiple)
+        before = _measure(model)
+        if before.layers:
+            self._sizes(before, self.steps, context.width_multiple)
+        else:
+            self._channel_ratio()
 
     def run(self, model: TorchModel, context: PassContext) -> PassResult:
         """See the base class."""
@@ -138,7 +169,11 @@ class Prune(Pass):
         """See the base class."""
         from compressor.pruning.prune import check_finite
 
-        planned = self._sizes(_measure(model), self.steps, context.width_multiple)
+        check_finite(result.model, context.splits.validation, self.name)  # type: ignore[arg-type]
+        before = _measure(model)
+        if not before.layers:
+            return
+        planned = self._sizes(before, self.steps, context.width_multiple)
         found = _measure(result.model)
         held = found == planned
         if self.scope == "global":
@@ -153,7 +188,6 @@ class Prune(Pass):
                 given=f"{found.describe()}; planned {planned.describe()}",
                 fix="leave the pass out, or report this model",
             )
-        check_finite(result.model, context.splits.validation, self.name)  # type: ignore[arg-type]
 
     def _sizes(self, architecture: Architecture, step: int, multiple: int) -> Architecture:
         """What a step leaves of the incoming model."""
@@ -173,26 +207,19 @@ class Prune(Pass):
     ) -> StepResult:
         """One cut and, where asked for, the recovery after it."""
         from compressor.pruning.gradual import StepResult, stored_step
-        from compressor.pruning.prune import prune_to
 
-        target = self._sizes(before, step, context.width_multiple)
-        label = f"step {step} of {self.steps}, {target.describe()}"
+        target = None
+        label = f"step {step} of {self.steps}"
+        if before.layers:
+            target = self._sizes(before, step, context.width_multiple)
+            label += f", {target.describe()}"
 
         def tell(fraction: float, line: str) -> None:
             context.progress((step - 1 + min(fraction, 1.0)) / self.steps, line)
 
         def cut(share: float) -> TorchModel:
-            return prune_to(
-                model,
-                target,
-                context.splits.train,
-                layers=self._layers(model),
-                importance=self.importance,
-                scope=self.scope,
-                multiple=context.width_multiple,
-                num_examples=self.examples,
-                seed=context.seed + step,
-                progress=lambda fraction: tell(share * fraction, label),
+            return self._cut(
+                model, target, step, context, lambda fraction: tell(share * fraction, label)
             )
 
         if self.recovery is None:
@@ -202,6 +229,47 @@ class Prune(Pass):
             return self._recover(cut(_SCORING_SHARE), context, work, step, tell)
 
         return stored_step(context.folder / f"step-{step}", make)
+
+    def _cut(
+        self,
+        model: TorchModel,
+        target: Architecture | None,
+        step: int,
+        context: PassContext,
+        progress: Callable[[float], None],
+    ) -> TorchModel:
+        """The model of a step without what goes in it; no target: channels go."""
+        from compressor.pruning.prune import TAYLOR_BATCH, prune_to, sample_batches
+
+        seed = context.seed + step
+        if target is not None:
+            return prune_to(
+                model,
+                target,
+                context.splits.train,
+                layers=self._layers(model),
+                importance=self.importance,
+                scope=self.scope,
+                multiple=context.width_multiple,
+                num_examples=self.examples,
+                seed=seed,
+                progress=progress,
+            )
+        from compressor.pruning.channels import prune_channels
+
+        num_rows = self.examples if self.importance == "taylor" else TAYLOR_BATCH
+        gone = [step_ratio(self._channel_ratio(), each, self.steps) for each in (step - 1, step)]
+        return prune_channels(
+            model,
+            1 - (1 - gone[1]) / (1 - gone[0]),
+            sample_batches(
+                model, context.splits.train, num_rows=num_rows, batch_size=TAYLOR_BATCH, seed=seed
+            ),
+            importance=self.importance,
+            across_layers=self.scope == "global",
+            multiple=context.width_multiple,
+            seed=seed,
+        )
 
     def _layers(self, model: TorchModel) -> tuple[int, ...] | None:
         """The layers that stay, where the model still has others."""
@@ -240,13 +308,17 @@ class Prune(Pass):
         )
 
     def _notes(self, before: Architecture, after: Architecture, multiple: int) -> Iterator[str]:
+        if not before.layers:
+            was, now = before.num_parameters, after.num_parameters
+            yield f"{was / 1e6:.2f}M parameters -> {now / 1e6:.2f}M"
+            return
         yield f"{before.describe()} -> {after.describe()}"
         if self.shape is not None:
             return
-        ratios, was, now = self.ratios, _totals(before), _totals(after)
+        ratios, was_units, now_units = self.ratios, _totals(before), _totals(after)
         asked = (ratios.heads, ratios.ffn, ratios.hidden)
         names = ("heads", "feed-forward neurons", "hidden units")
-        sizes = (*zip(was, now, strict=True), (before.hidden_size, after.hidden_size))
+        sizes = (*zip(was_units, now_units, strict=True), (before.hidden_size, after.hidden_size))
         for name, ratio, (old, new) in zip(names, asked, sizes, strict=True):
             removed = 1 - new / old
             if abs(removed - ratio) >= 0.005:
@@ -257,21 +329,8 @@ class Prune(Pass):
 
 
 def _measure(model: Model) -> Architecture:
-    """The sizes of a loaded model.
-
-    Raises:
-        PassError: It is not one that pruning knows.
-    """
-    from targets.encoder import encoder_layers
-
-    module = model.module  # type: ignore[union-attr]
-    if not encoder_layers(module):
-        raise PassError(
-            "the model is no BERT-like encoder: its heads and layers were not found",
-            where=type(module).__name__,
-            fix="leave the pass out",
-        )
-    return Architecture.of(module)
+    """The sizes of a loaded model."""
+    return Architecture.of(model.module)  # type: ignore[union-attr]
 
 
 def _totals(architecture: Architecture) -> tuple[int, int]:
@@ -284,10 +343,15 @@ def _totals(architecture: Architecture) -> tuple[int, int]:
 def _metrics(
     model: TorchModel, before: Architecture, pruned: TorchModel, after: Architecture
 ) -> dict[str, float]:
+    from compressor.pruning.channels import count_channels
+
     metrics: dict[str, float] = {}
     for when, each, sizes in (("before", model, before), ("after", pruned, after)):
-        heads, ffn = _totals(sizes)
         metrics[f"num_parameters_{when}"] = each.num_parameters
+        if not sizes.layers:
+            metrics[f"num_channels_{when}"] = count_channels(each.module)
+            continue
+        heads, ffn = _totals(sizes)
         metrics[f"num_heads_{when}"] = heads
         metrics[f"num_ffn_neurons_{when}"] = ffn
         metrics[f"hidden_size_{when}"] = sizes.hidden_size

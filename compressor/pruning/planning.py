@@ -68,6 +68,13 @@ def plan_sizes(
     Raises:
         PassError: A layer would be left without a head, or the sizes cannot be built.
     """
+    if ratios.hidden and not architecture.vocabulary_size:
+        raise PassError(
+            "the residual stream can be narrowed in models of text only",
+            where="hidden",
+            given=f"{ratios.hidden:g}, model_type {architecture.family}",
+            fix="leave hidden at 0",
+        )
     layers = []
     for number, layer in enumerate(architecture.layers):
         step = head_multiple(layer.num_heads, architecture.head_size, multiple)

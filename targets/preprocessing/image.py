@@ -48,6 +48,7 @@ class ImagePreprocessing(Preprocessing):
     """Divided by at last; one number, or one a channel."""
 
     noun: ClassVar[str] = "image"
+    needs: ClassVar[str] = PIXELS
     unit: ClassVar[str | None] = None
     usual_length: ClassVar[int] = FIXED_SIZE
     libraries: ClassVar[tuple[str, ...]] = ("pillow",)

@@ -37,6 +37,7 @@ class TextPreprocessing(Preprocessing):
     """What ``input_ids`` are padded with; all other inputs are padded with 0."""
 
     noun: ClassVar[str] = "text"
+    needs: ClassVar[str] = IDS
     unit: ClassVar[str | None] = "tokens"
     usual_length: ClassVar[int] = 128
     libraries: ClassVar[tuple[str, ...]] = ("tokenizers",)

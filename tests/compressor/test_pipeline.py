@@ -181,7 +181,7 @@ def test_an_fp32_bundle_answers_as_the_pipeline_of_transformers(finished, home, 
     reference = pipeline(
         "text-classification",
         AutoModelForSequenceClassification.from_pretrained(home / "model"),
-        processor=get_task("text-classification").load_processor(home / "model"),
+        tokenizer=get_task("text-classification").load_processor(home / "model"),
         top_k=None,
     )
     expected = reference(texts, truncation=True, max_length=32)

@@ -499,6 +499,7 @@ def test_model_folder_has_weights_and_tokenizer_and_nothing_else(tmp_path: Path)
             "__metadata__": {"format": "pt"},
             "w": {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]},
             "ids": {"dtype": "I64", "shape": [1, 4], "data_offsets": [24, 56]},
+            "norm.running_mean": {"dtype": "F32", "shape": [2], "data_offsets": [56, 64]},
         }
     )
     weights = len(header).to_bytes(8, "little") + header.encode()

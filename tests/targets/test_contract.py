@@ -320,6 +320,7 @@ def check_it_works_from_lowering_to_timing(target: Target, models: Models, folde
         {"input_ids": np.array([2, 9, 3, 2, 30, 31, 32, 3, 2, 3])},
         np.array([3, 5, 2]),
         np.zeros(3, np.int64),
+        TextPreprocessing(max_length=512, pad_token_id=0),
     )
     pack.save(folder / "pack.safetensors")
     feeds = FeedsSpec(

@@ -101,7 +101,7 @@ def test_pack_survives_its_file(tmp_path: Path) -> None:
     )
     pack.save(tmp_path / "pack.safetensors")
     loaded = EvaluationPack.load(tmp_path / "pack.safetensors")
-    assert loaded.pad_token_id == 7
+    assert loaded.preprocessing == pack.preprocessing
     assert loaded.lengths.tolist() == [2, 1]
     assert loaded.labels.tolist() == [0.5, 1.5]
     assert {name: flat.tolist() for name, flat in loaded.inputs.items()} == {

@@ -413,5 +413,5 @@ def test_a_pass_that_reads_the_test_split_is_caught(
     make_classifier: Callable[..., TorchModel], tmp_path: Path
 ) -> None:
     model = make_classifier()
-    with pytest.raises(AssertionError, match="the pass read 'texts' of the test split"):
+    with pytest.raises(AssertionError, match="the pass read 'inputs' of the test split"):
         run_once(_Faulty(fault="reads test"), model, model, tmp_path / "work")

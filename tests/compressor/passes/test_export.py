@@ -18,9 +18,9 @@ from compressor.data import Split, Splits
 from compressor.errors import PassError
 from compressor.model import OnnxModel, TorchModel
 from compressor.parity import measure_parity
-from compressor.tasks import get_task
 from compressor.passes import PassContext, PassResult
 from compressor.passes.export import Export
+from compressor.tasks import get_task
 
 LABELS = ("person", "place", "time")
 TOKENS = ["[PAD]", "[UNK]", "who", "where", "when", "dog", "cat", "house"]

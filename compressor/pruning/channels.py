@@ -1,0 +1,126 @@
+"""Cut channels out of a network of convolutions, along the graph of what hangs together."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import torch
+import torch_pruning
+from torch import Tensor, nn
+from torch.nn import functional
+
+from compressor.errors import PassError
+from compressor.model import TorchModel
+from compressor.pruning.importance import Importance
+from targets.checkpoint import update_config
+
+__all__ = ["count_channels", "prune_channels"]
+
+MAX_RATIO = 0.9
+"""No layer loses more than this, however little its channels matter."""
+
+
+def prune_channels(
+    model: TorchModel,
+    ratio: float,
+    batches: Sequence[Mapping[str, Tensor]],
+    *,
+    importance: Importance,
+    across_layers: bool,
+    multiple: int,
+    seed: int,
+) -> TorchModel:
+    """A copy of ``model`` without its least important channels; ``model`` stays untouched.
+
+    Channels that are added or joined anywhere in the network go together (Fang et al., DepGraph:
+    Towards Any Structural Pruning, CVPR 2023). The outputs keep their size.
+
+    Args:
+        model: Any network that torch-pruning can trace.
+        ratio: Share of the channels to remove, in (0, 1).
+        batches: Inputs with labels, one at least: for tracing, and for Taylor importance.
+        importance: How channels are scored: Taylor (Molchanov et al., 2019), by the size of their
+            weights, or at random.
+        across_layers: Whether the channels of all layers compete, or each layer loses its share.
+        multiple: Widths stay multiples of this.
+        seed: Of random scores.
+
+    Raises:
+        PassError: The network cannot be traced, or nothing of it was removed.
+    """
+    module = copy.deepcopy(model.module)
+    flags = {name: each.requires_grad for name, each in module.named_parameters()}
+    training = module.training
+    module.eval().requires_grad_(True)  # a frozen parameter is invisible to the tracing
+    before = count_channels(module)
+    example = {name: each[:2] for name, each in batches[0].items() if name != "labels"}
+    if importance == "taylor":
+        _accumulate_gradients(module, batches)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        try:
+            torch_pruning.pruner.BasePruner(
+                module,
+                example,
+                importance=_IMPORTANCE[importance](),
+                pruning_ratio=ratio,
+                max_pruning_ratio=max(ratio, MAX_RATIO),
+                global_pruning=across_layers,
+                round_to=multiple,
+                ignored_layers=_heads(module, len(model.labels)),
+                output_transform=lambda output: output.logits.sum(),
+            ).step()
+        except Exception as error:  # the tracing runs the network: anything may come out of it
+            raise PassError(
+                "the network cannot be pruned: what hangs together in it was not found",
+                where=type(module).__name__,
+                given=f"{type(error).__name__}: {error}",
+                fix="leave the pass out",
+            ) from error
+    for name, parameter in module.named_parameters():
+        parameter.grad = None
+        parameter.requires_grad_(flags[name])
+    module.train(training)
+    if count_channels(module) >= before:
+        raise PassError(
+            "pruning removed no channel",
+            where=type(module).__name__,
+            given=f"ratio {ratio:g}, multiples of {multiple}",
+            fix="raise the ratio, or leave the pass out",
+        )
+    update_config(module)
+    return replace(model, module=module)
+
+
+def count_channels(module: nn.Module) -> int:
+    """Output channels of all convolutions."""
+    return sum(
+        part.out_channels for part in module.modules() if isinstance(part, nn.modules.conv._ConvNd)
+    )
+
+
+_IMPORTANCE = {
+    "taylor": torch_pruning.importance.GroupTaylorImportance,
+    "magnitude": torch_pruning.importance.GroupMagnitudeImportance,
+    "random": torch_pruning.importance.RandomImportance,
+}
+
+
+def _accumulate_gradients(module: nn.Module, batches: Sequence[Mapping[str, Tensor]]) -> None:
+    module.zero_grad(set_to_none=True)
+    for batch in batches:
+        inputs = {name: each for name, each in batch.items() if name != "labels"}
+        loss: Tensor = functional.cross_entropy(module(**inputs).logits, batch["labels"])
+        torch.autograd.backward(loss)
+
+
+def _heads(module: nn.Module, num_labels: int) -> list[nn.Module]:
+    """The layers that give the classes: the last with as many outputs as there are."""
+    found: list[nn.Module] = [
+        part
+        for part in module.modules()
+        if isinstance(part, nn.Linear) and part.out_features == num_labels
+    ]
+    return found[-1:]

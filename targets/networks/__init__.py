@@ -1,0 +1,27 @@
+"""Networks that transformers has not, registered with it when a checkpoint is one of them."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+__all__ = ["NETWORKS", "register_network"]
+
+NETWORKS: Mapping[str, str] = {"efficientnet-lite": "targets.networks.efficientnet_lite"}
+"""The model type in a checkpoint's config -> the module that registers it."""
+
+
+def register_network(folder: Path) -> None:
+    """Let the Auto classes of transformers know the network of this checkpoint, if it is ours.
+
+    A config that cannot be read is left to what loads the checkpoint, and says so better.
+    """
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return
+    module = NETWORKS.get(str(config.get("model_type"))) if isinstance(config, dict) else None
+    if module is not None:
+        importlib.import_module(module).register()
