@@ -258,7 +258,9 @@ def _run_exporter(
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Keep the exporter from printing about libraries it does not find and its own deprecations."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript")]
+    loggers = [
+        logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")
+    ]
     levels: Mapping[logging.Logger, int] = {each: each.level for each in loggers}
     try:
         for each in loggers:

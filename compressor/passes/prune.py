@@ -146,6 +146,10 @@ class Prune(Pass):
             self._sizes(before, self.steps, context.width_multiple)
         else:
             self._channel_ratio()
+        if self.hidden:
+            from compressor.pruning.slicing import check_hidden
+
+            check_hidden(model.module)  # type: ignore[union-attr]
 
     def run(self, model: TorchModel, context: PassContext) -> PassResult:
         """See the base class."""

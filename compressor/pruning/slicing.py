@@ -7,17 +7,19 @@ asked, because its head pruning can skip layers without a word.
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Mapping, Sequence
 
 import torch
 import torch_pruning
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from compressor.errors import PassError
 from targets.checkpoint import update_config
 from targets.encoder import EncoderLayer, encoder_layers, set_head_counts
 
-__all__ = ["Kept", "keep_units"]
+__all__ = ["Kept", "check_hidden", "keep_units"]
 
 
 class Kept:
@@ -40,6 +42,22 @@ class Kept:
         self.hidden = None if hidden is None else tuple(hidden)
 
 
+def check_hidden(module: nn.Module) -> None:
+    """Check that the hidden units of a model can be cut.
+
+    Raises:
+        PassError: They cannot.
+    """
+    computed = [name for name, part in module.named_modules() if parametrize.is_parametrized(part)]
+    if computed:
+        raise PassError(
+            "the hidden units of this model cannot be pruned: weights that read them are computed "
+            "from others",
+            where=f"{type(module).__name__}, {computed[0]}",
+            fix="leave hidden out; heads and ffn can be pruned",
+        )
+
+
 def keep_units(module: nn.Module, kept: Kept, example: Mapping[str, Tensor]) -> nn.Module:
     """A copy of an encoder that has the kept units only; nothing is shared with ``module``.
 
@@ -58,7 +76,8 @@ def keep_units(module: nn.Module, kept: Kept, example: Mapping[str, Tensor]) -> 
     training = pruned.training
     pruned.requires_grad_(True)  # a frozen parameter is invisible to the tracing
     graph = torch_pruning.DependencyGraph()
-    with torch.enable_grad():
+    with torch.enable_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # advice on parameters of the model itself
         graph.build_dependency(
             pruned, dict(example), output_transform=lambda output: output.logits.sum()
         )

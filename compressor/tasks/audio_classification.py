@@ -125,10 +125,8 @@ class AudioClassification(Classification):
 
     def collate(self, model: Model, rows: Sequence[Row]) -> Arrays:
         """See the base class."""
-        feeds: Arrays = model.processor.feeds(
-            {SAMPLES: [row[SAMPLES] for row in rows]},
-            model.signature if isinstance(model, OnnxModel) else self.signature(model),
-        )
+        signature = model.signature if isinstance(model, OnnxModel) else self.signature(model)
+        feeds: Arrays = model.processor.feeds({SAMPLES: [row[SAMPLES] for row in rows]}, signature)
         return feeds
 
     def length(self, row: Row) -> int:
@@ -166,7 +164,3 @@ class AudioClassification(Classification):
             copies=settings.augmentation_copies,
             seed=seed,
         )
-
-
-def _signature(task: AudioClassification, model: Model) -> Signature:
-    return model.signature if model.form == "onnx" else task.signature(model)

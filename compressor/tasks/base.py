@@ -232,4 +232,4 @@ def keep_whole(network: nn.Module) -> None:
             if hasattr(part, name):
                 setattr(part, name, 0.0)
     if hasattr(network.config, "apply_spec_augment"):
-        network.config.apply_spec_augment = False  # type: ignore[union-attr]
+        network.config.apply_spec_augment = False

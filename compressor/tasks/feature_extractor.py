@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -123,10 +122,11 @@ def _least_samples(folder: Path) -> int:
     """Samples of which the convolutions of a network make one state; 1 where it has none."""
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        layers = list(zip(config["conv_kernel"], config["conv_stride"], strict=True))
+        layers = zip(config["conv_kernel"], config["conv_stride"], strict=True)
+        samples, distance = 1, 1  # that a state stands for, and between two states
+        for kernel, stride in layers:
+            samples += (int(kernel) - 1) * distance
+            distance *= int(stride)
     except (OSError, ValueError, KeyError, TypeError):
         return 1  # what is wrong with the config is found where the network is loaded
-    strides = [stride for _, stride in layers]
-    return 1 + sum(
-        (kernel - 1) * math.prod(strides[:number]) for number, (kernel, _) in enumerate(layers)
-    )
+    return samples

@@ -70,5 +70,6 @@ def shorten_positions(network: nn.Module, share: float) -> None:
     for part in network.modules():
         table = getattr(part, "embed_positions", None)
         if isinstance(table, nn.Embedding) and hasattr(part, "max_source_positions"):
-            part.embed_positions = nn.Embedding.from_pretrained(table.weight[:count].clone())
-            part.max_source_positions = count  # type: ignore[assignment]
+            kept = table.weight[:count].detach().clone()
+            part.embed_positions = nn.Embedding(count, table.embedding_dim, _weight=kept)
+            part.max_source_positions = count

@@ -84,7 +84,7 @@ class AudioPreprocessing(Preprocessing):
     """Give the model spectrograms; without it, waveforms."""
 
     noun: ClassVar[str] = "recording"
-    needs: ClassVar[str] = WAVEFORM
+    needs: ClassVar[str] = SAMPLES
     unit: ClassVar[str | None] = "samples"
     usual_length: ClassVar[int] = 16_000
     libraries: ClassVar[tuple[str, ...]] = ()
