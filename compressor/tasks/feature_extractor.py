@@ -87,6 +87,8 @@ def write_extractor(processor: AudioPreprocessing, folder: Path) -> None:
 
 
 def _from_config(config: Mapping[str, Any], folder: Path) -> AudioPreprocessing:
+    if not isinstance(config, Mapping):
+        raise TypeError("no JSON object")
     kind = config.get("feature_extractor_type")
     if kind not in (_WAVEFORM, _SPECTROGRAM):
         raise ValueError("another feature extractor")
