@@ -64,7 +64,7 @@ class DataSpec(BaseModel):
     """Columns by whose values the accuracy is broken down, such as the source of a text. The test
     file has to have them; where the validation data lacks one, it has no part in the choice."""
     max_length: int | None = Field(default=None, ge=2)
-    """Longest input in tokens; the default is the model's limit."""
+    """Longest input in tokens, or samples of a recording; the default is the model's limit."""
 
     @property
     def files(self) -> dict[str, Path]:

@@ -131,7 +131,11 @@ def finetune(
     label: Annotated[str, typer.Option(help="Column with the label.")] = "label",
     max_length: Annotated[
         int | None,
-        typer.Option(min=2, help="Longest input in tokens.", show_default="the model's limit"),
+        typer.Option(
+            min=2,
+            help="Longest input: tokens of a text, samples of a recording.",
+            show_default="the model's limit",
+        ),
     ] = None,
     image_size: Annotated[
         int | None,

@@ -38,7 +38,8 @@ class Export(Pass):
     usual_batch: int = Field(default=1, ge=1)
     """Batch that such targets are tuned for."""
     usual_length: int | None = Field(default=None, ge=1)
-    """Length in tokens that such targets are tuned for; the default is the data's median."""
+    """Length that such targets are tuned for, in tokens or samples of sound; the default is the
+    data's median."""
     tolerance: float = Field(default=1e-4, gt=0)
     """Largest difference from torch allowed, as a part of the largest output or of 1."""
     opset: int = Field(default=21, ge=20, le=22)
@@ -56,10 +57,13 @@ class Export(Pass):
                 fix="raise max_batch or lower usual_batch",
             )
         if self.usual_length is not None and self.usual_length > model.max_length:
+            from compressor.tasks import get_task
+
+            unit = get_task(model.task).preprocessing_type.unit
             raise PassError(
                 "usual_length is larger than the model's longest input",
                 where=self.name,
-                given=f"{self.usual_length} > {model.max_length} tokens",
+                given=f"{self.usual_length} > {model.max_length} {unit}",
                 fix="lower usual_length or raise data.max_length",
             )
 
