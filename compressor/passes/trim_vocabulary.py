@@ -55,6 +55,11 @@ class TrimVocabulary(Pass):
     keep_all_characters: bool = False
     """Keep the single characters of all scripts, not only those of the training texts and ASCII."""
 
+    @property
+    def input_files(self) -> tuple[Path, ...]:
+        """See the base class."""
+        return self.extra_text
+
     def requires(self, model: Model, context: PassContext) -> None:
         """See the base class."""
         missing = [path for path in self.extra_text if not path.is_file()]

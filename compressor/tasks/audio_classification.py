@@ -117,6 +117,19 @@ class AudioClassification(Classification):
             inputs = {WAVEFORM: inputs[WAVEFORM] * mask, MASK: mask}
         return inputs
 
+    def adopt(self, student: TorchModel, model: TorchModel) -> AudioPreprocessing:
+        """See the base class: recordings are prepared as for the model."""
+        ours: AudioPreprocessing = student.processor
+        theirs: AudioPreprocessing = model.processor
+        if (ours.log_mel, ours.sampling_rate) != (theirs.log_mel, theirs.sampling_rate):
+            raise CheckpointError(
+                "it hears recordings in another form than the model",
+                where="preprocessing",
+                given=f"{_form(ours)} instead of {_form(theirs)}",
+                fix="take a student for the same form of sound",
+            )
+        return theirs.model_copy(update={"min_samples": max(ours.min_samples, theirs.min_samples)})
+
     def encode(self, model: Model, inputs: Sequence[Any]) -> list[Row]:
         """See the base class: int16 samples."""
         processor = model.processor.model_copy(update={"max_samples": model.max_length})
@@ -164,3 +177,11 @@ class AudioClassification(Classification):
             copies=settings.augmentation_copies,
             seed=seed,
         )
+
+
+def _form(processor: AudioPreprocessing) -> str:
+    log_mel = processor.log_mel
+    rate = f"{processor.sampling_rate} Hz"
+    if log_mel is None:
+        return f"waveforms at {rate}"
+    return f"spectrograms of {log_mel.num_mel} bands and {log_mel.num_frames} frames at {rate}"

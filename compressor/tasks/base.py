@@ -135,6 +135,18 @@ class Task(ABC):
         """Shortest input of a model, such as in tokens."""
         return 1
 
+    @abstractmethod
+    def adopt(self, student: TorchModel, model: TorchModel) -> Any:
+        """The processor with which a student reads the same inputs as a model.
+
+        Args:
+            student: Another network; changed in place where its inputs have another size.
+            model: What it is to stand for.
+
+        Raises:
+            CheckpointError: It cannot read them.
+        """
+
     # Rows and batches
 
     @abstractmethod

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
+from compressor.errors import CheckpointError
 from compressor.tasks.base import Classification, Row
 from compressor.tasks.image_processor import PROCESSOR, read_processor, write_processor
 from compressor.tasks.positions import resize_positions
@@ -87,6 +88,19 @@ class ImageClassification(Classification):
             shortest = max(image_size, round(shortest * image_size / processor.height))
         update = {"height": image_size, "width": image_size, "shortest_edge": shortest}
         return processor.model_copy(update=update)
+
+    def adopt(self, student: TorchModel, model: TorchModel) -> ImagePreprocessing:
+        """See the base class: images are prepared as for the model, in its size."""
+        processor: ImagePreprocessing = model.processor
+        if student.processor.channels != processor.channels:
+            raise CheckpointError(
+                "it reads images with another number of channels than the model",
+                where="preprocessing",
+                given=f"{student.processor.channels} instead of {processor.channels}",
+                fix="take a student for the same kind of images",
+            )
+        resize_positions(student.module, processor.height)
+        return processor
 
     def encode(self, model: Model, inputs: Sequence[Any]) -> list[Row]:
         """See the base class: pixels, (height, width, channels) uint8."""

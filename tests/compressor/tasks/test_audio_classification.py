@@ -371,6 +371,17 @@ def test_every_kind_of_network_is_exported_as_it_is(
     )
 
 
+def test_a_student_hears_what_the_model_hears(encoder: Path, tmp_path: Path) -> None:
+    model = classifier(encoder, max_length=RATE)
+    assert TASK.adopt(classifier(encoder, max_length=RATE), model) == model.processor
+    other = tmp_path / "other"
+    SAVERS["whisper" if model.processor.log_mel is None else "wav2vec2"](other)
+    with pytest.raises(CheckpointError, match="in another form than the model") as caught:
+        TASK.adopt(classifier(other, max_length=RATE), model)
+    given = {"waveforms at 16000 Hz", "spectrograms of 80 bands and 100 frames at 16000 Hz"}
+    assert set(str(caught.value.given).split(" instead of ")) == given
+
+
 # More recordings for the teacher
 
 
