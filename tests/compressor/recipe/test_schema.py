@@ -295,3 +295,23 @@ def test_an_entry_names_its_component_first() -> None:
     entry = component_entry(export, "pass")
     assert list(entry) == ["pass", *type(export).model_fields]
     assert next(iter(entry.values())) == "export"
+
+
+@pytest.mark.parametrize(
+    ("task", "length"),
+    [("text-classification", 128), ("audio-classification", 16_000), ("image-classification", 0)],
+)
+def test_a_benchmark_has_the_usual_length_of_the_inputs(
+    tmp_path: Path, task: str, length: int
+) -> None:
+    def found(**benchmark: int) -> int:
+        path = tmp_path / "recipe.yaml"
+        path.write_text(yaml.safe_dump({**MINIMAL, "task": task, "benchmark": benchmark}))
+        return load_recipe(path).benchmark.sequence_length
+
+    assert found() == found(rounds=3) == length
+    if length:
+        assert found(sequence_length=64) == 64
+    else:
+        with pytest.raises(RecipeError, match="has no effect with the task"):
+            found(sequence_length=64)
