@@ -242,7 +242,7 @@ def test_a_sine_below_the_band_stays_itself(rate: int, wanted: int, share: float
 
 
 @pytest.mark.parametrize("rate", [22_050, 32_000, 44_100, 48_000, 96_000])
-@pytest.mark.parametrize("share", [1.0, 1.1, 1.3, 1.37])
+@pytest.mark.parametrize("share", [1.01, 1.1, 1.3, 1.37])
 def test_a_sine_above_the_band_is_gone(rate: int, share: float) -> None:
     hz = share * RATE / 2
     result = resample(np.sin(2 * np.pi * hz * np.arange(rate) / rate), rate, RATE)
