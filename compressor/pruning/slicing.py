@@ -88,7 +88,7 @@ def keep_units(module: nn.Module, kept: Kept, example: Mapping[str, Tensor]) -> 
 
 @contextmanager
 def quiet_tracing() -> Iterator[None]:
-    """Keep torch-pruning from warning of parameters in no layer: what is cut does not touch them."""
+    """Keep torch-pruning from warning of parameters in no layer: no cut touches them."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Unwrapped parameters detected")
         yield
