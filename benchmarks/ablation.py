@@ -148,7 +148,8 @@ def table(document: Mapping[str, Any]) -> Iterator[str]:
         seconds = np.mean(list(case["train_s"].values()))
         yield (
             f"| {case['name']} | {case['shape']} "
-            f"| {mean:.1f} ({mean - spread:.1f} to {mean + spread:.1f}) | {by_seed} | {seconds:.0f} |"
+            f"| {mean:.1f} ({mean - spread:.1f} to {mean + spread:.1f}) | {by_seed} "
+            f"| {seconds:.0f} |"
         )
 
 
