@@ -14,6 +14,7 @@ from torch.nn import functional
 from compressor.errors import PassError
 from compressor.model import TorchModel
 from compressor.pruning.importance import Importance
+from compressor.pruning.slicing import quiet_tracing
 from targets.checkpoint import update_config
 
 __all__ = ["count_channels", "prune_channels"]
@@ -58,7 +59,7 @@ def prune_channels(
     example = {name: each[:2] for name, each in batches[0].items() if name != "labels"}
     if importance == "taylor":
         _accumulate_gradients(module, batches)
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(), quiet_tracing():
         torch.manual_seed(seed)
         try:
             torch_pruning.pruner.BasePruner(

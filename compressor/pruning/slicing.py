@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import torch
 import torch_pruning
@@ -19,7 +20,7 @@ from compressor.errors import PassError
 from targets.checkpoint import update_config
 from targets.encoder import EncoderLayer, encoder_layers, set_head_counts
 
-__all__ = ["Kept", "check_hidden", "keep_units"]
+__all__ = ["Kept", "check_hidden", "keep_units", "quiet_tracing"]
 
 
 class Kept:
@@ -76,8 +77,7 @@ def keep_units(module: nn.Module, kept: Kept, example: Mapping[str, Tensor]) -> 
     training = pruned.training
     pruned.requires_grad_(True)  # a frozen parameter is invisible to the tracing
     graph = torch_pruning.DependencyGraph()
-    with torch.enable_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # advice on parameters of the model itself
+    with torch.enable_grad(), quiet_tracing():
         graph.build_dependency(
             pruned, dict(example), output_transform=lambda output: output.logits.sum()
         )
@@ -101,6 +101,14 @@ def keep_units(module: nn.Module, kept: Kept, example: Mapping[str, Tensor]) -> 
     update_config(pruned)
     _check_sizes(layers, kept, head_size)
     return pruned
+
+
+@contextmanager
+def quiet_tracing() -> Iterator[None]:
+    """Keep torch-pruning from warning of parameters in no layer: no cut touches them."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Unwrapped parameters detected")
+        yield
 
 
 def _others(kept: Sequence[int], count: int) -> list[int]:

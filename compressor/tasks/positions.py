@@ -40,6 +40,12 @@ def resize_positions(network: nn.Module, image_size: int) -> None:
     if hasattr(config, "image_size"):
         config.image_size = image_size
     for part in network.modules():
+        if isinstance(patch, int):
+            known = {
+                "image_size": (image_size, image_size),
+                "num_patches": (image_size // patch) ** 2,
+            }
+            vars(part).update({name: value for name, value in known.items() if name in vars(part)})
         table = getattr(part, "position_embeddings", None)
         if not isinstance(table, nn.Parameter) or table.ndim != 3 or not isinstance(patch, int):
             continue

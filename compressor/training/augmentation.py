@@ -40,10 +40,9 @@ class Noise:
         version = epoch // 2 if self.copies is None else epoch // 2 % self.copies
         return self._noisy(row, index, version)
 
-    def variants(self, row: Row, index: int) -> list[Row]:
-        """All forms that a row takes, by slot: the clean one first. Needs ``copies``."""
-        clean = {**row, "noisy": 0, "slot": index * (1 + (self.copies or 0))}
-        return [clean, *(self._noisy(row, index, copy) for copy in range(self.copies or 0))]
+    def variants(self, rows: Sequence[Row]) -> Sequence[Row]:
+        """All forms that rows take, by slot, each made when it is asked for. Needs ``copies``."""
+        return _Variants(self, rows)
 
     def _noisy(self, row: Row, index: int, version: int) -> Row:
         changed = self.change(row, np.random.default_rng((self.seed, index, version)))
@@ -53,6 +52,27 @@ class Noise:
     def change(self, row: Row, generator: np.random.Generator) -> Row:
         """The entries of a row that differ in its noisy form; its length stays."""
         return {}
+
+
+class _Variants(Sequence[Row]):
+    """Of each row the clean form and its copies, one after the other."""
+
+    def __init__(self, noise: Noise, rows: Sequence[Row]) -> None:
+        self.noise = noise
+        self.rows = rows
+        self.each = 1 + (noise.copies or 0)
+
+    def __len__(self) -> int:
+        return len(self.rows) * self.each
+
+    def __getitem__(self, slot: Any) -> Any:
+        index, number = divmod(slot, self.each)
+        if index >= len(self.rows):
+            raise IndexError(slot)
+        row = self.rows[index]
+        if number == 0:
+            return {**row, "noisy": 0, "slot": slot}
+        return self.noise._noisy(row, index, number - 1)
 
 
 class TokenNoise(Noise):

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -267,11 +268,11 @@ def _taught(
         vocabulary_table(student, teacher),
     )
     if noise.copies is not None and settings.cache_mib:
-        progress(0.0, f"the teacher labels {len(train) * (1 + noise.copies)} rows")
-        variants = [each for index, row in enumerate(train) for each in noise.variants(row, index)]
+        variants = noise.variants(train)
+        progress(0.0, f"the teacher labels {len(variants)} rows")
         taught.remember(
             variants,
-            lengths(student, variants),
+            np.repeat(lengths(student, train), 1 + noise.copies).tolist(),
             collator(student),
             limit_bytes=settings.cache_mib * 2**20,
         )

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import Field, ValidationInfo, field_validator
 
 from targets.errors import InputError, MissingLibraryError
 from targets.preprocessing.base import FIXED_SIZE, Encoded, Encoder, Preprocessing, Rows
@@ -42,16 +42,24 @@ class ImagePreprocessing(Preprocessing):
     """3 for RGB, 1 for shades of grey."""
     scale: float = Field(default=1 / 255, gt=0)
     """Pixels, from 0 to 255, are multiplied by it first."""
-    mean: tuple[float, ...] = (0.0,)
-    """Subtracted after that; one number, or one a channel."""
-    std: tuple[float, ...] = (1.0,)
-    """Divided by at last; one number, or one a channel."""
+    mean: tuple[float, ...] = Field(default=(0.0,), validate_default=True)
+    """Subtracted after that; one number for all channels, or one each."""
+    std: tuple[float, ...] = Field(default=(1.0,), validate_default=True)
+    """Divided by at last; one number for all channels, or one each."""
 
     noun: ClassVar[str] = "image"
     needs: ClassVar[str] = PIXELS
     unit: ClassVar[str | None] = None
     usual_length: ClassVar[int] = FIXED_SIZE
     libraries: ClassVar[tuple[str, ...]] = ("pillow",)
+
+    @field_validator("mean", "std")
+    @classmethod
+    def _one_a_channel(cls, values: tuple[float, ...], info: ValidationInfo) -> tuple[float, ...]:
+        channels = info.data.get("channels", len(values))
+        if len(values) not in (1, channels):
+            raise ValueError(f"{len(values)} numbers for {channels} channels")
+        return values if len(values) == channels else values * channels
 
     @property
     def longest(self) -> int:
