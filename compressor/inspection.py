@@ -95,7 +95,7 @@ def _load(folder: Path, task: str) -> tuple[TorchModel, bool]:
 
     found = get_task(task)
     try:
-        check_checkpoint(folder, head=found.head)
+        check_checkpoint(folder, head=found.heads, kind=found.kind)
     except CheckpointError:
         return new_classifier(folder, ("0", "1"), task=task), False
     return found.load_checkpoint(folder), True

@@ -73,7 +73,8 @@ class DistillSettings(TrainingSettings):
     augmentation: float = Field(default=0.3, ge=0, lt=1)
     """Share of the tokens that is replaced at random, by tokens of the training data, in every
     second row; the teacher labels the result. Images are mirrored and moved instead, recordings
-    moved in time and made louder or softer, by up to this share of their size. With 0 every row stays as it is."""
+    moved in time and made louder or softer, by up to this share of their size. With 0 every row
+    stays as it is."""
     augmentation_mixup: float = Field(default=0.67, ge=0, le=1)
     """Share of the augmented rows that get the beginning or the end of another row instead (after
     SSMix, 2021); of images, share of those that are mixed with another, of recordings, of those
