@@ -478,10 +478,12 @@ def test_a_recipe_survives_a_round_trip(load: Load) -> None:
 @pytest.mark.parametrize("name", available_passes())
 def test_every_pass_survives_a_round_trip(load: Load, name: str) -> None:
     entry: dict[str, Any] = {"pass": name}
-    if name == "prune":
-        entry["ratio"] = 0.5
-    if name == "drop_layers":
-        entry["num_layers"] = 2
+    needed = {
+        "prune": {"ratio": 0.5},
+        "drop_layers": {"num_layers": 2},
+        "student": {"checkpoint": "other"},
+    }
+    entry |= needed.get(name, {})
     recipe = load(yaml.safe_dump({**yaml.safe_load(MINIMAL), "passes": [entry]}))
     again = load(yaml.safe_dump(recipe.model_dump(mode="json")))
     assert again == recipe
