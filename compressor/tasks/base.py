@@ -118,6 +118,14 @@ class Task(ABC):
             fix="leave the image size out",
         )
 
+    def check_fit(self, network: nn.Module, processor: Any) -> None:
+        """Check that a network takes what its processor makes.
+
+        Raises:
+            CheckpointError: It does not.
+        """
+        return
+
     # Rows and batches
 
     @abstractmethod
@@ -179,8 +187,10 @@ class Classification(Task):
         check_weights(folder)
         processor = self.load_processor(folder)
         limit = self.longest(folder, processor)
+        module = load_module(folder, self.name)
+        self.check_fit(module, processor)
         return TorchModel(
-            module=load_module(folder, self.name),
+            module=module,
             processor=processor,
             task=self.name,
             max_length=min(max_length or limit, limit),

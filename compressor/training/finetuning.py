@@ -123,9 +123,11 @@ def new_classifier(
     processor = found.load_processor(folder)
     if image_size is not None:
         processor = found.resized(module, processor, image_size)
+    module = module.float().eval()
+    found.check_fit(module, processor)
     limit = found.longest(folder, processor)
     return TorchModel(
-        module=module.float().eval(),
+        module=module,
         processor=processor,
         task=task,
         max_length=min(max_length or limit, limit),
