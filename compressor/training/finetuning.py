@@ -113,6 +113,7 @@ def new_classifier(
     found = get_task(task)
     with seeded(seed), quiet():
         encoder, config = _load_encoder(folder)
+        config.architectures = []  # the usual class of its kind, not one with a second head
         config.num_labels = len(label_names)
         config.id2label = dict(enumerate(label_names))
         config.label2id = {name: index for index, name in enumerate(label_names)}
