@@ -115,6 +115,7 @@ class Prune(Pass):
         """
         if self.recovery is not None:
             check_batch(self.recovery.batch_size)
+            self.recovery.check_compared(len(architecture.layers))
         if not architecture.layers:
             left = (1 - self._channel_ratio()) ** 2
             weights = round((architecture.num_other_parameters or 0) * left)

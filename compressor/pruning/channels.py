@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -14,6 +15,7 @@ from torch.nn import functional
 from compressor.errors import PassError
 from compressor.model import TorchModel
 from compressor.pruning.importance import Importance
+from compressor.pruning.widths import kept_width
 from targets.checkpoint import update_config
 
 __all__ = ["count_channels", "prune_channels"]
@@ -44,7 +46,7 @@ def prune_channels(
         importance: How channels are scored: Taylor (Molchanov et al., 2019), by the size of their
             weights, or at random.
         across_layers: Whether the channels of all layers compete, or each layer loses its share.
-        multiple: Widths stay multiples of this.
+        multiple: Widths become multiples of this, but for layers that are narrower.
         seed: Of random scores.
 
     Raises:
@@ -61,17 +63,20 @@ def prune_channels(
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         try:
-            torch_pruning.pruner.BasePruner(
-                module,
-                example,
-                importance=_IMPORTANCE[importance](),
-                pruning_ratio=ratio,
-                max_pruning_ratio=max(ratio, MAX_RATIO),
-                global_pruning=across_layers,
-                round_to=multiple,
-                ignored_layers=_heads(module, len(model.labels)),
-                output_transform=lambda output: output.logits.sum(),
-            ).step()
+            with warnings.catch_warnings():
+                # It tells of parameters outside of layers that it cuts along their last axis.
+                warnings.filterwarnings("ignore", "Unwrapped parameters")
+                _Pruner(
+                    module,
+                    example,
+                    importance=_IMPORTANCE[importance](),
+                    pruning_ratio=ratio,
+                    max_pruning_ratio=max(ratio, MAX_RATIO),
+                    global_pruning=across_layers,
+                    round_to=multiple,
+                    ignored_layers=_heads(module, len(model.labels)),
+                    output_transform=lambda output: output.logits.sum(),
+                ).step()
         except Exception as error:  # the tracing runs the network: anything may come out of it
             raise PassError(
                 "the network cannot be pruned: what hangs together in it was not found",
@@ -99,6 +104,14 @@ def count_channels(module: nn.Module) -> int:
     return sum(
         part.out_channels for part in module.modules() if isinstance(part, nn.modules.conv._ConvNd)
     )
+
+
+class _Pruner(torch_pruning.pruner.BasePruner):  # type: ignore[misc]  # it has no types
+    """Rounds to the nearest multiple, where the base class takes the next lower one."""
+
+    def _round_to(self, num_pruned: int, num_channels: int, multiple: int) -> int:
+        share = num_pruned / num_channels
+        return num_channels - kept_width(num_channels, share, multiple=multiple)
 
 
 _IMPORTANCE = {

@@ -33,16 +33,23 @@ class Noise:
     def __call__(self, row: Row, index: int, epoch: int) -> Row:
         """The row as it looks in an epoch; a pure function of its arguments."""
         if not self.active or (index + epoch) % 2 == 0:
-            return {**row, "noisy": 0, "slot": index * (1 + (self.copies or 0))}
+            return self.clean(row, index)
         version = epoch // 2 if self.copies is None else epoch // 2 % self.copies
-        return self._noisy(row, index, version)
+        return self.noisy(row, index, version)
 
-    def variants(self, row: Row, index: int) -> list[Row]:
-        """All forms that a row takes, by slot: the clean one first. Needs ``copies``."""
-        clean = {**row, "noisy": 0, "slot": index * (1 + (self.copies or 0))}
-        return [clean, *(self._noisy(row, index, copy) for copy in range(self.copies or 0))]
+    def variants(self, rows: Sequence[Row]) -> Sequence[Row]:
+        """All forms that rows take, by slot: the clean one of each first. Needs ``copies``.
 
-    def _noisy(self, row: Row, index: int, version: int) -> Row:
+        Each is made when it is asked for: all of them together may not fit in memory.
+        """
+        return _Variants(self, rows)
+
+    def clean(self, row: Row, index: int) -> Row:
+        """A row as it is."""
+        return {**row, "noisy": 0, "slot": index * (1 + (self.copies or 0))}
+
+    def noisy(self, row: Row, index: int, version: int) -> Row:
+        """A changed version of a row, counted from 0."""
         changed = self.change(row, np.random.default_rng((self.seed, index, version)))
         slot = index * (1 + (self.copies or 0)) + 1 + version
         return {**row, **changed, "noisy": 1, "slot": slot}
@@ -50,6 +57,21 @@ class Noise:
     def change(self, row: Row, generator: np.random.Generator) -> Row:
         """The entries of a row that differ in its noisy form; its length stays."""
         return {}
+
+
+class _Variants(Sequence[Row]):
+    def __init__(self, noise: Noise, rows: Sequence[Row]) -> None:
+        self.noise = noise
+        self.rows = rows
+        self.forms = 1 + (noise.copies or 0)
+
+    def __len__(self) -> int:
+        return len(self.rows) * self.forms
+
+    def __getitem__(self, slot: Any) -> Any:
+        index, form = divmod(slot, self.forms)
+        row = self.rows[index]
+        return self.noise.noisy(row, index, form - 1) if form else self.noise.clean(row, index)
 
 
 class TokenNoise(Noise):

@@ -267,11 +267,12 @@ def _taught(
         vocabulary_table(student, teacher),
     )
     if noise.copies is not None and settings.cache_mib:
-        progress(0.0, f"the teacher labels {len(train) * (1 + noise.copies)} rows")
-        variants = [each for index, row in enumerate(train) for each in noise.variants(row, index)]
+        variants = noise.variants(train)
+        progress(0.0, f"the teacher labels {len(variants)} rows")
+        forms = len(variants) // len(train)
         taught.remember(
             variants,
-            lengths(student, variants),
+            [length for length in lengths(student, train) for _ in range(forms)],
             collator(student),
             limit_bytes=settings.cache_mib * 2**20,
         )

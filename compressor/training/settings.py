@@ -6,6 +6,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from compressor.errors import PassError
+
 __all__ = ["DistillSettings", "FinetuneSettings", "TrainingSettings"]
 
 
@@ -72,12 +74,29 @@ class DistillSettings(TrainingSettings):
     """Heads into which queries, keys and values are cut anew; divides both models' widths."""
     augmentation: float = Field(default=0.3, ge=0, lt=1)
     """Share of the tokens that is replaced at random, by tokens of the training data, in every
-    second row; the teacher labels the result. With 0 every row stays as it is."""
+    second row; the teacher labels the result. Images are mirrored by chance, and moved by up to
+    this share of their sides. With 0 every row stays as it is."""
     augmentation_mixup: float = Field(default=0.67, ge=0, le=1)
     """Share of the augmented rows that get the beginning or the end of another row instead (after
-    SSMix, 2021)."""
+    SSMix, 2021); images are blended with another one (mixup, 2018)."""
     augmentation_copies: int | None = Field(default=3, ge=1)
     """Different augmented versions of each row, whose teacher outputs are kept in memory; null
     makes a new one each time, which costs a run of the teacher a step."""
     cache_mib: int = Field(default=2048, ge=0)
     """Memory for the teacher's outputs. Where it does not suffice, the teacher runs each step."""
+
+    def check_compared(self, num_layers: int) -> None:
+        """Refuse to compare the layers of a network that has none, such as one of convolutions.
+
+        Raises:
+            PassError: A setting asks for it.
+        """
+        names = ("hidden_weight", "relation_weight", "layer_map")
+        asked = [name for name in names if name in self.model_fields_set and getattr(self, name)]
+        if asked and not num_layers:
+            raise PassError(
+                "the model is no transformer encoder: it has no layers to compare",
+                where=", ".join(asked),
+                given="0 layers",
+                fix="leave these settings out: the student learns from the logits alone",
+            )
