@@ -13,6 +13,7 @@ from compressor.passes import Pass, PassContext, PassResult
 from compressor.progress import Progress
 from compressor.store import RunStore, StoredStep, step_key
 from compressor.training.settings import TrainingSettings
+from targets.bundle import hash_file
 from targets.environment import library_versions
 from targets.errors import ToolkitError, is_disk_full
 from targets.provenance import checkpoint_hashes
@@ -172,6 +173,7 @@ class PassManager:
             "width_multiple": self.width_multiple,
             "data": self.data_hash if each.uses_data else None,
             "original": self.original.content_hash if each.uses_original else None,
+            "files": [hash_file(path) for path in each.input_files if path.is_file()],
         }
 
     def _make(self, each: Pass, source: StoredStep, files: Path, work: Path) -> Mapping[str, Any]:

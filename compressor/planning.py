@@ -196,6 +196,17 @@ def _plan_chain(
 ) -> tuple[PlannedPass, ...]:
     planned = []
     for index, each in enumerate(passes):
+        reason = each.unsuited(architecture)
+        if reason is not None:
+            problem = Problem(
+                f"{each.name} cannot be used on this model: {reason}",
+                where=_location(recipe, variant, index),
+                given=architecture.describe(),
+                fix="remove it",
+            )
+            if not any(known.where == problem.where for known in problems):
+                problems.append(problem)
+            continue
         try:
             architecture = each.plan(architecture, width_multiple=recipe.width_multiple)
         except PassError as error:

@@ -21,6 +21,7 @@ from compressor.storage import records_of
 from compressor.store import StoredStep
 from compressor.tasks import get_task
 from targets.archive import MANIFEST, SIGNATURE
+from targets.benchmark import Shape
 from targets.bundle import (
     BOM,
     CARD,
@@ -337,7 +338,7 @@ def _figures(manifest: Manifest, row: Row) -> list[str]:
     if latency is not None:
         noisy = "; the machine was busy, do not trust it" if latency.noisy else ""
         lines.append(
-            f"| latency at {latency.batch_size} x {latency.sequence_length} tokens, "
+            f"| latency at {Shape(latency.batch_size, latency.sequence_length)}, "
             f"{latency.threads} threads | {latency.median_ms:.3g} ms "
             f"({latency.low_ms:.3g} to {latency.high_ms:.3g}){noisy} |"
         )

@@ -30,8 +30,8 @@ __all__ = ["Rows", "accuracy", "shape_key"]
 
 
 def shape_key(shape: Shape) -> str:
-    """How a shape is named in a report: batch x tokens."""
-    return str(shape).replace(" ", "")
+    """How a shape is named in a report: batch x length, or the batch alone."""
+    return str(shape).replace(" x ", "x")
 
 
 def _by_shape(result: CaseResult) -> dict[str, Measurement]:

@@ -56,7 +56,7 @@ class Shape(NamedTuple):
 
     def __str__(self) -> str:
         if self.sequence_length == FIXED_SIZE:
-            return str(self.batch_size)
+            return f"batch {self.batch_size}"
         length = "raw text" if self.tokenization else self.sequence_length or "real"
         return f"{self.batch_size} x {length}"
 

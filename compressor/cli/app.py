@@ -16,6 +16,7 @@ from compressor.cli import (
     devices,
     explain,
     gate,
+    inspect,
     package,
     report,
     runs,
@@ -74,6 +75,7 @@ track.add_commands(app)
 package.add_commands(app)
 report.add_commands(app)
 explain.add_commands(app)
+inspect.add_commands(app)
 app.add_typer(devices.app, name="devices")
 app.add_typer(runs.app, name="runs")
 

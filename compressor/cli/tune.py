@@ -27,7 +27,7 @@ def tune_bundle(
     check_folder(output)
     bundle = Bundle.open(path)
     with ConsoleProgress() as progress:
-        progress.start(f"tune for {settings.shapes[0]} tokens")
+        progress.start(f"tune for {settings.shapes[0]}")
         tuning = tune(bundle, settings, even_if_noisy=even_if_noisy, on_progress=progress.update)
         progress.finish("", cached=False)
     write_tuned(bundle, tuning, output)

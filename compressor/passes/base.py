@@ -112,6 +112,16 @@ class Pass(Component, ABC):
         """The number format of matrix products that it leaves; None where it changes none."""
         return None
 
+    @property
+    def input_files(self) -> tuple[Path, ...]:
+        """Files beside the model and the data whose content changes the result."""
+        return ()
+
+    @classmethod
+    def unsuited(cls, architecture: Architecture) -> str | None:
+        """Why the pass cannot be used on such a model, whatever its settings; None where it can."""
+        return None
+
     def plan(self, architecture: Architecture, *, width_multiple: int = 8) -> Architecture:
         """What the model will look like afterwards; loads no weights.
 

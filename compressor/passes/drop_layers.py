@@ -66,6 +66,11 @@ class DropLayers(Pass):
             raise ValueError(f"examples has no effect with strategy {self.strategy}")
         return self
 
+    @classmethod
+    def unsuited(cls, architecture: Architecture) -> str | None:
+        """See the base class."""
+        return None if architecture.layers else "it has no layers of a transformer encoder"
+
     def plan(self, architecture: Architecture, *, width_multiple: int = 8) -> Architecture:
         """See the base class. With strategy "importance" layers of unlike sizes may differ."""
         num_layers = len(architecture.layers)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from compressor.architecture import Architecture
     from compressor.model import Model, TorchModel
 
 __all__ = ["TrimVocabulary"]
@@ -54,6 +55,16 @@ class TrimVocabulary(Pass):
     """UTF-8 text files; their tokens are kept too, such as those of unlabelled text from use."""
     keep_all_characters: bool = False
     """Keep the single characters of all scripts, not only those of the training texts and ASCII."""
+
+    @classmethod
+    def unsuited(cls, architecture: Architecture) -> str | None:
+        """See the base class."""
+        return None if architecture.vocabulary_size else "it reads no tokens"
+
+    @property
+    def input_files(self) -> tuple[Path, ...]:
+        """See the base class."""
+        return self.extra_text
 
     def requires(self, model: Model, context: PassContext) -> None:
         """See the base class."""

@@ -6,15 +6,23 @@ import math
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, field_serializer
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_serializer,
+    field_validator,
+)
 
 from compressor.data import DataSpec
 from compressor.gate.budget import Budget
 from compressor.passes import Pass, available_passes
-from compressor.tasks import TaskName
+from compressor.tasks import TaskName, get_task
 from targets.base import Target
 from targets.benchmark import BenchmarkSettings
 from targets.discovery import Component
+from targets.preprocessing import FIXED_SIZE
 from targets.registry import available
 
 __all__ = ["BundleSettings", "Recipe", "component_entry", "recipe_json_schema"]
@@ -66,7 +74,7 @@ class Recipe(BaseModel):
     """Where to lower to and measure."""
     budget: Budget = Budget()
     """What a bundle has to reach for the run to succeed."""
-    benchmark: BenchmarkSettings = BenchmarkSettings()
+    benchmark: BenchmarkSettings = Field(default=BenchmarkSettings(), validate_default=True)
     """How latency is measured."""
     devices: Path | None = None
     """A devices file: every bundle is measured on each of its devices as well, over SSH."""
@@ -76,6 +84,19 @@ class Recipe(BaseModel):
     """Of every random choice."""
     output: Path = Path("compressed")
     """Folder for the report and the bundles."""
+
+    @field_validator("benchmark")
+    @classmethod
+    def _fit_lengths(cls, settings: BenchmarkSettings, info: ValidationInfo) -> BenchmarkSettings:
+        """Inputs that all have one size have no length."""
+        task = info.data.get("task")
+        if task is None or get_task(task).preprocessing_type.unit is not None:
+            return settings
+        if settings.sequence_length != FIXED_SIZE and (
+            "sequence_length" in settings.model_fields_set
+        ):
+            raise ValueError(f"sequence_length has no effect with the task {task}")
+        return settings.model_copy(update={"sequence_length": FIXED_SIZE})
 
     @property
     def chains(self) -> dict[str, tuple[Pass, ...]]:

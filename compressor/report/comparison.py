@@ -40,7 +40,7 @@ class Ground:
 
     Attributes:
         machine: Of the measurement; see `targets.environment.Environment.machine`.
-        shape: Batch x tokens.
+        shape: Batch x length.
         threads: Of the runtime.
         speed: Tells machines apart that look the same; see `_tell_speeds`.
     """
@@ -415,7 +415,7 @@ def _notes(runs: Sequence[Run], entries: Sequence[Entry]) -> Iterator[str]:
     shapes = _groups(runs, lambda run: run.report.primary_shape, lambda run: run.label)
     if len(shapes) > 1:
         yield (
-            "Latencies are at different shapes (batch x tokens) and cannot be compared between "
+            "Latencies are at different shapes (batch x length) and cannot be compared between "
             f"them: {_list(shapes)}."
         )
     threads = _groups(

@@ -21,7 +21,14 @@ from compressor.report.summary import (
     noise_reasons,
     row_texts,
 )
-from compressor.report.wording import bytes_text, count_text, duration_text, milliseconds, one_line
+from compressor.report.wording import (
+    bytes_text,
+    count_text,
+    duration_text,
+    milliseconds,
+    one_line,
+    shape_words,
+)
 
 __all__ = ["escape", "render_markdown"]
 
@@ -103,7 +110,7 @@ def _results(report: Report) -> list[str]:
     rows = [_result(text) for text in row_texts(report)]
     return [
         _table(header, rows, align="rlllrrrrrrrrl"),
-        f"Latency is the median at {report.primary_shape} (batch x tokens). Brackets hold 95% "
+        f"Latency is the median at {shape_words(report.primary_shape)}. Brackets hold 95% "
         "intervals. Speed-up: against the fastest uncompressed model on the same target. "
         "A drop is positive where accuracy was lost. `~`: noisy.",
     ]

@@ -20,6 +20,7 @@ from compressor.report.wording import (
     one_line,
     percent,
     points,
+    shape_words,
     significant,
     speedup_interval,
     times,
@@ -353,7 +354,7 @@ def how_measured(report: Report) -> tuple[str, ...]:
             f"Latency is the median of the round medians ({_range(len(e.run_ms) for e in measured)}"
             " runs a bundle and shape); its 95% interval comes from order statistics.",
             "A speed-up divides, round by round, the median of the fastest uncompressed model on "
-            f"the same target by that of the bundle, at {report.primary_shape} (batch x tokens).",
+            f"the same target by that of the bundle, at {shape_words(report.primary_shape)}.",
             "While measuring, the load average was "
             f"{_range(r.load_average for each in measured for r in each.rounds)} "
             f"on {report.environment.num_cpus} CPUs.",

@@ -22,7 +22,7 @@ from compressor.report.summary import (
     noise_reasons,
     row_texts,
 )
-from compressor.report.wording import one_line
+from compressor.report.wording import one_line, shape_words
 
 __all__ = ["results_table", "verdict_panel"]
 
@@ -183,7 +183,7 @@ def _legend(report: Report, texts: Sequence[RowText], marks: dict[str, str]) -> 
         yield Text("~ noisy: the machine was busy, do not trust this latency")
     split = accuracy_split(report)
     yield Text(
-        f"ms: median latency at {report.primary_shape} (batch x tokens); faster: than the fastest "
+        f"ms: median latency at {shape_words(report.primary_shape)}; faster: than the fastest "
         "uncompressed model on the same target"
         + (f"; accuracy: on the {split} data; drop: accuracy lost, in points" if split else ""),
         style="dim",

@@ -25,6 +25,7 @@ __all__ = [
     "points",
     "points_interval",
     "setting",
+    "shape_words",
     "significant",
     "speedup_interval",
     "times",
@@ -35,6 +36,11 @@ NONE = "-"
 """Stands where there is no value."""
 
 ERROR_LABEL = re.compile(r"\s*\n\s+(where|given|fix|left):\s+")
+
+
+def shape_words(shape: str) -> str:
+    """The name of a shape, with what its numbers are."""
+    return f"{shape} (batch x length)" if "x" in shape else shape
 
 
 def significant(value: float, digits: int = 3) -> str:

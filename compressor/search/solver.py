@@ -71,6 +71,7 @@ def solve(
     *,
     limit_ms: float,
     multiple: int = 8,
+    layers: Sequence[int] | None = None,
 ) -> dict[int, Solution]:
     """The best shape for each number of layers that can meet the latency.
 
@@ -85,6 +86,7 @@ def solve(
         curves: Of the model.
         limit_ms: Of a whole run.
         multiple: Widths are multiples of it.
+        layers: Those that stay, neither more nor fewer; None leaves that to the solver.
 
     Returns:
         Number of layers -> solution; empty where even one small layer is too slow.
@@ -104,9 +106,11 @@ def solve(
         steps = np.ceil([table.layer_ms(each) / room * NUM_BINS - 1e-9 for each in shapes])
         lost = np.array([curves.lost(layer, each) for each in shapes])
         best = cost + curves.lost(layer, None)  # dropped
+        if layers is not None and layer in layers:
+            best = np.full(cost.shape, np.inf)
         which = np.full(cost.shape, -1, dtype=np.int64)
         for index, (step, loss) in enumerate(zip(steps.astype(int), lost, strict=True)):
-            if step >= bins:
+            if step >= bins or (layers is not None and layer not in layers):
                 continue
             found = np.full(cost.shape, np.inf)
             found[1:, step:] = cost[:-1, : bins - step] + loss

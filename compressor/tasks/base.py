@@ -126,6 +126,18 @@ class Task(ABC):
         """
         return
 
+    @abstractmethod
+    def adopt(self, student: TorchModel, model: TorchModel) -> Any:
+        """The processor with which a student reads the same inputs as a model.
+
+        Args:
+            student: Another network; changed in place where its inputs have another size.
+            model: What it is to stand for.
+
+        Raises:
+            CheckpointError: It cannot read them.
+        """
+
     # Rows and batches
 
     @abstractmethod

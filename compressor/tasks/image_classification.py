@@ -110,6 +110,20 @@ class ImageClassification(Classification):
                 fix="correct preprocessor_config.json, or fine-tune it with an --image-size",
             ) from error
 
+    def adopt(self, student: TorchModel, model: TorchModel) -> ImagePreprocessing:
+        """See the base class: images are prepared as for the model, in its size."""
+        processor: ImagePreprocessing = model.processor
+        if student.processor.channels != processor.channels:
+            raise CheckpointError(
+                "it reads images with another number of channels than the model",
+                where="preprocessing",
+                given=f"{student.processor.channels} instead of {processor.channels}",
+                fix="take a student for the same kind of images",
+            )
+        resize_positions(student.module, processor.height)
+        self.check_fit(student.module, processor)
+        return processor
+
     def encode(self, model: Model, inputs: Sequence[Any]) -> list[Row]:
         """See the base class: pixels, (height, width, channels) uint8."""
         encoded = model.processor.open(Path()).encode(list(inputs))

@@ -92,14 +92,10 @@ def write_processor(processor: ImagePreprocessing, folder: Path) -> None:
         "do_rescale": True,
         "rescale_factor": processor.scale,
         "do_normalize": True,
-        "image_mean": _each_channel(processor.mean, processor.channels),
-        "image_std": _each_channel(processor.std, processor.channels),
+        "image_mean": list(processor.mean),
+        "image_std": list(processor.std),
     }
     (folder / PROCESSOR).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-
-
-def _each_channel(values: tuple[float, ...], channels: int) -> list[float]:
-    return list(values * channels if len(values) == 1 else values)
 
 
 def _from_config(given: Any) -> ImagePreprocessing:

@@ -127,6 +127,10 @@ class TextClassification(Classification):
         ids[mask == 0] = pad
         return {IDS: ids, MASK: mask}
 
+    def adopt(self, student: TorchModel, model: TorchModel) -> Any:
+        """See the base class: its own tokens, which distillation matches by their text."""
+        return student.processor
+
     def encode(self, model: Model, inputs: Sequence[Any]) -> list[Row]:
         """See the base class: lists of token ids and their mask."""
         encoded = model.processor(

@@ -33,23 +33,15 @@ class Noise:
     def __call__(self, row: Row, index: int, epoch: int) -> Row:
         """The row as it looks in an epoch; a pure function of its arguments."""
         if not self.active or (index + epoch) % 2 == 0:
-            return self.clean(row, index)
+            return {**row, "noisy": 0, "slot": index * (1 + (self.copies or 0))}
         version = epoch // 2 if self.copies is None else epoch // 2 % self.copies
-        return self.noisy(row, index, version)
+        return self._noisy(row, index, version)
 
     def variants(self, rows: Sequence[Row]) -> Sequence[Row]:
-        """All forms that rows take, by slot: the clean one of each first. Needs ``copies``.
-
-        Each is made when it is asked for: all of them together may not fit in memory.
-        """
+        """All forms that rows take, by slot, each made when it is asked for. Needs ``copies``."""
         return _Variants(self, rows)
 
-    def clean(self, row: Row, index: int) -> Row:
-        """A row as it is."""
-        return {**row, "noisy": 0, "slot": index * (1 + (self.copies or 0))}
-
-    def noisy(self, row: Row, index: int, version: int) -> Row:
-        """A changed version of a row, counted from 0."""
+    def _noisy(self, row: Row, index: int, version: int) -> Row:
         changed = self.change(row, np.random.default_rng((self.seed, index, version)))
         slot = index * (1 + (self.copies or 0)) + 1 + version
         return {**row, **changed, "noisy": 1, "slot": slot}
@@ -60,18 +52,24 @@ class Noise:
 
 
 class _Variants(Sequence[Row]):
+    """Of each row the clean form and its copies, one after the other."""
+
     def __init__(self, noise: Noise, rows: Sequence[Row]) -> None:
         self.noise = noise
         self.rows = rows
-        self.forms = 1 + (noise.copies or 0)
+        self.each = 1 + (noise.copies or 0)
 
     def __len__(self) -> int:
-        return len(self.rows) * self.forms
+        return len(self.rows) * self.each
 
     def __getitem__(self, slot: Any) -> Any:
-        index, form = divmod(slot, self.forms)
+        index, number = divmod(slot, self.each)
+        if index >= len(self.rows):
+            raise IndexError(slot)
         row = self.rows[index]
-        return self.noise.noisy(row, index, form - 1) if form else self.noise.clean(row, index)
+        if number == 0:
+            return {**row, "noisy": 0, "slot": slot}
+        return self.noise._noisy(row, index, number - 1)
 
 
 class TokenNoise(Noise):

@@ -6,9 +6,10 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -60,7 +61,7 @@ def identity(parts: Iterable[object], modules: Iterable[nn.Module]) -> str:
     """A digest of everything a training depends on.
 
     Args:
-        parts: Settings, seed and data, by their ``repr``.
+        parts: Settings, seed and data: arrays by their bytes, all else by its ``repr``.
         modules: Networks, by their weights.
 
     Returns:
@@ -68,13 +69,30 @@ def identity(parts: Iterable[object], modules: Iterable[nn.Module]) -> str:
     """
     digest = hashlib.sha256()
     for part in parts:
-        digest.update(repr(part).encode())
+        for piece in _pieces(part):
+            digest.update(piece)
     for module in modules:
         for name, tensor in module.state_dict().items():
             flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
             digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
             digest.update(flat.numpy().data)
     return digest.hexdigest()
+
+
+def _pieces(part: object) -> Iterator[bytes]:
+    """What to digest of a value; containers of arrays are taken apart."""
+    if isinstance(part, np.ndarray):
+        yield f"{part.dtype} {part.shape}".encode()
+        yield np.ascontiguousarray(part).tobytes()
+    elif isinstance(part, Mapping):
+        for name, value in part.items():
+            yield repr(name).encode()
+            yield from _pieces(value)
+    elif isinstance(part, list | tuple) and part and isinstance(part[0], Mapping | np.ndarray):
+        for each in part:
+            yield from _pieces(each)
+    else:
+        yield repr(part).encode()
 
 
 def _is_whole(checkpoint: Path) -> bool:

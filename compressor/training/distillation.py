@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -269,10 +270,9 @@ def _taught(
     if noise.copies is not None and settings.cache_mib:
         variants = noise.variants(train)
         progress(0.0, f"the teacher labels {len(variants)} rows")
-        forms = len(variants) // len(train)
         taught.remember(
             variants,
-            [length for length in lengths(student, train) for _ in range(forms)],
+            np.repeat(lengths(student, train), 1 + noise.copies).tolist(),
             collator(student),
             limit_bytes=settings.cache_mib * 2**20,
         )

@@ -74,11 +74,11 @@ class DistillSettings(TrainingSettings):
     """Heads into which queries, keys and values are cut anew; divides both models' widths."""
     augmentation: float = Field(default=0.3, ge=0, lt=1)
     """Share of the tokens that is replaced at random, by tokens of the training data, in every
-    second row; the teacher labels the result. Images are mirrored by chance, and moved by up to
-    this share of their sides. With 0 every row stays as it is."""
+    second row; the teacher labels the result. Images are mirrored and moved instead, by up to this
+    share of their sides. With 0 every row stays as it is."""
     augmentation_mixup: float = Field(default=0.67, ge=0, le=1)
     """Share of the augmented rows that get the beginning or the end of another row instead (after
-    SSMix, 2021); images are blended with another one (mixup, 2018)."""
+    SSMix, 2021); of images, share of those that are mixed with another."""
     augmentation_copies: int | None = Field(default=3, ge=1)
     """Different augmented versions of each row, whose teacher outputs are kept in memory; null
     makes a new one each time, which costs a run of the teacher a step."""

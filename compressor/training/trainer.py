@@ -37,6 +37,7 @@ OnEvaluation = Callable[[int, float], None]
 _BF16_FEATURES = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
 _BEST = "best.safetensors"
 _LOGS_PER_EPOCH = 4
+_MOST_STEPS = 100  # between two logs: a large data set is not silent for minutes
 _SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
 _WRITER_FAILED = ("PytorchStreamWriter failed", "inline_container.cc")
 """What torch's own writer says where a write came short; it does not say why."""
@@ -70,7 +71,7 @@ def arguments(settings: TrainingSettings, *, num_rows: int, seed: int, folder: P
         use_cpu=not on_cuda,
         optim="adamw_torch_fused",
         seed=seed,
-        logging_steps=max(1, steps_per_epoch // _LOGS_PER_EPOCH),
+        logging_steps=min(max(1, steps_per_epoch // _LOGS_PER_EPOCH), _MOST_STEPS),
         logging_nan_inf_filter=False,
         save_strategy="no",
         eval_strategy="no",

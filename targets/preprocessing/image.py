@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from targets.errors import InputError, MissingLibraryError
 from targets.preprocessing.base import FIXED_SIZE, Encoded, Encoder, Preprocessing, Rows
@@ -52,10 +52,10 @@ class ImagePreprocessing(Preprocessing):
     """3 for RGB, 1 for shades of grey."""
     scale: float = Field(default=1 / 255, gt=0)
     """Pixels, from 0 to 255, are multiplied by it first."""
-    mean: tuple[float, ...] = (0.0,)
-    """Subtracted after that; one number, or one a channel."""
-    std: tuple[float, ...] = (1.0,)
-    """Divided by at last; one number, or one a channel."""
+    mean: tuple[float, ...] = Field(default=(0.0,), validate_default=True)
+    """Subtracted after that; one number for all channels, or one each."""
+    std: tuple[float, ...] = Field(default=(1.0,), validate_default=True)
+    """Divided by at last; one number for all channels, or one each."""
 
     noun: ClassVar[str] = "image"
     needs: ClassVar[str] = PIXELS
@@ -63,11 +63,16 @@ class ImagePreprocessing(Preprocessing):
     usual_length: ClassVar[int] = FIXED_SIZE
     libraries: ClassVar[tuple[str, ...]] = ("pillow",)
 
+    @field_validator("mean", "std")
+    @classmethod
+    def _one_a_channel(cls, values: tuple[float, ...], info: ValidationInfo) -> tuple[float, ...]:
+        channels = info.data.get("channels", len(values))
+        if len(values) not in (1, channels):
+            raise ValueError(f"{len(values)} numbers for {channels} channels")
+        return values if len(values) == channels else values * channels
+
     @model_validator(mode="after")
-    def _check_numbers(self) -> Self:
-        for name, values in (("mean", self.mean), ("std", self.std)):
-            if len(values) not in (1, self.channels):
-                raise ValueError(f"{name} has {len(values)} numbers for {self.channels} channels")
+    def _holds_together(self) -> Self:
         if not all(self.std):
             raise ValueError("std is 0")
         if self.resized is not None and (self.shortest_edge or min(self.resized) < 1):

@@ -29,6 +29,8 @@ from compressor.tasks import get_task
 
 DOCUMENT = Path(__file__).parents[3] / "docs" / "add-a-pass.md"
 SHORT = {"epochs": 1, "batch_size": 16}
+CHECKPOINT = object()
+"""Stands for the folder of a checkpoint, where a pass takes one."""
 
 # Settings to test a pass with. A pass that is not here is tested with its defaults. One that takes
 # an ONNX model is given an exported one.
@@ -48,6 +50,7 @@ EXAMPLES: dict[str, tuple[dict[str, Any], ...]] = {
         {"method": "fp16"},
         {"method": "bf16"},
     ),
+    "student": ({"checkpoint": CHECKPOINT},),
     "trim_vocabulary": ({"keep_first": 0},),
 }
 
@@ -294,6 +297,9 @@ def trial(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Trial:
     name, settings = request.param
+    folder = tmp_path_factory.mktemp("checkpoint")
+    original.save(folder)
+    settings = {key: folder if value is CHECKPOINT else value for key, value in settings.items()}
     step = available_passes()[name](**settings)
     return make_trial(step, sources[step.consumes], original, tmp_path_factory.mktemp(name))
 

@@ -106,3 +106,15 @@ def test_with_room_for_all_nothing_is_lost() -> None:
 def test_where_nothing_fits_there_is_no_solution() -> None:
     assert solve(WHOLE, table(), curves(0), limit_ms=0.4) == {}
     assert solve(WHOLE, table(), curves(0), limit_ms=0.6) == {}
+
+
+@pytest.mark.parametrize("layers", [(0, 2), (1, 2), (2,)])
+def test_the_layers_that_are_asked_for_stay_and_no_others(layers: tuple[int, ...]) -> None:
+    limit = 0.7 * time_of(WHOLE.layers)
+    found = solve(WHOLE, table(), curves(1), limit_ms=limit, multiple=8, layers=layers)
+    assert list(found) == [len(layers)]
+    only = found[len(layers)]
+    assert tuple(each.layer for each in only.kept) == layers
+    assert only.latency_ms <= limit
+    free = solve(WHOLE, table(), curves(1), limit_ms=limit, multiple=8)
+    assert free[len(layers)].lost <= only.lost + 1e-9

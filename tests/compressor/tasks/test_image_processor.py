@@ -221,7 +221,7 @@ BIT = PUBLISHED["DINOv2"]
         ({**BIT, "crop_size": {"shortest_edge": 224}}, "'height' is missing"),
         ({**VIT, "resample": 9}, "ViTImageProcessor: "),
         ({**VIT, "size": square(0)}, "height Input should be greater than or equal to 1"),
-        ({**VIT, "image_std": [0.5, 0.5]}, "std has 2 numbers for 3 channels"),
+        ({**VIT, "image_std": [0.5, 0.5]}, "std Value error, 2 numbers for 3"),
         ({**VIT, "image_mean": [0.5] * 4, "image_std": [0.5] * 4}, "channels Input should be 1"),
         ({**VIT, "image_std": [0.0] * 3}, "std is 0"),
         ({**VIT, "size": None}, "ViTImageProcessor: "),

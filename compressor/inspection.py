@@ -1,0 +1,171 @@
+"""What a checkpoint is, where its weights and its work are, and what each pass can do with it."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from compressor.architecture import Architecture
+from compressor.passes import available_passes
+from compressor.tasks import get_task, infer_task
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from compressor.model import TorchModel
+
+__all__ = ["Inspection", "Part", "inspect_checkpoint"]
+
+
+@dataclass(frozen=True)
+class Part:
+    """One part of a network.
+
+    Attributes:
+        name: Such as ``attention``.
+        num_parameters: Its weights, shared ones counted where they come first.
+        flops: Of its matrix products and convolutions for one input, a multiplication and an
+            addition counted as two.
+    """
+
+    name: str
+    num_parameters: int
+    flops: int
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What is known of a checkpoint.
+
+    Attributes:
+        architecture: Its sizes.
+        task: What it does, or could do with another head.
+        has_head: Whether it has the head of the task.
+        input: The input that the work was counted for.
+        parts: In the order of the network.
+        passes: Pass -> why it cannot be used on this model; None where it can.
+    """
+
+    architecture: Architecture
+    task: str
+    has_head: bool
+    input: str
+    parts: tuple[Part, ...]
+    passes: Mapping[str, str | None]
+
+
+def inspect_checkpoint(
+    folder: Path, *, task: str | None = None, length: int | None = None
+) -> Inspection:
+    """Load a checkpoint and look at it; runs it once on random input.
+
+    Args:
+        folder: A Hugging Face folder, with or without a head.
+        task: Name of the task; the default is what the model reads.
+        length: Of the input, in the unit of its kind; the default is what is usual.
+
+    Raises:
+        CheckpointError: It cannot be loaded.
+    """
+    name = task or infer_task(folder)
+    found = get_task(name)
+    model, has_head = _load(folder, name)
+    architecture = Architecture.of(model.module)
+    preprocessing = found.preprocessing(folder, model.max_length)
+    size = min(length or preprocessing.usual_length, preprocessing.longest)
+    article = "an" if preprocessing.noun[0] in "aeiou" else "a"
+    unit = f"{article} {preprocessing.noun}" + (f" of {size} {preprocessing.unit}" if size else "")
+    return Inspection(
+        architecture=architecture,
+        task=name,
+        has_head=has_head,
+        input=unit,
+        parts=_parts(model, _feeds(model, preprocessing, size)),
+        passes={each: cls.unsuited(architecture) for each, cls in available_passes().items()},
+    )
+
+
+def _load(folder: Path, task: str) -> tuple[TorchModel, bool]:
+    from compressor.checkpoint import check_checkpoint
+    from compressor.errors import CheckpointError
+    from compressor.training.finetuning import new_classifier
+
+    found = get_task(task)
+    try:
+        check_checkpoint(folder, head=found.head)
+    except CheckpointError:
+        return new_classifier(folder, ("0", "1"), task=task), False
+    return found.load_checkpoint(folder), True
+
+
+def _feeds(model: TorchModel, preprocessing: Any, size: int) -> dict[str, Any]:
+    import numpy as np
+    import torch
+
+    num_ids = getattr(model.module.config, "vocab_size", 1)
+    random = np.random.default_rng(0)
+    rows = preprocessing.synthetic((size,), num_ids=num_ids, random=random)
+    feeds = preprocessing.feeds(rows, get_task(model.task).signature(model))
+    return {name: torch.from_numpy(array) for name, array in feeds.items()}
+
+
+def _parts(model: TorchModel, feeds: Mapping[str, Any]) -> tuple[Part, ...]:
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    counter = FlopCounterMode(display=False)
+    with torch.inference_mode(), counter:
+        model.module(**feeds)
+    names = _names(model.module)
+    parameters: dict[str, int] = defaultdict(int)
+    work: dict[str, int] = defaultdict(int)
+    for name, each in model.module.named_parameters():
+        parameters[_part(name, names)] += each.numel()
+    root = type(model.module).__name__
+    counted = {
+        name.removeprefix(f"{root}."): sum(by_kind.values())
+        for name, by_kind in counter.get_flop_counts().items()
+        if name not in ("Global", root)
+    }
+    for name, total in counted.items():
+        inner = sum(
+            value
+            for other, value in counted.items()
+            if other.rpartition(".")[0] == name  # what its parts do is theirs
+        )
+        work[_part(name, names)] += total - inner
+    return tuple(Part(name, count, work.get(name, 0)) for name, count in parameters.items())
+
+
+@dataclass(frozen=True)
+class _Names:
+    """Where the layers of an encoder lie; empty where there are none."""
+
+    layers: str
+    attention: str
+
+
+def _names(module: nn.Module) -> _Names:
+    from targets.encoder import encoder_layers, layer_list
+
+    layers = layer_list(module)
+    if layers is None:
+        return _Names("", "")
+    path = next(name for name, each in module.named_modules() if each is layers)
+    attention = encoder_layers(module)[0].attention
+    inner = next(name for name, each in layers[0].named_modules() if each is attention)
+    return _Names(path + ".", inner.partition(".")[0])
+
+
+def _part(name: str, names: _Names) -> str:
+    """The part that a weight or a module belongs to."""
+    if names.layers and name.startswith(names.layers):
+        inside = name.removeprefix(names.layers).partition(".")[2]
+        if inside.startswith(names.attention):
+            return "attention"
+        return "norms" if "norm" in inside.lower().split(".")[0] else "feed-forward"
+    pieces = name.split(".")
+    return pieces[1] if len(pieces) > 2 else pieces[0]

@@ -1,0 +1,89 @@
+"""What `inspect` says of a checkpoint, against formulas."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import BertConfig, BertForSequenceClassification, ViTConfig, ViTModel
+
+from compressor.errors import CheckpointError
+from compressor.inspection import inspect_checkpoint
+from compressor.tasks import get_task
+from targets.preprocessing import ImagePreprocessing
+
+HIDDEN, FFN, LAYERS, LENGTH = 32, 48, 2, 10
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path, word_model: Any) -> Path:
+    config = BertConfig(
+        vocab_size=60,
+        hidden_size=HIDDEN,
+        intermediate_size=FFN,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=4,
+        max_position_embeddings=16,
+        num_labels=3,
+    )
+    BertForSequenceClassification(config).save_pretrained(tmp_path)
+    get_task("text-classification").save_processor(word_model().processor, tmp_path)
+    return tmp_path
+
+
+def test_weights_and_work_of_an_encoder_are_those_of_the_formulas(checkpoint: Path) -> None:
+    found = inspect_checkpoint(checkpoint, length=LENGTH)
+    assert (found.task, found.has_head) == ("text-classification", True)
+    assert found.input == f"a text of {LENGTH} tokens"
+    parts = {part.name: part for part in found.parts}
+    assert list(parts) == ["embeddings", "attention", "feed-forward", "pooler", "classifier"]
+    assert sum(part.num_parameters for part in found.parts) == found.architecture.num_parameters
+    products = 4 * HIDDEN * HIDDEN + 2 * LENGTH * HIDDEN  # projections; scores and their sums
+    assert parts["attention"].flops == 2 * LAYERS * LENGTH * products
+    assert parts["feed-forward"].flops == 2 * LAYERS * LENGTH * 2 * HIDDEN * FFN
+    assert parts["pooler"].flops == 2 * HIDDEN * HIDDEN
+    assert parts["classifier"].flops == 2 * HIDDEN * 3
+    assert not any(found.passes.values())
+
+
+def test_without_a_length_what_is_usual_is_taken_as_far_as_the_model_reads(
+    checkpoint: Path,
+) -> None:
+    assert inspect_checkpoint(checkpoint).input == "a text of 16 tokens"
+
+
+def test_a_network_that_sees_and_has_no_head(tmp_path: Path) -> None:
+    config = ViTConfig(
+        hidden_size=HIDDEN,
+        intermediate_size=FFN,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=4,
+        image_size=8,
+        patch_size=4,
+    )
+    ViTModel(config).save_pretrained(tmp_path)
+    processor = ImagePreprocessing(height=8, width=8)
+    get_task("image-classification").save_processor(processor, tmp_path)
+    found = inspect_checkpoint(tmp_path)
+    assert (found.task, found.has_head) == ("image-classification", False)
+    assert found.input == "an image"
+    parts = {part.name: part for part in found.parts}
+    patches = (8 // 4) ** 2
+    assert parts["embeddings"].flops == 2 * patches * 4 * 4 * 3 * HIDDEN
+    assert parts["feed-forward"].flops == 2 * LAYERS * (patches + 1) * 2 * HIDDEN * FFN
+    assert found.passes["trim_vocabulary"] == "it reads no tokens"
+    assert found.passes["prune"] is None
+
+
+def test_a_folder_without_a_checkpoint(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="does not hold a checkpoint"):
+        inspect_checkpoint(tmp_path)
+
+
+def test_the_command_prints_it(checkpoint: Path, compressor: Any) -> None:
+    outcome = compressor("inspect", checkpoint, "--length", LENGTH)
+    assert outcome.code == 0, outcome.err
+    for told in ("family:  bert", "task:    text-classification", "feed-forward", "GFLOP"):
+        assert told in outcome.out
+    assert "no head" not in outcome.out
