@@ -184,6 +184,12 @@ def vision_model() -> Callable[..., TorchModel]:
 
 
 @pytest.fixture(scope="session")
+def colour_image() -> Callable[[int, int], Image.Image]:
+    """Makes an image of a class: colour_image(label, seed)."""
+    return make_image
+
+
+@pytest.fixture(scope="session")
 def image_splits() -> Splits:
     return Splits(
         make_image_split(96, 1), make_image_split(36, 2), make_image_split(36, 3), COLOURS
