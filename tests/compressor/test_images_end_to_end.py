@@ -15,6 +15,8 @@ from compressor.checkpoint import label_names
 from compressor.store import RunStore
 from targets import Bundle
 
+pytestmark = pytest.mark.slow
+
 COLOURS = ("blue", "green", "red")
 RECIPE = """
 task: image-classification
@@ -50,12 +52,18 @@ class Run(NamedTuple):
         return sorted((self.output / "bundles").iterdir())
 
     @property
+    def int8(self) -> Path:
+        """The bundle that was quantized statically."""
+        return next(each for each in self.bundles if each.name.startswith("int8-o"))
+
+    @property
     def untouched(self) -> list[Path]:
         """Bundles of the checkpoint as it was."""
         return [
             self.store / "steps" / record.key / "files"
             for record in RunStore(self.store).steps()
-            if record.kind.startswith("lower:") and record.inputs["name"] == "original"
+            if record.kind in ("lower:onnxruntime", "lower:openvino")
+            and record.inputs["name"] == "original"
         ]
 
 
@@ -159,15 +167,13 @@ def _processor(folder: Path) -> Any:
 def test_compressed_bundles_still_know_the_colours(
     run: Run, compressor: Callable[..., Any]
 ) -> None:
-    for variant in ("fp32", "int8", "int8-dynamic"):
-        for bundle in run.bundles(variant):
-            outcome = compressor("evaluate", bundle)
-            assert outcome.code == 0, outcome.err
-            assert "24" in outcome.out
+    outcome = compressor("evaluate", run.int8)
+    assert outcome.code == 0, outcome.err
+    assert "24" in outcome.out
     report = json.loads((run.output / "report.json").read_text())
-    accuracies = [row["accuracy"]["value"] for row in report["rows"] if row["accuracy"] is not None]
-    assert len(accuracies) >= 8
-    assert min(accuracies) > 0.4  # a third by chance
+    accuracies = [row["test"]["value"] for row in report["rows"] if row["test"] is not None]
+    assert len(accuracies) >= 4
+    assert min(accuracies) > 0.5  # a third by chance
 
 
 def test_the_bench_counts_batches_only(run: Run, compressor: Callable[..., Any]) -> None:
@@ -200,10 +206,10 @@ def test_servers_are_given_images_of_one_size(
     run: Run, compressor: Callable[..., Any], tmp_path: Path
 ) -> None:
     for name, bundle, *options in (
-        ("triton", run.bundles[0]),
-        ("ovms", run.bundles[0]),
-        ("kserve", run.bundles[0], "--set", "storage_uri=s3://models/colours"),
-        ("docker", run.bundles[0]),
+        ("triton", run.int8),
+        ("ovms", run.int8),
+        ("kserve", run.int8, "--set", "storage_uri=s3://models/colours"),
+        ("docker", run.int8),
     ):
         outcome = compressor(
             "package", bundle, "--for", name, "--output", tmp_path / name, *options
@@ -211,12 +217,17 @@ def test_servers_are_given_images_of_one_size(
         assert outcome.code == 0, outcome.err
     config = next((tmp_path / "triton").rglob("config.pbtxt")).read_text()
     dims = [line.strip() for line in config.splitlines() if "dims" in line]
-    assert dims == ["dims: 3", "dims: 16", "dims: 16", "dims: 3"]
+    assert [each for each in dims if each != "dims: -1"] == [
+        "dims: 3",
+        "dims: 16",
+        "dims: 16",
+        "dims: 3",
+    ]
     pins = (tmp_path / "docker" / "requirements.txt").read_text()
     assert "pillow==" in pins
     assert "mount the folder of the files" in " ".join(outcome.out.split())
     outcome = compressor(
-        "package", run.bundles[0], "--for", "triton", "--output", tmp_path / "text",
+        "package", run.int8, "--for", "triton", "--output", tmp_path / "text",
         "--set", "text=true",
     )  # fmt: skip
     assert outcome.code == 6
@@ -227,7 +238,7 @@ def test_bundles_predict_from_arrays_as_from_files(run: Run) -> None:
     import targets
 
     files = sorted((run.data / "test").rglob("*.png"))[:6]
-    with targets.load(run.bundles[0], batch_size=4) as predictor:
+    with targets.load(run.int8, batch_size=4) as predictor:
         by_path = predictor.logits(files)
         by_array = predictor.logits([np.asarray(Image.open(path)) for path in files])
         by_bytes = predictor.logits([path.read_bytes() for path in files])
