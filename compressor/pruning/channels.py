@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -15,6 +14,7 @@ from torch.nn import functional
 from compressor.errors import PassError
 from compressor.model import TorchModel
 from compressor.pruning.importance import Importance
+from compressor.pruning.slicing import quiet_tracing
 from compressor.pruning.widths import kept_width
 from targets.checkpoint import update_config
 
@@ -60,23 +60,20 @@ def prune_channels(
     example = {name: each[:2] for name, each in batches[0].items() if name != "labels"}
     if importance == "taylor":
         _accumulate_gradients(module, batches)
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(), quiet_tracing():
         torch.manual_seed(seed)
         try:
-            with warnings.catch_warnings():
-                # It tells of parameters outside of layers that it cuts along their last axis.
-                warnings.filterwarnings("ignore", "Unwrapped parameters")
-                _Pruner(
-                    module,
-                    example,
-                    importance=_IMPORTANCE[importance](),
-                    pruning_ratio=ratio,
-                    max_pruning_ratio=max(ratio, MAX_RATIO),
-                    global_pruning=across_layers,
-                    round_to=multiple,
-                    ignored_layers=_heads(module, len(model.labels)),
-                    output_transform=lambda output: output.logits.sum(),
-                ).step()
+            _Pruner(
+                module,
+                example,
+                importance=_IMPORTANCE[importance](),
+                pruning_ratio=ratio,
+                max_pruning_ratio=max(ratio, MAX_RATIO),
+                global_pruning=across_layers,
+                round_to=multiple,
+                ignored_layers=_heads(module, len(model.labels)),
+                output_transform=lambda output: output.logits.sum(),
+            ).step()
         except Exception as error:  # the tracing runs the network: anything may come out of it
             raise PassError(
                 "the network cannot be pruned: what hangs together in it was not found",

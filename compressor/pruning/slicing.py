@@ -7,7 +7,9 @@ asked, because its head pruning can skip layers without a word.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import torch
 import torch_pruning
@@ -17,7 +19,7 @@ from compressor.errors import PassError
 from targets.checkpoint import update_config
 from targets.encoder import EncoderLayer, encoder_layers, set_head_counts
 
-__all__ = ["Kept", "keep_units"]
+__all__ = ["Kept", "keep_units", "quiet_tracing"]
 
 
 class Kept:
@@ -58,12 +60,11 @@ def keep_units(module: nn.Module, kept: Kept, example: Mapping[str, Tensor]) -> 
     training = pruned.training
     pruned.requires_grad_(True)  # a frozen parameter is invisible to the tracing
     graph = torch_pruning.DependencyGraph()
-    with torch.enable_grad():
+    with torch.enable_grad(), quiet_tracing():
         graph.build_dependency(
             pruned,
             dict(example),
             output_transform=lambda output: output.logits.sum(),
-            verbose=False,
         )
     for layer, heads, neurons in zip(layers, kept.heads, kept.ffn, strict=True):
         gone = [
@@ -85,6 +86,14 @@ def keep_units(module: nn.Module, kept: Kept, example: Mapping[str, Tensor]) -> 
     update_config(pruned)
     _check_sizes(layers, kept, head_size)
     return pruned
+
+
+@contextmanager
+def quiet_tracing() -> Iterator[None]:
+    """Keep torch-pruning from warning of parameters in no layer: no cut touches them."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Unwrapped parameters detected")
+        yield
 
 
 def _others(kept: Sequence[int], count: int) -> list[int]:
