@@ -225,7 +225,7 @@ def test_servers_are_given_images_of_one_size(
     ]
     pins = (tmp_path / "docker" / "requirements.txt").read_text()
     assert "pillow==" in pins
-    assert "mount the folder of the files" in " ".join(outcome.out.split())
+    assert "mount the folder of the files" in " ".join((outcome.out + outcome.err).split())
     outcome = compressor(
         "package", run.int8, "--for", "triton", "--output", tmp_path / "text",
         "--set", "text=true",
