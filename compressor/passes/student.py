@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
@@ -57,16 +58,9 @@ class Student(Pass):
         Raises:
             PassError: There is none.
         """
-        try:
+        with _as_pass_errors():
             found = Architecture.read(self.checkpoint)
             weight_files(self.checkpoint)
-        except CheckpointError as error:
-            raise PassError(
-                f"the student cannot be used: {error.what}",
-                where=error.where,
-                given=error.given,
-                fix=error.fix,
-            ) from error
         return replace(found, num_labels=architecture.num_labels)
 
     def run(self, model: TorchModel, context: PassContext) -> PassResult:
@@ -78,7 +72,7 @@ class Student(Pass):
         from compressor.tasks import get_task
         from compressor.training.finetuning import new_classifier
 
-        try:
+        with _as_pass_errors():
             student = new_classifier(
                 self.checkpoint,
                 model.labels,
@@ -87,13 +81,6 @@ class Student(Pass):
                 max_length=model.max_length or None,
             )
             processor = get_task(model.task).adopt(student, model)
-        except CheckpointError as error:
-            raise PassError(
-                f"the student cannot be used: {error.what}",
-                where=error.where,
-                given=error.given,
-                fix=error.fix,
-            ) from error
         student = replace(student, processor=processor)
         return PassResult(
             model=student,
@@ -103,3 +90,17 @@ class Student(Pass):
             },
             notes=(f"{type(model.module).__name__} -> {type(student.module).__name__}",),
         )
+
+
+@contextmanager
+def _as_pass_errors() -> Iterator[None]:
+    """What is wrong with the checkpoint is wrong with a setting of the pass."""
+    try:
+        yield
+    except CheckpointError as error:
+        raise PassError(
+            f"the student cannot be used: {error.what}",
+            where=error.where,
+            given=error.given,
+            fix=error.fix,
+        ) from error

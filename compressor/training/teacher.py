@@ -13,7 +13,7 @@ from compressor.errors import PassError
 from compressor.model import TorchModel
 from compressor.tasks import get_task
 from compressor.training.taps import TappedEncoder, TappedOutputs
-from compressor.training.trainer import has_bf16
+from compressor.training.trainer import has_bf16, is_convolutional, set_memory_format
 from targets.preprocessing import FIXED_SIZE
 from targets.preprocessing.text import IDS, MASK
 
@@ -39,6 +39,9 @@ class Teacher:
 
     def __init__(self, encoder: TappedEncoder, inputs: Sequence[str], table: Tensor | None) -> None:
         self.encoder = encoder.eval()
+        self.bf16 = has_bf16(encoder)
+        if is_convolutional(encoder):
+            set_memory_format(encoder, torch.channels_last)
         self.inputs = tuple(inputs)
         self.table = table
         self._logits: Tensor | None = None
@@ -116,7 +119,7 @@ class Teacher:
 
     def _run(self, batch: Mapping[str, Tensor]) -> TappedOutputs:
         device = next(self.encoder.parameters()).device
-        fast = torch.autocast(device.type, dtype=torch.bfloat16, enabled=has_bf16())
+        fast = torch.autocast(device.type, dtype=torch.bfloat16, enabled=self.bf16)
         inputs = {name: batch[name] for name in self.inputs}
         if self.table is not None:
             inputs[IDS] = self.table[inputs[IDS].cpu()]

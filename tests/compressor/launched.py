@@ -78,7 +78,7 @@ def disturb() -> None:
 
 
 if __name__ == "__main__":
-    trainer.has_bf16 = teacher.has_bf16 = lambda: False
+    trainer.has_bf16 = teacher.has_bf16 = lambda module: False
     disturb()
     if sys.argv[1] == "passes" and not distributed.is_follower():
         with distributed.leading():

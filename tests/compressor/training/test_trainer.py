@@ -2,6 +2,7 @@ import pickle
 
 import pytest
 import torch
+from torch import nn
 
 from compressor.training import trainer
 from compressor.training.distillation import distill
@@ -20,14 +21,15 @@ from compressor.training.settings import DistillSettings, FinetuneSettings
 )
 def test_bf16_is_used_where_the_cpu_multiplies_it(monkeypatch, features, expected):
     monkeypatch.setattr(trainer, "cpu_features", lambda: features)
-    assert trainer.has_bf16() is expected
+    assert trainer.has_bf16(nn.Linear(2, 2)) is expected
+    assert trainer.has_bf16(nn.Conv2d(3, 8, 3)) is False
 
 
 @pytest.mark.parametrize("method", ["finetune", "distill"])
 def test_training_in_bf16_gives_a_plain_float32_model(
     word_model, word_splits, tmp_path, monkeypatch, method
 ):
-    monkeypatch.setattr(trainer, "has_bf16", lambda: True)
+    monkeypatch.setattr(trainer, "has_bf16", lambda module: True)
     seen = set()
     original = torch.nn.Linear.forward
 
