@@ -178,8 +178,8 @@ def _open(value: Any, where: str) -> Image:
             image = _from_array(value, where)
         elif isinstance(value, bytes):
             image = Image.open(io.BytesIO(value))
-        elif isinstance(value, str | Path):
-            image = Image.open(value)
+        elif isinstance(value, str | Path):  # Pillow would leave a truncated file open
+            image = Image.open(io.BytesIO(Path(value).read_bytes()))
         else:
             raise _no_image(where, f"{type(value).__name__} {value!r:.60}")
         image.load()
