@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import random
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
@@ -188,7 +189,8 @@ def read_splits(
     indices = _indices(label_names, {label for each in rows.values() for label in each.labels})
     splits = {}
     for name, each in rows.items():
-        where = f"{spec.files[name]}, column {spec.label!r}"
+        path = spec.files[name]
+        where = str(path) if path.is_dir() else f"{path}, column {spec.label!r}"
         _check_labels(each.labels, indices, label_names, where)
         numbers = np.array([indices[label] for label in each.labels], np.int64)
         splits[name] = Split(each.inputs, numbers, each.slices)
@@ -223,7 +225,8 @@ def _read_rows(path: Path, spec: DataSpec, kind: Kind) -> _Rows:
                 where=path,
                 given=f"columns {', '.join(names) or '(none)'}",
                 fix=_separator_hint(names)
-                or f"name it: data.{role} in a recipe, --{role} for finetune"
+                or f"name it: data.{role} in a recipe, "
+                f"--{'label' if role == 'label' else 'input'} for finetune"
                 + (f"; did you mean {guess!r}?" if guess else ""),
             )
     labels = [_label_text(label) for label in values[spec.label]]
@@ -270,18 +273,18 @@ def _input(cell: object, kind: Kind, folder: Path, where: str) -> str | bytes | 
     if not isinstance(cell, str) or not cell.strip():
         return None
     path = folder / cell
-    if not path.is_file():
+    if not os.path.isfile(path):  # False also for what cannot be a path
         raise DataError(
             f"the file of the {kind} does not exist",
             where=where,
-            given=path,
+            given=f"{path!s:.200}",
             fix="correct the path: it is read from the folder of the table",
         )
     return str(path)
 
 
 def _read_folder(folder: Path, spec: DataSpec, kind: Kind) -> _Rows:
-    """One folder a class, whose files are its members."""
+    """One folder a class, whose files are its members; what is hidden counts for nothing."""
     if kind == "text":
         raise DataError(
             "the data is a folder, and texts stand in a table",
@@ -294,6 +297,7 @@ def _read_folder(folder: Path, spec: DataSpec, kind: Kind) -> _Rows:
         if each.is_dir()
         for path in sorted(each.rglob("*"))
         if path.suffix.lower() in SUFFIXES[kind]
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
     ]
     if not rows:
         raise DataError(
@@ -317,12 +321,12 @@ def _separator_hint(names: Sequence[str]) -> str | None:
 def _check_slices(spec: DataSpec, found: Collection[str]) -> None:
     missing = [name for name in spec.slices if name not in found]
     if missing:
-        names = read_columns(spec.test, ()).names
+        names = () if spec.test.is_dir() else read_columns(spec.test, ()).names
         guess = nearest(missing[0], names)
         raise DataError(
             f"the column {missing[0]!r} of data.slices is missing",
             where=spec.test,
-            given=f"columns {', '.join(names)}",
+            given=f"columns {', '.join(names)}" if names else "a folder, which has no columns",
             fix="correct data.slices, or add the column"
             + (f"; did you mean {guess!r}?" if guess else ""),
         )

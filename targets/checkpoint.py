@@ -118,6 +118,9 @@ def _set_sizes(config: Any, module: nn.Module) -> None:
         return
     config.hidden_size = layers[0].query.in_features
     config.num_hidden_layers = len(layers)
+    if getattr(config, "stage_names", None):  # a backbone names each layer, and those it gives out
+        config.stage_names = config.stage_names[: len(layers) + 1]
+        config.set_output_features_output_indices(None, None)
     config.num_attention_heads = max(layer.num_heads for layer in layers)
     for name in ("hidden_dim", "encoder_ffn_dim", "intermediate_size"):
         if hasattr(config, name):

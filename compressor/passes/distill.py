@@ -74,6 +74,7 @@ class Distill(Pass, DistillSettings):
             PassError: The model does not have them.
         """
         check_batch(self.batch_size)
+        self.check_compared(len(architecture.layers))
         if not architecture.layers and self.num_layers is None and self.layers is None:
             return architecture
         keep = self._kept_layers(len(architecture.layers))
@@ -117,13 +118,14 @@ class Distill(Pass, DistillSettings):
         )
 
     def _kept_layers(self, num_layers: int) -> tuple[int, ...]:
-        from compressor.pruning.layers import check_layers, spread_layers
+        from compressor.pruning.layers import check_layers, require_layers, spread_layers
 
         if self.layers is not None:
             check_layers(self.layers, num_layers)
             return self.layers
         if self.num_layers is None:
             return tuple(range(num_layers))
+        require_layers(num_layers)
         if self.num_layers > num_layers:
             raise PassError(
                 "the student cannot have more layers than the model it comes from",

@@ -11,7 +11,13 @@ from pydantic import Field, model_validator
 from compressor.architecture import Architecture
 from compressor.errors import PassError
 from compressor.passes.base import Advice, Goal, Pass, PassContext, PassResult
-from compressor.pruning.layers import check_layers, first_layers, select_layers, spread_layers
+from compressor.pruning.layers import (
+    check_layers,
+    first_layers,
+    require_layers,
+    select_layers,
+    spread_layers,
+)
 from targets.base import Form
 
 if TYPE_CHECKING:
@@ -76,15 +82,7 @@ class DropLayers(Pass):
         """See the base class."""
         from targets.encoder import encoder_layers
 
-        module = model.module  # type: ignore[union-attr]
-        layers = encoder_layers(module)
-        if not layers:
-            raise PassError(
-                "the model is no BERT-like encoder: its layers were not found",
-                where=type(module).__name__,
-                fix="leave the pass out",
-            )
-        self._check_count(len(layers))
+        self._check_count(len(encoder_layers(model.module)))  # type: ignore[union-attr]
 
     def run(self, model: TorchModel, context: PassContext) -> PassResult:
         """See the base class."""
@@ -127,6 +125,7 @@ class DropLayers(Pass):
         Raises:
             PassError: They do not.
         """
+        require_layers(num_layers)
         if self.keep is not None:
             check_layers(self.keep, num_layers)
         count = self.num_layers or len(self.keep or ())

@@ -115,6 +115,7 @@ class Prune(Pass):
         """
         if self.recovery is not None:
             check_batch(self.recovery.batch_size)
+            self.recovery.check_compared(len(architecture.layers))
         if not architecture.layers:
             left = (1 - self._channel_ratio()) ** 2
             weights = round((architecture.num_other_parameters or 0) * left)
@@ -141,11 +142,20 @@ class Prune(Pass):
 
     def requires(self, model: Model, context: PassContext) -> None:
         """See the base class."""
+        from targets.encoder import encoder_layers
+
         before = _measure(model)
-        if before.layers:
-            self._sizes(before, self.steps, context.width_multiple)
-        else:
+        if not before.layers:
             self._channel_ratio()
+            return
+        if not encoder_layers(model.module):  # type: ignore[union-attr]
+            raise PassError(
+                "the model is no BERT-like encoder: its layers were not found",
+                where=type(model.module).__name__,  # type: ignore[union-attr]
+                given=f"model_type {before.family}",
+                fix="leave the pass out",
+            )
+        self._sizes(before, self.steps, context.width_multiple)
         if self.hidden:
             from compressor.pruning.slicing import check_hidden
 

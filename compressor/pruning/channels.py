@@ -15,6 +15,7 @@ from compressor.errors import PassError
 from compressor.model import TorchModel
 from compressor.pruning.importance import Importance
 from compressor.pruning.slicing import quiet_tracing
+from compressor.pruning.widths import kept_width
 from targets.checkpoint import update_config
 
 __all__ = ["count_channels", "prune_channels"]
@@ -45,7 +46,7 @@ def prune_channels(
         importance: How channels are scored: Taylor (Molchanov et al., 2019), by the size of their
             weights, or at random.
         across_layers: Whether the channels of all layers compete, or each layer loses its share.
-        multiple: Widths stay multiples of this.
+        multiple: Widths become multiples of this, but for layers that are narrower.
         seed: Of random scores.
 
     Raises:
@@ -62,7 +63,7 @@ def prune_channels(
     with torch.random.fork_rng(), quiet_tracing():
         torch.manual_seed(seed)
         try:
-            torch_pruning.pruner.BasePruner(
+            _Pruner(
                 module,
                 example,
                 importance=_IMPORTANCE[importance](),
@@ -100,6 +101,14 @@ def count_channels(module: nn.Module) -> int:
     return sum(
         part.out_channels for part in module.modules() if isinstance(part, nn.modules.conv._ConvNd)
     )
+
+
+class _Pruner(torch_pruning.pruner.BasePruner):  # type: ignore[misc]  # it has no types
+    """Rounds to the nearest multiple, where the base class takes the next lower one."""
+
+    def _round_to(self, num_pruned: int, num_channels: int, multiple: int) -> int:
+        share = num_pruned / num_channels
+        return num_channels - kept_width(num_channels, share, multiple=multiple)
 
 
 _IMPORTANCE = {

@@ -11,7 +11,14 @@ from compressor.errors import PassError
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["check_layers", "first_layers", "layer_map", "select_layers", "spread_layers"]
+__all__ = [
+    "check_layers",
+    "first_layers",
+    "layer_map",
+    "require_layers",
+    "select_layers",
+    "spread_layers",
+]
 
 
 def check_layers(keep: Sequence[int], num_layers: int) -> None:
@@ -20,6 +27,7 @@ def check_layers(keep: Sequence[int], num_layers: int) -> None:
     Raises:
         PassError: It does not.
     """
+    require_layers(num_layers)
     listed = list(keep)
     unknown = [layer for layer in listed if not 0 <= layer < num_layers]
     if not listed or unknown or listed != sorted(set(listed)):
@@ -28,6 +36,20 @@ def check_layers(keep: Sequence[int], num_layers: int) -> None:
             where=f"an encoder of {num_layers} layers",
             given=f"keep {listed}",
             fix=f"name layers from 0 to {num_layers - 1} in ascending order, each once",
+        )
+
+
+def require_layers(num_layers: int) -> None:
+    """Refuse a network without layers of an encoder, such as one of convolutions.
+
+    Raises:
+        PassError: It is one.
+    """
+    if not num_layers:
+        raise PassError(
+            "the model is no transformer encoder: it has no layers to choose from",
+            given="0 layers",
+            fix="leave the settings about layers out, or the pass",
         )
 
 

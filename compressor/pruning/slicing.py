@@ -79,7 +79,9 @@ def keep_units(module: nn.Module, kept: Kept, example: Mapping[str, Tensor]) -> 
     graph = torch_pruning.DependencyGraph()
     with torch.enable_grad(), quiet_tracing():
         graph.build_dependency(
-            pruned, dict(example), output_transform=lambda output: output.logits.sum()
+            pruned,
+            dict(example),
+            output_transform=lambda output: output.logits.sum(),
         )
     for layer, heads, neurons in zip(layers, kept.heads, kept.ffn, strict=True):
         gone = [

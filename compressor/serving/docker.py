@@ -66,19 +66,13 @@ class Docker(Format):
         ignore = ["*", *(f"!{each}" for each in needed)]
         (folder / ".dockerignore").write_text("\n".join(ignore) + "\n", encoding="utf-8")
         (folder / "Dockerfile").write_text(to_text(self._instructions(wheel)), encoding="utf-8")
-        if bundle.manifest.evaluation is None:
-            return ()
-        return (
-            f"the image carries the test data of the bundle ({bundle.manifest.evaluation}), whose "
-            "tokens can be turned back into text; a recipe with "
-            "'bundle: {evaluation_data: false}' leaves it out",
-        )
+        return tuple(_notes(bundle.manifest))
 
     def command(self, output: Path, name: str) -> str:
         """How the server is started on the folder, for people."""
         tag = kubernetes_name(name)  # of the letters that an image may have as well
         build = f"docker build --tag {tag} {shlex.quote(str(output))}"
-        return f"{build} && docker run --rm --interactive {tag} < texts.jsonl"
+        return f"{build} && docker run --rm --interactive {tag} < inputs.jsonl"
 
     def _instructions(self, wheel: str) -> tuple[Instruction, ...]:
         install = ("python", "-m", "pip", "install", "--no-cache-dir")
@@ -114,6 +108,22 @@ class Docker(Format):
             )
 
 
+def _notes(manifest: Manifest) -> Iterator[str]:
+    preprocessing = manifest.preprocessing
+    is_text = preprocessing.kind == "text"
+    if not is_text:
+        yield (
+            f'it reads lines such as {{"{preprocessing.kind}": "/data/a-file"}}: mount the folder '
+            "of the files, with docker run --volume /its/path:/data:ro"
+        )
+    if manifest.evaluation is not None:
+        what = "whose tokens can be turned back into text" if is_text else "to be seen or heard"
+        yield (
+            f"the image carries the test data of the bundle ({manifest.evaluation}), {what}; "
+            "a recipe with 'bundle: {evaluation_data: false}' leaves it out"
+        )
+
+
 def _checked(wheel: Path) -> Path:
     if not wheel.is_file() or not re.fullmatch(
         rf"{DISTRIBUTION}-[A-Za-z0-9_.+!]+-py3-none-any\.whl", wheel.name
@@ -128,7 +138,7 @@ def _checked(wheel: Path) -> Path:
 
 
 def _pins(manifest: Manifest) -> dict[str, str]:
-    """Distribution -> version, of the base install and the runtime.
+    """Distribution -> version, of the base install, the runtime, and what reads the inputs.
 
     Versions are those that the bundle was built and measured with, where its manifest names them,
     and those of this machine otherwise.
@@ -140,7 +150,8 @@ def _pins(manifest: Manifest) -> dict[str, str]:
     measured = {} if manifest.measured is None else manifest.measured.libraries
     known = {**recorded, **measured}
     found = {}
-    for name in (*_base_requirements(), *available()[manifest.target].libraries):
+    needed = (*available()[manifest.target].libraries, *manifest.preprocessing.libraries)
+    for name in (*_base_requirements(), *needed):
         version = str(known.get(name) or _installed(name))
         if not re.fullmatch(r"[0-9][A-Za-z0-9.!]*(\+[A-Za-z0-9.]+)?", version):
             raise PackageError(

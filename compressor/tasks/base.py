@@ -135,6 +135,14 @@ class Task(ABC):
         """Shortest input of a model, such as in tokens."""
         return 1
 
+    def check_fit(self, network: nn.Module, processor: Any) -> None:
+        """Check that a network takes what its processor makes.
+
+        Raises:
+            CheckpointError: It does not.
+        """
+        return
+
     @abstractmethod
     def adopt(self, student: TorchModel, model: TorchModel) -> Any:
         """The processor with which a student reads the same inputs as a model.
@@ -210,6 +218,7 @@ class Classification(Task):
         limit = self.longest(folder, processor)
         network = load_module(folder, self.name)
         keep_whole(network)
+        self.check_fit(network, processor)
         return TorchModel(
             module=network,
             processor=processor,

@@ -83,11 +83,32 @@ class ImageClassification(Classification):
     ) -> ImagePreprocessing:
         """See the base class: positions are interpolated once and for all."""
         resize_positions(network, image_size)
-        shortest = processor.shortest_edge
-        if shortest is not None:
-            shortest = max(image_size, round(shortest * image_size / processor.height))
-        update = {"height": image_size, "width": image_size, "shortest_edge": shortest}
+
+        def scaled(side: int, was: int) -> int:
+            return max(image_size, round(side * image_size / was))
+
+        was = (processor.height, processor.width)
+        update: dict[str, Any] = {"height": image_size, "width": image_size}
+        if processor.shortest_edge is not None:
+            update["shortest_edge"] = scaled(processor.shortest_edge, min(was))
+        if processor.resized is not None:
+            update["resized"] = tuple(map(scaled, processor.resized, was))
         return processor.model_copy(update=update)
+
+    def check_fit(self, network: nn.Module, processor: ImagePreprocessing) -> None:
+        """See the base class: transformers look up positions for one size of images."""
+        import torch
+
+        try:
+            with torch.no_grad():
+                network(**self.example(network, processor))
+        except Exception as error:  # any network may raise anything
+            raise CheckpointError(
+                "the network does not take the images that its preprocessing makes",
+                where=type(network).__name__,
+                given=f"{processor.channels} x {processor.height} x {processor.width}: {error}",
+                fix="correct preprocessor_config.json, or fine-tune it with an --image-size",
+            ) from error
 
     def adopt(self, student: TorchModel, model: TorchModel) -> ImagePreprocessing:
         """See the base class: images are prepared as for the model, in its size."""
@@ -100,6 +121,7 @@ class ImageClassification(Classification):
                 fix="take a student for the same kind of images",
             )
         resize_positions(student.module, processor.height)
+        self.check_fit(student.module, processor)
         return processor
 
     def encode(self, model: Model, inputs: Sequence[Any]) -> list[Row]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_args
@@ -17,6 +18,15 @@ __all__ = ["PROCESSOR", "read_processor", "write_processor"]
 
 PROCESSOR = "preprocessor_config.json"
 _RESAMPLE: tuple[Resample, ...] = get_args(Resample)
+_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
+    "ViT": {"resample": 2},
+    "DeiT": {"resample": 3, "do_center_crop": True},
+    "Bit": {"resample": 3, "do_center_crop": True, "default_to_square": False},
+    "ConvNext": {"resample": 3, "crop_pct": 224 / 256, "default_to_square": False},
+}
+"""Image processor of transformers -> what it takes where its config is silent."""
+_LARGEST_CUT = 384
+"""From this size on ConvNeXt's resizes without a cut."""
 
 
 def read_processor(folder: Path) -> ImagePreprocessing:
@@ -43,28 +53,41 @@ def read_processor(folder: Path) -> ImagePreprocessing:
         ) from error
     try:
         return _from_config(config)
-    except (KeyError, TypeError, ValueError, ValidationError) as error:
+    except (LookupError, TypeError, ValueError) as error:
         raise CheckpointError(
             "the preprocessing of the checkpoint is not supported",
             where=path,
-            given=f"{config.get('image_processor_type')}: {error}"
-            if isinstance(config, dict)
-            else type(config).__name__,
+            given=_problem(config, error),
             fix="use an image processor that resizes, crops the middle, rescales and normalizes",
         ) from error
+
+
+def _problem(config: object, error: Exception) -> str:
+    if not isinstance(config, dict):
+        return f"JSON of the kind {type(config).__name__}"
+    name = config.get("image_processor_type") or config.get("feature_extractor_type")
+    if isinstance(error, ValidationError):
+        first = error.errors()[0]
+        return f"{name}: {'.'.join(map(str, first['loc']))} {first['msg']}"
+    return f"{name}: {error} is missing" if isinstance(error, KeyError) else f"{name}: {error}"
 
 
 def write_processor(processor: ImagePreprocessing, folder: Path) -> None:
     """Write the preprocessing so that transformers and :func:`read_processor` read the same."""
     size = {"height": processor.height, "width": processor.width}
-    shortest = processor.shortest_edge
+    resized: dict[str, int] = size
+    if processor.shortest_edge is not None:
+        resized = {"shortest_edge": processor.shortest_edge}
+    elif processor.resized is not None:
+        resized = dict(zip(size, processor.resized, strict=True))
+    cuts = resized != size
     config = {
-        "image_processor_type": "BitImageProcessor" if shortest else "ViTImageProcessor",
+        "image_processor_type": "BitImageProcessor" if cuts else "ViTImageProcessor",
         "do_convert_rgb": processor.channels == 3,
         "do_resize": True,
-        "size": {"shortest_edge": shortest} if shortest else size,
+        "size": resized,
         "resample": _RESAMPLE.index(processor.resample),
-        "do_center_crop": shortest is not None,
+        "do_center_crop": cuts,
         "crop_size": size,
         "do_rescale": True,
         "rescale_factor": processor.scale,
@@ -75,29 +98,47 @@ def write_processor(processor: ImagePreprocessing, folder: Path) -> None:
     (folder / PROCESSOR).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
-def _from_config(config: Mapping[str, Any]) -> ImagePreprocessing:
-    if config.get("rescale_offset"):
-        raise ValueError("rescale_offset is not known")
-    size = config["size"]
-    size = {"shortest_edge": size} if isinstance(size, int) else size
-    crop = config.get("crop_size") if config.get("do_center_crop") else None
-    crop = {"height": crop, "width": crop} if isinstance(crop, int) else crop
+def _from_config(given: Any) -> ImagePreprocessing:
+    if not isinstance(given, Mapping):
+        raise TypeError(given)
+    name = str(given.get("image_processor_type") or given.get("feature_extractor_type"))
+    kind = re.sub("(ImageProcessor|FeatureExtractor)(Fast|Pil)?$", "", name)
+    if kind not in _DEFAULTS:
+        raise ValueError(
+            f"it is none of {', '.join(f'{each}ImageProcessor' for each in _DEFAULTS)}"
+        )
+    config = {**_DEFAULTS[kind], **given}
+    if not config.get("do_resize", True):
+        raise ValueError("do_resize is false")
+    size, crop = config["size"], None
+    if isinstance(size, int):
+        size = _square(size) if config.get("default_to_square", True) else {"shortest_edge": size}
+    if set(size) not in ({"height", "width"}, {"shortest_edge"}):
+        raise ValueError(f"size has {', '.join(size)}")
     shortest = size.get("shortest_edge")
-    if crop is None and shortest is not None:
-        # ConvNeXt and its like cut out the middle of what is a little larger.
-        crop = {"height": shortest, "width": shortest}
-        shortest = round(shortest / config.get("crop_pct", 1.0))
-    if crop is not None and shortest is None and (crop != size):
-        raise ValueError(f"a crop of {crop} after a resize to {size}")
+    if config.get("do_center_crop"):
+        crop = config["crop_size"]
+        crop = _square(crop) if isinstance(crop, int) else crop
+    elif shortest is not None:
+        if kind != "ConvNext":
+            raise ValueError("images keep their proportions, and are not cut to one size")
+        crop = _square(shortest)
+        shortest = int(shortest / config["crop_pct"]) if shortest < _LARGEST_CUT else None
     final = crop or size
     normalizes = config.get("do_normalize", True)
+    cuts_a_square = shortest is None and "height" in size and size != final
     return ImagePreprocessing(
         height=final["height"],
         width=final["width"],
         shortest_edge=shortest,
-        resample=_RESAMPLE[config.get("resample", 2)],
+        resized=(size["height"], size["width"]) if cuts_a_square else None,
+        resample=_RESAMPLE[config["resample"]],
         channels=len(config["image_mean"]) if normalizes else 3,
         scale=config.get("rescale_factor", 1 / 255) if config.get("do_rescale", True) else 1.0,
         mean=tuple(config["image_mean"]) if normalizes else (0.0,),
         std=tuple(config["image_std"]) if normalizes else (1.0,),
     )
+
+
+def _square(side: int) -> dict[str, int]:
+    return {"height": side, "width": side}

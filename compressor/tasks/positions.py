@@ -28,37 +28,36 @@ def resize_positions(network: nn.Module, image_size: int) -> None:
     from torch import nn
     from torch.nn import functional
 
-    config: Any = network.config
-    patch = getattr(config, "patch_size", None)
-    if isinstance(patch, int) and image_size % patch:
-        raise CheckpointError(
-            "images are cut into patches, and this size is no multiple of theirs",
-            where="image_size",
-            given=f"{image_size}, patches of {patch}",
-            fix=f"use {max(1, round(image_size / patch)) * patch}",
-        )
-    if hasattr(config, "image_size"):
-        config.image_size = image_size
     for part in network.modules():
-        if isinstance(patch, int):
-            known = {
-                "image_size": (image_size, image_size),
-                "num_patches": (image_size // patch) ** 2,
-            }
-            vars(part).update({name: value for name, value in known.items() if name in vars(part)})
         table = getattr(part, "position_embeddings", None)
-        if not isinstance(table, nn.Parameter) or table.ndim != 3 or not isinstance(patch, int):
+        patches: Any = getattr(part, "patch_embeddings", None)
+        if not isinstance(table, nn.Parameter) or patches is None:
             continue
-        side = int((table.shape[1] - 1) ** 0.5)
-        first, grid = table[:, :1], table[:, 1:]
-        squares = grid.reshape(1, side, side, -1).permute(0, 3, 1, 2)
+        patch = patches.patch_size[0]
+        if image_size % patch:
+            raise CheckpointError(
+                "images are cut into patches, and this size is no multiple of theirs",
+                where="image_size",
+                given=f"{image_size}, patches of {patch}",
+                fix=f"use {max(1, round(image_size / patch)) * patch}",
+            )
         wanted = image_size // patch
+        height, width = (side // patch for side in patches.image_size)
+        # The tokens before those of the patches have positions too.
+        num_first = table.shape[1] - height * width
+        squares = table[:, num_first:].reshape(1, height, width, -1).permute(0, 3, 1, 2)
         with torch.no_grad():
             moved = functional.interpolate(
                 squares, size=(wanted, wanted), mode="bicubic", align_corners=False
             )
-            joined = torch.cat([first, moved.flatten(2).transpose(1, 2)], dim=1)
+            joined = torch.cat([table[:, :num_first], moved.flatten(2).transpose(1, 2)], dim=1)
         part.position_embeddings = nn.Parameter(joined)
+        for each in (part, patches):  # networks compare them with what they are given
+            if hasattr(each, "image_size"):
+                each.image_size = (image_size, image_size)
+        patches.num_patches = wanted**2
+    if hasattr(network.config, "image_size"):
+        network.config.image_size = image_size
 
 
 def shorten_positions(network: nn.Module, share: float) -> None:

@@ -114,6 +114,7 @@ def new_classifier(
     found = get_task(task)
     with seeded(seed), quiet():
         encoder, config = _load_encoder(folder)
+        config.architectures = []  # the usual class of its kind, not one with a second head
         config.num_labels = len(label_names)
         config.id2label = dict(enumerate(label_names))
         config.label2id = {name: index for index, name in enumerate(label_names)}
@@ -128,9 +129,11 @@ def new_classifier(
         processor = found.resized(module, processor, image_size)
     if max_length is not None:
         processor = found.shortened(module, processor, max_length)
+    module = module.float().eval()
+    found.check_fit(module, processor)
     limit = found.longest(folder, processor)
     return TorchModel(
-        module=module.float().eval(),
+        module=module,
         processor=processor,
         task=task,
         max_length=min(max_length or limit, limit),

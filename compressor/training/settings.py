@@ -6,6 +6,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from compressor.errors import PassError
+
 __all__ = ["DistillSettings", "FinetuneSettings", "TrainingSettings"]
 
 
@@ -84,3 +86,19 @@ class DistillSettings(TrainingSettings):
     makes a new one each time, which costs a run of the teacher a step."""
     cache_mib: int = Field(default=2048, ge=0)
     """Memory for the teacher's outputs. Where it does not suffice, the teacher runs each step."""
+
+    def check_compared(self, num_layers: int) -> None:
+        """Refuse to compare the layers of a network that has none, such as one of convolutions.
+
+        Raises:
+            PassError: A setting asks for it.
+        """
+        names = ("hidden_weight", "relation_weight", "layer_map")
+        asked = [name for name in names if name in self.model_fields_set and getattr(self, name)]
+        if asked and not num_layers:
+            raise PassError(
+                "the model is no transformer encoder: it has no layers to compare",
+                where=", ".join(asked),
+                given="0 layers",
+                fix="leave these settings out: the student learns from the logits alone",
+            )

@@ -5,11 +5,11 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from targets.errors import InputError, MissingLibraryError
 from targets.preprocessing.base import FIXED_SIZE, Encoded, Encoder, Preprocessing, Rows
@@ -25,6 +25,13 @@ PIXELS = "pixel_values"
 Resample = Literal["nearest", "lanczos", "bilinear", "bicubic", "box", "hamming"]
 """Filters, in the order of their numbers in Pillow."""
 
+_UNREADABLE = (OSError, ValueError, TypeError, SyntaxError, RuntimeError)
+"""What Pillow raises about the content of a file, by its format."""
+_CHANNELS = ((), (3,), (4,))
+"""What an array may have behind its height and width."""
+_MOST_PIXELS = 2**28
+"""Of a resized image: more would not fit in memory."""
+
 
 class ImagePreprocessing(Preprocessing):
     """Resize, crop the middle, and normalize, as Hugging Face's image processors do."""
@@ -35,7 +42,10 @@ class ImagePreprocessing(Preprocessing):
     width: int = Field(ge=1, le=8192)
     shortest_edge: int | None = Field(default=None, ge=1, le=8192)
     """Bring the shorter side to this many pixels, and cut out the middle; None brings both sides to
-    the size that the model reads, whatever the proportions."""
+    a size, whatever the proportions."""
+    resized: tuple[int, int] | None = None
+    """That height and width, where the middle is cut out of them; None takes the size that the
+    model reads."""
     resample: Resample = "bicubic"
     """Filter of the resizing."""
     channels: Literal[1, 3] = 3
@@ -61,10 +71,26 @@ class ImagePreprocessing(Preprocessing):
             raise ValueError(f"{len(values)} numbers for {channels} channels")
         return values if len(values) == channels else values * channels
 
+    @model_validator(mode="after")
+    def _holds_together(self) -> Self:
+        if not all(self.std):
+            raise ValueError("std is 0")
+        if self.resized is not None and (self.shortest_edge or min(self.resized) < 1):
+            raise ValueError("resized is a height and a width, and stands alone")
+        return self
+
     @property
     def longest(self) -> int:
         """See the base class."""
         return FIXED_SIZE
+
+    def size_before_crop(self, width: int, height: int) -> tuple[int, int]:
+        """What an image of some width and height is brought to, in pixels.  # (width, height)"""
+        if self.shortest_edge is not None:
+            shorter = min(width, height)
+            return self.shortest_edge * width // shorter, self.shortest_edge * height // shorter
+        tall, wide = self.resized or (self.height, self.width)
+        return wide, tall
 
     def open(self, folder: Path, *, source: Path | None = None) -> ImageEncoder:
         """See the base class."""
@@ -107,7 +133,7 @@ class ImagePreprocessing(Preprocessing):
 
 
 class ImageEncoder(Encoder):
-    """Reads images: paths, the bytes of a file, Pillow images, or (H, W) and (H, W, 3) uint8."""
+    """Reads images: paths, the bytes of a file, Pillow images, or uint8, (H, W) or (H, W, 3)."""
 
     def __init__(self, preprocessing: ImagePreprocessing) -> None:
         self.preprocessing = preprocessing
@@ -122,50 +148,84 @@ class ImageEncoder(Encoder):
         from PIL import Image
 
         wanted = self.preprocessing
-        image = _open(value, index).convert("RGB" if wanted.channels == 3 else "L")
-        resample = Image.Resampling[wanted.resample.upper()]
-        size = (wanted.width, wanted.height)
-        if wanted.shortest_edge is None:
-            image = image.resize(size, resample)
-        else:
-            shorter = min(image.size)
-            sides = [wanted.shortest_edge * side // shorter for side in image.size]
-            image = image.resize((sides[0], sides[1]), resample)
-            left, top = ((side - part) // 2 for side, part in zip(image.size, size, strict=True))
-            # What lies outside of the image is black.
-            image = image.crop((left, top, left + size[0], top + size[1]))
+        where = str(value) if isinstance(value, str | Path) else f"images[{index}]"
+        image = _eight_bits(_open(value, where), where)
+        image = image.convert("RGB" if wanted.channels == 3 else "L")
+        size = wanted.size_before_crop(*image.size)
+        if size[0] * size[1] > _MOST_PIXELS:
+            raise InputError(
+                "the image is too long and thin to be resized",
+                where=where,
+                given=f"{image.size[0]} x {image.size[1]} pixels, resized {size[0]} x {size[1]}",
+                fix="cut it to what is to be seen",
+            )
+        image = image.resize(size, Image.Resampling[wanted.resample.upper()])
+        left, top = (size[0] - wanted.width) // 2, (size[1] - wanted.height) // 2
+        # What lies outside of the image is black.
+        image = image.crop((left, top, left + wanted.width, top + wanted.height))
         return np.asarray(image, dtype=np.uint8).reshape(
             wanted.height, wanted.width, wanted.channels
         )
 
 
-def _open(value: Any, index: int) -> Image:
+def _open(value: Any, where: str) -> Image:
     from PIL import Image, ImageOps
 
-    where = f"images[{index}]"
     try:
         if isinstance(value, Image.Image):
             image = value
         elif isinstance(value, np.ndarray):
-            image = Image.fromarray(value)
+            image = _from_array(value, where)
         elif isinstance(value, bytes):
             image = Image.open(io.BytesIO(value))
-        elif isinstance(value, str | Path):
-            where = str(value)
-            image = Image.open(value)
+        elif isinstance(value, str | Path):  # Pillow would leave a truncated file open
+            image = Image.open(io.BytesIO(Path(value).read_bytes()))
         else:
-            raise InputError(
-                "this is not an image",
-                where=where,
-                given=f"{type(value).__name__} {value!r:.60}",
-                fix="pass a path, the bytes of a file, a Pillow image, or an array of uint8",
-            )
+            raise _no_image(where, f"{type(value).__name__} {value!r:.60}")
         image.load()
+        if 0 in image.size:
+            raise _no_image(where, "{} x {} pixels".format(*image.size))
         return ImageOps.exif_transpose(image)  # as it was held when it was taken
-    except (OSError, ValueError, TypeError, SyntaxError, Image.DecompressionBombError) as error:
+    except (*_UNREADABLE, Image.DecompressionBombError) as error:
         raise InputError(
             "the image cannot be read",
             where=where,
             given=f"{type(error).__name__}: {error}",
             fix="pass an image file that Pillow reads, such as PNG or JPEG",
         ) from error
+
+
+def _from_array(array: NDArray[Any], where: str) -> Image:
+    from PIL import Image
+
+    if array.ndim == 3 and array.shape[2] == 1:
+        array = array[..., 0]
+    if array.dtype != np.uint8 or array.ndim not in (2, 3) or array.shape[2:] not in _CHANNELS:
+        raise _no_image(where, f"{array.dtype} of shape {array.shape}")
+    return Image.fromarray(array)
+
+
+def _eight_bits(image: Image, where: str) -> Image:
+    """The upper 8 bits of each value, as Pillow reads colours; of greys it would keep 0 to 255."""
+    from PIL import Image
+
+    if image.mode in ("I", "F"):
+        raise InputError(
+            "what is black and what is white in the image is not known",
+            where=where,
+            given=f"mode {image.mode}, 32 bits a pixel",
+            fix="save it with 8 or 16 bits",
+        )
+    if image.mode.startswith("I;16"):
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    return image
+
+
+def _no_image(where: str, given: str) -> InputError:
+    return InputError(
+        "this is not an image",
+        where=where,
+        given=given,
+        fix="pass a path, the bytes of a file, a Pillow image, or uint8 of shape (H, W) or "
+        "(H, W, 3)",
+    )

@@ -1,4 +1,4 @@
-"""Tiny models and a tiny task: which of two words a sentence begins with."""
+"""Tiny models and two tiny tasks: which word a text begins with, and of what colour an image is."""
 
 from __future__ import annotations
 
@@ -13,11 +13,25 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
-from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
+from transformers import (
+    AutoModelForImageClassification,
+    BertConfig,
+    BertForSequenceClassification,
+    ConvNextConfig,
+    DeiTConfig,
+    Dinov2Config,
+    PretrainedConfig,
+    PreTrainedTokenizerFast,
+    ResNetConfig,
+    ViTConfig,
+)
 
 from compressor.data import Split, Splits
 from compressor.model import TorchModel
+from targets.networks import efficientnet_lite
+from targets.preprocessing import ImagePreprocessing
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 WORDS = ["who", "where", "when", *(f"w{number}" for number in range(21))]
@@ -90,6 +104,96 @@ def word_model() -> Callable[..., TorchModel]:
 @pytest.fixture
 def vocabulary() -> list[str]:
     return list(WORDS)
+
+
+COLOURS = ("blue", "green", "red")
+IMAGE_SIZE = 16
+_VIT = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "image_size": IMAGE_SIZE,
+    "patch_size": 4,
+    "initializer_range": 0.1,
+}
+_STAGES = {"embedding_size": 16, "hidden_sizes": [16, 32], "depths": [1, 1]}
+VISION: dict[str, Callable[..., PretrainedConfig]] = {
+    "vit": lambda **more: ViTConfig(**_VIT, intermediate_size=64, **more),
+    "deit": lambda **more: DeiTConfig(**_VIT, intermediate_size=64, **more),
+    "dinov2": lambda **more: Dinov2Config(**_VIT, mlp_ratio=2, **more),
+    "resnet": lambda **more: ResNetConfig(**_STAGES, layer_type="basic", **more),
+    "convnext": lambda **more: ConvNextConfig(
+        num_stages=2, hidden_sizes=[16, 32], depths=[1, 1], patch_size=2, **more
+    ),
+    "efficientnet-lite": lambda **more: efficientnet_lite.EfficientNetLiteConfig(
+        stem_channels=16,
+        hidden_dim=48,
+        kernel_sizes=(3, 5, 3),
+        strides=(1, 2, 1),
+        expand_ratios=(1, 3, 3),
+        out_channels=(16, 24, 32),
+        num_block_repeats=(1, 2, 1),
+        **more,
+    ),
+}
+"""Family -> its config, of a few thousand weights."""
+
+
+def make_vision(
+    family: str, *, seed: int = 0, size: int = IMAGE_SIZE, labels: Sequence[str] = COLOURS
+) -> TorchModel:
+    """A random classifier of images."""
+    efficientnet_lite.register()
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        config = VISION[family](
+            id2label=dict(enumerate(labels)),
+            label2id={name: index for index, name in enumerate(labels)},
+            architectures=[],
+        )
+        module = AutoModelForImageClassification.from_config(config, attn_implementation="eager")
+    processor = ImagePreprocessing(
+        height=size, width=size, shortest_edge=size + 2, mean=(0.5,) * 3, std=(0.25,) * 3
+    )
+    return TorchModel(module.eval(), processor, "image-classification", 0)
+
+
+def make_image(label: int, seed: int) -> Image.Image:
+    """Noise with a tint, 20 to 29 pixels wide and high."""
+    generator = np.random.default_rng((label, seed))
+    pixels = generator.integers(0, 200, size=(*generator.integers(20, 30, size=2), 3))
+    pixels[..., 2 - label] += 55
+    return Image.fromarray(pixels.astype(np.uint8))
+
+
+def make_image_split(num_rows: int, seed: int) -> Split:
+    """Images as the bytes of their files."""
+    labels = [index % len(COLOURS) for index in range(num_rows)]
+    inputs = []
+    for index, label in enumerate(labels):
+        stream = io.BytesIO()
+        make_image(label, 1000 * seed + index).save(stream, "PNG")
+        inputs.append(stream.getvalue())
+    return Split(tuple(inputs), np.array(labels, dtype=np.int64))
+
+
+@pytest.fixture(scope="session")
+def vision_model() -> Callable[..., TorchModel]:
+    """Makes a random classifier of images: vision_model("vit", seed=, size=, labels=)."""
+    return make_vision
+
+
+@pytest.fixture(scope="session")
+def colour_image() -> Callable[[int, int], Image.Image]:
+    """Makes an image of a class: colour_image(label, seed)."""
+    return make_image
+
+
+@pytest.fixture(scope="session")
+def image_splits() -> Splits:
+    return Splits(
+        make_image_split(96, 1), make_image_split(36, 2), make_image_split(36, 3), COLOURS
+    )
 
 
 NOUNS = ["cat", "dog", "house", "tree", "river", "stone", "music", "paper", "window", "garden"]

@@ -281,14 +281,14 @@ def test_a_missing_column_names_the_nearest(spec: Callable[..., DataSpec]) -> No
     assert error.what == "the text column 'sentence' is missing"
     assert error.given == "columns sentense, Label"
     assert error.fix == (
-        "name it: data.text in a recipe, --text for finetune; did you mean 'sentense'?"
+        "name it: data.text in a recipe, --input for finetune; did you mean 'sentense'?"
     )
     error = refusal(spec("sentence,Label\nx,a\ny,b\n", text="sentence"))
     assert error.fix == (
         "name it: data.label in a recipe, --label for finetune; did you mean 'Label'?"
     )
     error = refusal(spec("q,r\nx,a\ny,b\n"))
-    assert error.fix == "name it: data.text in a recipe, --text for finetune"
+    assert error.fix == "name it: data.text in a recipe, --input for finetune"
 
 
 def test_an_absent_file_is_named(tmp_path: Path) -> None:

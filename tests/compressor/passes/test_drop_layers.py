@@ -150,7 +150,7 @@ def test_layers_that_do_not_exist_are_named(model: TorchModel) -> None:
 
 def test_a_model_of_another_kind_is_refused(model: TorchModel, context: PassContext) -> None:
     other = replace(model, module=torch.nn.Linear(2, 2))
-    with pytest.raises(PassError, match="no BERT-like encoder"):
+    with pytest.raises(PassError, match="it has no layers to choose from"):
         DropLayers(num_layers=1).requires(other, context)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from pydantic import ValidationError
+from transformers import DebertaV2Config, DebertaV2ForSequenceClassification
 
 from compressor.architecture import Architecture, LayerShape
 from compressor.data import Splits
@@ -270,9 +271,18 @@ def test_a_shape_that_contradicts_itself_is_refused(settings: dict[str, Any], me
 
 
 def test_a_model_of_another_kind_is_refused(model: TorchModel, context: PassContext) -> None:
-    other = replace(model, module=torch.nn.Linear(2, 2))
-    with pytest.raises(PassError, match="no BERT-like encoder"):
+    config = DebertaV2Config(
+        vocab_size=40,
+        hidden_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        intermediate_size=64,
+    )
+    other = replace(model, module=DebertaV2ForSequenceClassification(config))
+    with pytest.raises(PassError, match="no BERT-like encoder: its layers were not") as caught:
         Prune(ratio=0.5).requires(other, context)
+    assert caught.value.where == "DebertaV2ForSequenceClassification"
+    assert caught.value.given == "model_type deberta-v2"
 
 
 def test_outputs_that_are_not_finite_break_the_promise(

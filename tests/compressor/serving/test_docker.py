@@ -21,6 +21,7 @@ from compressor.errors import PackageError
 from compressor.serving import Packaged
 from compressor.serving.docker import Docker
 from targets import Bundle
+from targets.preprocessing import ImagePreprocessing
 from targets.runtimes.onnxruntime import OnnxRuntime
 
 MakeBundle = Callable[..., Bundle]
@@ -88,6 +89,22 @@ def test_requirements_are_those_of_the_bundle_and_the_base_install(
     assert {"tokenizers", "pydantic", "typer", "safetensors"} <= set(pins)
     others = {"torch", "transformers", "onnx", "onnxruntime", "openvino"} - {target}
     assert not others & set(pins)
+
+
+def test_a_model_that_reads_images_gets_pillow_and_is_told_where_they_lie(
+    make_bundle: MakeBundle, package: Package, wheel: Path
+) -> None:
+    images = ImagePreprocessing(height=8, width=8)
+    folder, packaged = package(make_bundle(preprocessing=images), "docker", wheel=wheel)
+    pins = (folder / "requirements.txt").read_text().splitlines()
+    assert f"pillow=={importlib.metadata.version('pillow')}" in pins
+    assert packaged.notes == (
+        'it reads lines such as {"image": "/data/a-file"}: mount the folder of the files, with '
+        "docker run --volume /its/path:/data:ro",
+    )
+    folder, packaged = package(make_bundle(), "docker", wheel=wheel)
+    assert "pillow" not in (folder / "requirements.txt").read_text()
+    assert packaged.notes == ()
 
 
 def test_what_was_measured_comes_first(

@@ -1,7 +1,9 @@
+import hashlib
+
 import numpy as np
 import pytest
 
-from compressor.training.augmentation import TokenNoise
+from compressor.training.augmentation import ImageNoise, Noise, TokenNoise
 
 ROWS = [{"input_ids": [2, *range(10, 110), 3]}, {"input_ids": [2, *range(200, 300), 3]}]
 
@@ -79,7 +81,8 @@ def test_without_a_number_of_copies_each_is_new():
 
 def test_variants_lie_in_the_slots_that_rows_name():
     made = noise()
-    slots = list(made.variants(ROWS))
+    slots = made.variants(ROWS)
+    assert len(slots) == len(list(slots)) == 8
     for epoch in range(8):
         for index, row in enumerate(ROWS):
             seen = made(row, index, epoch)
@@ -89,4 +92,114 @@ def test_variants_lie_in_the_slots_that_rows_name():
 def test_no_share_leaves_rows_alone():
     made = noise(share=0.0)
     assert made(ROWS[0], 0, 1) == {**ROWS[0], "noisy": 0, "slot": 0}
-    assert len(made.variants(ROWS)) == len(ROWS)
+    assert list(made.variants(ROWS)) == [made(row, index, 0) for index, row in enumerate(ROWS)]
+
+
+def test_the_rows_of_a_seed_stay_the_same():
+    found = [noise(mixup=0.5, seed=7)(ROWS[0], 0, epoch)["input_ids"] for epoch in (1, 3, 5)]
+    digest = hashlib.sha256(np.array(found, np.int64).tobytes()).hexdigest()
+    assert digest == "3c25268f8271d6c94247e59a0f9cb202315b31c067737d93008b4ab7a25b6380"
+
+
+def test_noise_of_no_kind_changes_nothing():
+    assert Noise()(ROWS[1], 1, 1) == {**ROWS[1], "noisy": 0, "slot": 1}
+    assert Noise(copies=5).variants(ROWS)[1] == {**ROWS[1], "noisy": 0, "slot": 1}
+
+
+# Images
+
+
+def pictures(count=6, shape=(12, 10, 3)):
+    generator = np.random.default_rng(0)
+    return [{"pixel_values": generator.integers(0, 256, shape, np.uint8)} for _ in range(count)]
+
+
+def image_noise(rows, **settings):
+    defaults = {"share": 0.25, "mixup": 0.0, "copies": 3, "seed": 0}
+    return ImageNoise(rows, **{**defaults, **settings})
+
+
+def pixels(row):
+    return row["pixel_values"]
+
+
+@pytest.mark.parametrize("mixup", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("shape", [(12, 10, 3), (9, 9, 1), (1, 1, 3), (2, 30, 3)])
+def test_noisy_images_keep_their_shape_and_type_and_the_rows_stay(mixup, shape):
+    rows = pictures(shape=shape)
+    before = [pixels(row).copy() for row in rows]
+    made = image_noise(rows, mixup=mixup, share=0.9)
+    for epoch in range(6):
+        for index, row in enumerate(rows):
+            found = made(row, index, epoch)
+            assert pixels(found).shape == shape
+            assert pixels(found).dtype == np.uint8
+            assert pixels(found).flags.c_contiguous
+    assert all(np.array_equal(pixels(row), each) for row, each in zip(rows, before, strict=True))
+
+
+def test_image_noise_is_a_function_of_row_index_and_epoch():
+    rows = pictures()
+    first, second, other = image_noise(rows), image_noise(rows), image_noise(rows, seed=1)
+    calls = [(index, epoch) for epoch in (1, 3, 2, 1) for index in range(6)]
+    for index, epoch in calls:
+        ours, theirs = (each(rows[index], index, epoch) for each in (first, second))
+        assert np.array_equal(pixels(ours), pixels(theirs))
+        assert (ours["noisy"], ours["slot"]) == (theirs["noisy"], theirs["slot"])
+    noisy = [(index, epoch) for index, epoch in calls if (index + epoch) % 2]
+    assert any(
+        not np.array_equal(pixels(first(rows[i], i, e)), pixels(other(rows[i], i, e)))
+        for i, e in noisy
+    )
+
+
+def test_images_lie_in_the_slots_that_rows_name():
+    rows = pictures()
+    made = image_noise(rows, mixup=0.5)
+    slots = made.variants(rows)
+    assert len(slots) == 24
+    for epoch in range(8):
+        for index, row in enumerate(rows):
+            seen = made(row, index, epoch)
+            assert np.array_equal(pixels(slots[seen["slot"]]), pixels(seen))
+            assert slots[seen["slot"]]["noisy"] == seen["noisy"]
+
+
+def test_without_a_share_images_stay_as_they_are():
+    rows = pictures()
+    made = image_noise(rows, share=0.0, mixup=1.0)
+    for epoch in range(4):
+        for index, row in enumerate(rows):
+            found = made(row, index, epoch)
+            assert found["pixel_values"] is row["pixel_values"]
+            assert (found["noisy"], found["slot"]) == (0, index)
+    assert len(made.variants(rows)) == 6
+
+
+def test_an_image_is_moved_by_at_most_the_share_and_mirrored_half_of_the_time():
+    down, right = np.mgrid[:20, :40]
+    rows = [{"pixel_values": np.stack([down, right, right], axis=-1).astype(np.uint8)}]
+    moves, mirrored = set(), 0
+    for seed in range(200):
+        found = pixels(image_noise(rows, share=0.1, seed=seed)(rows[0], 0, 1)).astype(int)
+        is_mirrored = found[10, 18, 1] > found[10, 22, 1]
+        mirrored += is_mirrored
+        if is_mirrored:
+            found = found[:, ::-1]
+        moves.add((found[10, 20, 0] - 10, found[10, 20, 1] - 20))
+    assert {vertical for vertical, _ in moves} == {-2, -1, 0, 1, 2}
+    assert {horizontal for _, horizontal in moves} == {*range(-4, 5)}
+    assert mirrored / 200 == pytest.approx(0.5, abs=0.1)
+
+
+def test_a_blended_image_lies_between_two_images():
+    shape = (12, 10, 3)
+    rows = [{"pixel_values": np.full(shape, shade, np.uint8)} for shade in (0, 200)]
+    shades = set()
+    for seed in range(40):
+        found = pixels(image_noise(rows, mixup=1.0, seed=seed)(rows[0], 0, 1))
+        assert len(np.unique(found)) == 1
+        shades.add(int(found[0, 0, 0]))
+    assert 0 in shades  # blended with itself
+    assert len(shades) > 10
+    assert max(shades) <= 200

@@ -1,3 +1,5 @@
+import json
+
 import pytest
 import torch
 from transformers import BertModel, RobertaConfig, RobertaForMaskedLM, T5Config, T5EncoderModel
@@ -163,3 +165,56 @@ def test_a_model_without_a_classification_head_is_refused(word_model, tmp_path):
     word_model().processor.save_pretrained(tmp_path)
     with pytest.raises(CheckpointError):
         new_classifier(tmp_path, NAMES)
+
+
+# Images
+
+
+@pytest.mark.parametrize("family", ["vit", "dinov2", "resnet", "efficientnet-lite"])
+def test_an_image_model_gets_a_fresh_head_and_keeps_its_weights(vision_model, tmp_path, family):
+    start = vision_model(family)
+    start.save(tmp_path)
+    model = new_classifier(tmp_path, NAMES, task="image-classification")
+    assert model.labels == NAMES
+    assert model.processor == start.processor
+    assert not model.module.training
+    ours = getattr(model.module, model.module.base_model_prefix).state_dict()
+    theirs = getattr(start.module, start.module.base_model_prefix).state_dict()
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+@pytest.mark.parametrize("family", ["vit", "deit", "dinov2", "resnet"])
+def test_an_image_model_is_brought_to_another_size(vision_model, tmp_path, family):
+    vision_model(family).save(tmp_path)
+    model = new_classifier(tmp_path, NAMES, task="image-classification", image_size=24)
+    assert (model.processor.height, model.processor.width) == (24, 24)
+    assert model.processor.shortest_edge == 27
+    with torch.no_grad():
+        assert model.module(torch.rand(2, 3, 24, 24)).logits.shape == (2, 4)
+
+
+def test_an_image_model_that_does_not_take_its_images_is_refused(vision_model, tmp_path):
+    vision_model("vit", size=24).save(tmp_path)
+    with pytest.raises(CheckpointError, match="does not take the images that its preprocessing"):
+        new_classifier(tmp_path, NAMES, task="image-classification")
+
+
+def test_a_head_with_a_teacher_becomes_the_usual_one(vision_model, tmp_path):
+    start = vision_model("deit")
+    start.save(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["architectures"] = ["DeiTForImageClassificationWithTeacher"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    model = new_classifier(tmp_path, NAMES, task="image-classification")
+    assert type(model.module).__name__ == "DeiTForImageClassification"
+
+
+def test_images_are_learnt(vision_model, image_splits, tmp_path):
+    settings = FinetuneSettings(epochs=2, batch_size=32)
+    start = vision_model("vit")
+    result = finetune(
+        start, image_splits, settings, seed=0, folder=tmp_path, progress=lambda *_: None
+    )
+    losses = [entry["loss"] for entry in result.history if "loss" in entry]
+    assert losses[-1] < losses[0]

@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy.special import log_softmax, softmax
 
-from compressor.training.losses import hidden_mse, logits_kl, relation_kl
+from compressor.training.losses import hidden_mse, logits_kl, relation_kl, token_mask
 
 
 def random(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -79,3 +79,12 @@ def test_losses_vanish_for_equal_models(loss):
         "relation": lambda: relation_kl(states, states, mask, num_heads=2),
     }[loss]()
     assert abs(found.item()) < 1e-6
+
+
+def test_states_of_words_are_masked_and_those_of_patches_are_not():
+    mask = torch.tensor([[1, 1, 0], [1, 0, 0]])
+    assert token_mask(mask, random(2, 3, 4)) is mask
+    for states, given in ((random(2, 5, 4), mask), (random(2, 5, 4), None)):
+        found = token_mask(given, states)
+        assert found.tolist() == [[1] * 5] * 2
+        assert found.dtype == torch.long

@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from compressor.errors import PassError
+from compressor.training.augmentation import ImageNoise
 from compressor.training.batches import collator, encode, lengths
 from compressor.training.taps import TappedEncoder
 from compressor.training.teacher import Teacher, vocabulary_table
@@ -81,3 +82,43 @@ def test_foreign_vocabularies_are_refused(word_model):
     with pytest.raises(PassError, match="too few tokens in common") as caught:
         vocabulary_table(student, word_model())
     assert "5 of the student's 45 tokens" in str(caught.value)
+
+
+# Images
+
+
+@pytest.mark.parametrize("family", ["vit", "dinov2", "resnet"])
+def test_remembered_outputs_for_images_are_those_of_a_run(vision_model, image_splits, family):
+    model = vision_model(family)
+    taps = {} if family == "resnet" else {"hidden_layers": (0, 1), "relation_layer": 1}
+    teacher = Teacher(TappedEncoder(model.module, **taps), ("pixel_values",), None)
+    noise = ImageNoise(encode(model, image_splits.train), share=0.2, mixup=0.5, copies=2, seed=0)
+    rows = noise.variants(noise.rows)
+    collate = collator(model)
+    batch = collate([rows[slot] for slot in (3, 70, 1, 287)])
+    live = teacher.outputs(batch)
+    assert teacher.remember(rows, [0] * len(rows), collate, limit_bytes=2**30)
+    assert teacher.is_cached
+    recalled = teacher.outputs(batch)
+    torch.testing.assert_close(recalled.logits, live.logits, rtol=1e-4, atol=1e-5)
+    assert [part.shape for part in recalled.hidden] == [part.shape for part in live.hidden]
+    assert len(recalled.projections) == len(live.projections) == (3 if taps else 0)
+    for name in ("hidden", "projections"):
+        for ours, theirs in zip(getattr(recalled, name), getattr(live, name), strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=2e-3, atol=2e-3)
+
+
+def test_memory_limit_is_kept_for_images(vision_model, image_splits):
+    model = vision_model("vit")
+    teacher = Teacher(TappedEncoder(model.module, hidden_layers=(0,)), ("pixel_values",), None)
+    rows = [{**row, "slot": slot} for slot, row in enumerate(encode(model, image_splits.train))]
+    # 96 rows of 17 states of 32 float16 each, and 3 float32.
+    needed = 96 * (17 * 32 * 2 + 3 * 4)
+    lengths_of = [0] * len(rows)
+    assert not teacher.remember(rows, lengths_of, collator(model), limit_bytes=needed - 1)
+    assert not teacher.is_cached
+    assert teacher.remember(rows, lengths_of, collator(model), limit_bytes=needed)
+
+
+def test_images_need_no_table_of_tokens(vision_model):
+    assert vocabulary_table(vision_model("vit"), vision_model("dinov2")) is None
