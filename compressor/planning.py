@@ -19,7 +19,7 @@ from compressor.passes.export import Export
 from compressor.passes.quantize import Quantize
 from compressor.recipe.schema import Recipe
 from compressor.storage import why_not_writable
-from compressor.tasks import get_task
+from compressor.tasks import Task, get_task, infer_task
 from targets.base import Precision, Target
 from targets.errors import ToolkitError
 
@@ -122,6 +122,7 @@ def validate_recipe(recipe: Recipe) -> Plan:
 def _read_architecture(recipe: Recipe, problems: list[ToolkitError]) -> Architecture | None:
     try:
         task = get_task(recipe.task)
+        _check_kind(recipe, task)
         check_checkpoint(recipe.model, head=task.heads, kind=task.kind)
         check_weights(recipe.model)
         task.check_processor(recipe.model)
@@ -129,6 +130,19 @@ def _read_architecture(recipe: Recipe, problems: list[ToolkitError]) -> Architec
     except ToolkitError as error:
         problems.append(error)
         return None
+
+
+def _check_kind(recipe: Recipe, task: Task) -> None:
+    """Refuse a checkpoint that reads something else than the task of the recipe."""
+    found = infer_task(recipe.model)
+    kind = get_task(found).kind
+    if _has_config(recipe) and kind != task.kind:
+        raise Problem(
+            f"the checkpoint is one for {found}, and the recipe has another task",
+            where="task",
+            given=recipe.task,
+            fix=f"set task: {found}" + (", or use the recipe image" if kind == "image" else ""),
+        )
 
 
 def _has_config(recipe: Recipe) -> bool:

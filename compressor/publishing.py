@@ -40,6 +40,7 @@ __all__ = ["Publisher", "recipe_hash", "remove_leftovers"]
 
 _PARTIAL = ".partial"
 _ORIGIN = {"name", "task", "seed"}
+_EXTRAS = {"image": ("image",)}
 _EXAMPLES = {"text": '--text "..."', "image": "--file image.png", "audio": "--file sound.wav"}
 """What of a recipe makes a bundle, beside the passes of its variant."""
 
@@ -277,10 +278,11 @@ def _latency(measured: Measurement) -> Latency:
 def _card(manifest: Manifest, row: Row) -> str:
     """The model card: what the bundle is, how good and how fast it is, and how to use it."""
     origin, preprocessing = manifest.provenance, manifest.preprocessing
+    extras = [manifest.target.replace("_", "-"), *_EXTRAS.get(preprocessing.kind, ())]
     lines = [
         f"# {manifest.name} for {manifest.target}",
         "",
-        f"A {manifest.task} model in {manifest.precision}, compressed from "
+        f"A model for {manifest.task} in {manifest.precision}, compressed from "
         f"`{origin['checkpoint']['name']}` (sha256 {origin['checkpoint']['sha256'][:12]}…).",
         "",
         " ".join(
@@ -290,7 +292,7 @@ def _card(manifest: Manifest, row: Row) -> str:
         "## Use",
         "",
         "```",
-        f"pip install 'compressor[{manifest.target.replace('_', '-')}]'",
+        f"pip install 'compressor[{','.join(extras)}]'",
         f"compressor predict . {_EXAMPLES[preprocessing.kind]}",
         "compressor evaluate ." if manifest.evaluation else "compressor bench .",
         "```",

@@ -37,8 +37,8 @@ class Student(Pass):
     uses_data: ClassVar[bool] = False
     advice: ClassVar[Mapping[Goal, Advice]] = {
         "accuracy": Advice(used="a larger network for student"),
-        "speed": Advice(absent="a student of a smaller architecture"),
-        "size": Advice(absent="a student of a smaller architecture"),
+        "speed": Advice(used="a smaller network for student"),
+        "size": Advice(used="a smaller network for student"),
     }
 
     checkpoint: Path

@@ -46,7 +46,7 @@ class BundleSettings(BaseModel):
     """Whether to measure each target's runtime options on this machine and store the fastest in
     the bundle. Baselines are tuned as well."""
     evaluation_data: bool = True
-    """Whether the test data goes along, as tokens and labels, so that the accuracy can be measured
+    """Whether the test data goes along as the model reads it, so that the accuracy can be measured
     again on the device. Tokens can be turned back into text: leave out what must stay private."""
 
 
