@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from compressor.errors import CheckpointError
-from compressor.tasks.image_processor import PROCESSOR
+from compressor.tasks.image_processor import PROCESSOR, read_config
 from targets.preprocessing import AudioPreprocessing
 from targets.preprocessing.audio import LogMel
 
@@ -29,28 +29,13 @@ def read_extractor(folder: Path) -> AudioPreprocessing:
     Raises:
         CheckpointError: It has none, or one that is not supported.
     """
-    path = folder / PROCESSOR
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise CheckpointError(
-            "the checkpoint does not say how recordings are prepared for it",
-            where=path,
-            fix="save it with AutoFeatureExtractor.from_pretrained(...).save_pretrained(folder)",
-        ) from error
-    except (OSError, ValueError) as error:
-        raise CheckpointError(
-            "the preprocessing of the checkpoint cannot be read",
-            where=path,
-            given=error,
-            fix="copy the checkpoint again",
-        ) from error
+    config = read_config(folder, noun="recordings", saver="AutoFeatureExtractor")
     try:
         return _from_config(config, folder)
     except (KeyError, TypeError, ValueError, ValidationError) as error:
         raise CheckpointError(
             "the preprocessing of the checkpoint is not supported",
-            where=path,
+            where=folder / PROCESSOR,
             given=f"{config.get('feature_extractor_type')}: {error}"
             if isinstance(config, dict)
             else type(config).__name__,

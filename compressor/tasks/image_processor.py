@@ -14,7 +14,7 @@ from compressor.errors import CheckpointError
 from targets.preprocessing import ImagePreprocessing
 from targets.preprocessing.image import Resample
 
-__all__ = ["PROCESSOR", "read_processor", "write_processor"]
+__all__ = ["PROCESSOR", "read_config", "read_processor", "write_processor"]
 
 PROCESSOR = "preprocessor_config.json"
 _RESAMPLE: tuple[Resample, ...] = get_args(Resample)
@@ -35,14 +35,37 @@ def read_processor(folder: Path) -> ImagePreprocessing:
     Raises:
         CheckpointError: It has none, or one that is not supported.
     """
+    config = read_config(folder, noun="images", saver="AutoImageProcessor")
+    try:
+        return _from_config(config)
+    except (LookupError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            "the preprocessing of the checkpoint is not supported",
+            where=folder / PROCESSOR,
+            given=_problem(config, error),
+            fix="use an image processor that resizes, crops the middle, rescales and normalizes",
+        ) from error
+
+
+def read_config(folder: Path, *, noun: str, saver: str) -> Any:
+    """What a checkpoint says of its preprocessing, as JSON.
+
+    Args:
+        folder: The checkpoint.
+        noun: What it reads.
+        saver: The class of transformers that writes the file.
+
+    Raises:
+        CheckpointError: It says nothing, or the file cannot be read.
+    """
     path = folder / PROCESSOR
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise CheckpointError(
-            "the checkpoint does not say how images are prepared for it",
+            f"the checkpoint does not say how {noun} are prepared for it",
             where=path,
-            fix="save it with AutoImageProcessor.from_pretrained(...).save_pretrained(folder)",
+            fix=f"save it with {saver}.from_pretrained(...).save_pretrained(folder)",
         ) from error
     except (OSError, ValueError) as error:
         raise CheckpointError(
@@ -50,15 +73,6 @@ def read_processor(folder: Path) -> ImagePreprocessing:
             where=path,
             given=error,
             fix="copy the checkpoint again",
-        ) from error
-    try:
-        return _from_config(config)
-    except (LookupError, TypeError, ValueError) as error:
-        raise CheckpointError(
-            "the preprocessing of the checkpoint is not supported",
-            where=path,
-            given=_problem(config, error),
-            fix="use an image processor that resizes, crops the middle, rescales and normalizes",
         ) from error
 
 

@@ -138,16 +138,13 @@ class TokenNoise(Noise):
         return np.where(generator.random(len(text)) < self.share, drawn, text)
 
 
-class ImageNoise(Noise):
-    """Changes images: each is mirrored by chance, and moved by a few pixels or mixed with another.
-
-    Mixing is that of Zhang et al., "mixup: Beyond Empirical Risk Minimization", 2018; the label of
-    the mixture is the teacher's, as in Beyer et al., "Knowledge distillation: A good teacher is
-    patient and consistent", 2022.
+class _MovingNoise(Noise):
+    """Moves inputs, and mixes some with others.
 
     Args:
         rows: All training rows.
-        share: Largest move, as a share of the sides, in [0, 1); with 0 no row is changed.
+        share: Largest move, as a share of the sides of an image or of the length of a recording, in
+            [0, 1); with 0 no row is changed.
         mixup: Share of the noisy rows that are mixed with another, in [0, 1].
         copies: See the base class.
         seed: Of the noise.
@@ -167,6 +164,15 @@ class ImageNoise(Noise):
         self.mixup = mixup
         super().__init__(active=share > 0, copies=copies, seed=seed)
 
+
+class ImageNoise(_MovingNoise):
+    """Changes images: each is mirrored by chance, and moved by a few pixels or mixed with another.
+
+    Mixing is that of Zhang et al., "mixup: Beyond Empirical Risk Minimization", 2018; the label of
+    the mixture is the teacher's, as in Beyer et al., "Knowledge distillation: A good teacher is
+    patient and consistent", 2022.
+    """
+
     def change(self, row: Row, generator: np.random.Generator) -> Row:
         """See the base class."""
         pixels: NDArray[np.uint8] = row["pixel_values"]
@@ -184,33 +190,12 @@ class ImageNoise(Noise):
         return {"pixel_values": np.ascontiguousarray(wide[top : top + height, left : left + width])}
 
 
-class AudioNoise(Noise):
+class AudioNoise(_MovingNoise):
     """Changes recordings: each is moved in time and made louder or softer, some over a background.
 
     The background is another recording, so soft that the first is still the one to be heard, as in
     Snyder et al., "MUSAN: A Music, Speech, and Noise Corpus", 2015; the label is the teacher's.
-
-    Args:
-        rows: All training rows.
-        share: Largest move, as a share of the length, in [0, 1); with 0 no row is changed.
-        mixup: Share of the noisy rows that get a background, in [0, 1].
-        copies: See the base class.
-        seed: Of the noise.
     """
-
-    def __init__(
-        self,
-        rows: Sequence[Mapping[str, Any]],
-        *,
-        share: float,
-        mixup: float,
-        copies: int | None,
-        seed: int,
-    ) -> None:
-        self.rows = rows
-        self.share = share
-        self.mixup = mixup
-        super().__init__(active=share > 0, copies=copies, seed=seed)
 
     def change(self, row: Row, generator: np.random.Generator) -> Row:
         """See the base class."""
