@@ -1,7 +1,8 @@
-"""What each ingredient of the recipe ``balanced`` gives: leave one out, or take one alone.
+"""What each ingredient gives: leave one out of the recipe ``balanced``, or take one alone.
 
-Accuracy of the torch model on the test data, over several seeds. Every case begins with the same
-checkpoint and the same trimmed vocabulary; which units stay is decided anew for each seed.
+Accuracy on the test data, over several seeds: of the torch model, or of its int8 form on ONNX
+Runtime where a case ends with ``quantize``. Every case begins with the same checkpoint and the same
+trimmed vocabulary; which units stay is decided anew for each seed.
 """
 
 from __future__ import annotations
@@ -18,21 +19,29 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compressor.cli.progress import ConsoleProgress
-from compressor.model import TorchModel
+from compressor.data import Split
+from compressor.manager import predict_classes
+from compressor.model import OnnxModel, TorchModel, load_model
 from compressor.passes import Pass
 from compressor.passes.distill import Distill
 from compressor.passes.drop_layers import DropLayers
+from compressor.passes.export import Export
 from compressor.passes.finetune import Finetune
 from compressor.passes.prune import Prune
+from compressor.passes.quantize import Quantize
 from compressor.planning import validate_recipe
 from compressor.preparation import prepare
 from compressor.progress import Silent
 from compressor.recipe import load_recipe
 from compressor.store import RunStore, default_store
+from compressor.tasks import get_task
+from compressor.training.settings import QuantizationAware
+from targets.runtimes.onnxruntime import create_session
 from targets.scoring import Z_95
 
 HERE = Path(__file__).parent
 RESULT = "ablation_trec_6.json"
+AWARE_EPOCHS = 4
 
 
 @dataclass(frozen=True)
@@ -52,9 +61,10 @@ class Case:
 
 def cases() -> tuple[Case, ...]:
     """The recipe as it is shipped, and what is left of it without its ingredients."""
-    _, prune, distill, *_ = load_recipe("balanced").passes
+    _, prune, distill, export = load_recipe("balanced").passes
     assert isinstance(prune, Prune)
     assert isinstance(distill, Distill)
+    assert isinstance(export, Export)
     alone = distill.model_copy(update={"num_layers": None})
     drop = DropLayers(num_layers=distill.num_layers)
     blind = prune.model_copy(update={"importance": "random"})
@@ -63,17 +73,48 @@ def cases() -> tuple[Case, ...]:
     def without(**changes: Any) -> Distill:
         return distill.model_copy(update=changes)
 
-    both = "3 layers, quarter width"
+    def aware(static: Quantize) -> Distill:
+        rounding = QuantizationAware(percentile=static.percentile, weight_bits=static.weight_bits)
+        return alone.model_copy(
+            update={
+                "epochs": AWARE_EPOCHS,
+                "learning_rate": distill.learning_rate / 5,
+                "quantization_aware": rounding,
+            }
+        )
+
+    int8 = Quantize(method="static", weight_bits=7)
+    coarse = Quantize(method="static", weight_bits=7, percentile=99)
+    small, whole = "3 layers, quarter width", "6 layers, whole width"
     return (
-        Case("trained on labels alone", both, (prune, drop, labels)),
-        Case("no hidden states", both, (prune, without(hidden_weight=0.0))),
-        Case("no more sentences", both, (prune, without(augmentation=0.0))),
-        Case("tokens replaced, no mixed spans", both, (prune, without(augmentation_mixup=0.0))),
-        Case("units chosen at random", both, (blind, distill)),
-        Case("the recipe", both, (prune, distill)),
+        Case("the recipe", small, (prune, distill)),
+        Case("trained on labels alone", small, (prune, drop, labels)),
+        Case("no hidden states", small, (prune, without(hidden_weight=0.0))),
+        Case("no more sentences", small, (prune, without(augmentation=0.0))),
+        Case("tokens replaced, no mixed spans", small, (prune, without(augmentation_mixup=0.0))),
+        Case("units chosen at random", small, (blind, distill)),
         Case("only layers go", "3 layers, whole width", (distill,)),
         Case("only heads and neurons go", "6 layers, quarter width", (prune, alone)),
         Case("not trained at all", "6 layers, quarter width", (prune,)),
+        Case("only int8", whole, (export, int8)),
+        Case("the recipe, int8", small, (prune, distill, export, int8)),
+        Case(
+            "the recipe, more training, int8",
+            small,
+            (prune, distill, aware(int8).model_copy(update={"quantization_aware": None}), export,
+             int8),
+        ),
+        Case(
+            "the recipe, quantization-aware training, int8",
+            small,
+            (prune, distill, aware(int8), export, int8),
+        ),
+        Case("the recipe, int8 that clips 1%", small, (prune, distill, export, coarse)),
+        Case(
+            "the recipe, quantization-aware training, int8 that clips 1%",
+            small,
+            (prune, distill, aware(coarse), export, coarse),
+        ),
     )  # fmt: skip
 
 
@@ -86,19 +127,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--results", type=Path, default=HERE / "results")
     parser.add_argument("--store", type=Path)
     options = parser.parse_args(arguments)
-    document: dict[str, Any] = {"seeds": options.seeds, "untouched": "", "cases": []}
+    entries: list[dict[str, Any]] = [
+        {"name": case.name, "shape": case.shape, "right": {}, "train_s": {}} for case in cases()
+    ]
+    document: dict[str, Any] = {"untouched": "", "cases": entries}
     with ConsoleProgress() as progress:
-        for case in cases():
-            entry: dict[str, Any] = {"name": case.name, "shape": case.shape}
-            entry |= {"right": {}, "train_s": {}}
-            document["cases"].append(entry)
-            for seed in options.seeds:
+        for seed in options.seeds:
+            for case, entry in zip(cases(), entries, strict=True):
                 progress.start(f"{case.name}, seed {seed}")
                 before, after, seconds = _run(case, seed, options)
                 document["untouched"] = before
                 entry["right"][str(seed)], entry["train_s"][str(seed)] = after, seconds
                 lost = 100 * (before.count("1") - after.count("1")) / len(before)
                 progress.finish(f"{lost:.1f} points lost", cached=False)
+            # Every seed is whole before it counts.
             path = options.results / RESULT
             path.write_text(json.dumps(document) + "\n", encoding="utf-8")
     print("\n".join(table(document)))
@@ -110,29 +152,42 @@ def _run(case: Case, seed: int, options: argparse.Namespace) -> tuple[str, str, 
     splits = {split: options.data / f"{split}.csv" for split in ("train", "validation", "test")}
     named = {f"data.{name}": str(path.absolute()) for name, path in splits.items()}
     shipped = load_recipe("balanced", values=named)
-    trim, *_ = shipped.passes
+    trim, *_, export = shipped.passes
+    chain = (trim, *case.passes)
+    ends = chain if export in chain else (*chain, export)
     recipe = shipped.model_copy(
         update={
             "model": options.checkpoint.absolute(),
             "seed": seed,
-            "passes": (trim, *case.passes, shipped.passes[-1]),
+            "passes": ends,
+            "variants": {},
         }
     )
     store = RunStore(options.store or default_store())
     prepared = prepare(recipe, validate_recipe(recipe), store=store, progress=Silent())
-    steps = prepared.manager().run((trim, *case.passes))
+    steps = prepared.manager().run(chain)
     seconds = sum(step.record.facts["metrics"].get("train_s", 0.0) for step in steps)
     test = prepared.splits().test
-    before, after = (
-        _right(TorchModel.load(step.folder), test) for step in (prepared.original, steps[-1])
+    before = _right(TorchModel.load(prepared.original.folder), test)
+    return before, _right(load_model(steps[-1].folder), test), seconds
+
+
+def _right(model: TorchModel | OnnxModel, split: Split) -> str:
+    found = (
+        predict_classes(model, split) if isinstance(model, TorchModel) else _predict(model, split)
     )
-    return before, after, seconds
+    return "".join("1" if hit else "0" for hit in found == split.labels)
 
 
-def _right(model: TorchModel, split: Any) -> str:
-    from compressor.manager import predict_classes
-
-    return "".join("1" if hit else "0" for hit in predict_classes(model, split) == split.labels)
+def _predict(model: OnnxModel, split: Split) -> NDArray[np.int64]:
+    """Classes that a model in ONNX form predicts on ONNX Runtime, (N,); one row at a time."""
+    task = get_task(model.task)
+    session = create_session(model.path, threads=1)
+    outputs = [
+        session.run(None, dict(task.collate(model, [row])))[0]
+        for row in task.encode(model, split.inputs)
+    ]
+    return task.predictions(np.concatenate(outputs))
 
 
 def table(document: Mapping[str, Any]) -> Iterator[str]:

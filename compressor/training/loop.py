@@ -18,6 +18,7 @@ from transformers.utils import logging
 
 from compressor.model import TorchModel
 from compressor.training.checkpoints import claim, last_checkpoint
+from compressor.training.fake_quant import fake_quantized
 from compressor.training.settings import TrainingSettings
 from compressor.training.trainer import SteadyTrainer, is_convolutional, set_memory_format
 
@@ -72,7 +73,10 @@ def run_training(
             if trainer.args.should_save:
                 claim(folder, identity)
         checkpoint = last_checkpoint(folder)
-        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        aware = settings.quantization_aware
+        seen = trainer.calibration_batches(0 if aware is None else aware.num_samples)
+        with fake_quantized(model.module, aware, seen):
+            trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
         network: nn.Module = trainer.accelerator.unwrap_model(
             trainer.model, keep_fp32_wrapper=False
         )

@@ -8,7 +8,22 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from compressor.errors import PassError
 
-__all__ = ["DistillSettings", "FinetuneSettings", "TrainingSettings"]
+__all__ = ["DistillSettings", "FinetuneSettings", "QuantizationAware", "TrainingSettings"]
+
+
+class QuantizationAware(BaseModel):
+    """How a network rounds while it trains: as the pass ``quantize`` of these settings will."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    method: Literal["static", "dynamic"] = "static"
+    """Of ``quantize``: fixed ranges of activations, or those of each input."""
+    percentile: float = Field(default=99.99, gt=50, le=100)
+    """Share of values that a static range covers, in percent."""
+    weight_bits: Literal[7, 8] = 8
+    """Of the weights."""
+    num_samples: int = Field(default=256, ge=1)
+    """Training inputs from which static ranges are taken, before the first step."""
 
 
 class TrainingSettings(BaseModel):
@@ -43,6 +58,11 @@ class TrainingSettings(BaseModel):
     """Epochs between two checkpoints, from which an interrupted training goes on."""
     checkpoint_steps: int | None = Field(default=None, ge=1)
     """Write a checkpoint every so many steps as well, where an epoch takes long."""
+    quantization_aware: QuantizationAware | None = Field(
+        default=None, exclude_if=lambda value: value is None
+    )
+    """Round weights and the inputs of linear layers and convolutions as int8 will, so that training
+    makes up for it; for a short training after the long one. null trains in floats."""
 
 
 class FinetuneSettings(TrainingSettings):

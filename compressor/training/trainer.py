@@ -5,10 +5,11 @@ from __future__ import annotations
 import errno
 import math
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
@@ -50,6 +51,7 @@ _SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant_with
 _WRITER_FAILED = ("PytorchStreamWriter failed", "inline_container.cc")
 """What torch's own writer says where a write came short; it does not say why."""
 _EVAL_BATCH = 64  # rows that each process evaluates at once
+_CALIBRATION_BATCH = 16
 _KEPT_CHECKPOINTS = 2  # the one before stays until the new one has been sealed
 
 
@@ -210,6 +212,22 @@ class SteadyTrainer(Trainer):  # type: ignore[misc]  # transformers has no types
     def inputs_of(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """What of a batch goes into the module."""
         return {name: batch[name] for name in self.inputs}
+
+    def calibration_batches(self, num_rows: int) -> Iterator[dict[str, Tensor]]:
+        """Inputs of the module, of a seeded choice of training rows without noise.
+
+        Rows of like length go together, so that padding does not shape what is seen.
+        """
+        rows, lengths = self.train_dataset.rows, self.train_dataset.lengths
+        generator = np.random.default_rng(self.args.seed)
+        chosen = generator.permutation(len(rows))[:num_rows].tolist()
+        chosen.sort(key=lambda index: lengths[index])
+        device = self.args.device
+        for start in range(0, len(chosen), _CALIBRATION_BATCH):
+            batch = self.data_collator(
+                [rows[i] for i in chosen[start : start + _CALIBRATION_BATCH]]
+            )
+            yield {name: each.to(device) for name, each in self.inputs_of(batch).items()}
 
     def best_weights(self) -> Path:
         """Where the best weights so far lie."""

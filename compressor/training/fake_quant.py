@@ -1,0 +1,164 @@
+"""Round weights and activations of a network while it trains, as int8 will round them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from compressor.errors import PassError
+from compressor.quantization.histogram import Histogram, percentile_threshold
+from compressor.training.settings import QuantizationAware
+
+__all__ = ["fake_quantized", "input_thresholds", "round_static", "round_weight"]
+
+Round = Callable[[Tensor], Tensor]
+
+
+@contextmanager
+def fake_quantized(
+    module: nn.Module,
+    settings: QuantizationAware | None,
+    batches: Iterable[Mapping[str, Tensor]],
+) -> Iterator[None]:
+    """Let the linear layers and convolutions of a network round, in training and in evaluation.
+
+    Quantization-aware training with straight-through gradients (Jacob et al., "Quantization and
+    Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference", 2018, section 3).
+    Weights are rounded as `compressor.quantization` rounds them: symmetric, a scale for each output
+    channel, anew in each step. Differs from the paper in that the ranges of activations are not
+    averaged while the network trains: static ones are calibrated before its first step, in the way
+    in which the pass ``quantize`` calibrates after its last, and stay, so that the network learns
+    to live in them and a resumed training finds the same; dynamic ones are those of each batch.
+
+    The weights, their names and gradients stay those of the network; on leaving it is as it was.
+
+    Args:
+        module: Its layers are changed in place.
+        settings: How to round; None changes nothing.
+        batches: Inputs of the network for the calibration; read for static ranges only.
+
+    Raises:
+        PassError: The network has no layer to quantize, or there are no batches.
+    """
+    if settings is None:
+        yield
+        return
+    layers = _layers(module)
+    if not layers:
+        raise PassError(
+            "the model has no linear layer or convolution to quantize",
+            where="quantization_aware",
+            fix="leave the setting out",
+        )
+    rounds: dict[str, Round] = dict.fromkeys(layers, round_dynamic)
+    if settings.method == "static":
+        found = input_thresholds(module, batches, percentile=settings.percentile)
+        rounds = {name: partial(round_static, threshold=found[name]) for name in layers}
+    try:
+        for name, layer in layers.items():
+            layer.forward = partial(_forward, layer, rounds[name], settings.weight_bits)
+        yield
+    finally:
+        for layer in layers.values():
+            layer.__dict__.pop("forward", None)
+
+
+def input_thresholds(
+    module: nn.Module, batches: Iterable[Mapping[str, Tensor]], *, percentile: float
+) -> dict[str, float]:
+    """The magnitude at which to clip the input of each linear layer and convolution.
+
+    Args:
+        module: Stays as it was.
+        batches: Its inputs.
+        percentile: Share of the values below it, in percent.
+
+    Raises:
+        PassError: There are no batches.
+    """
+    layers = _layers(module)
+    seen = {name: Histogram.empty() for name in layers}
+
+    def look(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        def hook(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            seen[name] = seen[name].add(inputs[0].detach().float().cpu().numpy())
+
+        return hook
+
+    handles = [layer.register_forward_pre_hook(look(name)) for name, layer in layers.items()]
+    training, is_empty = module.training, True
+    try:
+        module.eval()
+        with torch.inference_mode():
+            for batch in batches:
+                module(**batch)
+                is_empty = False
+    finally:
+        module.train(training)
+        for handle in handles:
+            handle.remove()
+    if is_empty:
+        raise PassError(
+            "calibration got no data",
+            where="quantization_aware",
+            fix="train on at least one row",
+        )
+    return {name: percentile_threshold(each, percentile) for name, each in seen.items()}
+
+
+def round_static(values: Tensor, *, threshold: float) -> Tensor:
+    """Values on the 256 levels of symmetric int8, clipped at a fixed threshold.
+
+    Args:
+        values: Any shape.
+        threshold: What the largest level stands for; with 0, nothing was seen and it is 1.
+    """
+    scale = max(threshold / 127, torch.finfo(torch.float32).tiny) if threshold > 0 else 1 / 127
+    return torch.fake_quantize_per_tensor_affine(values.float(), scale, 0, -128, 127)
+
+
+def round_dynamic(values: Tensor) -> Tensor:
+    """Values on the 256 levels between the smallest and the largest of them, 0 among them.
+
+    The arithmetic of ONNX's ``DynamicQuantizeLinear``.
+    """
+    values = values.float()
+    low, high = torch.aminmax(values.detach())
+    low, high = low.clamp(max=0.0), high.clamp(min=0.0)
+    scale = ((high - low) / 255).clamp(min=torch.finfo(torch.float32).tiny)
+    zero_point = (-low / scale).round().clamp(0, 255).to(torch.int32)
+    return torch.fake_quantize_per_tensor_affine(values, scale, zero_point, 0, 255)
+
+
+def round_weight(weight: Tensor, *, bits: int) -> Tensor:
+    """A weight on symmetric levels with one scale for each output channel.
+
+    See `compressor.quantization.channels.quantize_channels`, which it equals.
+
+    Args:
+        weight: (outputs, ...).
+        bits: 8 uses -127 to 127; 7 uses -63 to 63.
+    """
+    largest = 127 if bits == 8 else 63
+    maxima = weight.detach().abs().flatten(1).amax(dim=1)  # (outputs,)
+    scales = (maxima / largest).clamp(min=torch.finfo(torch.float32).tiny)
+    scales = torch.where(maxima > 0, scales, 1.0)
+    zero = torch.zeros_like(scales, dtype=torch.int32)
+    return torch.fake_quantize_per_channel_affine(weight, scales, zero, 0, -largest, largest)
+
+
+def _layers(module: nn.Module) -> dict[str, nn.Linear | nn.Conv2d]:
+    parts = module.named_modules()
+    return {name: each for name, each in parts if isinstance(each, nn.Linear | nn.Conv2d)}
+
+
+def _forward(layer: nn.Linear | nn.Conv2d, round_input: Round, bits: int, values: Tensor) -> Tensor:
+    values, weight = round_input(values), round_weight(layer.weight, bits=bits)
+    if isinstance(layer, nn.Conv2d):
+        return layer._conv_forward(values, weight, layer.bias)
+    return functional.linear(values, weight, layer.bias)
