@@ -14,7 +14,13 @@ from compressor.errors import PassError
 from compressor.quantization.histogram import Histogram, percentile_threshold
 from compressor.training.settings import QuantizationAware
 
-__all__ = ["fake_quantized", "input_thresholds", "round_static", "round_weight"]
+__all__ = [
+    "fake_quantized",
+    "input_thresholds",
+    "round_dynamic",
+    "round_static",
+    "round_weight",
+]
 
 Round = Callable[[Tensor], Tensor]
 
