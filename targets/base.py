@@ -12,10 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from targets.discovery import Component
+from targets.errors import TargetError
 from targets.signature import Arrays, Signature
 
 if TYPE_CHECKING:
     from targets.bundle import Bundle
+    from targets.node_times import NodeTime
 
 __all__ = ["Alternative", "Form", "Lowered", "Precision", "Session", "Source", "Target"]
 
@@ -197,6 +199,30 @@ class Target(Component, ABC):
             batch_size: Samples of each run.
         """
         return {}
+
+    def profile(
+        self, bundle: Bundle, feeds: Arrays, *, threads: int, num_runs: int
+    ) -> tuple[NodeTime, ...]:
+        """Run a bundle under the profiler of the runtime.
+
+        Args:
+            bundle: Of this target.
+            feeds: One array for each input of its signature.
+            threads: CPU threads.
+            num_runs: That count, after a tenth as many that do not.
+
+        Returns:
+            The median of each node over the runs.
+
+        Raises:
+            TargetError: The target has no profiler, which is the default, or refused the bundle.
+        """
+        raise TargetError(
+            "this target has no profiler",
+            where=bundle.source,
+            given=self.label,
+            fix="profile a bundle for onnxruntime or openvino, or use the profiler of its vendor",
+        )
 
     def versions(self) -> dict[str, str]:
         """Versions of the libraries whose change makes a lowered model stale."""

@@ -18,6 +18,7 @@ from compressor.cli import (
     gate,
     inspect,
     package,
+    profile,
     report,
     runs,
     search,
@@ -73,6 +74,7 @@ device.add_commands(app)
 gate.add_commands(app)
 track.add_commands(app)
 package.add_commands(app)
+profile.add_commands(app)
 report.add_commands(app)
 explain.add_commands(app)
 inspect.add_commands(app)

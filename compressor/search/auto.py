@@ -164,7 +164,12 @@ def _variants(recipe: Recipe) -> dict[str, tuple[Pass, ...]]:
     floats: dict[str, tuple[Pass, ...]] = {
         name: (Quantize(method=name),) for name in SIXTEEN_BITS if name in native
     }
-    return {"fp32": (), **floats, **INT8}
+    int8 = {
+        name: passes
+        for name, passes in INT8.items()
+        if any(passes[-1].precision not in target.refuses for target in recipe.targets)
+    }
+    return {"fp32": (), **floats, **int8}
 
 
 class _Searcher:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from targets.base import Alternative, Lowered, Precision, Session, Source, Target
 from targets.environment import cpu_features
 from targets.errors import MissingLibraryError, TargetError, UnsupportedModelError
+from targets.node_times import NodeTime, median_times
 from targets.signature import Arrays, Signature
 from targets.wording import plural
 
@@ -126,6 +127,33 @@ class OpenVINO(Target):
 
         Threads are not pinned to cores: pinning loses on a machine that does other work as well.
         """
+        return OpenVINOSession(bundle.manifest.signature, self._compiled(bundle, threads))
+
+    def profile(
+        self, bundle: Bundle, feeds: Arrays, *, threads: int, num_runs: int
+    ) -> tuple[NodeTime, ...]:
+        """See the base class; a kernel names the implementation and what it computes in."""
+        request = self._compiled(bundle, threads, {"PERF_COUNT": True}).create_infer_request()
+        runs = []
+        for _ in range(num_runs + num_runs // 10):
+            request.infer(feeds, share_inputs=True)
+            runs.append(
+                [
+                    NodeTime(
+                        name=each.node_name,
+                        op=each.node_type,
+                        kernel=each.exec_type,
+                        ms=1e3 * each.real_time.total_seconds(),
+                    )
+                    for each in request.get_profiling_info()
+                    if each.status == each.Status.EXECUTED
+                ]
+            )
+        return median_times(runs[-num_runs:])
+
+    def _compiled(
+        self, bundle: Bundle, threads: int, more: Mapping[str, Any] | None = None
+    ) -> openvino.CompiledModel:
         given = bundle.manifest.options
         options: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY"}
         if self.device == "CPU":
@@ -137,10 +165,7 @@ class OpenVINO(Target):
                 # Else activations of weight-only models become int8 without having been asked for.
                 "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0,
             }
-        options |= given
-        return OpenVINOSession(
-            bundle.manifest.signature, _compile(bundle.model_path, self.device, options)
-        )
+        return _compile(bundle.model_path, self.device, {**options, **given, **(more or {})})
 
     def alternatives(self, *, threads: int, batch_size: int) -> Mapping[str, Alternative]:
         """On a CPU: pinning, hyper-threading, the hint, streams, and bf16 where it is native.
