@@ -33,7 +33,11 @@ from targets.measurement import Measurement, speedup
 from targets.registry import get
 
 HERE = Path(__file__).parent
-SPEEDS = (4.0, 6.0, 8.0, 10.0, 15.0, 20.0)
+EPOCHS: Mapping[float, int] = {4.0: 6, 6.0: 10, 8.0: 24, 10.0: 24, 15.0: 24, 20.0: 24}
+"""Speed that is asked for -> epochs of training: where little goes, few make up for it, and they
+take long."""
+SHORT_EPOCHS = 2
+"""Of the trainings that choose between numbers of layers, where there are few epochs."""
 BASE, TARGET = "onnxruntime", "openvino"
 WHOLE: Mapping[str, tuple[Pass, ...]] = {
     "fp32": (Export(),),
@@ -89,11 +93,13 @@ def _found(
 ) -> dict[str, tuple[Pass, ...]]:
     """A variant for each speed that some shape reaches."""
     variants: dict[str, tuple[Pass, ...]] = {}
-    for speed in SPEEDS:
+    for speed, epochs in EPOCHS.items():
+        few = AutoSettings(epochs=epochs, short_epochs=SHORT_EPOCHS)
+        settings = few if epochs < AutoSettings().epochs else AutoSettings()
         budget = Budget(require="any", max_latency_ms=fp32_ms / speed)
         recipe = base.model_copy(update={"budget": budget, "variants": {}})
         try:
-            best = search(recipe, AutoSettings(), store=store, progress=progress).best
+            best = search(recipe, settings, store=store, progress=progress).best
         except BudgetError as error:
             progress.warn(f"{speed:g}x: {error.what}")
             continue

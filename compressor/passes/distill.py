@@ -15,6 +15,8 @@ from compressor.training.settings import DistillSettings
 from targets.base import Form
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from compressor.architecture import Architecture
     from compressor.model import TorchModel
 
@@ -67,6 +69,11 @@ class Distill(Pass, DistillSettings):
             raise ValueError("all weights of the loss are 0; give one of them")
         return self
 
+    @property
+    def input_files(self) -> tuple[Path, ...]:
+        """See the base class."""
+        return () if self.unlabeled is None else (self.unlabeled,)
+
     def plan(self, architecture: Architecture, *, width_multiple: int = 8) -> Architecture:
         """The layers that the student keeps.
 
@@ -75,6 +82,7 @@ class Distill(Pass, DistillSettings):
         """
         check_batch(self.batch_size)
         self.check_compared(len(architecture.layers))
+        self.check_unlabeled()
         if not architecture.layers and self.num_layers is None and self.layers is None:
             return architecture
         keep = self._kept_layers(len(architecture.layers))

@@ -19,6 +19,8 @@ from compressor.training.settings import DistillSettings
 from targets.base import Form
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from compressor.model import Model, TorchModel
     from compressor.pruning.gradual import StepResult
 
@@ -108,6 +110,12 @@ class Prune(Pass):
             hidden=self.hidden,
         )
 
+    @property
+    def input_files(self) -> tuple[Path, ...]:
+        """See the base class."""
+        unlabeled = None if self.recovery is None else self.recovery.unlabeled
+        return () if unlabeled is None else (unlabeled,)
+
     def plan(self, architecture: Architecture, *, width_multiple: int = 8) -> Architecture:
         """See the base class. With scope "global" the layers will differ; the totals hold.
 
@@ -116,6 +124,7 @@ class Prune(Pass):
         if self.recovery is not None:
             check_batch(self.recovery.batch_size)
             self.recovery.check_compared(len(architecture.layers))
+            self.recovery.check_unlabeled()
         if not architecture.layers:
             left = (1 - self._channel_ratio()) ** 2
             weights = round((architecture.num_other_parameters or 0) * left)

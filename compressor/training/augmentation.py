@@ -25,18 +25,28 @@ class Noise:
     Args:
         active: Whether any row is changed.
         copies: Different noisy versions of each row, or None for a new one each time.
+        num_rows: So many of the first rows are changed in turn; those after them stay clean. None
+            is all.
         seed: Of the noise.
     """
 
-    def __init__(self, *, active: bool = False, copies: int | None = 0, seed: int = 0) -> None:
+    def __init__(
+        self,
+        *,
+        active: bool = False,
+        copies: int | None = 0,
+        num_rows: int | None = None,
+        seed: int = 0,
+    ) -> None:
         self.active = active
         self.copies = copies if active else 0
+        self.num_rows = num_rows
         self.seed = seed
 
     def __call__(self, row: Row, index: int, epoch: int) -> Row:
         """The row as it looks in an epoch; a pure function of its arguments."""
-        if not self.active or (index + epoch) % 2 == 0:
-            return {**row, "noisy": 0, "slot": index * (1 + (self.copies or 0))}
+        if not self.active or self._stays_clean(index) or (index + epoch) % 2 == 0:
+            return {**row, "noisy": 0, "slot": self._slot(index)}
         version = epoch // 2 if self.copies is None else epoch // 2 % self.copies
         return self._noisy(row, index, version)
 
@@ -44,10 +54,24 @@ class Noise:
         """All forms that rows take, by slot, each made when it is asked for. Needs ``copies``."""
         return _Variants(self, rows)
 
+    def num_forms(self, num_rows: int) -> NDArray[np.int64]:
+        """How many forms each of the first rows takes, (num_rows,)."""
+        changed = num_rows if self.num_rows is None else min(self.num_rows, num_rows)
+        forms = np.ones(num_rows, dtype=np.int64)
+        forms[:changed] += self.copies or 0
+        return forms
+
+    def _stays_clean(self, index: int) -> bool:
+        return self.num_rows is not None and index >= self.num_rows
+
+    def _slot(self, index: int) -> int:
+        """The place of the clean form of a row: behind all forms of those before it."""
+        changed = index if self.num_rows is None else min(self.num_rows, index)
+        return index + changed * (self.copies or 0)
+
     def _noisy(self, row: Row, index: int, version: int) -> Row:
         changed = self.change(row, np.random.default_rng((self.seed, index, version)))
-        slot = index * (1 + (self.copies or 0)) + 1 + version
-        return {**row, **changed, "noisy": 1, "slot": slot}
+        return {**row, **changed, "noisy": 1, "slot": self._slot(index) + 1 + version}
 
     def change(self, row: Row, generator: np.random.Generator) -> Row:
         """The entries of a row that differ in its noisy form; its length stays."""
@@ -60,15 +84,16 @@ class _Variants(Sequence[Row]):
     def __init__(self, noise: Noise, rows: Sequence[Row]) -> None:
         self.noise = noise
         self.rows = rows
-        self.each = 1 + (noise.copies or 0)
+        self.ends = np.cumsum(noise.num_forms(len(rows)))
 
     def __len__(self) -> int:
-        return len(self.rows) * self.each
+        return int(self.ends[-1]) if len(self.ends) else 0
 
     def __getitem__(self, slot: Any) -> Any:
-        index, number = divmod(slot, self.each)
-        if index >= len(self.rows):
+        if slot >= len(self):
             raise IndexError(slot)
+        index = int(np.searchsorted(self.ends, slot, side="right"))
+        number = slot - self.noise._slot(index)
         row = self.rows[index]
         if number == 0:
             return {**row, "noisy": 0, "slot": slot}
@@ -109,7 +134,12 @@ class TokenNoise(Noise):
         tokens = [np.asarray(row["input_ids"], dtype=np.int64) for row in rows]
         self.texts = [each[~np.isin(each, self.special)] for each in tokens]
         self.pool = np.concatenate(self.texts)
-        super().__init__(active=share > 0 and len(self.pool) > 0, copies=copies, seed=seed)
+        super().__init__(
+            active=share > 0 and len(self.pool) > 0,
+            copies=copies,
+            num_rows=len(rows),
+            seed=seed,
+        )
 
     def change(self, row: Row, generator: np.random.Generator) -> Row:
         """See the base class."""
@@ -162,7 +192,7 @@ class _MovingNoise(Noise):
         self.rows = rows
         self.share = share
         self.mixup = mixup
-        super().__init__(active=share > 0, copies=copies, seed=seed)
+        super().__init__(active=share > 0, copies=copies, num_rows=len(rows), seed=seed)
 
 
 class ImageNoise(_MovingNoise):

@@ -35,7 +35,7 @@ from compressor.training.teacher import Teacher, vocabulary_table
 from compressor.training.trainer import OnEvaluation, Progress, SteadyTrainer
 from targets.encoder import encoder_layers
 
-__all__ = ["DistillSettings", "LayerMap", "distill", "distillation_loss"]
+__all__ = ["DistillSettings", "LayerMap", "distill", "distillation_loss", "read_unlabeled"]
 
 LayerMap = tuple[tuple[int, int], ...]
 """Pairs (student layer, teacher layer), from 0."""
@@ -105,9 +105,13 @@ def _train(
     on_evaluation: OnEvaluation,
 ) -> TrainingResult:
     limit = min(student.max_length, teacher.max_length)
-    train = encode(replace(student, max_length=limit), splits.train)
+    reader = replace(student, max_length=limit)
+    train = encode(reader, splits.train)
     validation = encode(student, splits.validation)
     noise = get_task(student.task).noise(student, train, settings, seed)
+    if settings.unlabeled is not None:
+        more = get_task(student.task).encode(reader, read_unlabeled(settings.unlabeled, student))
+        train += [{**row, "labels": _IGNORED} for row in more]
     return run_training(
         lambda: _DistillTrainer(
             _tapped(student, settings, pairs, side=0, hidden_size=_hidden_size(teacher)),
@@ -183,6 +187,47 @@ def distillation_loss(
             ours, theirs, token_mask(mask, ours), num_heads=settings.relation_heads
         )
     return loss
+
+
+def read_unlabeled(path: Path, model: TorchModel) -> list[str]:
+    """The inputs that a file lists, one a line: texts, or paths of files from its own folder.
+
+    Args:
+        path: UTF-8; empty lines are passed over.
+        model: Says of which kind the inputs are.
+
+    Raises:
+        PassError: The file cannot be read, lists nothing, or names a file that does not exist.
+    """
+    kind = get_task(model.task).kind
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise PassError(
+            "the file of unlabeled inputs cannot be read",
+            where=path,
+            given=error,
+            fix=f"pass a UTF-8 file with one {kind} a line",
+        ) from error
+    found = [line for line in lines if line]
+    if kind != "text":
+        found = [str(path.parent / line) for line in found]
+        absent = next((each for each in found if not Path(each).is_file()), None)
+        if absent is not None:
+            raise PassError(
+                f"a file of the unlabeled {kind} inputs does not exist",
+                where=path,
+                given=absent,
+                fix="correct the path: it is read from the folder of the list",
+            )
+    if not found:
+        raise PassError(
+            "the file of unlabeled inputs lists nothing",
+            where=path,
+            given="only empty lines",
+            fix=f"write one {kind} a line, or leave the setting out",
+        )
+    return found
 
 
 def _check_classes(student: TorchModel, teacher: TorchModel) -> None:
@@ -272,7 +317,7 @@ def _taught(
         progress(0.0, f"the teacher labels {len(variants)} rows")
         taught.remember(
             variants,
-            np.repeat(lengths(student, train), 1 + noise.copies).tolist(),
+            np.repeat(lengths(student, train), noise.num_forms(len(train))).tolist(),
             collator(student),
             limit_bytes=settings.cache_mib * 2**20,
         )

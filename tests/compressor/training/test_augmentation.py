@@ -203,3 +203,19 @@ def test_a_blended_image_lies_between_two_images():
     assert 0 in shades  # blended with itself
     assert len(shades) > 10
     assert max(shades) <= 200
+
+
+def test_rows_beyond_those_of_the_noise_stay_clean_and_slots_stay_dense():
+    more = [*ROWS, {"input_ids": [2, 400, 401, 3]}, {"input_ids": [2, 500, 3]}]
+    made = noise(copies=2)
+    assert made.num_forms(4).tolist() == [3, 3, 1, 1]
+    variants = made.variants(more)
+    assert len(variants) == 8
+    assert [row["slot"] for row in variants] == list(range(8))
+    assert [row["noisy"] for row in variants] == [0, 1, 1, 0, 1, 1, 0, 0]
+    assert [row["input_ids"] for row in variants][6:] == [row["input_ids"] for row in more[2:]]
+    for epoch in range(6):
+        for index, row in enumerate(more):
+            seen = made(row, index, epoch)
+            assert variants[seen["slot"]] == seen
+            assert index < 2 or (seen["noisy"] == 0 and seen["input_ids"] == row["input_ids"])

@@ -1,8 +1,11 @@
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
 
 from compressor.errors import PassError
+from compressor.training import distillation
 from compressor.training.batches import collator, encode
 from compressor.training.distillation import distill, distillation_loss
 from compressor.training.losses import logits_kl
@@ -14,11 +17,20 @@ SETTINGS = DistillSettings(epochs=8, batch_size=16, learning_rate=3e-3)
 
 @pytest.fixture
 def run(word_model, word_splits, tmp_path):
-    def train(student, teacher, *, settings=SETTINGS, layer_map=None, seed=0, folder="work"):
+    def train(
+        student,
+        teacher,
+        *,
+        settings=SETTINGS,
+        layer_map=None,
+        seed=0,
+        folder="work",
+        splits=word_splits,
+    ):
         return distill(
             student,
             teacher,
-            word_splits,
+            splits,
             settings,
             layer_map=layer_map,
             seed=seed,
@@ -162,3 +174,77 @@ def test_a_batch_of_noisy_rows_only_has_a_finite_loss():
     }
     student = outputs([[1.0, 0.0]])
     assert distillation_loss(student, student, batch, DistillSettings()).item() == 0
+
+
+def test_unlabeled_texts_teach_what_the_teacher_says_of_them(
+    run, word_model, word_splits, tmp_path
+):
+    """On these texts the student comes closer to the teacher than without them."""
+    teacher, student = word_model(seed=1), word_model(num_layers=1, seed=2)
+    listed = tmp_path / "more.txt"
+    listed.write_text("\n\n".join(word_splits.train.inputs[16:]) + "\n")
+    few = dataclasses.replace(word_splits, train=word_splits.train.take(range(16)))
+    others = word_splits.train.take(range(16, len(word_splits.train)))
+    found = {}
+    for path, epochs in ((None, 180), (listed, 30)):  # as many steps
+        changes = {
+            "unlabeled": path,
+            "epochs": epochs,
+            "augmentation": 0.0,
+            "hidden_weight": 0.0,
+            "labels_weight": 0.0,
+        }
+        settings = SETTINGS.model_copy(update=changes)
+        trained = run(student, teacher, settings=settings, folder=f"{epochs}", splits=few)
+        found[path] = divergence(trained.model, teacher, others)
+    assert found[listed] < 0.75 * found[None]
+
+
+def test_unlabeled_texts_have_no_label(run, word_model, word_splits, tmp_path, monkeypatch):
+    seen = []
+    real = distillation.distillation_loss
+
+    def watch(student, teacher, batch, settings):
+        seen.extend(batch["labels"].tolist())
+        return real(student, teacher, batch, settings)
+
+    monkeypatch.setattr(distillation, "distillation_loss", watch)
+    listed = tmp_path / "more.txt"
+    listed.write_text("who w1 w2\nwhere w3\n")
+    settings = SETTINGS.model_copy(update={"epochs": 1, "unlabeled": listed})
+    run(word_model(num_layers=1, seed=2), word_model(seed=1), settings=settings)
+    assert sorted(seen) == sorted([*word_splits.train.labels.tolist(), -100, -100])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(b"\n \n", "lists nothing"), (b"\xff\xfe", "cannot be read")],
+)
+def test_a_file_of_unlabeled_texts_that_holds_none_is_refused(
+    word_model, tmp_path, content, message
+):
+    path = tmp_path / "more.txt"
+    path.write_bytes(content)
+    with pytest.raises(PassError, match=message) as caught:
+        distillation.read_unlabeled(path, word_model())
+    assert caught.value.where == str(path)
+
+
+def test_unlabeled_images_are_paths_from_the_folder_of_the_list(vision_model, tmp_path):
+    (tmp_path / "a.png").write_bytes(b"")
+    path = tmp_path / "more.txt"
+    path.write_text("a.png\n")
+    model = vision_model("vit")
+    assert distillation.read_unlabeled(path, model) == [str(tmp_path / "a.png")]
+    path.write_text("a.png\nb.png\n")
+    with pytest.raises(
+        PassError, match="a file of the unlabeled image inputs does not exist"
+    ) as caught:
+        distillation.read_unlabeled(path, model)
+    assert caught.value.given == str(tmp_path / "b.png")
+
+
+def test_an_absent_file_of_unlabeled_texts_is_told_before_the_run(tmp_path):
+    settings = SETTINGS.model_copy(update={"unlabeled": tmp_path / "none.txt"})
+    with pytest.raises(PassError, match="the file of unlabeled inputs does not exist"):
+        settings.check_unlabeled()
