@@ -3,12 +3,14 @@ import pytest
 import torch
 
 from compressor.errors import PassError
+from compressor.tasks import get_task
 from compressor.training.batches import collator, encode
 from compressor.training.distillation import distill, distillation_loss
 from compressor.training.losses import logits_kl
 from compressor.training.settings import DistillSettings
 from compressor.training.taps import TappedOutputs
 
+TASK = get_task("text-classification")
 SETTINGS = DistillSettings(epochs=8, batch_size=16, learning_rate=3e-3)
 
 
@@ -150,7 +152,7 @@ def test_labels_count_on_clean_rows_only():
     }
     settings = DistillSettings(logits_weight=0.0, labels_weight=2.0)
     student = outputs([[1.0, 0.0], [3.0, -3.0]])
-    found = distillation_loss(student, outputs([[0.0, 0.0]] * 2), batch, settings)
+    found = distillation_loss(student, outputs([[0.0, 0.0]] * 2), batch, settings, task=TASK)
     assert found.item() == pytest.approx(2 * np.log(1 + np.exp(-1)))
 
 
@@ -161,4 +163,4 @@ def test_a_batch_of_noisy_rows_only_has_a_finite_loss():
         "noisy": torch.tensor([1]),
     }
     student = outputs([[1.0, 0.0]])
-    assert distillation_loss(student, student, batch, DistillSettings()).item() == 0
+    assert distillation_loss(student, student, batch, DistillSettings(), task=TASK).item() == 0
