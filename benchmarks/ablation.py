@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from compressor.cli.progress import ConsoleProgress
 from compressor.data import Split
-from compressor.manager import predict_classes
+from compressor.manager import answer
 from compressor.model import OnnxModel, TorchModel, load_model
 from compressor.passes import Pass
 from compressor.passes.distill import Distill
@@ -36,6 +36,7 @@ from compressor.recipe import load_recipe
 from compressor.store import RunStore, default_store
 from compressor.tasks import get_task
 from compressor.training.settings import QuantizationAware
+from targets.answers import Units
 from targets.runtimes.onnxruntime import create_session
 from targets.scoring import Z_95
 
@@ -173,21 +174,24 @@ def _run(case: Case, seed: int, options: argparse.Namespace) -> tuple[str, str, 
 
 
 def _right(model: TorchModel | OnnxModel, split: Split) -> str:
-    found = (
-        predict_classes(model, split) if isinstance(model, TorchModel) else _predict(model, split)
-    )
-    return "".join("1" if hit else "0" for hit in found == split.labels)
+    found = answer(model, split) if isinstance(model, TorchModel) else _answer(model, split)
+    return "".join("1" if hit else "0" for hit in found.right)
 
 
-def _predict(model: OnnxModel, split: Split) -> NDArray[np.int64]:
-    """Classes that a model in ONNX form predicts on ONNX Runtime, (N,); one row at a time."""
+def _answer(model: OnnxModel, split: Split) -> Units:
+    """What is judged of the answers of a model in ONNX form; one row at a time."""
     task = get_task(model.task)
     session = create_session(model.path, threads=1)
-    outputs = [
-        session.run(None, dict(task.collate(model, [row])))[0]
-        for row in task.encode(model, split.inputs)
-    ]
-    return task.predictions(np.concatenate(outputs))
+    return Units.joined(
+        [
+            Units.of(
+                session.run(None, dict(task.collate(model, [row])))[0],
+                task.collate_labels([row]),
+                np.array([index]),
+            )
+            for index, row in enumerate(task.encode_labelled(model, split))
+        ]
+    )
 
 
 def table(document: Mapping[str, Any]) -> Iterator[str]:

@@ -117,7 +117,7 @@ def _card(manifest: Manifest, architecture: str) -> _Json:
                 {
                     "type": "accuracy",
                     "value": repr(accuracy.value),
-                    "slice": f"the test split, {accuracy.num_rows} rows",
+                    "slice": f"the test split, {accuracy.counted}",
                     "confidenceInterval": {
                         "lowerBound": repr(accuracy.low),
                         "upperBound": repr(accuracy.high),

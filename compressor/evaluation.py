@@ -1,4 +1,4 @@
-"""Paired comparisons of two models on the same rows. Pure functions over arrays."""
+"""Paired comparisons of two models on the same data. Pure functions over arrays."""
 
 from __future__ import annotations
 
@@ -9,59 +9,99 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compressor.report.schema import Comparison
-from targets.scoring import Z_95
+from targets.scoring import Z_95, design_effect
 
-__all__ = ["Drop", "compare", "mcnemar_p_value", "paired_drop", "paired_interval"]
+__all__ = [
+    "Drop",
+    "compare",
+    "mcnemar_p_value",
+    "paired_drop",
+    "paired_interval",
+    "sign_flip_p_value",
+]
 
 
 def compare(
-    reference: NDArray[np.int64], candidate: NDArray[np.int64], labels: NDArray[np.int64]
+    reference: NDArray[np.int64],
+    candidate: NDArray[np.int64],
+    labels: NDArray[np.int64],
+    rows: NDArray[np.int64] | None = None,
 ) -> Comparison:
-    """Compare two models on the same rows.
+    """Compare two models on the same units.
 
     Args:
-        reference: (N,) predicted classes of the untouched model.
-        candidate: (N,) predicted classes of the other one.
-        labels: (N,) true classes.
+        reference: (M,) predicted classes of the untouched model.
+        candidate: (M,) predicted classes of the other one.
+        labels: (M,) true classes.
+        rows: (M,) the row of the data that each belongs to; None where each is one.
     """
-    drop = paired_drop(reference == labels, candidate == labels)
+    before, after = reference == labels, candidate == labels
+    drop = paired_drop(before, after, rows)
     return Comparison(
         drop_points=drop.points,
         low_points=drop.low,
         high_points=drop.high,
-        p_value=mcnemar_p_value(drop.lost, drop.gained),
+        p_value=sign_flip_p_value(_by_row(before, after, rows)),
         agreement=float((reference == candidate).mean()),
     )
 
 
 class Drop(NamedTuple):
-    """What is lost from one model to another on the same rows, in percentage points."""
+    """What is lost from one model to another on the same units, in percentage points."""
 
     points: float
     low: float
     high: float
     """95% interval."""
     lost: int
-    """Rows that only the first got right."""
+    """Units that only the first got right."""
     gained: int
-    """Rows that only the second got right."""
+    """Units that only the second got right."""
 
 
-def paired_drop(right_before: NDArray[np.bool_], right_after: NDArray[np.bool_]) -> Drop:
-    """Compare which rows two models get right.
+def paired_drop(
+    right_before: NDArray[np.bool_],
+    right_after: NDArray[np.bool_],
+    rows: NDArray[np.int64] | None = None,
+) -> Drop:
+    """Compare which units two models get right.
+
+    Where several come from one row, the interval is that of the effective sample: all counts are
+    divided by the design effect of the differences; see `targets.scoring.design_effect`.
 
     Args:
-        right_before: (N,) of the untouched model.
-        right_after: (N,) of the other one.
+        right_before: (M,) of the untouched model.
+        right_after: (M,) of the other one.
+        rows: (M,) the row of the data that each belongs to; None where each is one.
     """
+    count = len(right_before)
     lost = int((right_before & ~right_after).sum())
     gained = int((~right_before & right_after).sum())
-    low, high = paired_interval(lost, gained, len(right_before))
-    points = 100 * (lost - gained) / len(right_before)
+    effect = design_effect(_difference(right_before, right_after), rows)
+    low, high = paired_interval(lost / effect, gained / effect, count / effect)
+    points = 100 * (lost - gained) / count
     return Drop(points, 100 * low, 100 * high, lost, gained)
 
 
-def paired_interval(lost: int, gained: int, count: int, z: float = Z_95) -> tuple[float, float]:
+def _difference(before: NDArray[np.bool_], after: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """1 where only the first is right, -1 where only the second is, else 0."""
+    return before.astype(np.int64) - after
+
+
+def _by_row(
+    before: NDArray[np.bool_], after: NDArray[np.bool_], rows: NDArray[np.int64] | None
+) -> NDArray[np.int64]:
+    """Lost minus gained of each row.  # (rows,)"""
+    difference = _difference(before, after)
+    if rows is None:
+        return difference
+    _, places = np.unique(rows, return_inverse=True)
+    return np.rint(np.bincount(places, weights=difference)).astype(np.int64)
+
+
+def paired_interval(
+    lost: float, gained: float, count: float, z: float = Z_95
+) -> tuple[float, float]:
     """Interval of the difference of two proportions on the same rows (Agresti and Min, 2005).
 
     Adds half an observation to each cell of the 2 x 2 table, so that it neither collapses to a
@@ -82,7 +122,12 @@ def paired_interval(lost: int, gained: int, count: int, z: float = Z_95) -> tupl
 
 
 def mcnemar_p_value(lost: int, gained: int) -> float:
-    """Exact two-sided McNemar test (McNemar, 1947): binomial with probability 1/2."""
+    """Exact two-sided McNemar test (McNemar, 1947): binomial with probability 1/2.
+
+    Args:
+        lost: Rows that only the first got right.
+        gained: Rows that only the second got right.
+    """
     discordant = lost + gained
     if discordant == 0:
         return 1.0
@@ -91,3 +136,27 @@ def mcnemar_p_value(lost: int, gained: int) -> float:
         term = term * (discordant - k) // (k + 1)
         tail += term
     return min(1.0, 2 * tail / (1 << discordant))
+
+
+def sign_flip_p_value(differences: NDArray[np.int64]) -> float:
+    """Exact two-sided test that two models are equally good, by the differences of rows.
+
+    If they are, the difference of each row could as well be the other way round: the chance that
+    random signs give a sum as far from 0 (Fisher, The Design of Experiments, 1935, section 21).
+    With one unit a row this is McNemar's exact test.
+
+    Args:
+        differences: (rows,) units lost minus units gained of each.
+    """
+    sizes = np.abs(differences[differences != 0])
+    if (sizes == 1).all():
+        return mcnemar_p_value(int((differences > 0).sum()), int((differences < 0).sum()))
+    total, reached = int(sizes.sum()), abs(int(differences.sum()))
+    chances = np.ones(1)  # of a sum of each size, in steps of 2 from minus to plus what is possible
+    for size in sizes.tolist():
+        grown = np.zeros(len(chances) + size)
+        grown[: len(chances)] += chances / 2
+        grown[size:] += chances / 2
+        chances = grown
+    sums = np.arange(-total, total + 1, 2)
+    return min(1.0, float(chances[np.abs(sums) >= reached].sum()))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from compressor.evaluation import compare, paired_drop
 from compressor.metrics import expected_calibration_error, metric_changes
 from compressor.report.schema import Change, ChangedExample, Comparison, Group
+from targets.answers import most_probable
 
 __all__ = ["changed_examples", "compare_answers"]
 
@@ -24,29 +25,31 @@ def compare_answers(
     labels: NDArray[np.int64],
     *,
     label_names: Sequence[str],
+    rows: NDArray[np.int64] | None = None,
     slices: Mapping[str, Sequence[str]] | None = None,
 ) -> Comparison:
-    """Compare two models on the same rows: as a whole, by class, and by slice.
+    """Compare two models on the same units: as a whole, by class, and by slice.
 
     Args:
-        reference: (N, classes) probabilities of the untouched model.
-        candidate: (N, classes) probabilities of the other one.
-        labels: (N,) true classes.
+        reference: (M, classes) probabilities of the untouched model.
+        candidate: (M, classes) probabilities of the other one.
+        labels: (M,) true classes.
         label_names: Of the classes.
-        slices: Column -> its values, N each.
+        rows: (M,) the row of the data that each unit belongs to; None where each is one.
+        slices: Column -> its values, one a row.
     """
-    before, after = (np.asarray(each.argmax(axis=1)) for each in (reference, candidate))
-    changes = metric_changes(before, after, labels, num_classes=len(label_names))
+    before, after = most_probable(reference), most_probable(candidate)
+    changes = metric_changes(before, after, labels, num_classes=len(label_names), rows=rows)
     parts: list[tuple[str | None, str, NDArray[np.bool_]]] = [
         (None, name, labels == index) for index, name in enumerate(label_names)
     ]
     for column, values in (slices or {}).items():
-        found = np.asarray(values)
+        found = np.asarray(values) if rows is None else np.asarray(values)[rows]
         names, counts = np.unique(found, return_counts=True)
         frequent = names[np.argsort(-counts, kind="stable")][:MAX_VALUES]
         parts += [(column, str(name), found == name) for name in frequent]
     right_before, right_after = before == labels, after == labels
-    return compare(before, after, labels).model_copy(
+    return compare(before, after, labels, rows).model_copy(
         update={
             "reference_accuracy": float(right_before.mean()),
             "metrics": {
@@ -60,9 +63,15 @@ def compare_answers(
                 for name, each in changes.items()
             },
             "groups": tuple(
-                _group(column, name, right_before[rows], right_after[rows])
-                for column, name, rows in parts
-                if rows.any()
+                _group(
+                    column,
+                    name,
+                    right_before[part],
+                    right_after[part],
+                    None if rows is None else rows[part],
+                )
+                for column, name, part in parts
+                if part.any()
             ),
             "max_probability_difference": float(np.abs(reference - candidate).max()),
             "calibration_error": expected_calibration_error(candidate, labels),
@@ -77,38 +86,44 @@ def changed_examples(
     labels: NDArray[np.int64],
     *,
     label_names: Sequence[str],
-    texts: Sequence[str] | None = None,
+    rows: NDArray[np.int64] | None = None,
+    title: Callable[[int, int], str] | None = None,
     limit: int = 20,
 ) -> tuple[ChangedExample, ...]:
-    """The examples that got another label, the worst first.
+    """The units that got another label, the worst first.
 
     Worst are those that were right and are wrong now, then those whose new label is the most
     confident.
 
     Args:
-        reference: (N, classes) probabilities of the untouched model.
-        candidate: (N, classes) probabilities of the other one.
-        labels: (N,) true classes.
+        reference: (M, classes) probabilities of the untouched model.
+        candidate: (M, classes) probabilities of the other one.
+        labels: (M,) true classes.
         label_names: Of the classes.
-        texts: The N examples; None where they are to stay private.
+        rows: (M,) the row of the data that each unit belongs to, rising; None where each is one.
+        title: What to call a unit, by its row and its place among those of the row, from 0; None
+            where the data is to stay private.
         limit: Most to return.
     """
-    before, after = reference.argmax(axis=1), candidate.argmax(axis=1)
-    rows = np.flatnonzero(before != after)
-    lost = (before[rows] == labels[rows]) & (after[rows] != labels[rows])
-    confidence = candidate[rows, after[rows]]
-    order = rows[np.lexsort((rows, -confidence, ~lost))][:limit]
+    if rows is None:
+        rows = np.arange(len(labels))
+    before, after = most_probable(reference), most_probable(candidate)
+    units = np.flatnonzero(before != after)
+    lost = (before[units] == labels[units]) & (after[units] != labels[units])
+    confidence = candidate[units, after[units]]
+    order = units[np.lexsort((units, -confidence, ~lost))][:limit]
+    first = np.searchsorted(rows, rows[order])
     return tuple(
         ChangedExample(
-            index=int(row),
-            text=None if texts is None else texts[row],
-            label=label_names[labels[row]],
-            before=label_names[before[row]],
-            after=label_names[after[row]],
-            confidence_before=float(reference[row, before[row]]),
-            confidence_after=float(candidate[row, after[row]]),
+            index=int(rows[unit]),
+            text=None if title is None else title(int(rows[unit]), place),
+            label=label_names[labels[unit]],
+            before=label_names[before[unit]],
+            after=label_names[after[unit]],
+            confidence_before=float(reference[unit, before[unit]]),
+            confidence_after=float(candidate[unit, after[unit]]),
         )
-        for row in order
+        for unit, place in zip(order, (order - first).tolist(), strict=True)
     )
 
 
@@ -117,9 +132,10 @@ def _group(
     value: str,
     right_before: NDArray[np.bool_],
     right_after: NDArray[np.bool_],
+    rows: NDArray[np.int64] | None,
 ) -> Group:
-    """What the rows of one group lost; both arrays are those rows."""
-    drop = paired_drop(right_before, right_after)
+    """What the units of one group lost; the arrays are of those units."""
+    drop = paired_drop(right_before, right_after, rows)
     return Group(
         column=column,
         value=value,

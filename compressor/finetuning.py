@@ -144,7 +144,7 @@ def _train(
     work: Path,
     progress: Progress,
 ) -> dict[str, Any]:
-    from compressor.manager import predict_classes
+    from compressor.manager import answer
     from compressor.model import TorchModel
     from compressor.training.curves import save_curves
 
@@ -161,16 +161,18 @@ def _train(
     assert isinstance(trained, TorchModel)
     trained.save(files)
     save_curves(result.history, files)
+    unit = get_task(trained.task).answers.unit
+    answers = {name: answer(trained, getattr(splits, name)) for name in ("validation", "test")}
     found = {
-        name: accuracy(predict_classes(trained, split) == split.labels).model_dump()
-        for name, split in (("validation", splits.validation), ("test", splits.test))
+        name: accuracy(each.right, each.rows, unit=unit).model_dump()
+        for name, each in answers.items()
     }
     (files / "finetune.json").write_text(
         json.dumps({"settings": settings.settings(), "seed": seed, "accuracy": found}, indent=2)
     )
     return {
         "accuracy": found,
-        "largest_class": float(np.bincount(splits.test.labels).max() / len(splits.test)),
+        "largest_class": float(np.bincount(answers["test"].labels).max() / len(answers["test"])),
         "metrics": dict(result.metrics),
     }
 

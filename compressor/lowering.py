@@ -20,7 +20,7 @@ from targets.worker_client import Worker
 
 __all__ = ["Candidate", "lower"]
 
-LOWER_VERSION = 2  # goes up when the same model gives another bundle
+LOWER_VERSION = 3  # goes up when the same model gives another bundle
 HAND_OVER_VERSION = 1  # goes up when a target leaves something else for another machine
 _HERE = "<here>"  # in the store: where what is handed over will lie
 
@@ -188,6 +188,7 @@ def _build(target: Target, step: StoredStep, variant: str, files: Path) -> Mappi
             notes=lowered.notes,
             labels=model.labels,
             preprocessing=task.preprocessing(step.folder, model.max_length),
+            answers=task.answers,
             provenance={"model": step.content_hash, "libraries": target.versions()},
             files={},
         ),

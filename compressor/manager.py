@@ -19,13 +19,11 @@ from targets.errors import ToolkitError, is_disk_full
 from targets.provenance import checkpoint_hashes
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
     from compressor.data import Split, Splits
     from compressor.model import Model, TorchModel
+    from targets.answers import Units
 
-__all__ = ["PassManager", "TrainingStoppedError", "import_checkpoint", "predict_classes"]
+__all__ = ["PassManager", "TrainingStoppedError", "answer", "import_checkpoint"]
 
 IMPORT_VERSION = 2  # goes up when importing a checkpoint gives another result
 
@@ -257,30 +255,33 @@ def _facts(
     if isinstance(model, TorchModel):
         facts["num_parameters"] = model.num_parameters
         facts["architecture"] = Architecture.read(files).describe()
-        validation = splits.validation
-        hits = predict_classes(model, validation) == validation.labels
-        facts["metrics"]["validation_accuracy"] = float(hits.mean())
+        judged = answer(model, splits.validation)
+        facts["metrics"]["validation_accuracy"] = float(judged.right.mean())
     return facts
 
 
-def predict_classes(model: TorchModel, split: Split) -> NDArray[np.int64]:
-    """Classes that a torch model predicts for a split, (N,)."""
+def answer(model: TorchModel, split: Split) -> Units:
+    """What is judged of the answers of a torch model to a split, in its order."""
     import numpy as np
     import torch
 
     from compressor.tasks import get_task
+    from targets.answers import Units
 
     task = get_task(model.task)
-    rows = task.encode(model, split.inputs)
+    rows = task.encode_labelled(model, split)
     order = sorted(range(len(rows)), key=lambda index: task.length(rows[index]))
-    predicted = np.zeros(len(rows), dtype=np.int64)
+    parts = []
     with torch.inference_mode():
         for start in range(0, len(order), 32):
             chosen = order[start : start + 32]
-            batch = task.collate(model, [rows[index] for index in chosen])
-            feeds = {name: torch.from_numpy(array) for name, array in batch.items()}
-            predicted[chosen] = task.predictions(model.module(**feeds).logits.float().numpy())
-    return predicted
+            batch = [rows[index] for index in chosen]
+            feeds = {
+                name: torch.from_numpy(array) for name, array in task.collate(model, batch).items()
+            }
+            scores = model.module(**feeds).logits.float().numpy()
+            parts.append(Units.of(scores, task.collate_labels(batch), np.asarray(chosen)))
+    return Units.joined(parts)
 
 
 def _headline(step: StoredStep) -> str:

@@ -14,6 +14,7 @@ from safetensors.numpy import load_file, save_file
 
 from compressor.lowering import Candidate
 from compressor.store import RunStore, StoredStep, step_key
+from targets.answers import Units
 from targets.base import Target
 from targets.benchmark import BenchmarkCase, BenchmarkSettings, CaseResult, benchmark
 from targets.bundle import Bundle
@@ -40,16 +41,17 @@ __all__ = [
 ]
 
 SPLITS = ("validation", "test")
-PACK_VERSION = 2
-EVALUATE_VERSION = 2
+PACK_VERSION = 3
+EVALUATE_VERSION = 3
 BENCHMARK_VERSION = 1
 TUNE_VERSION = 1
 EVALUATION_THREADS = 2
 RESULTS = "latency.json"
 OUTPUTS = "outputs.safetensors"
+_PARTS = ("scores", "labels", "rows")  # of the units, as they are kept
 
-Predictions = Mapping[str, NDArray[np.generic]]
-"""``<split>`` -> outputs (N, classes) and ``<split>_labels`` -> true classes (N,)."""
+Predictions = Mapping[str, Units]
+"""Split -> what is judged of the answers to it."""
 
 
 def pack_file(split: str) -> str:
@@ -156,12 +158,14 @@ def evaluate(
 
     def make(files: Path, work: Path) -> dict[str, Any]:
         arrays: dict[str, NDArray[np.generic]] = {}
+        manifest = opened.manifest
         with evaluators.worker(candidate.target) as worker:
             worker.open(bundle.folder)
             for name in names:
                 pack = packs.folder / pack_file(name)
-                arrays[name] = worker.predict(pack)[opened.manifest.signature.outputs[0].name]
-                arrays[f"{name}_labels"] = EvaluationPack.load(pack).labels
+                outputs = worker.predict(pack)[manifest.signature.outputs[0].name]
+                units = manifest.answers.units(outputs, EvaluationPack.load(pack))
+                arrays |= {f"{name}.{part}": getattr(units, part) for part in _PARTS}
         whole = {key: np.ascontiguousarray(value) for key, value in arrays.items()}
         save_file(whole, files / OUTPUTS)
         return {}
@@ -176,7 +180,8 @@ def evaluate(
         },
         make,
     )
-    return step, load_file(step.folder / OUTPUTS)
+    kept = load_file(step.folder / OUTPUTS)
+    return step, {name: Units(*(kept[f"{name}.{part}"] for part in _PARTS)) for name in names}
 
 
 def tuned(

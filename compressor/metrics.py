@@ -9,9 +9,12 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from targets.answers import most_probable
+
 __all__ = ["METRICS", "MetricChange", "expected_calibration_error", "metric_changes"]
 
 Weights = NDArray[np.float64]
+Counts = NDArray[np.float32]
 
 RESAMPLES = 1000
 _CHUNK = 20_000_000  # cells of the table of weights that are held at once
@@ -40,12 +43,12 @@ METRICS: Mapping[str, Callable[[Weights, Weights, Weights], Weights]] = {
     "balanced_accuracy": _balanced_accuracy,
     "macro_f1": _macro_f1,
 }
-"""Name -> function of the weights, each (B, classes), of the rows that are rightly given a class,
+"""Name -> function of the weights, each (B, classes), of the units that are rightly given a class,
 that have it, and that are given it. Gives (B,)."""
 
 
 class MetricChange(NamedTuple):
-    """A metric of two models on the same rows, all as shares in [0, 1]."""
+    """A metric of two models on the same units, all as shares in [0, 1]."""
 
     reference: float
     candidate: float
@@ -60,23 +63,36 @@ def metric_changes(
     labels: NDArray[np.int64],
     *,
     num_classes: int,
+    rows: NDArray[np.int64] | None = None,
 ) -> dict[str, MetricChange]:
     """Every metric of two models, and what is lost from one to the other.
 
     The interval comes from 1000 paired bootstrap resamples of the rows, always the same ones (Efron
-    and Tibshirani, An Introduction to the Bootstrap, 1993, section 13.3).
+    and Tibshirani, An Introduction to the Bootstrap, 1993, section 13.3). Where a row has several
+    units, it is drawn with all of them (Davison and Hinkley, Bootstrap Methods and their
+    Application, 1997, section 3.8).
 
     Args:
-        reference: (N,) classes that the untouched model gives.
-        candidate: (N,) classes that the other one gives.
-        labels: (N,) true classes.
+        reference: (M,) classes that the untouched model gives.
+        candidate: (M,) classes that the other one gives.
+        labels: (M,) true classes.
         num_classes: Of the task.
+        rows: (M,) the row of the data that each unit belongs to; None where each is one.
     """
-    wanted = _one_hot(labels, num_classes)
-    before, after = (_one_hot(each, num_classes) for each in (reference, candidate))
-    table = np.concatenate([wanted, before, wanted * before, after, wanted * after], axis=1)
-    whole = _values(table.sum(axis=0, keepdims=True), num_classes)
-    resampled = [_values(each @ table, num_classes) for each in _resamples(len(labels))]
+    names, places = np.unique(np.arange(len(labels)) if rows is None else rows, return_inverse=True)
+
+    def counts(classes: NDArray[np.int64], among: NDArray[np.bool_] | None = None) -> Counts:
+        cells = places * num_classes + classes
+        size = len(names) * num_classes
+        found = np.bincount(cells if among is None else cells[among], minlength=size)
+        return found.reshape(len(names), num_classes).astype(np.float32)
+
+    before, after = (
+        (counts(each), counts(each, each == labels)) for each in (reference, candidate)
+    )
+    table = np.concatenate([counts(labels), *before, *after], axis=1)  # (rows, 5 * classes)
+    whole = _values(table.sum(axis=0, keepdims=True, dtype=np.float64), num_classes)
+    resampled = [_values(each @ table, num_classes) for each in _resamples(len(names))]
     found = {}
     for name in METRICS:
         drops = np.concatenate([one[name][0] - one[name][1] for one in resampled])
@@ -96,22 +112,18 @@ def _values(counts: Weights, num_classes: int) -> dict[str, tuple[Weights, Weigh
     }
 
 
-def _one_hot(classes: NDArray[np.int64], num_classes: int) -> NDArray[np.float32]:
-    return np.eye(num_classes, dtype=np.float32)[classes]
-
-
 def expected_calibration_error(
     probabilities: NDArray[np.floating], labels: NDArray[np.int64], *, num_bins: int = 15
 ) -> float:
     """How far confidence and accuracy are apart, in [0, 1] (Guo et al., 2017).
 
     Args:
-        probabilities: (N, classes), rows add up to 1.
-        labels: (N,) true classes.
+        probabilities: (M, classes), rows add up to 1.
+        labels: (M,) true classes.
         num_bins: Equal ranges of confidence.
     """
     confidence = probabilities.max(axis=1)
-    right = probabilities.argmax(axis=1) == labels
+    right = most_probable(probabilities) == labels
     bins = np.minimum((confidence * num_bins).astype(int), num_bins - 1)
     gaps = np.bincount(bins, weights=confidence - right, minlength=num_bins)
     return float(np.abs(gaps).sum() / len(labels))

@@ -232,7 +232,7 @@ class _Run:
             recipe=self.recipe.model_dump(mode="json"),
             budget=self.recipe.budget.model_dump(mode="json"),
             model=_model_facts(self.recipe, self.prepared.original),
-            data=self.describe_data(measured.predictions),
+            data=self.describe_data(),
             environment=measured.environment or self.environment,
             primary_shape=rows.primary,
             devices=dict(on_devices.facts),
@@ -470,16 +470,13 @@ class _Run:
                 if note is not None:
                     self.progress.warn(note)
 
-    def describe_data(self, predictions: Mapping[str, Predictions]) -> dict[str, Any]:
-        sizes: dict[str, Any] = {
+    def describe_data(self) -> dict[str, Any]:
+        splits = self.prepared.splits()
+        return {
             "sha256": self.prepared.data_hash,
             "labels": list(self.label_names),
+            **{split: len(getattr(splits, split)) for split in SPLITS},
         }
-        for arrays in predictions.values():
-            for split in SPLITS:
-                sizes[split] = len(arrays[split])
-            break
-        return sizes
 
 
 def _outcome(candidate: Candidate) -> str:

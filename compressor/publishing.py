@@ -328,7 +328,7 @@ def _figures(manifest: Manifest, row: Row) -> list[str]:
     if found is not None:
         lines.append(
             f"| accuracy | {100 * found.value:.1f}% ({100 * found.low:.1f} to "
-            f"{100 * found.high:.1f}) on {found.num_rows} held-out rows |"
+            f"{100 * found.high:.1f}) on {found.counted}, held out |"
         )
     if row.test_comparison is not None:
         drop = row.test_comparison

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -43,13 +44,8 @@ def _by_shape(result: CaseResult) -> dict[str, Measurement]:
 
 def accuracy(task: Task, predictions: Predictions, split: str) -> Accuracy:
     """Accuracy on a split with its interval."""
-    correct = _classes(task, predictions, split) == predictions[f"{split}_labels"]
-    return accuracy_of(np.asarray(correct))
-
-
-def _classes(task: Task, predictions: Predictions, split: str) -> NDArray[np.int64]:
-    """Predicted classes of a split, (N,)."""
-    return task.predictions(predictions[split])  # type: ignore[arg-type]
+    units = predictions[split]
+    return accuracy_of(units.right, units.rows, unit=task.answers.unit)
 
 
 @dataclass(frozen=True)
@@ -59,7 +55,7 @@ class Rows:
     Attributes:
         recipe: Its budget and its shapes count.
         store: Whose paths are kept out of reasons.
-        task: Turns outputs into classes.
+        task: Says what is judged, and what it is called.
         candidates: What was lowered; the eager reference first.
         predictions: Candidate key -> its outputs, for those that ran.
         failures: Candidate key -> why its evaluation failed.
@@ -97,15 +93,13 @@ class Rows:
         return judge_rows(rows, self.recipe.budget, self.primary)
 
     def answers(self) -> dict[str, NDArray[np.generic]]:
-        """The true classes of the test data (N,), and row key -> probabilities (N, classes)."""
+        """What is judged of the test data; see `compressor.report.files.write_report`."""
         found: dict[str, NDArray[np.generic]] = {}
         for key, predictions in self.predictions.items():
-            found["labels"] = predictions["test_labels"]
-            found[key] = self._probabilities(predictions, "test").astype(np.float32)
+            units = predictions["test"]
+            found |= {"labels": units.labels, "rows": units.rows}
+            found[key] = units.probabilities.astype(np.float32)
         return found
-
-    def _probabilities(self, predictions: Predictions, split: str) -> NDArray[np.float64]:
-        return self.task.probabilities(predictions[split])  # type: ignore[arg-type]
 
     def _row(self, candidate: Candidate) -> Row:
         row = self._facts(candidate)
@@ -188,14 +182,15 @@ class Rows:
             update[split] = accuracy(self.task, predictions, split)
             if reference is None:
                 continue
-            before, after = (self._probabilities(each, split) for each in (reference, predictions))
-            labels: Any = predictions[f"{split}_labels"]
+            units = predictions[split]
+            before, after = reference[split].probabilities, units.probabilities
             examples = self.splits.get(split)
             update[f"{split}_comparison"] = compare_answers(
                 before,
                 after,
-                labels,
+                units.labels,
                 label_names=self.label_names,
+                rows=units.rows,
                 slices=None if examples is None else examples.slices,
             )
             if split == "test":
@@ -203,11 +198,19 @@ class Rows:
                 update["changed"] = changed_examples(
                     before,
                     after,
-                    labels,
+                    units.labels,
                     label_names=self.label_names,
-                    texts=None if examples is None or private else _titles(examples),
+                    rows=units.rows,
+                    title=None if examples is None or private else partial(self._title, examples),
                 )
         return update
+
+    def _title(self, split: Split, row: int, place: int) -> str:
+        """What a report calls a unit: a text itself, a file by its name, else its row."""
+        value = split.inputs[row]
+        if isinstance(value, bytes):
+            return f"row {row + 1}"
+        return self.task.title(value, place)
 
     def _measurements(self, candidate: Candidate) -> dict[str, Measurement]:
         result = self.latencies.get(candidate.key)
@@ -252,11 +255,3 @@ class Rows:
             if self._is_baseline(each, target) and each.precision == precision
         )
         return next(found, None)
-
-
-def _titles(split: Split) -> tuple[str, ...]:
-    """What a report calls each input: a text itself, a file by its name, else its row."""
-    return tuple(
-        f"row {number}" if isinstance(each, bytes) else str(each)
-        for number, each in enumerate(split.inputs, start=1)
-    )

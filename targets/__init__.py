@@ -10,10 +10,11 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from targets.answers import Prediction
     from targets.base import Lowered, Precision, Session, Source, Target
     from targets.bundle import Bundle, Manifest
     from targets.errors import ToolkitError
-    from targets.predictor import Prediction, Predictor, load
+    from targets.predictor import Predictor, load
     from targets.registry import available, get, open_session
     from targets.signature import Arrays, Signature, TensorSpec
 
@@ -38,10 +39,11 @@ __all__ = [
 ]
 
 _MODULES = {
+    "answers": ("Prediction",),
     "base": ("Lowered", "Precision", "Session", "Source", "Target"),
     "bundle": ("Bundle", "Manifest"),
     "errors": ("ToolkitError",),
-    "predictor": ("Prediction", "Predictor", "load"),
+    "predictor": ("Predictor", "load"),
     "registry": ("available", "get", "open_session"),
     "signature": ("Arrays", "Signature", "TensorSpec"),
 }

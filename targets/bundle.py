@@ -16,6 +16,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from targets.answers import AnyAnswers, LabelAnswers
 from targets.archive import MANIFEST, SIGNATURE, is_archive, unpack
 from targets.base import Precision
 from targets.errors import BundleError
@@ -142,6 +143,9 @@ class Manifest(_Frozen):
     notes: tuple[str, ...] = ()
     labels: tuple[str, ...]
     preprocessing: AnyPreprocessing
+    answers: AnyAnswers = LabelAnswers()
+    """What the outputs say. Manifests that were written before there were several kinds say
+    nothing, and mean one label an input."""
     provenance: dict[str, Any] = Field(default_factory=dict)
     evaluation: str | None = None
     max_threads: int | None = Field(default=None, ge=1)
@@ -275,15 +279,15 @@ class Bundle:
         of materials that tell it, and the hash of the recipe, which may measure otherwise: two runs
         of one recipe give bundles of one identity. What a tuning chose counts.
         """
-        described = self.manifest.model_dump(
-            mode="json",
-            exclude={
-                "measured": True,
-                "tuning": True,
-                "files": True,
-                "provenance": {"recipe": {"sha256"}},
-            },
-        )
+        left_out: dict[str, Any] = {
+            "measured": True,
+            "tuning": True,
+            "files": True,
+            "provenance": {"recipe": {"sha256"}},
+        }
+        if self.manifest.answers == LabelAnswers():  # as in manifests that have no such field
+            left_out["answers"] = True
+        described = self.manifest.model_dump(mode="json", exclude=left_out)
         files = {
             name: record.sha256
             for name, record in self.manifest.files.items()

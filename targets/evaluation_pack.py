@@ -21,13 +21,18 @@ from targets.feeds import FeedsSpec, synthetic_rows
 from targets.preprocessing import FIXED_SIZE, AnyPreprocessing, Rows, TextPreprocessing
 from targets.signature import Arrays, Signature
 
-__all__ = ["Batch", "EvaluationPack"]
+__all__ = ["Batch", "EvaluationPack", "Labels"]
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 _TEXT_ONLY = 2
-"""The version before, of texts only: it named the padding and nothing else."""
+"""The version of texts only: it named the padding and nothing else."""
+_UNCOUNTED = (_TEXT_ONLY, 3)
+"""Versions that did not keep how many labels a sample has: one, or one a token."""
 HEADER = "evaluation_pack"
 INPUT = "input."
+COUNTS = "label_counts"
+Labels = Sequence[int] | Sequence[NDArray[np.generic]] | NDArray[np.generic]
+"""One label a sample, or one array of labels a sample."""
 _PREPROCESSING: TypeAdapter[AnyPreprocessing] = TypeAdapter(AnyPreprocessing)
 
 
@@ -52,8 +57,10 @@ class EvaluationPack:
         inputs: Name -> the rows of all samples. Where samples have lengths, they lie end to end
             along the first axis, else side by side.  # (total length, ...) or (samples, ...)
         lengths: Of each sample, at least 1; all 0 where they have one size.  # (samples,)
-        labels: One label a sample, or one a token, end to end.  # (samples,) or (tokens,)
+        labels: One label a sample, or those of all samples end to end; `targets.answers.IGNORED`
+            where nothing is judged.  # (samples,) or (sum of label_counts,)
         preprocessing: Makes the arrays of a batch out of rows.
+        label_counts: How many labels each sample has; None where it is one.  # (samples,)
 
     Raises:
         InputError: The arrays do not fit together.
@@ -63,6 +70,7 @@ class EvaluationPack:
     lengths: NDArray[np.int64]
     labels: NDArray[np.generic]
     preprocessing: AnyPreprocessing
+    label_counts: NDArray[np.int64] | None = None
 
     def __post_init__(self) -> None:
         kind = self.preprocessing
@@ -88,11 +96,15 @@ class EvaluationPack:
                     given=f"shape {values.shape}",
                     fix=f"pass what makes up all samples, {total} in all, along the first axis",
                 )
-        if self.labels.shape not in ((len(self.lengths),), (total,)):
+        counts = self.label_counts
+        wanted = len(self.lengths) if counts is None else int(counts.sum())
+        fits = counts is None or counts.shape == self.lengths.shape
+        if not fits or self.labels.shape != (wanted,):
             raise InputError(
                 "the labels do not fit the samples",
                 given=f"shape {self.labels.shape}",
-                fix=f"pass one for each of {len(self.lengths)} samples or {total} tokens",
+                fix=f"pass one label, or one array of labels, for each of {len(self.lengths)} "
+                "samples",
             )
 
     def __len__(self) -> int:
@@ -102,13 +114,14 @@ class EvaluationPack:
     def from_rows(
         cls,
         rows: Rows,
-        labels: Sequence[int] | NDArray[np.generic],
+        labels: Labels,
         *,
         preprocessing: AnyPreprocessing,
     ) -> EvaluationPack:
         """Build a pack from one array a sample and name."""
         samples = rows.get(preprocessing.needs, ())
         ragged = preprocessing.ragged
+        several = len(labels) > 0 and np.ndim(labels[0]) > 0
         return cls(
             inputs={
                 name: np.concatenate(each) if ragged else np.stack(each)
@@ -119,8 +132,9 @@ class EvaluationPack:
             lengths=np.array(
                 [len(each) if ragged else FIXED_SIZE for each in samples], dtype=np.int64
             ),
-            labels=np.asarray(labels),
+            labels=np.concatenate(labels) if several else np.asarray(labels),
             preprocessing=preprocessing,
+            label_counts=np.array(list(map(np.size, labels)), np.int64) if several else None,
         )
 
     @classmethod
@@ -133,12 +147,13 @@ class EvaluationPack:
         """The first samples, all of them where there are fewer."""
         lengths = self.lengths[:count]
         total = int(lengths.sum()) if self.preprocessing.ragged else len(lengths)
-        by_sample = self.labels.shape == (len(self.lengths),)
+        counts = None if self.label_counts is None else self.label_counts[:count]
         return EvaluationPack(
             inputs={name: values[:total] for name, values in self.inputs.items()},
             lengths=lengths,
-            labels=self.labels[: len(lengths) if by_sample else total],
+            labels=self.labels[: len(lengths) if counts is None else int(counts.sum())],
             preprocessing=self.preprocessing,
+            label_counts=counts,
         )
 
     def feeds(self, indices: Sequence[int] | NDArray[np.int64], signature: Signature) -> Arrays:
@@ -158,10 +173,18 @@ class EvaluationPack:
         """Where each sample begins, where they have lengths.  # (samples,)"""
         return np.cumsum(self.lengths) - self.lengths
 
+    @property
+    def label_rows(self) -> NDArray[np.int64]:
+        """Which sample each label belongs to.  # as the labels"""
+        rows = np.arange(len(self))
+        return rows if self.label_counts is None else np.repeat(rows, self.label_counts)
+
     def save(self, path: Path) -> None:
         """Write the pack as one safetensors file; a reader sees the whole file or none."""
         arrays = {INPUT + name: np.ascontiguousarray(each) for name, each in self.inputs.items()}
         arrays |= {"lengths": self.lengths, "labels": np.ascontiguousarray(self.labels)}
+        if self.label_counts is not None:
+            arrays[COUNTS] = self.label_counts
         header = {
             "schema_version": SCHEMA_VERSION,
             "preprocessing": self.preprocessing.model_dump(mode="json"),
@@ -192,6 +215,7 @@ class EvaluationPack:
                 lengths=arrays["lengths"],
                 labels=arrays["labels"],
                 preprocessing=_read_preprocessing(header),
+                label_counts=_read_counts(header, arrays),
             )
         except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
             raise InputError(
@@ -240,6 +264,13 @@ def _read_preprocessing(header: Mapping[str, Any]) -> AnyPreprocessing:
     version = header["schema_version"]
     if version == _TEXT_ONLY:
         return TextPreprocessing(max_length=2**31 - 1, pad_token_id=header["pad_token_id"])
-    if version != SCHEMA_VERSION:
+    if version not in (*_UNCOUNTED, SCHEMA_VERSION):
         raise ValueError(f"schema version {version}")
     return _PREPROCESSING.validate_python(header["preprocessing"])
+
+
+def _read_counts(header: Mapping[str, Any], arrays: Arrays) -> NDArray[np.int64] | None:
+    if header["schema_version"] in _UNCOUNTED and len(arrays["labels"]) != len(arrays["lengths"]):
+        return np.asarray(arrays["lengths"], dtype=np.int64)
+    counts = arrays.get(COUNTS)
+    return None if counts is None else np.asarray(counts, dtype=np.int64)

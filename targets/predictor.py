@@ -11,39 +11,16 @@ from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict
 
+from targets.answers.base import BasePrediction
 from targets.base import Session
 from targets.bundle import Bundle
 from targets.errors import InputError
-from targets.evaluation_pack import EvaluationPack
+from targets.evaluation_pack import EvaluationPack, Labels
 from targets.preprocessing import Encoded, Encoder
 from targets.registry import open_session
 
-__all__ = [
-    "Prediction",
-    "Predictor",
-    "encode",
-    "load",
-    "predict_lines",
-    "read_jsonl",
-    "softmax",
-]
-
-
-class Prediction(BaseModel):
-    """The answer to one input."""
-
-    model_config = ConfigDict(frozen=True)
-
-    label: str
-    """The most probable label."""
-    score: float
-    """Its probability."""
-    scores: dict[str, float]
-    """The probability of every label; they add up to 1."""
-    truncated: bool = False
-    """Whether the input was longer than the model reads, and its end was left out."""
+__all__ = ["Predictor", "encode", "load", "predict_lines", "read_jsonl"]
 
 
 class Predictor:
@@ -87,7 +64,7 @@ class Predictor:
         with self._running:
             self._session.close()
 
-    def predict(self, inputs: Sequence[Any]) -> list[Prediction]:
+    def predict(self, inputs: Sequence[Any]) -> list[Any]:
         """Classify raw inputs; longer ones are cut to the length the model was built for.
 
         Args:
@@ -95,27 +72,20 @@ class Predictor:
                 paths, bytes or arrays for images and recordings.
 
         Returns:
-            One prediction an input, in their order.
+            One prediction an input, in their order: `targets.answers` has what each kind of model
+            gives, such as a `Prediction`.
 
         Raises:
             InputError: Something passed cannot be read.
         """
-        encoded = self._encoder.encode(inputs)
+        manifest = self.bundle.manifest
+        encoded = self._encoder.encode(manifest.answers.raw(inputs))
         if not len(encoded):
             return []
-        labels = self.bundle.manifest.labels
-        probabilities = softmax(self._run(_packed(encoded, None, self.bundle)))
-        return [
-            Prediction(
-                label=labels[int(row.argmax())],
-                score=float(row.max()),
-                scores=dict(zip(labels, map(float, row), strict=True)),
-                truncated=truncated,
-            )
-            for truncated, row in zip(encoded.truncated, probabilities, strict=True)
-        ]
+        outputs = self._run(_packed(encoded, None, self.bundle))
+        return manifest.answers.predictions(outputs, manifest.labels, inputs, encoded)
 
-    async def predict_async(self, inputs: Sequence[Any]) -> list[Prediction]:
+    async def predict_async(self, inputs: Sequence[Any]) -> list[Any]:
         """Classify inputs without holding up the event loop; see :meth:`predict`.
 
         Calls are answered in the order in which they were made.
@@ -128,7 +98,7 @@ class Predictor:
         return await loop.run_in_executor(self._executor, self.predict, inputs)
 
     def logits(self, inputs: Sequence[Any]) -> NDArray[np.floating]:
-        """The raw output for each input.  # (inputs, labels)"""
+        """The raw output for the inputs.  # (inputs, labels) or (tokens, labels)"""
         return self._run(self.encode(inputs))
 
     def _run(self, samples: EvaluationPack) -> NDArray[np.floating]:
@@ -145,28 +115,32 @@ class Predictor:
         Raises:
             InputError: Something passed cannot be read.
         """
-        return _packed(self._encoder.encode(inputs), None, self.bundle)
+        raw = self.bundle.manifest.answers.raw(inputs)
+        return _packed(self._encoder.encode(raw), None, self.bundle)
 
 
-def encode(bundle: Bundle, inputs: Sequence[Any], labels: NDArray[np.int64]) -> EvaluationPack:
+def encode(bundle: Bundle, inputs: Sequence[Any], labels: Labels) -> EvaluationPack:
     """Read labelled inputs into the form that a bundle's model takes, without loading the model.
 
     Args:
         bundle: A classifier.
         inputs: N raw inputs.
-        labels: (N,) class indices.
+        labels: Their class indices, (N,); or one array an input, where it gets several.
 
     Raises:
         InputError: Something passed cannot be read.
     """
-    return _packed(_encoder(bundle).encode(inputs), labels, bundle)
+    answers = bundle.manifest.answers
+    raw = answers.raw(inputs)
+    encoded = _encoder(bundle).encode(raw)
+    return _packed(encoded, answers.place(labels, raw, encoded), bundle)
 
 
 def _encoder(bundle: Bundle) -> Encoder:
     return bundle.manifest.preprocessing.open(bundle.folder, source=bundle.source)
 
 
-def _packed(encoded: Encoded, labels: NDArray[np.int64] | None, bundle: Bundle) -> EvaluationPack:
+def _packed(encoded: Encoded, labels: Labels | None, bundle: Bundle) -> EvaluationPack:
     return EvaluationPack.from_rows(
         encoded.rows,
         np.zeros(len(encoded), dtype=np.int64) if labels is None else labels,
@@ -187,7 +161,7 @@ def load(path: str | Path, *, threads: int = 1, batch_size: int = 32) -> Predict
 
 def predict_lines(
     predictor: Predictor, lines: Sequence[str] | Iterator[str], *, chunk: int = 1024
-) -> Iterator[Prediction]:
+) -> Iterator[BasePrediction]:
     """Classify a stream of inputs, one a line, in pieces that fit in memory: texts, or paths."""
     waiting: list[str] = []
     for line in lines:
@@ -229,9 +203,3 @@ def read_jsonl(lines: Iterable[str], field: str) -> Iterator[str]:
                 fix=f'write {{"{field}": "..."}}, or name the field with --field',
             )
         yield text
-
-
-def softmax(logits: NDArray[np.floating]) -> NDArray[np.float64]:
-    """Probabilities from logits, over the last axis."""
-    shifted = np.exp(logits.astype(np.float64) - logits.max(axis=-1, keepdims=True))
-    return np.asarray(shifted / shifted.sum(axis=-1, keepdims=True))

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
-__all__ = ["Z_95", "Accuracy", "accuracy", "wilson_interval"]
+from targets.wording import plural
+
+__all__ = ["Z_95", "Accuracy", "accuracy", "design_effect", "wilson_interval"]
 
 Z_95 = 1.959963984540054  # standard normal quantile for a two-sided 95% interval
 
 
 class Accuracy(BaseModel):
-    """Share of right answers in [0, 1] with its 95% Wilson interval."""
+    """Share of right answers in [0, 1] with its 95% interval; see :func:`accuracy`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -22,27 +25,90 @@ class Accuracy(BaseModel):
     low: float
     high: float
     num_rows: int
+    """Rows of the data."""
+    unit: str = "row"
+    """What is counted, such as ``word``."""
+    num_units: int | None = None
+    """How many of those there are, where they are no rows."""
+
+    @property
+    def num_judged(self) -> int:
+        """How many answers were right or wrong."""
+        return self.num_rows if self.num_units is None else self.num_units
+
+    @property
+    def counted(self) -> str:
+        """Such as ``1000 rows`` or ``20184 words in 1000 rows``."""
+        rows = plural(self.num_rows, "row")
+        return rows if self.num_units is None else f"{plural(self.num_units, self.unit)} in {rows}"
 
     def __str__(self) -> str:
         """Such as ``93.8% (92.1 to 95.1, 1000 rows)``."""
         return (
             f"{100 * self.value:.1f}% ({100 * self.low:.1f} to {100 * self.high:.1f}, "
-            f"{self.num_rows} rows)"
+            f"{self.counted})"
         )
 
 
-def accuracy(correct: NDArray[np.bool_]) -> Accuracy:
+def accuracy(
+    correct: NDArray[np.bool_], rows: NDArray[np.int64] | None = None, *, unit: str = "row"
+) -> Accuracy:
     """Share of right answers with its 95% interval.
 
+    That is Wilson's; where several units come from one row, of the effective sample: hits and count
+    are divided by the design effect (Rao and Scott, "A simple method for the analysis of clustered
+    binary data", Biometrics 48, 1992).
+
     Args:
-        correct: (N,) whether each row is right; N >= 1.
+        correct: (M,) whether each unit is right; M >= 1.
+        rows: (M,) the row of the data that each belongs to; None where each is one.
+        unit: What is counted, such as ``word``.
     """
     hits, count = int(correct.sum()), len(correct)
-    low, high = wilson_interval(hits, count)
-    return Accuracy(value=hits / count, low=low, high=high, num_rows=count)
+    effect = design_effect(correct, rows)
+    low, high = wilson_interval(hits / effect, count / effect)
+    by_row = unit == "row"
+    return Accuracy(
+        value=hits / count,
+        low=low,
+        high=high,
+        num_rows=count if rows is None else len(np.unique(rows)),
+        unit=unit,
+        num_units=None if by_row else count,
+    )
 
 
-def wilson_interval(hits: int, count: int, z: float = Z_95) -> tuple[float, float]:
+def design_effect(values: NDArray[Any], rows: NDArray[np.int64] | None) -> float:
+    """How many times as large the variance of a mean is as if all units were independent.
+
+    Units of one row tend to be right or wrong together, and what is drawn at random is rows. The
+    variance of the mean, a ratio of two sums over rows, is that of its linear form, n / (n - 1)
+    times the sum over the n rows of (sum of the residuals of a row) squared, over M squared (Rao
+    and Scott, 1992, section 2). It is divided by that of M independent units.
+
+    Args:
+        values: (M,) of each unit.
+        rows: (M,) the row that each belongs to; None where each is one.
+
+    Returns:
+        At least 1, and exactly 1 where each row has one unit. Where no value differs, the mean
+        number of units a row: then nothing tells that units of one row differ at all.
+    """
+    if rows is None:
+        return 1.0
+    names, places = np.unique(rows, return_inverse=True)
+    if len(names) == len(rows):
+        return 1.0
+    residuals = values - np.mean(values)
+    independent = float(np.square(residuals).sum())
+    if independent == 0 or len(names) == 1:
+        return len(rows) / len(names)
+    by_row = np.bincount(places, weights=residuals)
+    clustered = len(names) / (len(names) - 1) * float(np.square(by_row).sum())
+    return max(1.0, clustered / independent)
+
+
+def wilson_interval(hits: float, count: float, z: float = Z_95) -> tuple[float, float]:
     """Interval of a proportion that holds near 0 and 1 and for small samples (Wilson, 1927)."""
     share = hits / count
     center = share + z * z / (2 * count)

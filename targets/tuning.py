@@ -17,6 +17,7 @@ from targets.benchmark import BenchmarkCase, BenchmarkSettings, Failure, benchma
 from targets.bundle import Bundle, Trial, Tuning, merge_options
 from targets.environment import Environment
 from targets.errors import BundleError, TargetError
+from targets.evaluation_pack import EvaluationPack
 from targets.feeds import check_length
 from targets.measurement import Measurement, Speedup, speedup
 from targets.registry import get
@@ -240,7 +241,9 @@ def _labels(
     with Worker(threads=settings.threads) as worker:
         worker.open(bundle.folder.resolve(), options=options)
         outputs = worker.predict(pack)
-    return np.asarray(outputs[bundle.manifest.signature.outputs[0].name].argmax(axis=-1))
+    manifest = bundle.manifest
+    found = outputs[manifest.signature.outputs[0].name]
+    return manifest.answers.units(found, EvaluationPack.load(pack)).classes
 
 
 def _together(winners: list[Trial], choices: Mapping[str, Alternative]) -> Alternative:

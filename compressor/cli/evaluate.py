@@ -31,11 +31,11 @@ def evaluate_bundle(path: Path, *, threads: int) -> Accuracy:
             fix="build it with bundle.evaluation_data: true in the recipe",
         )
     pack = bundle.path(manifest.evaluation)
-    labels = EvaluationPack.load(pack).labels
     with Worker(threads=threads) as worker:
         worker.open(bundle.folder)
         outputs = worker.predict(pack)[manifest.signature.outputs[0].name]
-    found = accuracy(outputs.argmax(axis=-1) == labels)
+    units = manifest.answers.units(outputs, EvaluationPack.load(pack))
+    found = accuracy(units.right, units.rows, unit=manifest.answers.unit)
     typer.echo(f"accuracy here:     {found}")
     recorded = None if manifest.measured is None else manifest.measured.accuracy
     if recorded is not None:

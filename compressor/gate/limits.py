@@ -261,7 +261,7 @@ def _group_check(name: str, wanted: float, group: Group) -> Check:
         high=group.high_points,
     )
     if not check.met and group.low_points <= 0:
-        text = f"{check.text}; it may be chance, with {group.num_rows} rows"
+        text = f"{check.text}; it may be chance, with {group.num_rows} examples"
         return check.model_copy(update={"met": True, "shortfall": 0.0, "text": text})
     return check
 

@@ -13,6 +13,7 @@ from compressor.errors import ComparisonError
 from compressor.evaluation import compare
 from compressor.gate.limits import target_label
 from compressor.report.schema import Check, Report, Row
+from targets.answers import most_probable
 from targets.measurement import Measurement
 
 __all__ = [
@@ -273,11 +274,18 @@ def _accuracy(
 ) -> Iterator[Check]:
     """The answers of both, example by example."""
     found = compare(
-        answers_before[old.key].argmax(axis=1),
-        answers_now[new.key].argmax(axis=1),
+        most_probable(answers_before[old.key]),
+        most_probable(answers_now[new.key]),
         np.asarray(answers_now["labels"], dtype=np.int64),
+        _rows(answers_now),
     )
     yield _drop(label, found.drop_points, found.low_points, found.high_points, tolerance)
+
+
+def _rows(answers: Answers) -> NDArray[np.int64] | None:
+    """Which row each answer belongs to; reports of older versions have one answer a row."""
+    found = answers.get("rows")
+    return None if found is None else np.asarray(found, dtype=np.int64)
 
 
 def _accuracy_unpaired(label: str, new: Row, old: Row, tolerance: Tolerance) -> Iterator[Check]:

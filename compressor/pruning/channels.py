@@ -9,13 +9,14 @@ from dataclasses import replace
 import torch
 import torch_pruning
 from torch import Tensor, nn
-from torch.nn import functional
 
 from compressor.errors import PassError
 from compressor.model import TorchModel
-from compressor.pruning.importance import Importance
+from compressor.pruning.importance import Importance, labelled_loss
 from compressor.pruning.slicing import quiet_tracing
 from compressor.pruning.widths import kept_width
+from compressor.tasks import Task, get_task
+from compressor.tasks.base import LABELS
 from targets.checkpoint import update_config
 
 __all__ = ["count_channels", "prune_channels"]
@@ -57,9 +58,9 @@ def prune_channels(
     training = module.training
     module.eval().requires_grad_(True)  # a frozen parameter is invisible to the tracing
     before = count_channels(module)
-    example = {name: each[:2] for name, each in batches[0].items() if name != "labels"}
+    example = {name: each[:2] for name, each in batches[0].items() if name != LABELS}
     if importance == "taylor":
-        _accumulate_gradients(module, batches)
+        _accumulate_gradients(module, batches, get_task(model.task))
     with torch.random.fork_rng(), quiet_tracing():
         torch.manual_seed(seed)
         try:
@@ -118,12 +119,12 @@ _IMPORTANCE = {
 }
 
 
-def _accumulate_gradients(module: nn.Module, batches: Sequence[Mapping[str, Tensor]]) -> None:
+def _accumulate_gradients(
+    module: nn.Module, batches: Sequence[Mapping[str, Tensor]], task: Task
+) -> None:
     module.zero_grad(set_to_none=True)
     for batch in batches:
-        inputs = {name: each for name, each in batch.items() if name != "labels"}
-        loss: Tensor = functional.cross_entropy(module(**inputs).logits, batch["labels"])
-        torch.autograd.backward(loss)
+        torch.autograd.backward(labelled_loss(module, batch, task))
 
 
 def _heads(module: nn.Module, num_labels: int) -> list[nn.Module]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
@@ -16,9 +16,20 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
+from compressor.tasks.base import LABELS
 from targets.encoder import EncoderLayer, encoder_layers
 
-__all__ = ["Importance", "Scores", "magnitude_scores", "random_scores", "taylor_scores"]
+if TYPE_CHECKING:
+    from compressor.tasks import Task
+
+__all__ = [
+    "Importance",
+    "Scores",
+    "labelled_loss",
+    "magnitude_scores",
+    "random_scores",
+    "taylor_scores",
+]
 
 Importance = Literal["taylor", "magnitude", "random"]
 Array = NDArray[np.float64]
@@ -76,6 +87,7 @@ def taylor_scores(
     module: nn.Module,
     batches: Iterable[Mapping[str, Tensor]],
     *,
+    task: Task,
     progress: Callable[[int], None] = lambda count: None,
 ) -> Scores:
     """First-order Taylor importance of gates (Molchanov et al. 2019, arXiv 1906.10771).
@@ -90,6 +102,7 @@ def taylor_scores(
     Args:
         module: Stays as it was: its gradients are not touched.
         batches: Inputs of the model, with ``labels``. Small batches give sharper scores.
+        task: Says what of the outputs the labels judge.
         progress: Called with the number of batches done.
     """
     layers = encoder_layers(module)
@@ -104,7 +117,7 @@ def taylor_scores(
     module.eval().requires_grad_(True)
     try:
         for count, batch in enumerate(batches, start=1):
-            gradients = torch.autograd.grad(_loss(module, batch), watched)
+            gradients = torch.autograd.grad(labelled_loss(module, batch, task), watched)
             products = [
                 (tensor.detach() * gradient).double().numpy()
                 for tensor, gradient in zip(watched, gradients, strict=True)
@@ -136,10 +149,26 @@ def random_scores(module: nn.Module, seed: int) -> Scores:
     )
 
 
-def _loss(module: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
-    """Cross-entropy. Given labels, transformers would compute it too, but write into the config."""
-    inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
-    return functional.cross_entropy(module(**inputs).logits, batch["labels"])
+def labelled_loss(
+    module: nn.Module,
+    batch: Mapping[str, Tensor],
+    task: Task,
+    *,
+    reduction: Literal["mean", "sum"] = "mean",
+) -> Tensor:
+    """Cross-entropy of what the labels judge, in nats, a scalar.
+
+    Given labels, transformers would compute it too, but write into the config.
+
+    Args:
+        module: A classifier.
+        batch: Its inputs, with ``labels``.
+        task: Says what of the outputs the labels judge.
+        reduction: Over all that is judged.
+    """
+    inputs = {name: tensor for name, tensor in batch.items() if name != LABELS}
+    logits, labels = task.judged(module(**inputs).logits, batch)
+    return functional.cross_entropy(logits, labels, reduction=reduction)
 
 
 def _stream_norms(module: nn.Module, hidden_size: int) -> list[nn.LayerNorm]:

@@ -9,7 +9,6 @@ from typing import Literal
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from compressor.architecture import Architecture
 from compressor.data import Split
@@ -18,6 +17,7 @@ from compressor.model import TorchModel
 from compressor.pruning.importance import (
     Importance,
     Scores,
+    labelled_loss,
     magnitude_scores,
     random_scores,
     taylor_scores,
@@ -27,7 +27,9 @@ from compressor.pruning.selection import global_counts, top_units
 from compressor.pruning.slicing import Kept, keep_units
 from compressor.pruning.widths import head_multiple
 from compressor.tasks import get_task
+from compressor.tasks.base import LABELS
 from compressor.training.batches import collator, encode
+from targets.answers import IGNORED
 
 __all__ = ["check_finite", "choose", "mean_loss", "prune_to", "sample_batches"]
 
@@ -70,7 +72,10 @@ def prune_to(
             model, split, num_rows=num_examples, batch_size=TAYLOR_BATCH, seed=seed
         )
         scores = taylor_scores(
-            model.module, batches, progress=lambda count: progress(count / len(batches))
+            model.module,
+            batches,
+            task=get_task(model.task),
+            progress=lambda count: progress(count / len(batches)),
         )
     elif importance == "magnitude":
         scores = magnitude_scores(model.module)
@@ -126,14 +131,13 @@ def sample_batches(
 
 
 def mean_loss(model: TorchModel, batches: Sequence[dict[str, Tensor]]) -> float:
-    """Mean cross-entropy over all rows, in nats."""
+    """Mean cross-entropy over all that is judged, in nats."""
+    task = get_task(model.task)
     total, count = 0.0, 0
     with torch.inference_mode():
         for batch in batches:
-            inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
-            logits = model.module(**inputs).logits
-            total += float(functional.cross_entropy(logits, batch["labels"], reduction="sum"))
-            count += len(batch["labels"])
+            total += float(labelled_loss(model.module, batch, task, reduction="sum"))
+            count += int((batch[LABELS] != IGNORED).sum())
     return total / count
 
 
@@ -156,4 +160,4 @@ def check_finite(model: TorchModel, split: Split, name: str) -> None:
 
 def _example(model: TorchModel, split: Split) -> dict[str, Tensor]:
     batch = collator(model)(encode(model, split.take(range(min(_EXAMPLES, len(split))))))
-    return {name: tensor for name, tensor in batch.items() if name != "labels"}
+    return {name: tensor for name, tensor in batch.items() if name != LABELS}

@@ -55,7 +55,7 @@ def change_texts(report: Report) -> tuple[ChangeText, ...]:
             groups=_groups(compared),
             layers=tuple((each.name, percent(each.error)) for each in text.row.layers),
             changed=text.row.changed,
-            num_changed=round((1 - compared.agreement) * (text.row.test.num_rows)),
+            num_changed=round((1 - compared.agreement) * text.row.test.num_judged),
         )
         for text in row_texts(report)
         if text.row.chosen and text.row.test is not None

@@ -40,8 +40,9 @@ def write_report(report: Report, folder: str | Path, *, answers: Answers | None 
     Args:
         report: What to write.
         folder: Where to; made if it is absent.
-        answers: The true classes of the test data as ``labels`` (N,), and row key -> probabilities
-            (N, classes); written as ``predictions.safetensors``.
+        answers: What is judged of the test data: its true classes as ``labels`` (M,), the rows of
+            the data that they belong to as ``rows`` (M,), and row key -> probabilities
+            (M, classes); written as ``predictions.safetensors``.
 
     Returns:
         The report, with the sha256 of the answers in it.

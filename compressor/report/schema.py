@@ -74,6 +74,7 @@ class Group(_Frozen):
     value: str
     """Name of the class, or what stands in the column."""
     num_rows: int
+    """How many are judged: rows of the data, or what a row has several of, such as words."""
     accuracy: float
     """Of the row, in [0, 1]; for a class this is its recall."""
     reference: float
@@ -91,7 +92,7 @@ class Group(_Frozen):
 
 
 class ChangedExample(_Frozen):
-    """An example that got another label than the untouched model gives it."""
+    """An example that got another label than the untouched model gives it, or a part of one."""
 
     index: int
     """Row of the split, from 0."""
@@ -143,7 +144,8 @@ class Comparison(_Frozen):
     high_points: float
     """95% interval of the drop, from the paired differences."""
     p_value: float
-    """Exact McNemar test: chance of a difference this large if the two were equally good."""
+    """Exact test: chance of a difference this large if the two were equally good. McNemar's; where
+    a row has several units, of random signs of the differences of rows."""
     agreement: float
     """Share of examples with the same label as the untouched model, in [0, 1]."""
     reference_accuracy: float | None = None
@@ -298,5 +300,5 @@ class Report(_Frozen):
     """Goal (accuracy, speed, size) -> what to try next where it is missed."""
     predictions: str | None = None
     """The sha256 of ``predictions.safetensors`` beside the report: the probabilities that every row
-    gives to the test examples, and their labels."""
+    gives to what is judged of the test examples, and its labels and rows."""
     verdict: Verdict

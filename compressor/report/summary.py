@@ -361,11 +361,20 @@ def how_measured(report: Report) -> tuple[str, ...]:
         ]
     split = accuracy_split(report)
     if split:
-        rows = _range(a.num_rows for row in report.rows if (a := accuracy_of(row, split)))
+        found = [a for row in report.rows if (a := accuracy_of(row, split))]
+        by_row = all(each.unit == "row" for each in found)
+        noun = "examples" if by_row else f"{found[0].unit}s"
         lines += [
-            f"Accuracy is on {rows} {split} examples, through the bundle itself, with its 95% "
-            "Wilson interval. The drop is paired with the untouched model on the same examples "
-            "(positive: lost); its p-value is McNemar's exact test.",
+            f"Accuracy is on {_range(each.num_judged for each in found)} {split} {noun}, through "
+            "the bundle itself, with its 95% Wilson interval. The drop is paired with the "
+            f"untouched model on the same {noun} (positive: lost); its p-value is "
+            + (
+                "McNemar's exact test."
+                if by_row
+                else f"that of the exact sign-flip test of the {split} rows, of which there are "
+                f"{_range(each.num_rows for each in found)}. The {noun} of one row are not "
+                "independent: intervals count them by their design effect."
+            ),
         ]
         if split == "test":
             lines.append(

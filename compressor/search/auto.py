@@ -335,6 +335,7 @@ class _Searcher:
             from compressor.model import TorchModel
             from compressor.pruning.importance import taylor_scores
             from compressor.pruning.prune import TAYLOR_BATCH, sample_batches
+            from compressor.tasks import get_task
 
             model = TorchModel.load(self.prepared.original.folder)
             batches = sample_batches(
@@ -347,6 +348,7 @@ class _Searcher:
             scores = taylor_scores(
                 model.module,
                 batches,
+                task=get_task(model.task),
                 progress=lambda count: self.progress.update(count / len(batches), "batches"),
             )
             return {

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compressor.errors import CheckpointError
-from targets.predictor import softmax
+from targets.answers import IGNORED, AnyAnswers, LabelAnswers
 from targets.preprocessing import AnyPreprocessing, Preprocessing
 from targets.signature import Arrays, Signature, TensorSpec
 
@@ -23,7 +23,10 @@ if TYPE_CHECKING:
     from compressor.training.augmentation import Noise
     from compressor.training.settings import DistillSettings
 
-__all__ = ["Classification", "Row", "Task", "keep_whole"]
+__all__ = ["LABELS", "Classification", "Row", "Task", "keep_whole"]
+
+LABELS = "labels"
+"""What rows and batches that have labels call them."""
 
 Row = Mapping[str, Any]
 """One input, read: name -> its tokens, its pixels, its samples."""
@@ -47,6 +50,9 @@ class Task(ABC):
 
     preprocessing_type: ClassVar[type[Preprocessing]]
     """How the device half reads the same inputs."""
+
+    answers: ClassVar[AnyAnswers]
+    """What the outputs say, and what of it is judged."""
 
     # Checkpoints
 
@@ -190,21 +196,57 @@ class Task(ABC):
 
     # Answers
 
-    @abstractmethod
-    def predictions(self, outputs: NDArray[np.floating]) -> NDArray[np.int64]:
-        """Class indices (N,) from the model's outputs (N, num_labels)."""
+    def encode_labelled(self, model: Model, split: Split) -> list[dict[str, Any]]:
+        """Read a split: rows that have ``labels`` as well, where the outputs have the answers."""
+        rows = self.encode(model, split.inputs)
+        return [{**row, LABELS: int(label)} for row, label in zip(rows, split.labels, strict=True)]
 
-    @abstractmethod
-    def probabilities(self, outputs: NDArray[np.floating]) -> NDArray[np.float64]:
-        """Probability of each class (N, num_labels) from the model's outputs (N, num_labels)."""
+    def encode_unlabeled(self, model: Model, inputs: Sequence[Any]) -> list[dict[str, Any]]:
+        """Read raw inputs: rows whose ``labels`` count for nothing."""
+        return [{**row, LABELS: IGNORED} for row in self.encode(model, inputs)]
 
-    def correct(self, outputs: NDArray[np.floating], split: Split) -> NDArray[np.bool_]:
-        """Which rows are right, (N,): what accuracy and the paired test are computed from."""
-        return np.asarray(self.predictions(outputs) == split.labels)
+    def collate_labels(self, rows: Sequence[Row]) -> NDArray[np.int64]:
+        """The labels of a batch of rows, (N, ...); `targets.answers.IGNORED` counts for nothing."""
+        return np.array([row[LABELS] for row in rows], dtype=np.int64)
+
+    def judged(self, logits: Tensor, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """What the labels of a batch judge: what a loss is computed from.
+
+        Args:
+            logits: The output for the batch, (N, ...).
+            batch: With ``labels``, (N, ...).
+
+        Returns:
+            Logits (M, classes), and the labels of them (M,).
+        """
+        return logits, batch[LABELS]
+
+    def answered(self, logits: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
+        """All that a model answers for a batch, padding left out: what a student learns from.
+
+        Args:
+            logits: The output for the batch, (N, ...).
+            batch: The inputs.
+
+        Returns:
+            (M, classes)
+        """
+        return logits
+
+    def title(self, value: Any, place: int) -> str:
+        """What a report calls a part of an input that is judged.
+
+        Args:
+            value: The raw input: a text, or the path of a file.
+            place: Which of its parts, from 0.
+        """
+        return str(value)
 
 
 class Classification(Task):
     """One label out of several for an input."""
+
+    answers: ClassVar[AnyAnswers] = LabelAnswers()
 
     def load_checkpoint(self, folder: Path, *, max_length: int | None = None) -> TorchModel:
         """See the base class."""
@@ -229,14 +271,6 @@ class Classification(Task):
     def outputs(self, model: TorchModel) -> tuple[TensorSpec, ...]:
         """The outputs of the signature."""
         return (TensorSpec(name="logits", dtype="float32", shape=("batch", len(model.labels))),)
-
-    def predictions(self, outputs: NDArray[np.floating]) -> NDArray[np.int64]:
-        """See the base class."""
-        return np.asarray(np.asarray(outputs).argmax(axis=-1), dtype=np.int64)
-
-    def probabilities(self, outputs: NDArray[np.floating]) -> NDArray[np.float64]:
-        """See the base class."""
-        return softmax(np.asarray(outputs, dtype=np.float64))
 
 
 def keep_whole(network: nn.Module) -> None:

@@ -18,6 +18,7 @@ from torch.utils.data import Dataset, Sampler
 from compressor.data import Split
 from compressor.model import TorchModel
 from compressor.tasks import get_task
+from compressor.tasks.base import LABELS
 from targets.preprocessing import FIXED_SIZE
 
 __all__ = ["EncodedRows", "LengthBucketSampler", "collator", "encode", "input_names", "lengths"]
@@ -29,10 +30,7 @@ Row = dict[str, Any]
 
 def encode(model: TorchModel, split: Split) -> list[Row]:
     """Read a split; each row has what the task made of an input, and labels."""
-    rows: list[Row] = [dict(row) for row in get_task(model.task).encode(model, split.inputs)]
-    for row, label in zip(rows, split.labels.tolist(), strict=True):
-        row["labels"] = label
-    return rows
+    return get_task(model.task).encode_labelled(model, split)
 
 
 def lengths(model: TorchModel, rows: Sequence[Row]) -> list[int]:
@@ -124,8 +122,8 @@ class LengthBucketSampler(Sampler[int]):
 def collator(model: TorchModel) -> Callable[[Sequence[Row]], dict[str, Tensor]]:
     """Make the function that pads rows into a batch of tensors.
 
-    Beside the inputs of the model, (N, ...) each, the batch has the numbers in the rows, such as
-    labels, as (N,) tensors.
+    Beside the inputs of the model, (N, ...) each, the batch has the labels of the rows, if they
+    have any, and other numbers in them as (N,) tensors.
     """
     task = get_task(model.task)
 
@@ -133,7 +131,9 @@ def collator(model: TorchModel) -> Callable[[Sequence[Row]], dict[str, Tensor]]:
         padded = task.collate(model, rows)
         batch = {name: torch.from_numpy(array) for name, array in padded.items()}
         for name, value in rows[0].items():
-            if np.ndim(value) == 0:
+            if name == LABELS:
+                batch[name] = torch.from_numpy(task.collate_labels(rows))
+            elif np.ndim(value) == 0:
                 batch[name] = torch.as_tensor([row[name] for row in rows])
         return batch
 

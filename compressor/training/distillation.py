@@ -17,7 +17,8 @@ from compressor.distributed import check_batch, together
 from compressor.errors import PassError
 from compressor.model import TorchModel
 from compressor.pruning.layers import layer_map as derive_layer_map
-from compressor.tasks import get_task
+from compressor.tasks import Task, get_task
+from compressor.tasks.base import LABELS
 from compressor.training.augmentation import Noise
 from compressor.training.batches import EncodedRows, collator, encode, input_names, lengths
 from compressor.training.checkpoints import identity
@@ -33,14 +34,13 @@ from compressor.training.settings import DistillSettings
 from compressor.training.taps import TappedEncoder, TappedOutputs
 from compressor.training.teacher import Teacher, vocabulary_table
 from compressor.training.trainer import OnEvaluation, Progress, SteadyTrainer
+from targets.answers import IGNORED
 from targets.encoder import encoder_layers
 
 __all__ = ["DistillSettings", "LayerMap", "distill", "distillation_loss", "read_unlabeled"]
 
 LayerMap = tuple[tuple[int, int], ...]
 """Pairs (student layer, teacher layer), from 0."""
-
-_IGNORED = -100  # label of a row that counts for nothing
 
 
 def distill(
@@ -110,14 +110,15 @@ def _train(
     validation = encode(student, splits.validation)
     noise = get_task(student.task).noise(student, train, settings, seed)
     if settings.unlabeled is not None:
-        more = get_task(student.task).encode(reader, read_unlabeled(settings.unlabeled, student))
-        train += [{**row, "labels": _IGNORED} for row in more]
+        more = read_unlabeled(settings.unlabeled, student)
+        train += get_task(student.task).encode_unlabeled(reader, more)
     return run_training(
         lambda: _DistillTrainer(
             _tapped(student, settings, pairs, side=0, hidden_size=_hidden_size(teacher)),
             settings,
             teacher=_taught(student, teacher, settings, pairs, noise, train, progress),
             inputs=input_names(student),
+            task=get_task(student.task),
             train=EncodedRows(train, lengths(student, train), noise),
             validation=EncodedRows(validation, lengths(student, validation)),
             collate=collator(student),
@@ -149,7 +150,9 @@ class _DistillTrainer(SteadyTrainer):
         target = self.teacher.outputs(batch).first(num_rows)
         outputs: TappedOutputs = module(**self.inputs_of(batch))
         counted = {name: each[:num_rows] for name, each in batch.items()}
-        return distillation_loss(outputs.first(num_rows), target, counted, self.settings)
+        return distillation_loss(
+            outputs.first(num_rows), target, counted, self.settings, task=self.task
+        )
 
 
 def distillation_loss(
@@ -157,26 +160,31 @@ def distillation_loss(
     teacher: TappedOutputs,
     batch: Mapping[str, Tensor],
     settings: DistillSettings,
+    *,
+    task: Task,
 ) -> Tensor:
     """The weighted sum of all terms, a scalar.
 
     Args:
         student: Outputs with gradients.
         teacher: Outputs for the same rows.
-        batch: labels and noisy, (N,); where rows are padded, attention_mask (N, L).
+        batch: noisy (N,) and labels (N, ...); where rows are padded, attention_mask (N, L).
         settings: Weights and temperature.
+        task: Says what of the logits is compared, and what of them the labels judge.
     """
     mask = batch.get("attention_mask")
     loss = settings.logits_weight * logits_kl(
-        student.logits, teacher.logits, temperature=settings.temperature
+        task.answered(student.logits, batch),
+        task.answered(teacher.logits, batch),
+        temperature=settings.temperature,
     )
     if settings.labels_weight:
         # The labels of noisy rows no longer hold; a batch may have no other rows.
-        labels = batch["labels"].masked_fill(batch["noisy"] == 1, _IGNORED)
-        total = functional.cross_entropy(
-            student.logits, labels, ignore_index=_IGNORED, reduction="sum"
-        )
-        mean = global_mean(total, (labels != _IGNORED).sum())
+        noisy = (batch["noisy"] == 1).reshape(-1, *[1] * (batch[LABELS].ndim - 1))
+        clean = {**batch, LABELS: batch[LABELS].masked_fill(noisy, IGNORED)}
+        logits, labels = task.judged(student.logits, clean)
+        total = functional.cross_entropy(logits, labels, ignore_index=IGNORED, reduction="sum")
+        mean = global_mean(total, (labels != IGNORED).sum())
         loss = loss + settings.labels_weight * mean
     for ours, theirs in zip(student.hidden, teacher.hidden, strict=True):
         weight = settings.hidden_weight / len(student.hidden)

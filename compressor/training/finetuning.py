@@ -72,6 +72,7 @@ def _train(
             student.module,
             settings,
             inputs=input_names(student),
+            task=get_task(student.task),
             train=EncodedRows(train, lengths(student, train)),
             validation=EncodedRows(validation, lengths(student, validation)),
             collate=collator(student),

@@ -23,11 +23,14 @@ from compressor.training.batches import EncodedRows, LengthBucketSampler
 from compressor.training.checkpoints import seal
 from compressor.training.losses import global_mean
 from compressor.training.settings import TrainingSettings
+from targets.answers import Units
 from targets.environment import cpu_features
 from targets.errors import is_disk_full
 
 if TYPE_CHECKING:
     from transformers import EvalPrediction, TrainerControl, TrainerState
+
+    from compressor.tasks import Task
 
 __all__ = [
     "OnEvaluation",
@@ -126,6 +129,7 @@ class SteadyTrainer(Trainer):  # type: ignore[misc]  # transformers has no types
     Args:
         module: What learns; its forward takes the inputs of a batch and gives ``logits``.
         inputs: Names of the inputs of the module.
+        task: Says what of the outputs the labels judge.
         settings: Of the training.
         train: Training rows.
         validation: Validation rows.
@@ -144,6 +148,7 @@ class SteadyTrainer(Trainer):  # type: ignore[misc]  # transformers has no types
         settings: TrainingSettings,
         *,
         inputs: Sequence[str],
+        task: Task,
         train: EncodedRows,
         validation: EncodedRows,
         collate: Callable[..., dict[str, Tensor]],
@@ -161,12 +166,13 @@ class SteadyTrainer(Trainer):  # type: ignore[misc]  # transformers has no types
             data_collator=collate,
             train_dataset=train,
             eval_dataset=validation.by_length(),
-            compute_metrics=_accuracy,
+            compute_metrics=_metrics,
             callbacks=[_Flow(settings, progress, on_evaluation)],
         )
         self.remove_callback(PrinterCallback)
         self.model_accepts_loss_kwargs = False  # our losses are means over the batch
         self.inputs = tuple(inputs)
+        self.task = task
         self.label_smoothing = label_smoothing
         self.keep = settings.keep
 
@@ -178,14 +184,13 @@ class SteadyTrainer(Trainer):  # type: ignore[misc]  # transformers has no types
             batch: Goes through the module as a whole.
             num_rows: So many of its first rows count; 0 is possible.
         """
-        logits = module(**self.inputs_of(batch)).logits
+        outputs = module(**self.inputs_of(batch)).logits
+        counted = {name: each[:num_rows] for name, each in batch.items()}
+        logits, labels = self.task.judged(outputs[:num_rows], counted)
         total = functional.cross_entropy(
-            logits[:num_rows],
-            batch["labels"][:num_rows],
-            label_smoothing=self.label_smoothing,
-            reduction="sum",
+            logits, labels, label_smoothing=self.label_smoothing, reduction="sum"
         )
-        return global_mean(total, num_rows)
+        return global_mean(total, len(labels))
 
     def compute_loss(self, model: nn.Module, inputs: Any, *_: Any, **__: Any) -> Tensor:
         """See the base class."""
@@ -386,8 +391,8 @@ class _Flow(TrainerCallback):  # type: ignore[misc]  # transformers has no types
         self.progress(state.global_step / max(state.max_steps, 1), line)
 
 
-def _accuracy(outputs: EvalPrediction) -> dict[str, float]:
-    return {"accuracy": float((outputs.predictions.argmax(axis=-1) == outputs.label_ids).mean())}
+def _metrics(outputs: EvalPrediction) -> dict[str, float]:
+    return {"accuracy": float(Units.of(outputs.predictions, outputs.label_ids).right.mean())}
 
 
 def _learnt(module: nn.Module) -> dict[str, Tensor]:

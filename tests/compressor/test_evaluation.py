@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 
 import numpy as np
@@ -10,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 
-from compressor.evaluation import compare, mcnemar_p_value, paired_interval
+from compressor.evaluation import compare, mcnemar_p_value, paired_interval, sign_flip_p_value
 from targets.scoring import Z_95, accuracy
 
 tables = st.integers(1, 2000).flatmap(
@@ -145,3 +146,56 @@ def test_the_drop_is_the_difference_of_the_accuracies(case: tuple[list[int], ...
     assert back.p_value == pytest.approx(found.p_value)
     assert back.agreement == found.agreement
     assert compare(reference, reference, labels).agreement == 1
+
+
+@settings(max_examples=100, deadline=None)
+@given(labelled, st.integers(0, 1000))
+def test_where_each_row_is_one_unit_nothing_changes(case: tuple[list[int], ...], seed: int) -> None:
+    reference, candidate, labels = (np.array(each) for each in case)
+    rows = np.random.default_rng(seed).permutation(len(labels))
+    assert compare(reference, candidate, labels, rows) == compare(reference, candidate, labels)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.integers(-4, 4), max_size=10))
+def test_the_sign_flip_test_counts_all_signs(differences: list[int]) -> None:
+    reached = abs(sum(differences))
+    sums = [
+        abs(sum(sign * each for sign, each in zip(signs, differences, strict=True)))
+        for signs in itertools.product((-1, 1), repeat=len(differences))
+    ]
+    expected = np.mean([each >= reached for each in sums])
+    assert sign_flip_p_value(np.array(differences, dtype=np.int64)) == pytest.approx(expected)
+
+
+def clustered(seed: int) -> tuple[np.ndarray, ...]:
+    """Two models that are equally good, whose answers hang together within a row."""
+    generator = np.random.default_rng(seed)
+    rows = np.repeat(np.arange(200), generator.integers(1, 20, 200))
+    labels = np.zeros(len(rows), dtype=np.int64)
+    answers = []
+    for _ in range(2):
+        wrong = generator.beta(0.3, 1.2, 200)  # a fifth on average
+        answers.append((generator.random(len(rows)) < wrong[rows]).astype(np.int64))
+    return *answers, labels, rows
+
+
+def test_of_equally_good_models_the_paired_interval_of_rows_holds_0() -> None:
+    held, plain, small = 0, 0, 0
+    for seed in range(300):
+        reference, candidate, labels, rows = clustered(seed)
+        found = compare(reference, candidate, labels, rows)
+        alone = compare(reference, candidate, labels)
+        held += found.low_points <= 0 <= found.high_points
+        plain += alone.low_points <= 0 <= alone.high_points
+        small += found.p_value < 0.05
+    assert 0.92 <= held / 300 <= 0.98
+    assert plain / 300 < 0.8
+    assert 0.02 <= small / 300 <= 0.08
+
+
+def test_the_sign_flip_test_of_many_rows_takes_no_time() -> None:
+    start = time.perf_counter()
+    differences = np.random.default_rng(0).integers(-3, 4, 5000)
+    assert 0 < sign_flip_p_value(differences) <= 1
+    assert time.perf_counter() - start < 2

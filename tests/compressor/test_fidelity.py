@@ -63,15 +63,37 @@ def test_of_a_column_with_many_values_the_frequent_ones_count() -> None:
 
 
 def test_the_worst_changes_come_first() -> None:
-    texts = [f"text {index}" for index in range(6)]
-    found = changed_examples(BEFORE, AFTER, LABELS, label_names=NAMES, texts=texts)
+    def title(row: int, place: int) -> str:
+        return f"text {row}, part {place}"
+
+    found = changed_examples(BEFORE, AFTER, LABELS, label_names=NAMES, title=title)
     # Lost with confidence 0.9, lost with 0.5, then wrong before and after.
     assert [each.index for each in found] == [2, 0, 4]
     first = found[0]
-    assert (first.text, first.label, first.before, first.after) == ("text 2", "b", "b", "a")
+    assert (first.text, first.label, first.before, first.after) == ("text 2, part 0", "b", "b", "a")
     assert (first.confidence_before, first.confidence_after) == (0.8, 0.9)
     assert [each.index for each in changed_examples(
         BEFORE, AFTER, LABELS, label_names=NAMES, limit=1
     )] == [2]  # fmt: skip
     assert changed_examples(BEFORE, AFTER, LABELS, label_names=NAMES)[0].text is None
     assert changed_examples(BEFORE, BEFORE, LABELS, label_names=NAMES) == ()
+
+
+def test_units_of_a_row_are_found_by_their_place_and_sliced_by_their_row() -> None:
+    rows = np.array([0, 0, 0, 1, 1, 1])
+    found = changed_examples(
+        BEFORE,
+        AFTER,
+        LABELS,
+        label_names=NAMES,
+        rows=rows,
+        title=lambda row, place: f"{row}.{place}",
+    )
+    assert [(each.index, each.text) for each in found] == [(0, "0.2"), (0, "0.0"), (1, "1.1")]
+    compared = compare_answers(
+        BEFORE, AFTER, LABELS, label_names=NAMES, rows=rows, slices={"source": ["web", "mail"]}
+    )
+    drops = {each.title: each.drop_points for each in compared.groups}
+    assert drops["source = web"] == pytest.approx(200 / 3)
+    assert drops["source = mail"] == 0
+    assert compared.p_value == 1  # all that is lost is lost in one row

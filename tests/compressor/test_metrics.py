@@ -91,3 +91,25 @@ def test_calibration_error_is_the_mean_gap_of_confidence_and_accuracy() -> None:
     assert expected_calibration_error(probabilities, labels) == pytest.approx(0.1)
     assert expected_calibration_error(np.eye(2)[[0, 1]], np.array([0, 1])) == 0
     assert expected_calibration_error(np.eye(2)[[0, 1]], np.array([1, 0])) == 1
+
+
+def test_where_each_row_is_one_unit_nothing_changes() -> None:
+    labels, reference = answers(200, 0.8, 7)
+    _, candidate = answers(200, 0.7, 8)
+    alone = metric_changes(reference, candidate, labels, num_classes=CLASSES)
+    rows = np.arange(200)
+    assert metric_changes(reference, candidate, labels, num_classes=CLASSES, rows=rows) == alone
+
+
+def test_rows_are_drawn_with_all_of_their_units() -> None:
+    """Copies of an answer within its row tell nothing new; as rows of their own they would."""
+    labels, reference = answers(150, 0.8, 9)
+    _, candidate = answers(150, 0.7, 10)
+    alone = metric_changes(reference, candidate, labels, num_classes=CLASSES)
+    rows = np.repeat(np.arange(150), 4)
+    many = (reference[rows], candidate[rows], labels[rows])
+    found = metric_changes(*many, num_classes=CLASSES, rows=rows)
+    for name in METRICS:
+        assert found[name] == pytest.approx(alone[name])
+    apart = metric_changes(*many, num_classes=CLASSES)["accuracy"]
+    assert apart.high - apart.low < 0.7 * (alone["accuracy"].high - alone["accuracy"].low)

@@ -12,6 +12,7 @@ import pytest
 from pydantic import ValidationError
 
 from targets import Bundle, Manifest, Signature, TensorSpec
+from targets.answers import LabelAnswers
 from targets.bundle import SCHEMA_VERSION, FileRecord, Measured, hash_file
 from targets.errors import BundleError
 from targets.preprocessing import TextPreprocessing
@@ -202,6 +203,12 @@ def test_the_identity_is_that_of_everything_but_what_was_measured(folder: Path) 
     measured = Measured(machine="other", libraries={}, accuracy=found)
     (folder / "README.md").write_text("half right")
     assert Bundle.create(folder, manifest(measured=measured)).identity == before
+    assert Bundle.open(folder).identity == before
+    path = folder / "manifest.json"
+    without = json.loads(path.read_text())  # as before there were several kinds of answers
+    del without["answers"]
+    path.write_text(json.dumps(without))
+    assert Bundle.open(folder).manifest.answers == LabelAnswers()
     assert Bundle.open(folder).identity == before
     assert Bundle.create(folder, manifest(labels=("yes", "no"))).identity != before
     (folder / "model.bin").write_bytes(b"weighty")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.numpy import save
 
 from targets import Arrays, Signature, TensorSpec
 from targets.errors import InputError
@@ -151,10 +153,33 @@ def test_arrays_that_do_not_fit_together(
         )
 
 
-def test_labels_may_be_one_a_token() -> None:
+def test_a_sample_may_have_several_labels(tmp_path: Path) -> None:
     pack = EvaluationPack.from_rows(
-        {"input_ids": [[1, 2], [3]]},
-        [0, 1, 2],
+        {"input_ids": [[1, 2], [3], [4, 5]]},
+        [np.array([0, 1]), np.array([-100]), np.array([2])],
         preprocessing=TextPreprocessing(max_length=512, pad_token_id=0),
     )
-    assert len(pack) == 2
+    pack.save(tmp_path / "pack.safetensors")
+    for each in (pack, EvaluationPack.load(tmp_path / "pack.safetensors")):
+        assert each.labels.tolist() == [0, 1, -100, 2]
+        assert each.label_rows.tolist() == [0, 0, 1, 2]
+        assert each.head(2).labels.tolist() == [0, 1, -100]
+        assert each.head(2).label_rows.tolist() == [0, 0, 1]
+
+
+@pytest.mark.parametrize("labels", [[1, 0], [1, 0, 2]])
+def test_a_pack_of_the_version_before_has_one_label_a_sample_or_a_token(
+    labels: list[int], tmp_path: Path
+) -> None:
+    path = tmp_path / "pack.safetensors"
+    preprocessing = TextPreprocessing(max_length=512, pad_token_id=0)
+    header = {"schema_version": 3, "preprocessing": preprocessing.model_dump(mode="json")}
+    arrays = {
+        "input.input_ids": np.array([7, 8, 9]),
+        "lengths": np.array([2, 1]),
+        "labels": np.array(labels),
+    }
+    path.write_bytes(save(arrays, {"evaluation_pack": json.dumps(header)}))
+    pack = EvaluationPack.load(path)
+    assert pack.labels.tolist() == labels
+    assert pack.label_rows.tolist() == [[0, 1], [0, 0, 1]][len(labels) - 2]

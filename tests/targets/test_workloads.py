@@ -11,11 +11,11 @@ import pytest
 from tokenizers import Tokenizer
 
 from targets import Bundle, Predictor
+from targets.answers import Prediction
 from targets.base import Session
 from targets.errors import BundleError, InputError
 from targets.evaluation_pack import EvaluationPack
 from targets.feeds import FeedsSpec
-from targets.predictor import Prediction
 from targets.preprocessing import TextPreprocessing
 from targets.registry import open_session
 from targets.signature import Arrays

@@ -16,7 +16,7 @@ def test_the_answers_beside_the_report_are_those_of_the_bundles(finished, home):
     answers = read_answers(report, finished.output)
     assert answers is not None
     measured = {row.key: row for row in report.rows if row.test is not None}
-    assert set(answers) == {"labels", *measured}
+    assert set(answers) == {"labels", "rows", *measured}
     labels = answers["labels"]
     assert np.array_equal((answers["original-pytorch"].sum(axis=1)).round(5), np.ones(len(labels)))
     for key, row in measured.items():

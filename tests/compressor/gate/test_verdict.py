@@ -298,7 +298,7 @@ def test_a_loss_on_a_group_that_may_be_chance_does_not_count() -> None:
         ("class rare", False),
         ("class common", True),
     ]
-    assert checks[1].text.endswith("on class common, allowed 1; it may be chance, with 40 rows")
+    assert checks[1].text.endswith("on class common, allowed 1; it may be chance, with 40 examples")
 
 
 def test_the_upper_end_of_the_interval_counts_where_that_is_asked_for() -> None:

@@ -9,10 +9,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from compressor.pruning.importance import magnitude_scores, random_scores, taylor_scores
+from compressor.tasks import get_task
 from targets.encoder import encoder_layers
 
 Inputs = dict[str, Tensor]
 EPSILON = 1e-4
+TASK = get_task("text-classification")
 
 
 @pytest.fixture
@@ -41,7 +43,7 @@ def gate_derivative(weights: list[Tensor], module: nn.Module, batch: Inputs) -> 
 
 def test_taylor_scores_are_squared_derivatives_of_gates(encoder: nn.Module, batch: Inputs) -> None:
     encoder = encoder.double()
-    scores = taylor_scores(encoder, [batch])
+    scores = taylor_scores(encoder, [batch], task=TASK)
     for number, layer in enumerate(encoder_layers(encoder)):
         head = layer.attention_output.weight.data[:, 8:16]
         neuron = layer.ffn_output.weight.data[:, 5]
@@ -66,8 +68,8 @@ def test_taylor_scores_add_up_over_batches_and_never_cancel(
     encoder: nn.Module, batch: Inputs
 ) -> None:
     other = {**batch, "labels": torch.tensor([1, 1])}
-    joint = taylor_scores(encoder, [batch, other])
-    apart = [taylor_scores(encoder, [each]) for each in (batch, other)]
+    joint = taylor_scores(encoder, [batch, other], task=TASK)
+    apart = [taylor_scores(encoder, [each], task=TASK) for each in (batch, other)]
     for layer in range(2):
         np.testing.assert_allclose(joint.ffn[layer], sum(each.ffn[layer] for each in apart))
     assert (joint.hidden >= apart[0].hidden).all()
@@ -86,7 +88,9 @@ def test_a_unit_that_does_nothing_has_no_importance(
         layer.ffn_input.weight[5] = 0
         layer.ffn_output.weight[:, 5] = 0
     scores = (
-        taylor_scores(encoder, [batch]) if importance == "taylor" else magnitude_scores(encoder)
+        taylor_scores(encoder, [batch], task=TASK)
+        if importance == "taylor"
+        else magnitude_scores(encoder)
     )
     assert scores.heads[0][1] == 0
     assert scores.ffn[0][5] == 0
@@ -111,7 +115,7 @@ def test_random_scores_repeat_under_a_seed(encoder: nn.Module) -> None:
 def test_scoring_leaves_the_module_as_it_was(encoder: nn.Module, batch: Inputs) -> None:
     encoder.train().requires_grad_(False)
     before, config = copy.deepcopy(encoder.state_dict()), encoder.config.to_dict()
-    taylor_scores(encoder, [batch])
+    taylor_scores(encoder, [batch], task=TASK)
     assert all(torch.equal(tensor, before[name]) for name, tensor in encoder.state_dict().items())
     assert encoder.config.to_dict() == config
     assert encoder.training
@@ -121,8 +125,8 @@ def test_scoring_leaves_the_module_as_it_was(encoder: nn.Module, batch: Inputs) 
 def test_a_wholly_frozen_module_is_scored_like_any_other_and_stays_frozen(
     encoder: nn.Module, batch: Inputs
 ) -> None:
-    expected = taylor_scores(copy.deepcopy(encoder), [batch])
-    scores = taylor_scores(encoder.requires_grad_(False), [batch])
+    expected = taylor_scores(copy.deepcopy(encoder), [batch], task=TASK)
+    scores = taylor_scores(encoder.requires_grad_(False), [batch], task=TASK)
     for found, wanted in zip(
         (*scores.heads, *scores.ffn, scores.hidden),
         (*expected.heads, *expected.ffn, expected.hidden),

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from compressor.errors import PassError
+from compressor.tasks import get_task
 from compressor.training import distillation
 from compressor.training.batches import collator, encode
 from compressor.training.distillation import distill, distillation_loss
@@ -12,6 +13,7 @@ from compressor.training.losses import logits_kl
 from compressor.training.settings import DistillSettings
 from compressor.training.taps import TappedOutputs
 
+TASK = get_task("text-classification")
 SETTINGS = DistillSettings(epochs=8, batch_size=16, learning_rate=3e-3)
 
 
@@ -162,7 +164,7 @@ def test_labels_count_on_clean_rows_only():
     }
     settings = DistillSettings(logits_weight=0.0, labels_weight=2.0)
     student = outputs([[1.0, 0.0], [3.0, -3.0]])
-    found = distillation_loss(student, outputs([[0.0, 0.0]] * 2), batch, settings)
+    found = distillation_loss(student, outputs([[0.0, 0.0]] * 2), batch, settings, task=TASK)
     assert found.item() == pytest.approx(2 * np.log(1 + np.exp(-1)))
 
 
@@ -173,7 +175,7 @@ def test_a_batch_of_noisy_rows_only_has_a_finite_loss():
         "noisy": torch.tensor([1]),
     }
     student = outputs([[1.0, 0.0]])
-    assert distillation_loss(student, student, batch, DistillSettings()).item() == 0
+    assert distillation_loss(student, student, batch, DistillSettings(), task=TASK).item() == 0
 
 
 def test_unlabeled_texts_teach_what_the_teacher_says_of_them(
@@ -204,9 +206,9 @@ def test_unlabeled_texts_have_no_label(run, word_model, word_splits, tmp_path, m
     seen = []
     real = distillation.distillation_loss
 
-    def watch(student, teacher, batch, settings):
+    def watch(student, teacher, batch, settings, **keywords):
         seen.extend(batch["labels"].tolist())
-        return real(student, teacher, batch, settings)
+        return real(student, teacher, batch, settings, **keywords)
 
     monkeypatch.setattr(distillation, "distillation_loss", watch)
     listed = tmp_path / "more.txt"

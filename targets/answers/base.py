@@ -1,0 +1,164 @@
+"""What every kind of answer offers: what of the outputs is judged, and what a user gets."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
+
+if TYPE_CHECKING:
+    from targets.evaluation_pack import EvaluationPack, Labels
+    from targets.preprocessing import Encoded
+
+__all__ = ["IGNORED", "Answers", "BasePrediction", "Units", "most_probable", "softmax"]
+
+IGNORED = -100
+"""Label of what counts for nothing, by the convention of PyTorch and Hugging Face."""
+
+
+@dataclass(frozen=True)
+class Units:
+    """What is judged: each gets one class out of several.
+
+    Attributes:
+        scores: Of every class; the largest is the answer.  # (units, classes)
+        labels: True classes.  # (units,)
+        rows: Which sample each belongs to; those of one sample are not independent.  # (units,)
+    """
+
+    scores: NDArray[np.floating]
+    labels: NDArray[np.int64]
+    rows: NDArray[np.int64]
+
+    @classmethod
+    def of(
+        cls, scores: NDArray[Any], labels: NDArray[Any], rows: NDArray[np.int64] | None = None
+    ) -> Self:
+        """Leave out what counts for nothing.
+
+        Args:
+            scores: (N, ..., classes)
+            labels: (N, ...); `IGNORED` where nothing is judged.
+            rows: (N,) which sample each belongs to; by default each is one.
+        """
+        if rows is None:
+            rows = np.arange(len(labels))
+        flat = labels.reshape(-1)
+        counted = flat != IGNORED
+        each = np.repeat(rows, flat.size // max(len(labels), 1))
+        return cls(
+            scores.reshape(flat.size, -1)[counted],
+            flat[counted].astype(np.int64),
+            each[counted].astype(np.int64),
+        )
+
+    @classmethod
+    def joined(cls, parts: Sequence[Units]) -> Self:
+        """Those of several batches, in the order of their samples."""
+        rows = np.concatenate([each.rows for each in parts])
+        order = np.argsort(rows, kind="stable")
+        return cls(
+            np.concatenate([each.scores for each in parts])[order],
+            np.concatenate([each.labels for each in parts])[order],
+            rows[order],
+        )
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def classes(self) -> NDArray[np.int64]:
+        """The answers.  # (units,)"""
+        return most_probable(self.scores)
+
+    @property
+    def probabilities(self) -> NDArray[np.float64]:
+        """Of every class, where the scores are logits.  # (units, classes)"""
+        return softmax(self.scores)
+
+    @property
+    def right(self) -> NDArray[np.bool_]:
+        """Which answers are the true classes.  # (units,)"""
+        return np.asarray(self.classes == self.labels)
+
+
+class BasePrediction(BaseModel):
+    """The answer to one input."""
+
+    model_config = ConfigDict(frozen=True)
+
+    truncated: bool = False
+    """Whether the input was longer than the model reads, and its end was left out."""
+
+
+class Answers(BaseModel, ABC):
+    """What the outputs of a model say: a value that a bundle's manifest keeps."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    kind: str
+    """Of the answers."""
+
+    unit: ClassVar[str]
+    """What is judged, such as ``row`` where an input gets one class."""
+
+    def raw(self, inputs: Sequence[Any]) -> Sequence[Any]:
+        """What the encoder reads of the inputs that a user gives.
+
+        Raises:
+            InputError: One of them is not what it should be; names it.
+        """
+        return inputs
+
+    @abstractmethod
+    def place(self, labels: Labels, inputs: Sequence[Any], encoded: Encoded) -> Labels:
+        """The labels of samples, where the outputs will have the answers to them.
+
+        Args:
+            labels: One a sample, or one array a sample.
+            inputs: The raw inputs, as the encoder read them.
+            encoded: What it made of them.
+        """
+
+    def units(self, outputs: NDArray[np.generic], pack: EvaluationPack) -> Units:
+        """What is judged of the outputs for a pack.
+
+        Args:
+            outputs: The first output of the model, in the order of the pack; see
+                `EvaluationPack.restore`.
+            pack: What was answered.
+        """
+        return Units.of(outputs, pack.labels, pack.label_rows)
+
+    @abstractmethod
+    def predictions(
+        self,
+        outputs: NDArray[np.floating],
+        names: Sequence[str],
+        inputs: Sequence[Any],
+        encoded: Encoded,
+    ) -> list[Any]:
+        """What a user gets: one prediction an input.
+
+        Args:
+            outputs: The first output of the model, in the order of the inputs.
+            names: Of the classes.
+            inputs: What the user gave, N >= 1.
+            encoded: What the encoder made of them.
+        """
+
+
+def most_probable(scores: NDArray[Any]) -> NDArray[np.int64]:
+    """The class with the largest score, over the last axis."""
+    return np.asarray(scores.argmax(axis=-1), dtype=np.int64)
+
+
+def softmax(logits: NDArray[np.floating]) -> NDArray[np.float64]:
+    """Probabilities from logits, over the last axis."""
+    shifted = np.exp(logits.astype(np.float64) - logits.max(axis=-1, keepdims=True))
+    return np.asarray(shifted / shifted.sum(axis=-1, keepdims=True))
