@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from compressor.answering import answer
 from compressor.cli.progress import ConsoleProgress
 from compressor.data import Split
-from compressor.manager import answer
-from compressor.model import OnnxModel, TorchModel, load_model
+from compressor.model import Model, TorchModel, load_model
 from compressor.passes import Pass
 from compressor.passes.distill import Distill
 from compressor.passes.drop_layers import DropLayers
@@ -34,10 +34,7 @@ from compressor.preparation import prepare
 from compressor.progress import Silent
 from compressor.recipe import load_recipe
 from compressor.store import RunStore, default_store
-from compressor.tasks import get_task
 from compressor.training.settings import QuantizationAware
-from targets.answers import Units
-from targets.runtimes.onnxruntime import create_session
 from targets.scoring import Z_95
 
 HERE = Path(__file__).parent
@@ -173,25 +170,8 @@ def _run(case: Case, seed: int, options: argparse.Namespace) -> tuple[str, str, 
     return before, _right(load_model(steps[-1].folder), test), seconds
 
 
-def _right(model: TorchModel | OnnxModel, split: Split) -> str:
-    found = answer(model, split) if isinstance(model, TorchModel) else _answer(model, split)
-    return "".join("1" if hit else "0" for hit in found.right)
-
-
-def _answer(model: OnnxModel, split: Split) -> Units:
-    """What is judged of the answers of a model in ONNX form; one row at a time."""
-    task = get_task(model.task)
-    session = create_session(model.path, threads=1)
-    return Units.joined(
-        [
-            Units.of(
-                session.run(None, dict(task.collate(model, [row])))[0],
-                task.collate_labels([row]),
-                np.array([index]),
-            )
-            for index, row in enumerate(task.encode_labelled(model, split))
-        ]
-    )
+def _right(model: Model, split: Split) -> str:
+    return "".join("1" if hit else "0" for hit in answer(model, split).right)
 
 
 def table(document: Mapping[str, Any]) -> Iterator[str]:

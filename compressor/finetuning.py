@@ -144,7 +144,7 @@ def _train(
     work: Path,
     progress: Progress,
 ) -> dict[str, Any]:
-    from compressor.manager import answer
+    from compressor.answering import answer
     from compressor.model import TorchModel
     from compressor.training.curves import save_curves
 

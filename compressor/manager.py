@@ -19,11 +19,10 @@ from targets.errors import ToolkitError, is_disk_full
 from targets.provenance import checkpoint_hashes
 
 if TYPE_CHECKING:
-    from compressor.data import Split, Splits
+    from compressor.data import Splits
     from compressor.model import Model, TorchModel
-    from targets.answers import Units
 
-__all__ = ["PassManager", "TrainingStoppedError", "answer", "import_checkpoint"]
+__all__ = ["PassManager", "TrainingStoppedError", "import_checkpoint"]
 
 IMPORT_VERSION = 2  # goes up when importing a checkpoint gives another result
 
@@ -239,6 +238,7 @@ def _facts(
     splits: Splits,
 ) -> dict[str, Any]:
     """What to record of a model that was just saved."""
+    from compressor.answering import answer
     from compressor.architecture import Architecture
     from compressor.model import TorchModel
 
@@ -258,30 +258,6 @@ def _facts(
         judged = answer(model, splits.validation)
         facts["metrics"]["validation_accuracy"] = float(judged.right.mean())
     return facts
-
-
-def answer(model: TorchModel, split: Split) -> Units:
-    """What is judged of the answers of a torch model to a split, in its order."""
-    import numpy as np
-    import torch
-
-    from compressor.tasks import get_task
-    from targets.answers import Units
-
-    task = get_task(model.task)
-    rows = task.encode_labelled(model, split)
-    order = sorted(range(len(rows)), key=lambda index: task.length(rows[index]))
-    parts = []
-    with torch.inference_mode():
-        for start in range(0, len(order), 32):
-            chosen = order[start : start + 32]
-            batch = [rows[index] for index in chosen]
-            feeds = {
-                name: torch.from_numpy(array) for name, array in task.collate(model, batch).items()
-            }
-            scores = model.module(**feeds).logits.float().numpy()
-            parts.append(Units.of(scores, task.collate_labels(batch), np.asarray(chosen)))
-    return Units.joined(parts)
 
 
 def _headline(step: StoredStep) -> str:

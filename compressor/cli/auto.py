@@ -97,7 +97,7 @@ def auto(
                 f"{nearest.solution.latency_ms:.3g} ms",
                 fix="allow a larger --max-drop, or more time with --time-limit",
             )
-        chosen = found_recipe(recipe, found.best)
+        chosen = found_recipe(recipe, found)
         write_recipe(chosen, output / RECIPE, "Found by `compressor auto`.")
         report = run_recipe(chosen, store=opened, progress=progress)
     show_report(

@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import nn
 
+from compressor.answering import answer
 from compressor.architecture import Architecture, LayerShape
 from compressor.data import Splits
 from compressor.errors import PassError
-from compressor.manager import answer
 from compressor.model import TorchModel
 from compressor.passes.base import Pass, PassContext, PassResult
 from compressor.passes.distill import Distill

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from typing import Any
 
@@ -10,10 +11,15 @@ import pytest
 from compressor.data import DataSpec
 from compressor.errors import BudgetError
 from compressor.gate.budget import Budget
+from compressor.passes.distill import Distill
+from compressor.passes.export import Export
+from compressor.passes.quantize import Quantize
+from compressor.passes.trim_vocabulary import TrimVocabulary
+from compressor.pipeline import run
 from compressor.progress import Silent
 from compressor.recipe import Recipe, load_recipe
 from compressor.report.files import read_report
-from compressor.search.auto import AutoSettings, Search, Trial, search
+from compressor.search.auto import INT8, AutoSettings, Search, Trial, found_recipe, search
 from compressor.search.solver import Solution
 from compressor.store import RunStore
 from targets.benchmark import BenchmarkSettings
@@ -134,6 +140,65 @@ def test_the_best_is_the_fastest_that_holds_or_the_most_accurate(
         found.add(made[name], Budget(**budget))
     assert found.best is (None if best is None else made[best])
     assert found.trials == list(made.values())
+
+
+def found_with(int8_drop: float | None, *, budget: float | None = 1.0) -> tuple[Recipe, Recipe]:
+    """A recipe that was searched for, and the one that was found."""
+    wanted = Recipe(
+        name="auto",
+        model="model",
+        data=DataSpec(train="train.csv", test="test.csv"),
+        targets=(get("onnxruntime"), get("openvino")),
+        budget=Budget(max_accuracy_drop=budget),
+    )
+    passes = (TrimVocabulary(), Distill(epochs=24, hidden_weight=10.0))
+    found = Search(table=None, whole_ms=10.0, int8_drop_points=int8_drop)  # type: ignore[arg-type]
+    found.add(Trial(Solution((), 1.0, 0.0), 24, 0.4, passes), Budget(max_accuracy_drop=budget))
+    return wanted, found_recipe(wanted, found)
+
+
+def test_where_int8_loses_too_much_a_variant_trains_in_it() -> None:
+    _, found = found_with(1.2)
+    assert found.chains["int8"] == (*found.passes, Export(), *INT8["int8"])
+    *before, aware, export, quantize = found.chains["int8-aware"]
+    assert tuple(before) == found.passes
+    assert isinstance(aware, Distill)
+    assert isinstance(quantize, Quantize)
+    assert (export, quantize) == (Export(), *INT8["int8"])
+    assert aware.hidden_weight == 10.0
+    assert aware.epochs < 24
+    rounding = aware.quantization_aware
+    assert rounding is not None
+    assert (rounding.weight_bits, rounding.percentile) == (7, quantize.percentile)
+
+
+@pytest.mark.parametrize(("drop", "budget"), [(1.0, 1.0), (None, 1.0), (50.0, None)])
+def test_where_int8_holds_nothing_trains_in_it(drop: float | None, budget: float | None) -> None:
+    _, found = found_with(drop, budget=budget)
+    assert [each.name for each in found.passes] == ["trim_vocabulary", "distill", "export"]
+    assert "int8-aware" not in found.variants
+
+
+def test_a_precision_that_no_target_takes_is_left_out() -> None:
+    wanted, found = found_with(None)
+    assert "int8-dynamic" in found.variants
+    searched = Search(table=None, whole_ms=10.0)  # type: ignore[arg-type]
+    searched.add(Trial(Solution((), 1.0, 0.0), 24, 0.4, wanted.passes), Budget())
+    alone = wanted.model_copy(update={"targets": (get("openvino"),)})
+    assert "int8-dynamic" not in found_recipe(alone, searched).variants
+
+
+@pytest.mark.slow
+def test_a_recipe_with_a_training_in_int8_runs(recipe: Recipe, store: RunStore) -> None:
+    settings = AutoSettings(epochs=1, short_epochs=1)
+    found = search(recipe, settings, store=store, progress=Silent())
+    assert found.int8_drop_points is not None
+    assert abs(found.int8_drop_points) < 100
+    lossy = dataclasses.replace(found, int8_drop_points=100.1)
+    report = run(found_recipe(recipe, lossy), store=store)
+    measured = {row.variant: row for row in report.rows if row.status == "measured"}
+    assert measured["int8-aware"].precision == "int8"
+    assert measured["int8-aware"].size_bytes == pytest.approx(measured["int8"].size_bytes, rel=0.01)
 
 
 def test_without_a_target_that_runs_here_no_latency_can_be_measured(
