@@ -40,6 +40,9 @@ _NUM_UNBIASED = {"whisper": 1}
 _OF_SOUND = ("num_mel_bins", "conv_dim")
 """Fields that the configs of networks that read sound have, and no others."""
 
+_HEADS_OF_ONE_LAYER = ("ForTokenClassification",)
+"""How the class names of networks end that give classes straight from the last hidden states."""
+
 _POSITIONS_AFTER_PADDING = {"roberta", "xlm-roberta", "camembert", "xlm-roberta-xl", "longformer"}
 """Families that number positions from the padding index + 1: the table's first rows are unused."""
 
@@ -62,6 +65,7 @@ class Architecture:
         embedding_size: Width of the embedding tables; None where it is the hidden size.
         num_other_parameters: Weights outside of the layers, where it reads no tokens.
         num_unbiased: Projections into the heads that have no bias, of three.
+        has_inner_head: Whether a layer of the hidden size stands before the classes.
     """
 
     family: str
@@ -76,6 +80,7 @@ class Architecture:
     embedding_size: int | None = None
     num_other_parameters: int | None = None
     num_unbiased: int = 0
+    has_inner_head: bool = True
 
     @classmethod
     def read(cls, folder: Path) -> Architecture:
@@ -113,7 +118,8 @@ class Architecture:
         """Measure a loaded network."""
         from targets.encoder import encoder_layers
 
-        described = _from_config(module.config.to_dict())  # type: ignore[union-attr,operator]
+        config = module.config.to_dict()  # type: ignore[union-attr,operator]
+        described = _from_config({**config, "architectures": [type(module).__name__]})
         layers = encoder_layers(module)
         if layers:
             described = replace(
@@ -147,7 +153,8 @@ class Architecture:
         total = (rows + self.num_token_types + norm) * embedding
         if embedding != hidden:
             total += (embedding + 1) * hidden
-        return total + self._num_in_layers + (hidden + 1) * hidden + (hidden + 1) * self.num_labels
+        inner = (hidden + 1) * hidden if self.has_inner_head else 0
+        return total + self._num_in_layers + inner + (hidden + 1) * self.num_labels
 
     @property
     def _num_in_layers(self) -> int:
@@ -191,7 +198,13 @@ def _from_config(config: Mapping[str, object]) -> Architecture:
         position_offset=offset,
         num_token_types=int(str(config.get("type_vocab_size", 0))),
         embedding_size=None if embedding_size == described.hidden_size else embedding_size,
+        has_inner_head=not _names_head(config, _HEADS_OF_ONE_LAYER),
     )
+
+
+def _names_head(config: Mapping[str, object], heads: tuple[str, ...]) -> bool:
+    names = config.get("architectures")
+    return isinstance(names, list) and bool(names) and str(names[0]).endswith(heads)
 
 
 def _without_tokens(family: str, config: Mapping[str, object]) -> Architecture:

@@ -1,4 +1,4 @@
-"""Labelled texts, images and recordings from local tables and folders, as frozen splits."""
+"""Labelled texts, words, images and recordings from local tables and folders, as frozen splits."""
 
 from __future__ import annotations
 
@@ -16,8 +16,11 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from compressor.errors import DataError, nearest
-from compressor.tables import read_columns
+from compressor.tables import FLAT, read_columns
+from targets.answers.token_labels import join_words
 from targets.bundle import hash_file
+from targets.errors import InputError
+from targets.wording import plural
 
 __all__ = [
     "DataSpec",
@@ -61,6 +64,10 @@ class DataSpec(BaseModel):
     """Column with the recording, in the same way."""
     label: str = "label"
     """Column with the label: a class name or its index."""
+    tokens: str = "tokens"
+    """Column with the list of words of a text, where each word has a label."""
+    tags: str = "tags"
+    """Column with the list of their labels, as long: class names or their indices."""
     slices: tuple[str, ...] = ()
     """Columns by whose values the accuracy is broken down, such as the source of a text. The test
     file has to have them; where the validation data lacks one, it has no part in the choice."""
@@ -79,13 +86,14 @@ class Split:
     """Inputs and their labels.
 
     Attributes:
-        inputs: N texts; or N images or recordings, each the path or the content of a file.
-        labels: (N,) int64 indices into the label names.
+        inputs: N texts, or texts of words, see `targets.answers.token_labels.join_words`; or N
+            images or recordings, each the path or the content of a file.
+        labels: (N,) int64 indices into the label names; or N arrays, one index a word.
         slices: Column -> its N values as text.
     """
 
     inputs: tuple[Any, ...]
-    labels: NDArray[np.int64]
+    labels: NDArray[np.int64] | tuple[NDArray[np.int64], ...]
     slices: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def __len__(self) -> int:
@@ -93,9 +101,12 @@ class Split:
 
     def take(self, indices: Sequence[int]) -> Split:
         """The rows at the given indices."""
+        labels = self.labels
         return Split(
             tuple(self.inputs[index] for index in indices),
-            self.labels[list(indices)],
+            tuple(labels[index] for index in indices)
+            if isinstance(labels, tuple)
+            else labels[list(indices)],
             {
                 name: tuple(values[index] for index in indices)
                 for name, values in self.slices.items()
@@ -129,7 +140,7 @@ def _hash(path: Path, spec: DataSpec, kind: Kind) -> str:
     if path.is_file():
         digest.update(hash_file(path).encode())
     rows = _read_rows(path, spec, kind)
-    for value, label in zip(rows.inputs, rows.labels, strict=True):
+    for value, (label,) in zip(rows.inputs, rows.labels, strict=True):
         if isinstance(value, str):
             digest.update(f"{label}\n{hash_file(Path(value))}\n".encode())
     return digest.hexdigest()
@@ -139,6 +150,7 @@ def data_fingerprint(
     spec: DataSpec,
     *,
     kind: Kind = "text",
+    tagged: bool = False,
     seed: int = 0,
     hashes: Mapping[str, str] | None = None,
 ) -> str:
@@ -147,13 +159,15 @@ def data_fingerprint(
     Args:
         spec: Files and columns.
         kind: Of the inputs.
+        tagged: Whether each word of a text has a label.
         seed: Of the split of the training data; counts only where it has an effect.
         hashes: Of the files, where they are known: see :func:`split_hashes`.
     """
     hashes = split_hashes(spec, kind) if hashes is None else hashes
     parts = [f"{name} {value}" for name, value in sorted(hashes.items())]
     set_apart = None if spec.validation is not None else (seed, VALIDATION_FRACTION)
-    parts.append(repr((_column(spec, kind), spec.label, spec.max_length, set_apart)))
+    columns = (spec.tokens, spec.tags) if tagged else (_column(spec, kind), spec.label)
+    parts.append(repr((*columns, spec.max_length, set_apart)))
     if spec.slices:
         parts.append(repr(spec.slices))
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
@@ -164,6 +178,7 @@ def read_splits(
     *,
     label_names: Sequence[str] | None,
     kind: Kind = "text",
+    tagged: bool = False,
     seed: int = 0,
 ) -> Splits:
     """Read all splits; of images and recordings, where they lie.
@@ -176,24 +191,33 @@ def read_splits(
         label_names: The model's class names, in the order of its logits; None takes the sorted
             labels of the training file.
         kind: Of the inputs.
+        tagged: Whether each word of a text has a label; rows are then lists.
         seed: Of the split of the training data where no validation file is given.
 
     Raises:
         DataError: A file is absent or unreadable, a column is missing, a split is empty, holds one
             class only, or has labels that the model does not know.
     """
-    rows = {name: _read_rows(path, spec, kind) for name, path in spec.files.items()}
+    rows = {
+        name: _read_tagged(path, spec) if tagged else _read_rows(path, spec, kind)
+        for name, path in spec.files.items()
+    }
     _check_slices(spec, rows["test"].slices)
     if label_names is None:
-        label_names = _sorted_labels(rows["train"].labels)
-    indices = _indices(label_names, {label for each in rows.values() for label in each.labels})
+        label_names = _sorted_labels(rows["train"].all_labels)
+    found = {label for each in rows.values() for label in each.all_labels}
+    indices = _indices(label_names, found)
+    column = spec.tags if tagged else spec.label
     splits = {}
     for name, each in rows.items():
         path = spec.files[name]
-        where = str(path) if path.is_dir() else f"{path}, column {spec.label!r}"
-        _check_labels(each.labels, indices, label_names, where)
-        numbers = np.array([indices[label] for label in each.labels], np.int64)
-        splits[name] = Split(each.inputs, numbers, each.slices)
+        where = str(path) if path.is_dir() else f"{path}, column {column!r}"
+        _check_labels(each.all_labels, indices, label_names, where, "word" if tagged else "row")
+        numbers = tuple(
+            np.array([indices[label] for label in labels], np.int64) for labels in each.labels
+        )
+        joined = numbers if tagged else np.concatenate(numbers)
+        splits[name] = Split(each.inputs, joined, each.slices)
     if "validation" not in splits:
         splits["train"], splits["validation"] = _set_apart(splits["train"], seed)
     return Splits(splits["train"], splits["validation"], splits["test"], tuple(label_names))
@@ -203,8 +227,13 @@ class _Rows(NamedTuple):
     """A file, as it stands there."""
 
     inputs: tuple[Any, ...]
-    labels: list[str]
+    labels: list[tuple[str, ...]]
+    """Of each row: one, or one for each of its words."""
     slices: dict[str, tuple[str, ...]]
+
+    @property
+    def all_labels(self) -> list[str]:
+        return [label for each in self.labels for label in each]
 
 
 def _column(spec: DataSpec, kind: Kind) -> str:
@@ -216,19 +245,7 @@ def _read_rows(path: Path, spec: DataSpec, kind: Kind) -> _Rows:
     if path.is_dir():
         return _read_folder(path, spec, kind)
     source = _column(spec, kind)
-    names, values = read_columns(path, {source, spec.label, *spec.slices})
-    for role, column in ((kind, source), ("label", spec.label)):
-        if column not in values:
-            guess = nearest(column, names)
-            raise DataError(
-                f"the {role} column {column!r} is missing",
-                where=path,
-                given=f"columns {', '.join(names) or '(none)'}",
-                fix=_separator_hint(names)
-                or f"name it: data.{role} in a recipe, "
-                f"--{'label' if role == 'label' else 'input'} for finetune"
-                + (f"; did you mean {guess!r}?" if guess else ""),
-            )
+    values = _require_columns(path, spec, {kind: source, "label": spec.label})
     labels = [_label_text(label) for label in values[spec.label]]
     inputs = []
     for row, (cell, label) in enumerate(zip(values[source], labels, strict=True), 1):
@@ -242,17 +259,102 @@ def _read_rows(path: Path, spec: DataSpec, kind: Kind) -> _Rows:
                 fix=f"remove the row, or write {_WANTED[kind]} and a class name or index",
             )
         inputs.append(found)
-    if not labels:
-        raise DataError("the file has no rows", where=path, fix="pass a file with labelled rows")
     return _Rows(
         tuple(inputs),
-        [label for label in labels if label is not None],
-        {
-            name: tuple(_label_text(value) or str(value or "(empty)") for value in values[name])
-            for name in spec.slices
-            if name in values
-        },
+        [(label,) for label in labels if label is not None],
+        _sliced(spec, values),
     )
+
+
+def _require_columns(
+    path: Path, spec: DataSpec, columns: Mapping[str, str]
+) -> dict[str, list[Any]]:
+    """The cells of columns, by their names, and of those that the data is sliced by.
+
+    Args:
+        path: The file.
+        spec: Names those columns.
+        columns: Field of the spec -> the name of the column; inputs first, labels last.
+
+    Raises:
+        DataError: A column is missing, or the file has no rows.
+    """
+    names, values = read_columns(path, {*columns.values(), *spec.slices})
+    *_, last = columns
+    for role, column in columns.items():
+        if column not in values:
+            guess = nearest(column, names)
+            raise DataError(
+                f"the {role} column {column!r} is missing",
+                where=path,
+                given=f"columns {', '.join(names) or '(none)'}",
+                fix=_separator_hint(names)
+                or f"name it: data.{role} in a recipe, "
+                f"--{'label' if role == last else 'input'} for finetune"
+                + (f"; did you mean {guess!r}?" if guess else ""),
+            )
+    if not values[columns[last]]:
+        raise DataError("the file has no rows", where=path, fix="pass a file with labelled rows")
+    return values
+
+
+def _sliced(spec: DataSpec, values: Mapping[str, Sequence[Any]]) -> dict[str, tuple[str, ...]]:
+    return {
+        name: tuple(_label_text(value) or str(value or "(empty)") for value in values[name])
+        for name in spec.slices
+        if name in values
+    }
+
+
+def _read_tagged(path: Path, spec: DataSpec) -> _Rows:
+    """A file whose rows have a list of words, and a list of the labels of these words."""
+    if path.is_dir() or path.suffix.lower() in FLAT:
+        raise DataError(
+            "lists of words and of their labels do not stand in "
+            + ("a folder of files" if path.is_dir() else "the cells of such a file"),
+            where=path,
+            given="a folder" if path.is_dir() else path.suffix,
+            fix="write them to .jsonl, .json or .parquet, such as "
+            f'{{"{spec.tokens}": ["Birds", "sing"], "{spec.tags}": ["NOUN", "VERB"]}}',
+        )
+    values = _require_columns(path, spec, {"tokens": spec.tokens, "tags": spec.tags})
+    texts, tags = [], []
+    for row, (words, labels) in enumerate(
+        zip(values[spec.tokens], values[spec.tags], strict=True), 1
+    ):
+        where = f"{path}, row {row}"
+        for column, cell in ((spec.tokens, words), (spec.tags, labels)):
+            if not isinstance(cell, list):
+                raise DataError(
+                    f"a row has no list in the column {column!r}",
+                    where=where,
+                    given=f"{type(cell).__name__} {cell!r:.60}",
+                    fix="write a list of words, and a list of their labels",
+                )
+        if len(words) != len(labels):
+            raise DataError(
+                "a row has another number of labels than words",
+                where=where,
+                given=f"{len(words)} in {spec.tokens!r}, {len(labels)} in {spec.tags!r}",
+                fix="give each word of the row one label",
+            )
+        found = [label for each in labels if (label := _label_text(each)) is not None]
+        if len(found) != len(labels):
+            wrong = next(each for each in labels if _label_text(each) is None)
+            raise DataError(
+                "a word has no label",
+                where=where,
+                given=f"{wrong!r} in {spec.tags!r}",
+                fix="give each word a class name or index",
+            )
+        try:
+            texts.append(join_words(words, where=where))
+        except InputError as error:
+            raise DataError(
+                error.what, where=error.where, given=error.given, fix=error.fix
+            ) from error
+        tags.append(tuple(found))
+    return _Rows(tuple(texts), tags, _sliced(spec, values))
 
 
 _WANTED = {"text": "a text", "image": "an image file", "audio": "a recording's file"}
@@ -307,7 +409,7 @@ def _read_folder(folder: Path, spec: DataSpec, kind: Kind) -> _Rows:
             fix=f"put the files of each class ({', '.join(sorted(SUFFIXES[kind]))}) into a folder "
             "with the name of the class",
         )
-    return _Rows(tuple(path for path, _ in rows), [label for _, label in rows], {})
+    return _Rows(tuple(path for path, _ in rows), [(label,) for _, label in rows], {})
 
 
 def _separator_hint(names: Sequence[str]) -> str | None:
@@ -363,15 +465,18 @@ def _indices(label_names: Sequence[str], labels: Collection[str]) -> dict[str, i
 
 
 def _check_labels(
-    labels: Sequence[str], known: Collection[str], label_names: Sequence[str], where: str
+    labels: Sequence[str],
+    known: Collection[str],
+    label_names: Sequence[str],
+    where: str,
+    unit: str,
 ) -> None:
     """Refuse labels that the model does not know, and a split with one class."""
     counts = Counter(labels)
     unknown = Counter({label: n for label, n in counts.items() if label not in known})
     if unknown:
         names = ", ".join(
-            f"{name!r} ({count} row{'s' if count != 1 else ''})"
-            for name, count in unknown.most_common(5)
+            f"{name!r} ({plural(count, unit)})" for name, count in unknown.most_common(5)
         )
         rest = len(label_names) - 20
         raise DataError(
@@ -386,27 +491,29 @@ def _check_labels(
         raise DataError(
             "the data has one class only",
             where=where,
-            given=f"{len(labels)} rows, all {labels[0]!r}",
+            given=f"{plural(len(labels), unit)}, all {labels[0]!r}",
             fix="pass data with at least two classes",
         )
 
 
 def _set_apart(train: Split, seed: int) -> tuple[Split, Split]:
-    """Split off a seeded, stratified part of the training data for validation.
+    """Split off a seeded part of the training data for validation, stratified by the class.
 
-    At least one row of each class, as long as one is left to train on.
+    At least one row of each class, as long as one is left to train on. Rows of several labels are
+    not stratified.
     """
     generator = random.Random(seed)
     chosen: set[int] = set()
-    for label in np.unique(train.labels):
-        rows = np.flatnonzero(train.labels == label).tolist()
+    labels = np.zeros(len(train)) if isinstance(train.labels, tuple) else train.labels
+    for label in np.unique(labels):
+        rows = np.flatnonzero(labels == label).tolist()
         generator.shuffle(rows)
         wanted = max(1, round(len(rows) * VALIDATION_FRACTION))
         chosen.update(rows[: min(wanted, len(rows) - 1)])
     if not chosen:
         raise DataError(
             "the training data is too small to set a part of it apart for validation",
-            given=f"{len(train)} rows, none of a class that another one has",
+            given=f"{plural(len(train), 'row')}, none of a class that another one has",
             fix="add rows, or set data.validation",
         )
     rest = [row for row in range(len(train)) if row not in chosen]

@@ -20,7 +20,7 @@ from torch.nn.utils import parametrize
 from compressor.errors import PassError
 from compressor.onnx_io import SINGLE_FILE_LIMIT_BYTES, save_model
 from compressor.simplify import simplify
-from compressor.tasks import get_task
+from compressor.tasks import Task, get_task
 from targets.preprocessing.text import IDS, MASK
 from targets.signature import Signature
 
@@ -147,7 +147,7 @@ def to_onnx(
         )
     output = signature.outputs[0].name
     try:
-        form = _simplest_form(network, example, output)
+        form = _simplest_form(network, example, output, get_task(model.task))
         exported = _run_exporter(
             _Exportable(network, form, names, output), example, signature, opset
         )
@@ -194,7 +194,7 @@ def _compute_weights(part: nn.Module) -> None:
 
 
 @torch.no_grad()
-def _simplest_form(network: nn.Module, example: Tensors, output: str) -> InputForm:
+def _simplest_form(network: nn.Module, example: Tensors, output: str, task: Task) -> InputForm:
     """The form with the smallest graph under which the network computes the same.
 
     Networks build masks, positions and token types from the token ids in many ways, with dozens
@@ -202,10 +202,14 @@ def _simplest_form(network: nn.Module, example: Tensors, output: str) -> InputFo
     """
     if not {IDS, MASK} <= example.keys():
         return InputForm()
-    expected = network(**InputForm().arguments(example))[output]
+
+    def answers(form: InputForm) -> torch.Tensor:
+        return task.answered(network(**form.arguments(example))[output], example)
+
+    expected = answers(InputForm())
     for form in _forms(network):
         try:
-            found = network(**form.arguments(example))[output]
+            found = answers(form)
         except Exception:  # noqa: S112  (a form that the network does not take: try the next)
             continue
         if found.shape == expected.shape and torch.allclose(found, expected, atol=_SAME, rtol=0):

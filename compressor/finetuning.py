@@ -43,7 +43,7 @@ def finetune_checkpoint(
     *,
     task: str | None = None,
     column: str | None = None,
-    label: str,
+    label: str | None = None,
     max_length: int | None = None,
     image_size: int | None = None,
     seed: int,
@@ -59,8 +59,8 @@ def finetune_checkpoint(
         data_files: Split -> file.
         output: Gets the checkpoint, ``curves.json`` and ``curves.svg``.
         task: Name of the task; the default is what the model reads: text, images or sound.
-        column: Column with the input; the default is its kind.
-        label: Column with the label.
+        column: Column with the input; the default is its kind, or ``tokens``.
+        label: Column with the label; the default is ``label``, or ``tags``.
         max_length: Longest input, such as in tokens; the default is the model's limit.
         image_size: Side of the images in pixels; the default is that of the model.
         seed: Of every random choice.
@@ -77,16 +77,18 @@ def finetune_checkpoint(
     """
     settings = read_settings(Finetune, overrides, SETTINGS)
     name = task or infer_task(model)
-    kind = get_task(name).kind
-    columns = {kind: column or kind, "label": label, "max_length": max_length}
-    spec = DataSpec.model_validate({**data_files, **columns})
+    found = get_task(name)
+    kind, tagged = found.kind, found.tagged
+    fields = ("tokens", "tags") if tagged else (kind, "label")
+    columns = {field: given for field, given in zip(fields, (column, label), strict=True) if given}
+    spec = DataSpec.model_validate({**data_files, **columns, "max_length": max_length})
     start = partial(_start, model, name, max_length=max_length, image_size=image_size, seed=seed)
 
     inputs = {
         "files": checkpoint_hashes(model),
         "task": name,
         "image_size": image_size,
-        "data": data_fingerprint(spec, kind=kind, seed=seed),
+        "data": data_fingerprint(spec, kind=kind, tagged=tagged, seed=seed),
         "settings": settings.settings(),
         "seed": seed,
         "version": VERSION,
@@ -95,7 +97,7 @@ def finetune_checkpoint(
     key = step_key("finetune", inputs)
 
     def make(files: Path, work: Path) -> dict[str, Any]:
-        splits = read_splits(spec, label_names=None, kind=kind, seed=seed)
+        splits = read_splits(spec, label_names=None, kind=kind, tagged=tagged, seed=seed)
         return _train(start(splits.label_names), splits, settings, seed, files, work, progress)
 
     _check_output(output, key, (model, *(path.parent for path in spec.files.values())), overwrite)

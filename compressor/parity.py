@@ -78,8 +78,12 @@ def measure_parity(model: TorchModel, path: Path, inputs: Sequence[Any]) -> Pari
         # What a row without a single token means is nobody's promise: it must only stay finite.
         mask = batch.get(MASK)
         real = slice(None) if mask is None else mask.any(axis=1)
-        difference = float(np.abs(found - expected)[real].max())
-        relative = difference / max(1.0, float(np.abs(expected[real]).max()))
+        fed = {name: torch.from_numpy(each[real]) for name, each in batch.items()}
+        wanted, given = (
+            task.answered(torch.from_numpy(each[real]), fed) for each in (expected, found)
+        )
+        difference = float((given - wanted).abs().max())
+        relative = difference / max(1.0, float(wanted.abs().max()))
         largest, count = max(largest, difference), count + 1
         if relative >= largest_relative:
             worst, largest_relative = case, relative

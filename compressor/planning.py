@@ -107,7 +107,13 @@ def validate_recipe(recipe: Recipe) -> Plan:
         try:
             names = label_names(recipe.model) if _has_config(recipe) else None
             task = get_task(recipe.task)
-            splits = read_splits(recipe.data, label_names=names, kind=task.kind, seed=recipe.seed)
+            splits = read_splits(
+                recipe.data,
+                label_names=names,
+                kind=task.kind,
+                tagged=task.tagged,
+                seed=recipe.seed,
+            )
             if plan is not None:
                 leaks = _leaks(splits, task.preprocessing_type.noun)
                 plan = replace(plan, warnings=(*plan.warnings, *leaks), splits=splits)

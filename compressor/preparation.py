@@ -73,9 +73,11 @@ def prepare(recipe: Recipe, plan: Plan, *, store: RunStore, progress: Progress) 
     Raises:
         CheckpointError: It cannot be used.
     """
-    kind = get_task(recipe.task).kind
-    hashes = split_hashes(recipe.data, kind)
-    data_hash = data_fingerprint(recipe.data, kind=kind, seed=recipe.seed, hashes=hashes)
+    task = get_task(recipe.task)
+    hashes = split_hashes(recipe.data, task.kind)
+    data_hash = data_fingerprint(
+        recipe.data, kind=task.kind, tagged=task.tagged, seed=recipe.seed, hashes=hashes
+    )
     assert plan.splits is not None
     data = plan.splits
     original = import_checkpoint(

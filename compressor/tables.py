@@ -12,7 +12,10 @@ from typing import Any, NamedTuple
 from compressor.errors import DataError
 from targets.errors import MissingLibraryError
 
-__all__ = ["SUFFIXES", "Columns", "read_columns"]
+__all__ = ["FLAT", "SUFFIXES", "Columns", "read_columns"]
+
+FLAT = (".csv", ".tsv")
+"""Suffixes of formats whose cells hold text only."""
 
 
 class Columns(NamedTuple):

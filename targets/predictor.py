@@ -12,7 +12,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from targets.answers.base import BasePrediction
+from targets.answers import BasePrediction
 from targets.base import Session
 from targets.bundle import Bundle
 from targets.errors import InputError
@@ -68,8 +68,9 @@ class Predictor:
         """Classify raw inputs; longer ones are cut to the length the model was built for.
 
         Args:
-            inputs: What the encoders of `targets.preprocessing` read: strings for a text model;
-                paths, bytes or arrays for images and recordings.
+            inputs: What the encoders of `targets.preprocessing` read: strings for a text model, or
+                lists of words where each word gets a label; paths, bytes or arrays for images and
+                recordings.
 
         Returns:
             One prediction an input, in their order: `targets.answers` has what each kind of model
@@ -160,24 +161,33 @@ def load(path: str | Path, *, threads: int = 1, batch_size: int = 32) -> Predict
 
 
 def predict_lines(
-    predictor: Predictor, lines: Sequence[str] | Iterator[str], *, chunk: int = 1024
+    predictor: Predictor, lines: Iterable[str | list[str]], *, chunk: int = 1024
 ) -> Iterator[BasePrediction]:
-    """Classify a stream of inputs, one a line, in pieces that fit in memory: texts, or paths."""
-    waiting: list[str] = []
+    """Classify a stream of inputs, one a line, in pieces that fit in memory: texts, or paths.
+
+    Args:
+        predictor: What answers.
+        lines: Each is a text or a path; or, for a model of words, a list of words.
+        chunk: Inputs that are read at once.
+    """
+    waiting: list[str | list[str]] = []
     for line in lines:
-        waiting.append(line.rstrip("\r\n"))
+        waiting.append(line.rstrip("\r\n") if isinstance(line, str) else line)
         if len(waiting) == chunk:
             yield from predictor.predict(waiting)
             waiting.clear()
     yield from predictor.predict(waiting)
 
 
-def read_jsonl(lines: Iterable[str], field: str) -> Iterator[str]:
+def read_jsonl(
+    lines: Iterable[str], field: str, *, of_words: bool = False
+) -> Iterator[str | list[str]]:
     """The texts in lines of JSON objects; empty lines are passed over.
 
     Args:
         lines: One object a line.
         field: Where the text stands in it.
+        of_words: Whether a list of words may stand there as well.
 
     Raises:
         InputError: Names the line that is no JSON object with such a text.
@@ -195,7 +205,7 @@ def read_jsonl(lines: Iterable[str], field: str) -> Iterator[str]:
                 fix="pass one JSON object a line, or leave out --jsonl for plain text",
             ) from error
         text = value.get(field) if isinstance(value, dict) else None
-        if not isinstance(text, str):
+        if not isinstance(text, str) and not (of_words and isinstance(text, list)):
             raise InputError(
                 f"a line has no text in the field {field!r}",
                 where=f"line {number}",

@@ -125,10 +125,13 @@ def finetune(
             "--input",
             "--text",
             help="Column with the input.",
-            show_default="text, image or audio",
+            show_default="text, image or audio; tokens where each has a label",
         ),
     ] = None,
-    label: Annotated[str, typer.Option(help="Column with the label.")] = "label",
+    label: Annotated[
+        str | None,
+        typer.Option(help="Column with the label.", show_default="label, or tags"),
+    ] = None,
     max_length: Annotated[
         int | None,
         typer.Option(

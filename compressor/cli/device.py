@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -54,8 +55,11 @@ def predict(
     with load(bundle, threads=threads) as predictor:
         preprocessing = predictor.bundle.manifest.preprocessing
         given = _inputs(preprocessing, text, file)
-        lines = read_jsonl(sys.stdin, field or preprocessing.kind) if jsonl else sys.stdin
-        for prediction in predict_lines(predictor, iter(given) if given else lines):
+        lines: Iterable[str | list[str]] = given or sys.stdin
+        if jsonl and not given:
+            of_words = predictor.bundle.manifest.answers.of_words
+            lines = read_jsonl(sys.stdin, field or preprocessing.kind, of_words=of_words)
+        for prediction in predict_lines(predictor, lines):
             typer.echo(prediction.model_dump_json())
             count += 1
             truncated += prediction.truncated

@@ -281,12 +281,13 @@ def short(value: object) -> str:
 def _identity(recipe: Recipe, space: Space) -> dict[str, str]:
     """What the trials of a study depend on -> its hash."""
     settings = recipe.model_dump(mode="json", exclude={"output", "name", "model", "data"})
+    task = get_task(recipe.task)
     return {
         "the recipe": _hash(settings),
         "the space": _hash({name: each.model_dump(mode="json") for name, each in space.items()}),
         "the model": _hash(checkpoint_hashes(recipe.model)),
         "the data": data_fingerprint(
-            recipe.data, kind=get_task(recipe.task).kind, seed=recipe.seed
+            recipe.data, kind=task.kind, tagged=task.tagged, seed=recipe.seed
         ),
     }
 

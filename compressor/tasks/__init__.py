@@ -14,11 +14,13 @@ from compressor.tasks.audio_classification import AudioClassification
 from compressor.tasks.base import Row, Task
 from compressor.tasks.image_classification import ImageClassification
 from compressor.tasks.text_classification import TextClassification
+from compressor.tasks.token_classification import TokenClassification
 
 __all__ = ["TASKS", "Row", "Task", "TaskName", "get_task", "infer_task"]
 
 TASKS: dict[str, type[Task]] = {
-    each.name: each for each in (TextClassification, ImageClassification, AudioClassification)
+    each.name: each
+    for each in (TextClassification, TokenClassification, ImageClassification, AudioClassification)
 }
 
 

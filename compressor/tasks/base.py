@@ -48,6 +48,9 @@ class Task(ABC):
     kind: ClassVar[Kind]
     """Of the raw inputs."""
 
+    tagged: ClassVar[bool] = False
+    """Whether the data has lists of words, with a label for each word; see `compressor.data`."""
+
     preprocessing_type: ClassVar[type[Preprocessing]]
     """How the device half reads the same inputs."""
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from compressor.training.augmentation import TokenNoise
     from compressor.training.settings import DistillSettings
 
-__all__ = ["TextClassification"]
+__all__ = ["TextClassification", "text_rows"]
 
 NUM_SINGLE = 3
 """Real texts that are compared one by one."""
@@ -133,16 +133,16 @@ class TextClassification(Classification):
 
     def encode(self, model: Model, inputs: Sequence[Any]) -> list[Row]:
         """See the base class: lists of token ids and their mask."""
-        encoded = model.processor(
+        return text_rows(self.tokenized(model, inputs))
+
+    def tokenized(self, model: Model, inputs: Sequence[Any]) -> Any:
+        """What the tokenizer of a model makes of texts, cut at its longest input."""
+        return model.processor(
             list(inputs),
             truncation=True,
             max_length=model.max_length,
             return_token_type_ids=False,
         )
-        return [
-            {IDS: ids, MASK: mask}
-            for ids, mask in zip(encoded["input_ids"], encoded["attention_mask"], strict=True)
-        ]
 
     def collate(self, model: Model, rows: Sequence[Row]) -> Arrays:
         """See the base class.  # (N, longest) int64"""
@@ -202,6 +202,14 @@ class TextClassification(Classification):
             special_ids=model.processor.all_special_ids,
             seed=seed,
         )
+
+
+def text_rows(tokenized: Any) -> list[Row]:
+    """Rows out of what a tokenizer made of texts."""
+    return [
+        {IDS: ids, MASK: mask}
+        for ids, mask in zip(tokenized["input_ids"], tokenized["attention_mask"], strict=True)
+    ]
 
 
 def _repeated(row: Row, length: int) -> Row:

@@ -18,7 +18,7 @@ class TappedOutputs(NamedTuple):
     """What a tapped encoder gives.
 
     Attributes:
-        logits: (N, classes).
+        logits: (N, classes), or of every token, (N, L, classes).
         hidden: One (N, L, d) a tapped layer.
         projections: Queries, keys and values, (N, L, heads * head_size) each, or nothing.
     """

@@ -44,9 +44,8 @@ class Teacher:
             set_memory_format(encoder, torch.channels_last)
         self.inputs = tuple(inputs)
         self.table = table
-        self._logits: Tensor | None = None
-        self._states = torch.empty(0)
-        self._starts: list[int] = []
+        self._logits: _Kept | None = None
+        self._states: _Kept | None = None
         self._widths: tuple[list[int], int] = ([], 0)
 
     @property
@@ -87,34 +86,33 @@ class Teacher:
             Whether the outputs are in memory now.
         """
         order = sorted(range(len(variants)), key=lambda slot: lengths[slot])
-        logits, states, starts, sizes = None, torch.empty(0), np.zeros(1, int), list(lengths)
+        logits = states = None
         for first in range(0, len(order), _CACHE_BATCH):
             slots = order[first : first + _CACHE_BATCH]
             batch = collate([variants[slot] for slot in slots])
             outputs = self._run(batch)
             tokens = [*outputs.hidden, *outputs.projections]
             if logits is None:
-                if tokens and tokens[0].shape[1] != max(sizes[slot] for slot in slots):
+                by_token = outputs.logits.ndim > 2
+                longest = max(lengths[slot] for slot in slots)
+                sizes = list(lengths)
+                if tokens and tokens[0].shape[1] != longest:
                     if max(lengths) != FIXED_SIZE:
                         return False  # a layer has fewer states than its input is long
                     sizes = [tokens[0].shape[1]] * len(variants)
-                starts = np.cumsum([0, *sizes])
-                width = sum(part.shape[-1] for part in tokens)
-                if len(variants) * outputs.logits.shape[1] * 4 + starts[-1] * width * 2 > (
-                    limit_bytes
-                ):
+                answers = lengths if by_token else [1] * len(variants)
+                widths = [part.shape[-1] for part in tokens]
+                classes = outputs.logits.shape[-1]
+                if sum(answers) * classes * 4 + sum(sizes) * sum(widths) * 2 > limit_bytes:
                     return False
-                logits = torch.empty(len(variants), outputs.logits.shape[1])
-                states = torch.empty(int(starts[-1]), width, dtype=torch.float16)
-                self._widths = ([part.shape[-1] for part in tokens], len(outputs.hidden))
-            logits[slots] = outputs.logits.float().cpu()
-            if tokens:
-                joined = torch.cat(tokens, dim=-1).to("cpu", torch.float16)  # (N, L, width)
-                for row, slot in enumerate(slots):
-                    start = int(starts[slot])
-                    states[start : start + sizes[slot]] = joined[row, : sizes[slot]]
+                logits = _Kept(answers, classes, torch.float32, by_token=by_token)
+                if tokens:
+                    states = _Kept(sizes, sum(widths), torch.float16)
+                    self._widths = (widths, len(outputs.hidden))
+            logits.put(slots, outputs.logits)
+            if states is not None:
+                states.put(slots, torch.cat(tokens, dim=-1))
         self._logits, self._states = logits, states
-        self._starts = starts.tolist()
         return True
 
     def _run(self, batch: Mapping[str, Tensor]) -> TappedOutputs:
@@ -133,21 +131,56 @@ class Teacher:
             tuple(part.float().clone() for part in outputs.projections),
         )
 
-    def _recall(self, logits: Tensor, batch: Mapping[str, Tensor]) -> TappedOutputs:
+    def _recall(self, logits: _Kept, batch: Mapping[str, Tensor]) -> TappedOutputs:
         device = batch[self.inputs[0]].device
-        slots = batch["slot"].cpu()
+        slots = batch["slot"].tolist()
+        mask = batch.get(MASK)
+        # Padded as the batch is: its rows may be longer than all that count.
+        longest = None if mask is None else mask.shape[1]
+        parts: tuple[Tensor, ...] = ()
         widths, num_hidden = self._widths
-        states = torch.empty(0)
-        if widths:
-            spans = [(self._starts[slot], self._starts[slot + 1]) for slot in slots.tolist()]
-            mask = batch.get(MASK)
-            # Padded as the batch is: its rows may be longer than all that count.
-            longest = max(end - start for start, end in spans) if mask is None else mask.shape[1]
-            states = torch.zeros(len(slots), longest, sum(widths))
-            for row, (start, end) in enumerate(spans):
-                states[row, : end - start] = self._states[start:end]
-        parts = torch.split(states.to(device), widths, dim=-1) if widths else ()
-        return TappedOutputs(logits[slots].to(device), parts[:num_hidden], parts[num_hidden:])
+        if self._states is not None:
+            states = self._states.get(slots, longest).to(device, torch.float32)
+            parts = torch.split(states, widths, dim=-1)
+        return TappedOutputs(
+            logits.get(slots, longest).to(device), parts[:num_hidden], parts[num_hidden:]
+        )
+
+
+class _Kept:
+    """Outputs of rows of different lengths, end to end.
+
+    Args:
+        sizes: Length of the outputs of each row, by slot.
+        width: Of an output.
+        dtype: What they are kept in.
+        by_token: Whether rows have several outputs, (N, L, width), or one, (N, width).
+    """
+
+    def __init__(
+        self, sizes: Sequence[int], width: int, dtype: torch.dtype, *, by_token: bool = True
+    ) -> None:
+        self.starts: list[int] = np.cumsum([0, *sizes]).tolist()
+        self.values = torch.empty(self.starts[-1], width, dtype=dtype)
+        self.by_token = by_token
+
+    def put(self, slots: Sequence[int], values: Tensor) -> None:
+        """Keep the outputs of a padded batch, without its padding."""
+        values = values.to("cpu", self.values.dtype)
+        for slot, row in zip(slots, values if self.by_token else values[:, None], strict=True):
+            start, end = self.starts[slot], self.starts[slot + 1]
+            self.values[start:end] = row[: end - start]
+
+    def get(self, slots: Sequence[int], longest: int | None) -> Tensor:
+        """The outputs of some rows, padded with 0 to a length; None is the longest of them."""
+        if not self.by_token:
+            return self.values[slots]
+        spans = [(self.starts[slot], self.starts[slot + 1]) for slot in slots]
+        length = max(end - start for start, end in spans) if longest is None else longest
+        padded = torch.zeros(len(slots), length, self.values.shape[1], dtype=self.values.dtype)
+        for row, (start, end) in enumerate(spans):
+            padded[row, : end - start] = self.values[start:end]
+        return padded
 
 
 def vocabulary_table(student: TorchModel, teacher: TorchModel) -> Tensor | None:

@@ -2,21 +2,35 @@
 
 from __future__ import annotations
 
-from typing import TypeAlias
+from typing import Annotated
 
-from targets.answers.base import IGNORED, Answers, Units, most_probable, softmax
+from pydantic import Field
+
+from targets.answers.base import (
+    IGNORED,
+    Answers,
+    BasePrediction,
+    Units,
+    most_probable,
+    softmax,
+)
 from targets.answers.labels import LabelAnswers, Prediction
+from targets.answers.token_labels import LabelledWord, TokenLabelAnswers, WordsPrediction
 
 __all__ = [
     "IGNORED",
     "Answers",
     "AnyAnswers",
+    "BasePrediction",
     "LabelAnswers",
+    "LabelledWord",
     "Prediction",
+    "TokenLabelAnswers",
     "Units",
+    "WordsPrediction",
     "most_probable",
     "softmax",
 ]
 
-AnyAnswers: TypeAlias = LabelAnswers
+AnyAnswers = Annotated[LabelAnswers | TokenLabelAnswers, Field(discriminator="kind")]
 """What a manifest may hold. A new kind is a file in this package and a name here."""

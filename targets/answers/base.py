@@ -106,6 +106,8 @@ class Answers(BaseModel, ABC):
 
     unit: ClassVar[str]
     """What is judged, such as ``row`` where an input gets one class."""
+    of_words: ClassVar[bool] = False
+    """Whether a user may give a list of words for a text."""
 
     def raw(self, inputs: Sequence[Any]) -> Sequence[Any]:
         """What the encoder reads of the inputs that a user gives.

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +14,9 @@ from pydantic import BaseModel, ConfigDict
 
 from targets.errors import InputError
 from targets.signature import Arrays, Signature
+
+if TYPE_CHECKING:
+    from tokenizers import Encoding
 
 __all__ = ["FIXED_SIZE", "Encoded", "Encoder", "Preprocessing", "Rows"]
 
@@ -31,10 +34,12 @@ class Encoded:
     Attributes:
         rows: One array a sample and name.
         truncated: For each sample, whether it was longer than the model reads.
+        tokens: Of texts, what the tokenizer gave for each: it tells where its tokens stand.
     """
 
     rows: dict[str, list[NDArray[np.generic]]]
     truncated: tuple[bool, ...]
+    tokens: Sequence[Encoding] = ()
 
     def __len__(self) -> int:
         return len(self.truncated)

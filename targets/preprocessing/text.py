@@ -111,6 +111,7 @@ class TextEncoder(Encoder):
                 "token_type_ids": [np.array(each.type_ids, dtype=np.int64) for each in found],
             },
             tuple(bool(each.overflowing) for each in found),
+            found,
         )
 
 
