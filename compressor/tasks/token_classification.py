@@ -51,6 +51,11 @@ class TokenClassification(TextClassification):
         rows = zip(text_rows(tokenized), placed, strict=True)
         return [{**row, LABELS: labels} for row, labels in rows]
 
+    def encode_unlabeled(self, model: Model, inputs: Sequence[Any]) -> list[dict[str, Any]]:
+        """See the base class."""
+        rows = self.encode(model, inputs)
+        return [{**row, LABELS: [IGNORED] * self.length(row)} for row in rows]
+
     def collate_labels(self, rows: Sequence[Row]) -> NDArray[np.int64]:
         """See the base class.  # (N, longest)"""
         longest = max(map(self.length, rows))
