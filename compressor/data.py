@@ -64,9 +64,9 @@ class DataSpec(BaseModel):
     """Column with the recording, in the same way."""
     label: str = "label"
     """Column with the label: a class name or its index."""
-    tokens: str = "tokens"
+    tokens: str = Field(default="tokens", exclude_if=lambda name: name == "tokens")
     """Column with the list of words of a text, where each word has a label."""
-    tags: str = "tags"
+    tags: str = Field(default="tags", exclude_if=lambda name: name == "tags")
     """Column with the list of their labels, as long: class names or their indices."""
     slices: tuple[str, ...] = ()
     """Columns by whose values the accuracy is broken down, such as the source of a text. The test

@@ -15,6 +15,7 @@ from targets.bench import BenchReport
 from targets.benchmark import BenchmarkSettings, CaseResult
 from targets.bundle import Bundle
 from targets.errors import ToolkitError
+from targets.preprocessing import FIXED_SIZE
 
 if TYPE_CHECKING:
     from compressor.devices.inventory import Device
@@ -134,7 +135,8 @@ def _inputs(
 
 def _options(settings: BenchmarkSettings) -> tuple[str, ...]:
     options = ["--threads", str(settings.threads), "--rounds", str(settings.rounds)]
-    options += ["--sequence-length", str(settings.sequence_length)]
+    if settings.sequence_length != FIXED_SIZE:
+        options += ["--sequence-length", str(settings.sequence_length)]
     for size in settings.batch_sizes:
         options += ["--batch-size", str(size)]
     return tuple(options)

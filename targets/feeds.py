@@ -84,10 +84,18 @@ def usual_length(bundles: Sequence[Bundle], wanted: int | None = None) -> int:
         of all have one size.
 
     Raises:
-        InputError: One of them does not read inputs that long.
+        InputError: One of them does not read inputs that long, or the inputs of all have one size.
     """
     ragged = [each for each in bundles if each.manifest.preprocessing.ragged]
     if not ragged:
+        if wanted:
+            [noun, *_] = [f"{each.manifest.preprocessing.noun}s" for each in bundles]
+            raise InputError(
+                f"{noun} all have the size that the model takes: there is no length to choose",
+                where=bundles[0].source,
+                given=wanted,
+                fix="leave the length out",
+            )
         return FIXED_SIZE
     if wanted is None:
         usual = max(each.manifest.preprocessing.usual_length for each in ragged)

@@ -85,6 +85,8 @@ def plan(
     set_: SetOption = None,
 ) -> None:
     """Print what a run would do: every pass, the shapes it leaves, and the targets."""
+    from compressor.report.wording import shape_words
+
     loaded, planned = _read_and_check(recipe, model, data, output, set_)
     typer.echo(f"original: {planned.original.describe()}")
     for variant, steps in planned.chains.items():
@@ -95,10 +97,13 @@ def plan(
     targets = [each.label + _given(each, exclude={"device"}) for each in loaded.targets]
     typer.echo(f"\ntargets: {', '.join(targets)}")
     limits = loaded.budget.model_dump(exclude_none=True)
-    typer.echo(f"budget: {', '.join(f'{name} {value}' for name, value in limits.items())}")
+    listed = ", ".join(
+        f"{name} {value}" for name, value in limits.items() if value not in ({}, False)
+    )
+    typer.echo(f"budget: {listed}")
     shapes = ", ".join(map(str, loaded.benchmark.shapes))
     typer.echo(
-        f"latency: {shapes} (batch x length), {loaded.benchmark.threads} threads, "
+        f"latency: {shape_words(shapes)}, {loaded.benchmark.threads} threads, "
         f"{loaded.benchmark.rounds} rounds"
     )
     typer.echo(f"output: {loaded.output}")

@@ -169,7 +169,7 @@ class ImageEncoder(Encoder):
 
 
 def _open(value: Any, where: str) -> Image:
-    from PIL import Image, ImageOps
+    from PIL import Image, ImageOps, UnidentifiedImageError
 
     try:
         if isinstance(value, Image.Image):
@@ -186,13 +186,19 @@ def _open(value: Any, where: str) -> Image:
         if 0 in image.size:
             raise _no_image(where, "{} x {} pixels".format(*image.size))
         return ImageOps.exif_transpose(image)  # as it was held when it was taken
+    except UnidentifiedImageError as error:  # its own words name an object in memory
+        raise _unreadable(where, "no format that Pillow knows") from error
     except (*_UNREADABLE, Image.DecompressionBombError) as error:
-        raise InputError(
-            "the image cannot be read",
-            where=where,
-            given=f"{type(error).__name__}: {error}",
-            fix="pass an image file that Pillow reads, such as PNG or JPEG",
-        ) from error
+        raise _unreadable(where, f"{type(error).__name__}: {error}") from error
+
+
+def _unreadable(where: str, given: str) -> InputError:
+    return InputError(
+        "the image cannot be read",
+        where=where,
+        given=given,
+        fix="pass an image file that Pillow reads, such as PNG or JPEG",
+    )
 
 
 def _from_array(array: NDArray[Any], where: str) -> Image:

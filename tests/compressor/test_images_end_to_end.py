@@ -184,6 +184,10 @@ def test_the_bench_counts_batches_only(run: Run, compressor: Callable[..., Any])
 
 
 def test_real_texts_are_for_texts(run: Run, compressor: Callable[..., Any]) -> None:
+    outcome = compressor("bench", run.bundles[0], "--rounds", "1", "--sequence-length", "64")
+    assert outcome.code == 3
+    assert "images all have the size that the model takes: there is no length" in outcome.err
+    assert "fix:   leave the length out" in outcome.err
     outcome = compressor("bench", run.bundles[0], "--rounds", "1", "--real-texts")
     assert outcome.code == 6
     assert "only text models are measured on real texts" in outcome.err

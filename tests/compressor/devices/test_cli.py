@@ -15,10 +15,13 @@ import pytest
 import typer
 import yaml
 
+from compressor import device_latency
 from compressor.cli import main
 from compressor.cli.devices import given_options
 from compressor.devices import fleet
 from targets.bench import BenchReport
+from targets.benchmark import BenchmarkSettings
+from targets.preprocessing import FIXED_SIZE
 
 # A test runner in the background hands an ignored SIGINT down to its children.
 INTERRUPTIBLE = """
@@ -210,3 +213,10 @@ def test_an_interrupt_ends_what_runs_on_the_device(
     assert err.startswith("error: interrupted")
     until(lambda: server.commands() == [])
     assert server.left_over() == {"lock", "packages"}
+
+
+def test_a_device_is_asked_for_no_length_where_all_inputs_have_one_size():
+    options = device_latency._options(BenchmarkSettings(sequence_length=FIXED_SIZE))
+    assert options == ("--threads", "1", "--rounds", "9", "--batch-size", "1", "--batch-size", "4")
+    options = device_latency._options(BenchmarkSettings(sequence_length=16, batch_sizes=(1,)))
+    assert options[-4:] == ("--sequence-length", "16", "--batch-size", "1")

@@ -236,8 +236,8 @@ def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
     path = tmp_path / "image.png"
     whole = content(picture(45, 31))
     for written, reason in (
-        (b"no image", "UnidentifiedImageError: cannot identify image file"),
-        (b"", "UnidentifiedImageError: cannot identify image file"),
+        (b"no image", "no format that Pillow knows"),
+        (b"", "no format that Pillow knows"),
         (whole[: len(whole) // 2], "OSError: "),
     ):
         path.write_bytes(written)
@@ -442,7 +442,10 @@ def test_lengths_count_for_bundles_that_read_texts_only(
     images = bundle_with(ImagePreprocessing(height=6, width=5))
     texts = bundle_with(TextPreprocessing(max_length=100, pad_token_id=0))
     short = bundle_with(TextPreprocessing(max_length=12, pad_token_id=0))
-    assert usual_length([images]) == usual_length([images], 512) == 0
+    assert usual_length([images]) == usual_length([images], 0) == 0
+    with pytest.raises(InputError, match="images all have the size that the model takes") as caught:
+        usual_length([images], 512)
+    assert (caught.value.given, caught.value.fix) == ("512", "leave the length out")
     assert usual_length([texts]) == usual_length([images, texts]) == 100
     assert usual_length([texts, images, short]) == 12
     assert usual_length([texts, images], 64) == 64
