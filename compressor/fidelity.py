@@ -39,7 +39,9 @@ def compare_answers(
         slices: Column -> its values, one a row.
     """
     before, after = most_probable(reference), most_probable(candidate)
-    changes = metric_changes(before, after, labels, num_classes=len(label_names), rows=rows)
+    changes = metric_changes(
+        before, after, labels, num_classes=len(label_names), rows=rows, label_names=label_names
+    )
     parts: list[tuple[str | None, str, NDArray[np.bool_]]] = [
         (None, name, labels == index) for index, name in enumerate(label_names)
     ]

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Mapping
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from compressor.entities import count_entities, is_iob2
 from targets.answers import most_probable
 
-__all__ = ["METRICS", "MetricChange", "expected_calibration_error", "metric_changes"]
+__all__ = [
+    "ENTITY_METRICS",
+    "METRICS",
+    "MetricChange",
+    "expected_calibration_error",
+    "metric_changes",
+]
 
 Weights = NDArray[np.float64]
 Counts = NDArray[np.float32]
@@ -38,13 +45,24 @@ def _mean_of_classes(above: Weights, below: Weights, present: NDArray[np.bool_])
     return np.asarray(each.sum(axis=1) / present.sum(axis=1))
 
 
-METRICS: Mapping[str, Callable[[Weights, Weights, Weights], Weights]] = {
+def _f1(right: Weights, wanted: Weights, given: Weights) -> Weights:
+    below = (wanted + given).sum(axis=1)
+    above = 2 * right.sum(axis=1)
+    return np.divide(above, below, out=np.zeros_like(above), where=below > 0)
+
+
+Measures = Mapping[str, Callable[[Weights, Weights, Weights], Weights]]
+
+METRICS: Measures = {
     "accuracy": _accuracy,
     "balanced_accuracy": _balanced_accuracy,
     "macro_f1": _macro_f1,
 }
 """Name -> function of the weights, each (B, classes), of the units that are rightly given a class,
 that have it, and that are given it. Gives (B,)."""
+
+ENTITY_METRICS: Measures = {"entity_f1": _f1}
+"""The same of entities, (B, 1), where the classes are tags in the IOB2 form."""
 
 
 class MetricChange(NamedTuple):
@@ -64,6 +82,7 @@ def metric_changes(
     *,
     num_classes: int,
     rows: NDArray[np.int64] | None = None,
+    label_names: Sequence[str] = (),
 ) -> dict[str, MetricChange]:
     """Every metric of two models, and what is lost from one to the other.
 
@@ -78,8 +97,12 @@ def metric_changes(
         labels: (M,) true classes.
         num_classes: Of the task.
         rows: (M,) the row of the data that each unit belongs to; None where each is one.
+        label_names: Of the classes. Where they are tags in the IOB2 form, and the rows are rising,
+            entities are counted too.
     """
-    names, places = np.unique(np.arange(len(labels)) if rows is None else rows, return_inverse=True)
+    if rows is None:
+        rows = np.arange(len(labels))
+    names, places = np.unique(rows, return_inverse=True)
 
     def counts(classes: NDArray[np.int64], among: NDArray[np.bool_] | None = None) -> Counts:
         cells = places * num_classes + classes
@@ -91,10 +114,22 @@ def metric_changes(
         (counts(each), counts(each, each == labels)) for each in (reference, candidate)
     )
     table = np.concatenate([counts(labels), *before, *after], axis=1)  # (rows, 5 * classes)
-    whole = _values(table.sum(axis=0, keepdims=True, dtype=np.float64), num_classes)
-    resampled = [_values(each @ table, num_classes) for each in _resamples(len(names))]
+    found = _changes(table, METRICS)
+    if is_iob2(label_names):
+        first, second = (
+            count_entities(each, labels, rows, label_names) for each in (reference, candidate)
+        )
+        columns = [first[:, 1], first[:, 2], first[:, 0], second[:, 2], second[:, 0]]
+        found |= _changes(np.stack(columns, axis=1).astype(np.float32), ENTITY_METRICS)
+    return found
+
+
+def _changes(table: Counts, measures: Measures) -> dict[str, MetricChange]:
+    """Every metric of a table of counts, (rows, 5 * classes); see :func:`_values`."""
+    whole = _values(table.sum(axis=0, keepdims=True, dtype=np.float64), measures)
+    resampled = [_values(each @ table, measures) for each in _resamples(len(table))]
     found = {}
-    for name in METRICS:
+    for name in measures:
         drops = np.concatenate([one[name][0] - one[name][1] for one in resampled])
         low, high = np.percentile(drops, [2.5, 97.5])
         first, second = (float(each[0]) for each in whole[name])
@@ -102,13 +137,19 @@ def metric_changes(
     return found
 
 
-def _values(counts: Weights, num_classes: int) -> dict[str, tuple[Weights, Weights]]:
-    """Metric -> that of the reference and of the candidate, (B,) each."""
-    parts = np.split(counts.astype(np.float64), counts.shape[1] // num_classes, axis=1)
+def _values(counts: NDArray[Any], measures: Measures) -> dict[str, tuple[Weights, Weights]]:
+    """Metric -> that of the reference and of the candidate, (B,) each.
+
+    Args:
+        counts: (B, 5 * classes): what there is of each class; what the reference gives, and rightly
+            gives; what the candidate gives, and rightly gives.
+        measures: The metrics.
+    """
+    parts = np.split(counts.astype(np.float64), 5, axis=1)
     wanted, before, right_before, after, right_after = parts
     return {
         name: (measure(right_before, wanted, before), measure(right_after, wanted, after))
-        for name, measure in METRICS.items()
+        for name, measure in measures.items()
     }
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
-from compressor.metrics import METRICS
+from compressor.metrics import ENTITY_METRICS, METRICS
 
 __all__ = ["Budget", "DeviceLimits", "Limits"]
 
@@ -22,9 +22,9 @@ def _no_switch(value: Any) -> Any:
 Points = Annotated[float, Field(ge=-100, le=100), BeforeValidator(_no_switch)]
 Positive = Annotated[float, Field(gt=0), BeforeValidator(_no_switch)]
 Share = Annotated[float, Field(ge=0, le=1), BeforeValidator(_no_switch)]
-Metric = Literal["accuracy", "balanced_accuracy", "macro_f1"]
+Metric = Literal["accuracy", "balanced_accuracy", "macro_f1", "entity_f1"]
 
-assert set(Metric.__args__) == set(METRICS)  # type: ignore[attr-defined]
+assert set(Metric.__args__) == {*METRICS, *ENTITY_METRICS}  # type: ignore[attr-defined]
 
 
 class _Frozen(BaseModel):

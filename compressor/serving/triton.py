@@ -126,8 +126,8 @@ class Triton(Format):
 
 
 def _labelled(outputs: tuple[Tensor, ...], manifest: Manifest) -> tuple[Tensor, ...]:
-    """Tell Triton where the class names of the logits are."""
-    classes = len(manifest.labels)
+    """Tell Triton where the class names of the logits are, if an input gets one class."""
+    classes = len(manifest.labels) if manifest.answers.unit == "row" else 0
     return tuple(
         each.model_copy(update={"label_filename": LABELS})
         if index == 0 and classes and each.dims[-1:] == (classes,)

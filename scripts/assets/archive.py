@@ -1,8 +1,11 @@
 """Reading members of a package, which is only ever unpacked: never installed, never executed."""
 
 import shutil
+import tarfile
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import IO
 
 from assets.asset import Archive
 from assets.errors import PackageError
@@ -30,6 +33,45 @@ def require_safe(name: str, path: Path, *, is_special: bool) -> None:
             given=repr(name) + (" (a link or device)" if is_special else ""),
             fix="do not use this package; check the pinned version and its sha256",
         )
+
+
+@dataclass(frozen=True)
+class TarArchive:
+    """The files of a package that is a tar archive, named without the folder that all lie in."""
+
+    filename: str
+    tar: tarfile.TarFile
+    members: dict[str, tarfile.TarInfo]
+
+    @classmethod
+    def of(cls, tar: tarfile.TarFile, path: Path, *, folder: str) -> "TarArchive":
+        """Look at an open archive, and check that its members are safe.
+
+        Args:
+            tar: The archive.
+            path: The package.
+            folder: What the names of its members begin with.
+
+        Raises:
+            PackageError: A member is unsafe.
+        """
+        members = {}
+        for member in tar:
+            special = not (member.isfile() or member.isdir())
+            require_safe(member.name, path, is_special=special)
+            if member.isfile():
+                members[member.name.removeprefix(folder)] = member
+        return cls(str(path), tar, members)
+
+    def namelist(self) -> list[str]:
+        """See `Archive`."""
+        return list(self.members)
+
+    def open(self, name: str, /) -> IO[bytes]:
+        """See `Archive`."""
+        file = self.tar.extractfile(self.members[name])
+        assert file is not None, "opening refused all that is no file"
+        return file
 
 
 def read_member(archive: Archive, name: str) -> bytes:

@@ -62,7 +62,19 @@ class Deb(_Package):
         return f"{self.package}={self.version}"
 
 
-Source = Wheel | Deb
+@dataclass(frozen=True, kw_only=True)
+class Npm(_Package):
+    """An npm package pinned by version and content, which npm downloads."""
+
+    kind: ClassVar[str] = "npm"
+
+    @property
+    def requirement(self) -> str:
+        """The pin as npm writes it."""
+        return f"{self.package}@{self.version}"
+
+
+Source = Wheel | Deb | Npm
 
 
 @dataclass(frozen=True, kw_only=True)

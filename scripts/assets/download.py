@@ -5,8 +5,9 @@ import shutil
 from pathlib import Path
 
 from assets.apt import apt_download
-from assets.asset import Deb, Report, Source
+from assets.asset import Deb, Npm, Report, Source
 from assets.errors import DownloadError, HashMismatchError, hash_mismatch
+from assets.npm import npm_download
 from assets.pip import pip_download
 
 _NUM_ATTEMPTS = 2
@@ -27,7 +28,7 @@ def fetch_package(source: Source, downloads: Path, *, report: Report) -> Path:
 
     Raises:
         HashMismatchError: Both attempts brought another content.
-        DownloadError: pip or apt-get is missing or brought nothing.
+        DownloadError: pip, apt-get or npm is missing or brought nothing.
     """
     path = downloads / source.filename
     if path.exists():
@@ -60,6 +61,9 @@ def _download(source: Source, folder: Path, *, use_cache: bool) -> None:
     if isinstance(source, Deb):
         manager, settings = "apt-get", "/etc/apt/sources.list.d"
         apt_download(source, folder, use_cache=use_cache)
+    elif isinstance(source, Npm):
+        manager, settings = "npm", "npm config list"
+        npm_download(source, folder, use_cache=use_cache)
     else:
         manager, settings = "pip", "python -m pip config list"
         pip_download(source, folder, use_cache=use_cache)

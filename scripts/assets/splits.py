@@ -19,11 +19,12 @@ class Labelled(Protocol):
 
 
 R = TypeVar("R", bound=Labelled)
+T = TypeVar("T")
 
 
 def split_shuffled(
-    rows: Sequence[R], *, num_test: int, num_validation: int, seed: int
-) -> dict[str, list[R]]:
+    rows: Sequence[T], *, num_test: int, num_validation: int, seed: int
+) -> dict[str, list[T]]:
     """Shuffle, then cut: the first rows are test, the next validation, the rest train."""
     shuffled = list(rows)
     random.Random(seed).shuffle(shuffled)

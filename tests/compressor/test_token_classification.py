@@ -240,8 +240,15 @@ def test_the_other_commands_take_it(
 def test_a_release_is_compared_word_by_word(
     run: Finished, compressor: Callable[..., Outcome]
 ) -> None:
-    options = ("--set", "max_accuracy_drop=90", "--even-if-noisy")
-    found = compressor("gate", run.output, "--against", run.output, *options)
+    found = compressor(
+        "gate",
+        run.output,
+        "--against",
+        run.output,
+        "--set",
+        "max_accuracy_drop=90",
+        "--even-if-noisy",
+    )
     assert found.code == 0, found.out + found.err
     assert "points of accuracy against the last release" in found.out
     assert "not compared" not in found.out
