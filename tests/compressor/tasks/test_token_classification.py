@@ -1,4 +1,4 @@
-"""Token classification in the build half: labels of tokens, losses, the teacher's memory, export."""
+"""Token classification in the build half: labels of tokens, losses, the teacher, the export."""
 
 from __future__ import annotations
 
