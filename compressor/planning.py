@@ -19,7 +19,7 @@ from compressor.passes.export import Export
 from compressor.passes.quantize import Quantize
 from compressor.recipe.schema import Recipe
 from compressor.storage import why_not_writable
-from compressor.tasks import Task, get_task, infer_task
+from compressor.tasks import Task, get_task, infer_task, task_of_head
 from targets.base import Precision, Target
 from targets.errors import ToolkitError
 
@@ -139,10 +139,11 @@ def _read_architecture(recipe: Recipe, problems: list[ToolkitError]) -> Architec
 
 
 def _check_kind(recipe: Recipe, task: Task) -> None:
-    """Refuse a checkpoint that reads something else than the task of the recipe."""
+    """Refuse a checkpoint of another task than that of the recipe."""
     found = infer_task(recipe.model)
     kind = get_task(found).kind
-    if _has_config(recipe) and kind != task.kind:
+    is_other = kind != task.kind or task_of_head(recipe.model) not in (None, task.name)
+    if _has_config(recipe) and is_other:
         raise Problem(
             f"the checkpoint is one for {found}, and the recipe has another task",
             where="task",

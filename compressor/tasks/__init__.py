@@ -16,7 +16,7 @@ from compressor.tasks.image_classification import ImageClassification
 from compressor.tasks.text_classification import TextClassification
 from compressor.tasks.token_classification import TokenClassification
 
-__all__ = ["TASKS", "Row", "Task", "TaskName", "get_task", "infer_task"]
+__all__ = ["TASKS", "Row", "Task", "TaskName", "get_task", "infer_task", "task_of_head"]
 
 TASKS: dict[str, type[Task]] = {
     each.name: each
@@ -44,11 +44,10 @@ def infer_task(folder: Path) -> str:
         folder: A Hugging Face folder; one that cannot be read is taken for a text model, and what
             is wrong with it is found where it is loaded.
     """
+    named = task_of_head(folder)
+    if named is not None:
+        return named
     config = _read_json(folder / "config.json")
-    heads = config.get("architectures") or [""]
-    for name, task in TASKS.items():
-        if str(heads[0]).endswith(task.heads) and reads_sound(config) == (task.kind == "audio"):
-            return name
     processor = _read_json(folder / "preprocessor_config.json")
     kind = "text"
     if reads_sound(config) or "sampling_rate" in processor:
@@ -56,6 +55,16 @@ def infer_task(folder: Path) -> str:
     elif processor or (config and "vocab_size" not in config):
         kind = "image"
     return next(name for name, task in TASKS.items() if task.kind == kind)
+
+
+def task_of_head(folder: Path) -> str | None:
+    """The task of a checkpoint's head; None where it has none that is known."""
+    config = _read_json(folder / "config.json")
+    heads = config.get("architectures") or [""]
+    for name, task in TASKS.items():
+        if str(heads[0]).endswith(task.heads) and reads_sound(config) == (task.kind == "audio"):
+            return name
+    return None
 
 
 def _read_json(path: Path) -> dict[str, Any]:

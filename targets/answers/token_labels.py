@@ -204,13 +204,12 @@ def _spans(text: str) -> NDArray[np.int64]:
 
 def _first_tokens(spans: NDArray[np.int64], tokens: Encoding) -> NDArray[np.int64]:
     """The first token of each word, -1 where it has none.  # (words,)"""
-    offsets = np.array(tokens.offsets, dtype=np.int64).reshape(-1, 2)
-    words = np.searchsorted(spans[:, 1], offsets[:, 0], side="right")  # the first not yet over
+    starts, ends = np.array(tokens.offsets, dtype=np.int64).reshape(-1, 2).T
+    words = np.searchsorted(spans[:, 1], starts, side="right")  # the first that is not yet over
+    # What is put around every text has no characters.
+    inside = np.flatnonzero((starts < ends) & (words < len(spans)))
+    inside = inside[spans[words[inside], 0] < ends[inside]]
+    found, places = np.unique(words[inside], return_index=True)
     firsts = np.full(len(spans), -1, dtype=np.int64)
-    for token in range(len(offsets) - 1, -1, -1):
-        start, end = offsets[token]
-        word = words[token]
-        # What is put around every text has no characters.
-        if start < end and word < len(spans) and spans[word, 0] < end:
-            firsts[word] = token
+    firsts[found] = inside[places]
     return firsts

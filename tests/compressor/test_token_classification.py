@@ -252,3 +252,12 @@ def test_a_release_is_compared_word_by_word(
     assert found.code == 0, found.out + found.err
     assert "points of accuracy against the last release" in found.out
     assert "not compared" not in found.out
+
+
+def test_a_recipe_for_another_task_is_refused(
+    tagged: Path, compressor: Callable[..., Outcome]
+) -> None:
+    found = compressor("validate", tagged / "recipe.yaml", "--set", "task=text-classification")
+    assert found.code == 3
+    assert "the checkpoint is one for token-classification" in found.err
+    assert "set task: token-classification" in found.err
