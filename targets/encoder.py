@@ -81,6 +81,18 @@ _FAMILIES = (
         num_heads="num_heads",
         head_size="head_dim",
     ),
+    # PatchTST
+    _Names(
+        attention="self_attn",
+        query="self_attn.q_proj",
+        key="self_attn.k_proj",
+        value="self_attn.v_proj",
+        attention_output="self_attn.out_proj",
+        ffn_input="ff.0",
+        ffn_output="ff.3",
+        num_heads="num_heads",
+        head_size="head_dim",
+    ),
     # ViT, DeiT, DINOv2
     _Names(
         attention="attention",

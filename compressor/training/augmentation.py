@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["AudioNoise", "ImageNoise", "Noise", "TokenNoise"]
+__all__ = ["AudioNoise", "ImageNoise", "Noise", "SeriesNoise", "TokenNoise"]
 
 Row = dict[str, Any]
 
@@ -173,8 +173,8 @@ class _MovingNoise(Noise):
 
     Args:
         rows: All training rows.
-        share: Largest move, as a share of the sides of an image or of the length of a recording, in
-            [0, 1); with 0 no row is changed.
+        share: Largest move, as a share of the sides of an image or of the length of a recording or
+            signal, in [0, 1); with 0 no row is changed.
         mixup: Share of the noisy rows that are mixed with another, in [0, 1].
         copies: See the base class.
         seed: Of the noise.
@@ -241,6 +241,25 @@ class AudioNoise(_MovingNoise):
             moved += background * _ratio(-generator.uniform(*_BELOW_DB))
         limits = np.iinfo(np.int16)
         return {"samples": np.clip(np.rint(moved), limits.min, limits.max).astype(np.int16)}
+
+
+class SeriesNoise(_MovingNoise):
+    """Changes signals: each is moved in time, or mixed with another.
+
+    What moves in repeats the first or last value. Mixing is that of `ImageNoise`.
+    """
+
+    def change(self, row: Row, generator: np.random.Generator) -> Row:
+        """See the base class."""
+        values: NDArray[np.float32] = row["past_values"]
+        if generator.random() < self.mixup:
+            other = self.rows[int(generator.integers(len(self.rows)))]["past_values"]
+            share = np.float32(generator.random())
+            return {"past_values": share * values + (1 - share) * other}
+        margin = round(self.share * len(values))
+        wide = np.pad(values, [(margin, margin), (0, 0)], mode="edge")
+        start = int(generator.integers(0, 2 * margin + 1))
+        return {"past_values": wide[start : start + len(values)]}
 
 
 def _ratio(decibels: float) -> np.float32:

@@ -62,6 +62,18 @@ class ImagePreprocessing(Preprocessing):
     unit: ClassVar[str | None] = None
     usual_length: ClassVar[int] = FIXED_SIZE
     libraries: ClassVar[tuple[str, ...]] = ("pillow",)
+    extra: ClassVar[str | None] = "image"
+    wanted: ClassVar[str] = "an image file"
+    suffixes: ClassVar[tuple[str, ...]] = (
+        ".png",
+        ".jpg",
+        ".jpeg",
+        ".webp",
+        ".bmp",
+        ".gif",
+        ".tif",
+        ".tiff",
+    )
 
     @field_validator("mean", "std")
     @classmethod
