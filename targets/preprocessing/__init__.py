@@ -12,6 +12,7 @@ from targets.preprocessing.base import FIXED_SIZE, Encoded, Encoder, Preprocessi
 from targets.preprocessing.image import ImagePreprocessing
 from targets.preprocessing.series import SeriesPreprocessing
 from targets.preprocessing.text import TextPreprocessing
+from targets.preprocessing.video import VideoPreprocessing
 
 __all__ = [
     "FIXED_SIZE",
@@ -25,9 +26,16 @@ __all__ = [
     "Rows",
     "SeriesPreprocessing",
     "TextPreprocessing",
+    "VideoPreprocessing",
 ]
 
-_Union = TextPreprocessing | ImagePreprocessing | AudioPreprocessing | SeriesPreprocessing
+_Union = (
+    TextPreprocessing
+    | ImagePreprocessing
+    | AudioPreprocessing
+    | SeriesPreprocessing
+    | VideoPreprocessing
+)
 """A new kind is a file in this package and a name here."""
 
 AnyPreprocessing = Annotated[_Union, Field(discriminator="kind")]
