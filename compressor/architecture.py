@@ -35,7 +35,7 @@ _OTHER_NAMES: Mapping[str, Mapping[str, str]] = {
 }
 """Family -> a field's usual name -> its own."""
 
-_NUM_UNBIASED = {"whisper": 1}
+_NUM_UNBIASED = {"whisper": 1, "videomae": 1}
 """Family -> projections into the heads that have no bias, of three."""
 
 _OF_SOUND = ("num_mel_bins", "conv_dim")
@@ -235,6 +235,8 @@ def kind_read(config: Mapping[str, object], processor: Mapping[str, object]) -> 
         return "audio"
     if all(name in config for name in _OF_SERIES):
         return "series"
+    if "num_frames" in config:
+        return "video"
     if processor or (config and "vocab_size" not in config):
         return "image"
     return "text"

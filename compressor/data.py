@@ -61,6 +61,9 @@ class DataSpec(BaseModel):
     series: str = Field(default="series", exclude_if=lambda name: name == "series")
     """Column with the signal: a list of numbers, or of lists with one number a channel, in a CSV
     file as JSON; or the path of an .npy file, from the folder of the table."""
+    video: str = Field(default="video", exclude_if=lambda name: name == "video")
+    """Column with the video: the path of an animated image, of a folder of images or of an .npy
+    file, from the folder of the table."""
     label: str = "label"
     """Column with the label: a class name or its index."""
     tokens: str = Field(default="tokens", exclude_if=lambda name: name == "tokens")

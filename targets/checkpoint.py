@@ -40,6 +40,7 @@ AUTO_CLASSES: Mapping[str, str] = {
     "feature-extraction": "AutoModel",
     "image-classification": "AutoModelForImageClassification",
     "audio-classification": "AutoModelForAudioClassification",
+    "video-classification": "AutoModelForVideoClassification",
     "time-series-classification": "AutoModelForSequenceClassification",
 }
 """Task -> the class of transformers that loads its models."""

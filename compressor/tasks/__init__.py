@@ -16,6 +16,7 @@ from compressor.tasks.image_classification import ImageClassification
 from compressor.tasks.text_classification import TextClassification
 from compressor.tasks.time_series_classification import TimeSeriesClassification
 from compressor.tasks.token_classification import TokenClassification
+from compressor.tasks.video_classification import VideoClassification
 
 __all__ = ["TASKS", "Row", "Task", "TaskName", "get_task", "infer_task"]
 
@@ -27,6 +28,7 @@ TASKS: dict[str, type[Task]] = {
         ImageClassification,
         AudioClassification,
         TimeSeriesClassification,
+        VideoClassification,
     )
 }
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["AudioNoise", "ImageNoise", "Noise", "SeriesNoise", "TokenNoise"]
+__all__ = ["AudioNoise", "ImageNoise", "Noise", "SeriesNoise", "TokenNoise", "VideoNoise"]
 
 Row = dict[str, Any]
 
@@ -203,21 +203,35 @@ class ImageNoise(_MovingNoise):
     patient and consistent", 2022.
     """
 
+    mirrors = True
+    """Whether images may be seen from the other side."""
+
     def change(self, row: Row, generator: np.random.Generator) -> Row:
         """See the base class."""
         pixels: NDArray[np.uint8] = row["pixel_values"]
-        if generator.random() < 0.5:
-            pixels = pixels[:, ::-1]
+        if self.mirrors and generator.random() < 0.5:
+            pixels = pixels[..., ::-1, :]
         if generator.random() < self.mixup:
             other = self.rows[int(generator.integers(len(self.rows)))]["pixel_values"]
             share = generator.random()
             mixed = share * pixels.astype(np.float32) + (1 - share) * other.astype(np.float32)
             return {"pixel_values": np.rint(mixed).astype(np.uint8)}
-        margin = [round(self.share * side) for side in pixels.shape[:2]]
-        wide = np.pad(pixels, [(each, each) for each in margin] + [(0, 0)], mode="reflect")
+        *frames, height, width, _ = pixels.shape
+        margin = [round(self.share * side) for side in (height, width)]
+        padding = [(0, 0)] * len(frames) + [(each, each) for each in margin] + [(0, 0)]
+        wide = np.pad(pixels, padding, mode="reflect")
         top, left = (int(generator.integers(0, 2 * each + 1)) for each in margin)
-        height, width = pixels.shape[:2]
-        return {"pixel_values": np.ascontiguousarray(wide[top : top + height, left : left + width])}
+        moved = wide[..., top : top + height, left : left + width, :]
+        return {"pixel_values": np.ascontiguousarray(moved)}
+
+
+class VideoNoise(ImageNoise):
+    """Changes videos: all frames of one are moved alike, or mixed with those of another.
+
+    None is mirrored: whether something goes to the left or to the right may be what counts.
+    """
+
+    mirrors = False
 
 
 class AudioNoise(_MovingNoise):
