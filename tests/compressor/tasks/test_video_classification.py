@@ -20,7 +20,7 @@ from transformers import (
 
 from compressor.architecture import Architecture
 from compressor.data import DataSpec, Split, Splits, data_fingerprint, read_splits
-from compressor.errors import CheckpointError, DataError
+from compressor.errors import CheckpointError, DataError, PassError
 from compressor.model import TorchModel
 from compressor.passes.base import PassContext
 from compressor.passes.drop_layers import DropLayers
@@ -239,6 +239,14 @@ def test_layers_are_dropped(tmp_path: Path, context: PassContext, family: str) -
     loaded = TASK.load_checkpoint(tmp_path / "dropped")
     assert len(Architecture.of(loaded.module).layers) == 1
     np.testing.assert_array_equal(logits(loaded), logits(dropped))
+
+
+def test_layers_of_timesformer_are_not_known(context: PassContext) -> None:
+    with pytest.raises(PassError, match="its layers were not found") as caught:
+        Prune(ratio=0.5, recovery=None).requires(make("timesformer"), context)
+    assert caught.value.given == "model_type timesformer"
+    with pytest.raises(PassError):
+        DropLayers(num_layers=1).requires(make("timesformer"), context)
 
 
 def test_all_frames_move_alike_and_none_is_mirrored() -> None:
