@@ -16,7 +16,7 @@ from targets.shapes import LayerShape, ShapeManifest, tensor_shapes
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["Architecture", "LayerShape", "reads_sound"]
+__all__ = ["Architecture", "LayerShape", "kind_read", "reads_sound"]
 
 _OTHER_NAMES: Mapping[str, Mapping[str, str]] = {
     "distilbert": {
@@ -25,6 +25,7 @@ _OTHER_NAMES: Mapping[str, Mapping[str, str]] = {
         "num_attention_heads": "n_heads",
         "intermediate_size": "hidden_dim",
     },
+    "patchtst": {"hidden_size": "d_model", "intermediate_size": "ffn_dim"},
     "whisper": {
         "hidden_size": "d_model",
         "num_hidden_layers": "encoder_layers",
@@ -34,11 +35,14 @@ _OTHER_NAMES: Mapping[str, Mapping[str, str]] = {
 }
 """Family -> a field's usual name -> its own."""
 
-_NUM_UNBIASED = {"whisper": 1}
+_NUM_UNBIASED = {"whisper": 1, "videomae": 1}
 """Family -> projections into the heads that have no bias, of three."""
 
 _OF_SOUND = ("num_mel_bins", "conv_dim")
 """Fields that the configs of networks that read sound have, and no others."""
+
+_OF_SERIES = ("context_length", "num_input_channels")
+"""Fields that the configs of networks that read time series have, and no others."""
 
 _HEADS_OF_ONE_LAYER = ("ForTokenClassification",)
 """How the class names of networks end that give classes straight from the last hidden states."""
@@ -218,6 +222,24 @@ def _without_tokens(family: str, config: Mapping[str, object]) -> Architecture:
 def reads_sound(config: Mapping[str, object]) -> bool:
     """Whether a config is that of a network that reads sound; it may name a vocabulary too."""
     return any(name in config for name in _OF_SOUND)
+
+
+def kind_read(config: Mapping[str, object], processor: Mapping[str, object]) -> str:
+    """The kind of the inputs of a network; see `compressor.data.Kind`.
+
+    Args:
+        config: Of the network; empty where it cannot be read.
+        processor: What the checkpoint says of its preprocessing; may be empty.
+    """
+    if reads_sound(config) or "sampling_rate" in processor:
+        return "audio"
+    if all(name in config for name in _OF_SERIES):
+        return "series"
+    if "num_frames" in config:
+        return "video"
+    if processor or (config and "vocab_size" not in config):
+        return "image"
+    return "text"
 
 
 def _transformer(family: str, config: Mapping[str, object]) -> Architecture:

@@ -1,4 +1,4 @@
-"""Labelled texts, words, images and recordings from local tables and folders, as frozen splits."""
+"""Labelled texts, words, images and the like from local tables and folders, as frozen splits."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,7 @@ from compressor.tables import FLAT, read_columns
 from targets.answers.token_labels import join_words
 from targets.bundle import hash_file
 from targets.errors import InputError
+from targets.preprocessing import KINDS, Preprocessing
 from targets.wording import plural
 
 __all__ = [
@@ -32,15 +33,10 @@ __all__ = [
     "split_hashes",
 ]
 
-Kind = Literal["text", "image", "audio"]
-"""Of the inputs: what stands in a cell, or lies in a file that a cell names."""
+Kind: TypeAlias = str
+"""Of the inputs: a key of `targets.preprocessing.KINDS`, and the field of its column."""
 
 VALIDATION_FRACTION = 0.1  # of the training data, where no validation file is given
-SUFFIXES: Mapping[str, frozenset[str]] = {
-    "image": frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}),
-    "audio": frozenset({".wav"}),
-}
-"""Files that are looked for in the folders of classes."""
 
 
 class DataSpec(BaseModel):
@@ -49,8 +45,8 @@ class DataSpec(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     train: Path
-    """Training file: .csv, .tsv, .json, .jsonl or .parquet. Of images and recordings also a folder
-    with one folder a class."""
+    """Training file: .csv, .tsv, .json, .jsonl or .parquet. Of images and other files also a
+    folder with one folder a class."""
     test: Path
     """Held-out file; every reported accuracy comes from all of it."""
     validation: Path | None = None
@@ -62,6 +58,12 @@ class DataSpec(BaseModel):
     the table, or the content of one, as Hugging Face writes it to Parquet."""
     audio: str = "audio"
     """Column with the recording, in the same way."""
+    series: str = Field(default="series", exclude_if=lambda name: name == "series")
+    """Column with the signal: a list of numbers, or of lists with one number a channel, in a CSV
+    file as JSON; or the path of an .npy file, from the folder of the table."""
+    video: str = Field(default="video", exclude_if=lambda name: name == "video")
+    """Column with the video: the path of an animated image, of a folder of images or of an .npy
+    file, from the folder of the table."""
     label: str = "label"
     """Column with the label: a class name or its index."""
     tokens: str = Field(default="tokens", exclude_if=lambda name: name == "tokens")
@@ -134,7 +136,7 @@ def split_hashes(spec: DataSpec, kind: Kind = "text") -> dict[str, str]:
 
 
 def _hash(path: Path, spec: DataSpec, kind: Kind) -> str:
-    if kind == "text":
+    if not KINDS[kind].reads_files():
         return hash_file(path)
     digest = hashlib.sha256()
     if path.is_file():
@@ -142,8 +144,17 @@ def _hash(path: Path, spec: DataSpec, kind: Kind) -> str:
     rows = _read_rows(path, spec, kind)
     for value, (label,) in zip(rows.inputs, rows.labels, strict=True):
         if isinstance(value, str):
-            digest.update(f"{label}\n{hash_file(Path(value))}\n".encode())
+            digest.update(f"{label}\n{_hash_input(Path(value))}\n".encode())
     return digest.hexdigest()
+
+
+def _hash_input(path: Path) -> str:
+    """The sha256 of a file; of a folder, that of the names and the content of its files."""
+    if path.is_file():
+        return hash_file(path)
+    files = [each for each in sorted(path.iterdir()) if each.is_file()]
+    listed = "".join(f"{each.name}\n{hash_file(each)}\n" for each in files)
+    return hashlib.sha256(listed.encode()).hexdigest()
 
 
 def data_fingerprint(
@@ -256,7 +267,7 @@ def _read_rows(path: Path, spec: DataSpec, kind: Kind) -> _Rows:
                 f"a row has no {kind} or no label",
                 where=where,
                 given=f"{source}={cell!r:.200}, {spec.label}={values[spec.label][row - 1]!r}",
-                fix=f"remove the row, or write {_WANTED[kind]} and a class name or index",
+                fix=f"remove the row, or write {KINDS[kind].wanted} and a class name or index",
             )
         inputs.append(found)
     return _Rows(
@@ -350,24 +361,23 @@ def _read_tagged(path: Path, spec: DataSpec) -> _Rows:
         try:
             texts.append(join_words(words, where=where))
         except InputError as error:
-            raise DataError(
-                error.what, where=error.where, given=error.given, fix=error.fix
-            ) from error
+            raise _as_data_error(error) from error
         tags.append(tuple(found))
     return _Rows(tuple(texts), tags, _sliced(spec, values))
-
-
-_WANTED = {"text": "a text", "image": "an image file", "audio": "a recording's file"}
 
 
 def _input(cell: object, kind: Kind, folder: Path, where: str) -> str | bytes | None:
     """What a cell holds: a text, the content of a file, or its path; None where it holds nothing.
 
     Raises:
-        DataError: It names a file that does not exist.
+        DataError: It names a file that does not exist, or holds an input that is none.
     """
-    if kind == "text":
+    preprocessing = KINDS[kind]
+    if not preprocessing.reads_files():
         return cell if isinstance(cell, str) and cell.strip() else None
+    held = _content(preprocessing, cell, where)
+    if held is not None:
+        return held
     if isinstance(cell, Mapping):  # how Hugging Face keeps files in a table
         content, cell = cell.get("bytes"), cell.get("path")
         if content:
@@ -375,7 +385,8 @@ def _input(cell: object, kind: Kind, folder: Path, where: str) -> str | bytes | 
     if not isinstance(cell, str) or not cell.strip():
         return None
     path = folder / cell
-    if not os.path.isfile(path):  # False also for what cannot be a path
+    exists = os.path.exists if preprocessing.folders else os.path.isfile
+    if not exists(path):  # False also for what cannot be a path
         raise DataError(
             f"the file of the {kind} does not exist",
             where=where,
@@ -385,9 +396,24 @@ def _input(cell: object, kind: Kind, folder: Path, where: str) -> str | bytes | 
     return str(path)
 
 
+def _content(preprocessing: type[Preprocessing], cell: object, where: str) -> bytes | None:
+    try:
+        return preprocessing.content(cell, where)
+    except InputError as error:
+        raise _as_data_error(error) from error
+
+
+def _as_data_error(error: InputError) -> DataError:
+    return DataError(error.what, where=error.where, given=error.given, fix=error.fix)
+
+
 def _read_folder(folder: Path, spec: DataSpec, kind: Kind) -> _Rows:
-    """One folder a class, whose files are its members; what is hidden counts for nothing."""
-    if kind == "text":
+    """One folder a class, whose files are its members; what is hidden counts for nothing.
+
+    Where folders are inputs as well, members are what lies directly in that of the class.
+    """
+    preprocessing = KINDS[kind]
+    if not preprocessing.reads_files():
         raise DataError(
             "the data is a folder, and texts stand in a table",
             where=folder,
@@ -397,8 +423,8 @@ def _read_folder(folder: Path, spec: DataSpec, kind: Kind) -> _Rows:
         (str(path), each.name)
         for each in sorted(folder.iterdir())
         if each.is_dir()
-        for path in sorted(each.rglob("*"))
-        if path.suffix.lower() in SUFFIXES[kind]
+        for path in sorted(each.glob("*") if preprocessing.folders else each.rglob("*"))
+        if _is_input(path, preprocessing)
         and not any(part.startswith(".") for part in path.relative_to(folder).parts)
     ]
     if not rows:
@@ -406,10 +432,15 @@ def _read_folder(folder: Path, spec: DataSpec, kind: Kind) -> _Rows:
             f"the folder holds no folders of {kind} files",
             where=folder,
             given=", ".join(sorted(each.name for each in folder.iterdir())[:5]) or "nothing",
-            fix=f"put the files of each class ({', '.join(sorted(SUFFIXES[kind]))}) into a folder "
-            "with the name of the class",
+            fix=f"put the files of each class ({', '.join(sorted(preprocessing.suffixes))}) into a "
+            "folder with the name of the class",
         )
     return _Rows(tuple(path for path, _ in rows), [(label,) for _, label in rows], {})
+
+
+def _is_input(path: Path, preprocessing: type[Preprocessing]) -> bool:
+    is_file = path.suffix.lower() in preprocessing.suffixes
+    return is_file or (preprocessing.folders and path.is_dir())
 
 
 def _separator_hint(names: Sequence[str]) -> str | None:

@@ -339,7 +339,7 @@ def _budget_problems(recipe: Recipe) -> Iterator[ToolkitError]:
 
 
 def _shape_problems(recipe: Recipe, original: Architecture) -> Iterator[ToolkitError]:
-    if get_task(recipe.task).kind != "text":
+    if get_task(recipe.task).preprocessing_type.reads_files():
         return
     limit = min(recipe.data.max_length or original.max_positions, original.max_positions)
     if recipe.benchmark.sequence_length > limit:

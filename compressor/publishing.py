@@ -40,8 +40,6 @@ __all__ = ["Publisher", "recipe_hash", "remove_leftovers"]
 
 _PARTIAL = ".partial"
 _ORIGIN = {"name", "task", "seed"}
-_EXTRAS = {"image": ("image",)}
-_EXAMPLES = {"text": '--text "..."', "image": "--file image.png", "audio": "--file sound.wav"}
 """What of a recipe makes a bundle, beside the passes of its variant."""
 
 _OUTSIDE: dict[str, bool | dict[str, bool]] = {
@@ -278,7 +276,10 @@ def _latency(measured: Measurement) -> Latency:
 def _card(manifest: Manifest, row: Row) -> str:
     """The model card: what the bundle is, how good and how fast it is, and how to use it."""
     origin, preprocessing = manifest.provenance, manifest.preprocessing
-    extras = [manifest.target.replace("_", "-"), *_EXTRAS.get(preprocessing.kind, ())]
+    extras = filter(None, (manifest.target.replace("_", "-"), preprocessing.extra))
+    example = '--text "..."'
+    if preprocessing.reads_files():
+        example = f"--file {preprocessing.noun}{preprocessing.suffixes[0]}"
     lines = [
         f"# {manifest.name} for {manifest.target}",
         "",
@@ -293,7 +294,7 @@ def _card(manifest: Manifest, row: Row) -> str:
         "",
         "```",
         f"pip install 'compressor[{','.join(extras)}]'",
-        f"compressor predict . {_EXAMPLES[preprocessing.kind]}",
+        f"compressor predict . {example}",
         "compressor evaluate ." if manifest.evaluation else "compressor bench .",
         "```",
         "",

@@ -40,6 +40,8 @@ AUTO_CLASSES: Mapping[str, str] = {
     "feature-extraction": "AutoModel",
     "image-classification": "AutoModelForImageClassification",
     "audio-classification": "AutoModelForAudioClassification",
+    "video-classification": "AutoModelForVideoClassification",
+    "time-series-classification": "AutoModelForSequenceClassification",
 }
 """Task -> the class of transformers that loads its models."""
 
@@ -122,7 +124,7 @@ def _set_sizes(config: Any, module: nn.Module) -> None:
         config.stage_names = config.stage_names[: len(layers) + 1]
         config.set_output_features_output_indices(None, None)
     config.num_attention_heads = max(layer.num_heads for layer in layers)
-    for name in ("hidden_dim", "encoder_ffn_dim", "intermediate_size"):
+    for name in ("hidden_dim", "encoder_ffn_dim", "intermediate_size", "ffn_dim"):
         if hasattr(config, name):
             setattr(config, name, max(layer.ffn_width for layer in layers))
             break

@@ -45,6 +45,18 @@ _FAMILIES = (
         num_heads="num_attention_heads",
         head_size="attention_head_size",
     ),
+    # VideoMAE
+    _Names(
+        attention="attention.attention",
+        query="attention.attention.query",
+        key="attention.attention.key",
+        value="attention.attention.value",
+        attention_output="attention.output.dense",
+        ffn_input="intermediate.dense",
+        ffn_output="output.dense",
+        num_heads="num_attention_heads",
+        head_size="attention_head_size",
+    ),
     # DistilBERT
     _Names(
         attention="attention",
@@ -81,7 +93,19 @@ _FAMILIES = (
         num_heads="num_heads",
         head_size="head_dim",
     ),
-    # ViT, DeiT, DINOv2
+    # PatchTST
+    _Names(
+        attention="self_attn",
+        query="self_attn.q_proj",
+        key="self_attn.k_proj",
+        value="self_attn.v_proj",
+        attention_output="self_attn.out_proj",
+        ffn_input="ff.0",
+        ffn_output="ff.3",
+        num_heads="num_heads",
+        head_size="head_dim",
+    ),
+    # ViT, DeiT, DINOv2, ViViT
     _Names(
         attention="attention",
         query="attention.q_proj",

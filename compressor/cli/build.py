@@ -130,7 +130,7 @@ def finetune(
             "--input",
             "--text",
             help="Column with the input.",
-            show_default="text, image or audio; tokens where each has a label",
+            show_default="the kind of the inputs, such as text; tokens where each has a label",
         ),
     ] = None,
     label: Annotated[

@@ -36,16 +36,16 @@ def predict(
     field: Annotated[
         str | None,
         typer.Option(
-            help="Where the input stands in these objects. [default: text, image or audio]"
+            help="Where the input stands in these objects. [default: its kind, such as text]"
         ),
     ] = None,
     file: Annotated[
         list[Path] | None,
-        typer.Option("--file", "-f", help="An image or a recording; repeatable."),
+        typer.Option("--file", "-f", help="A file with an input, such as an image; repeatable."),
     ] = None,
     threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 1,
 ) -> None:
-    """Classify texts, images or recordings. Prints JSON lines.
+    """Classify texts, or files such as images and recordings. Prints JSON lines.
 
     They are given with --text or --file, or one text or path a line on standard input.
     """
@@ -80,7 +80,7 @@ def _inputs(
     Raises:
         BadParameter: It is of another kind.
     """
-    wanted, other = ("--text", files) if preprocessing.kind == "text" else ("--file", texts)
+    wanted, other = ("--file", texts) if preprocessing.reads_files() else ("--text", files)
     if other:
         raise typer.BadParameter(f"the bundle reads {preprocessing.noun}s: give them with {wanted}")
     return [*(texts or ()), *map(str, files or ())]

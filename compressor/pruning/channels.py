@@ -51,13 +51,19 @@ def prune_channels(
         seed: Of random scores.
 
     Raises:
-        PassError: The network cannot be traced, or nothing of it was removed.
+        PassError: The network has no convolutions or cannot be traced, or nothing was removed.
     """
+    before = count_channels(model.module)
+    if not before:
+        raise PassError(
+            "the network has neither the layers of a known transformer encoder nor convolutions",
+            where=type(model.module).__name__,
+            fix="leave the pass out",
+        )
     module = copy.deepcopy(model.module)
     flags = {name: each.requires_grad for name, each in module.named_parameters()}
     training = module.training
     module.eval().requires_grad_(True)  # a frozen parameter is invisible to the tracing
-    before = count_channels(module)
     example = {name: each[:2] for name, each in batches[0].items() if name != LABELS}
     if importance == "taylor":
         _accumulate_gradients(module, batches, get_task(model.task))

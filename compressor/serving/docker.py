@@ -110,14 +110,14 @@ class Docker(Format):
 
 def _notes(manifest: Manifest) -> Iterator[str]:
     preprocessing = manifest.preprocessing
-    is_text = preprocessing.kind == "text"
-    if not is_text:
+    reads_files = preprocessing.reads_files()
+    if reads_files:
         yield (
             f'it reads lines such as {{"{preprocessing.kind}": "/data/a-file"}}: mount the folder '
             "of the files, with docker run --volume /its/path:/data:ro"
         )
     if manifest.evaluation is not None:
-        what = "whose tokens can be turned back into text" if is_text else "to be seen or heard"
+        what = "to be seen or heard" if reads_files else "whose tokens can be turned back into text"
         yield (
             f"the image carries the test data of the bundle ({manifest.evaluation}), {what}; "
             "a recipe with 'bundle: {evaluation_data: false}' leaves it out"

@@ -8,19 +8,28 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, WithJsonSchema
 
-from compressor.architecture import reads_sound
+from compressor.architecture import kind_read, reads_sound
 from compressor.errors import PassError, nearest
 from compressor.tasks.audio_classification import AudioClassification
 from compressor.tasks.base import Row, Task
 from compressor.tasks.image_classification import ImageClassification
 from compressor.tasks.text_classification import TextClassification
+from compressor.tasks.time_series_classification import TimeSeriesClassification
 from compressor.tasks.token_classification import TokenClassification
+from compressor.tasks.video_classification import VideoClassification
 
 __all__ = ["TASKS", "Row", "Task", "TaskName", "get_task", "infer_task", "task_of_head"]
 
 TASKS: dict[str, type[Task]] = {
     each.name: each
-    for each in (TextClassification, TokenClassification, ImageClassification, AudioClassification)
+    for each in (
+        TextClassification,
+        TokenClassification,
+        ImageClassification,
+        AudioClassification,
+        TimeSeriesClassification,
+        VideoClassification,
+    )
 }
 
 
@@ -49,11 +58,7 @@ def infer_task(folder: Path) -> str:
         return named
     config = _read_json(folder / "config.json")
     processor = _read_json(folder / "preprocessor_config.json")
-    kind = "text"
-    if reads_sound(config) or "sampling_rate" in processor:
-        kind = "audio"
-    elif processor or (config and "vocab_size" not in config):
-        kind = "image"
+    kind = kind_read(config, processor)
     return next(name for name, task in TASKS.items() if task.kind == kind)
 
 

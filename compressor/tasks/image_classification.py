@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from compressor.data import Kind
     from compressor.model import Model, TorchModel
-    from compressor.training.augmentation import ImageNoise
+    from compressor.training.augmentation import Noise
     from compressor.training.settings import DistillSettings
 
 __all__ = ["ImageClassification"]
@@ -36,16 +36,20 @@ class ImageClassification(Classification):
     heads: ClassVar[tuple[str, ...]] = ("ForImageClassification",)
     kind: ClassVar[Kind] = "image"
     preprocessing_type: ClassVar[type[Preprocessing]] = ImagePreprocessing
+    unfit_fix: ClassVar[str] = (
+        "correct preprocessor_config.json, or fine-tune it with an --image-size"
+    )
+    """What to do about a network that does not take what its preprocessing makes."""
 
     def check_processor(self, folder: Path) -> None:
         """See the base class."""
-        read_processor(folder)
+        self.load_processor(folder)
 
-    def load_processor(self, folder: Path) -> ImagePreprocessing:
+    def load_processor(self, folder: Path) -> Any:
         """See the base class."""
         return read_processor(folder)
 
-    def save_processor(self, processor: ImagePreprocessing, folder: Path) -> None:
+    def save_processor(self, processor: Any, folder: Path) -> None:
         """See the base class."""
         write_processor(processor, folder)
 
@@ -57,30 +61,30 @@ class ImageClassification(Classification):
         """See the base class."""
         return FIXED_SIZE
 
-    def preprocessing(self, folder: Path, max_length: int) -> ImagePreprocessing:
+    def preprocessing(self, folder: Path, max_length: int) -> Any:
         """See the base class."""
-        return read_processor(folder)
+        return self.load_processor(folder)
+
+    def shape(self, processor: Any) -> tuple[int, ...]:
+        """Of what the network reads of one input."""
+        return (processor.channels, processor.height, processor.width)
 
     def signature(self, model: TorchModel) -> Signature:
         """See the base class."""
-        size: ImagePreprocessing = model.processor
-        shape = ("batch", size.channels, size.height, size.width)
+        shape = ("batch", *self.shape(model.processor))
         return Signature(
             inputs=(TensorSpec(name=PIXELS, dtype="float32", shape=shape),),
             outputs=self.outputs(model),
         )
 
-    def example(self, network: nn.Module, processor: ImagePreprocessing) -> dict[str, Tensor]:
+    def example(self, network: nn.Module, processor: Any) -> dict[str, Tensor]:
         """See the base class."""
         import torch
 
         generator = torch.Generator().manual_seed(0)
-        shape = (2, processor.channels, processor.height, processor.width)
-        return {PIXELS: torch.rand(shape, generator=generator)}
+        return {PIXELS: torch.rand((2, *self.shape(processor)), generator=generator)}
 
-    def resized(
-        self, network: nn.Module, processor: ImagePreprocessing, image_size: int
-    ) -> ImagePreprocessing:
+    def resized(self, network: nn.Module, processor: Any, image_size: int) -> ImagePreprocessing:
         """See the base class: positions are interpolated once and for all."""
         resize_positions(network, image_size)
 
@@ -93,9 +97,10 @@ class ImageClassification(Classification):
             update["shortest_edge"] = scaled(processor.shortest_edge, min(was))
         if processor.resized is not None:
             update["resized"] = tuple(map(scaled, processor.resized, was))
-        return processor.model_copy(update=update)
+        found: ImagePreprocessing = processor.model_copy(update=update)
+        return found
 
-    def check_fit(self, network: nn.Module, processor: ImagePreprocessing) -> None:
+    def check_fit(self, network: nn.Module, processor: Any) -> None:
         """See the base class: transformers look up positions for one size of images."""
         import torch
 
@@ -104,13 +109,14 @@ class ImageClassification(Classification):
                 network(**self.example(network, processor))
         except Exception as error:  # any network may raise anything
             raise CheckpointError(
-                "the network does not take the images that its preprocessing makes",
+                f"the network does not take the {self.preprocessing_type.noun}s that its "
+                "preprocessing makes",
                 where=type(network).__name__,
-                given=f"{processor.channels} x {processor.height} x {processor.width}: {error}",
-                fix="correct preprocessor_config.json, or fine-tune it with an --image-size",
+                given=f"{' x '.join(map(str, self.shape(processor)))}: {error}",
+                fix=self.unfit_fix,
             ) from error
 
-    def adopt(self, student: TorchModel, model: TorchModel) -> ImagePreprocessing:
+    def adopt(self, student: TorchModel, model: TorchModel) -> Any:
         """See the base class: images are prepared as for the model, in its size."""
         processor: ImagePreprocessing = model.processor
         if student.processor.channels != processor.channels:
@@ -125,12 +131,12 @@ class ImageClassification(Classification):
         return processor
 
     def encode(self, model: Model, inputs: Sequence[Any]) -> list[Row]:
-        """See the base class: pixels, (height, width, channels) uint8."""
+        """See the base class: pixels, (..., height, width, channels) uint8."""
         encoded = model.processor.open(Path()).encode(list(inputs))
         return [{PIXELS: pixels} for pixels in encoded.rows[PIXELS]]
 
     def collate(self, model: Model, rows: Sequence[Row]) -> Arrays:
-        """See the base class.  # (N, channels, height, width) float32"""
+        """See the base class.  # (N, ..., channels, height, width) float32"""
         return {PIXELS: model.processor.batch([row[PIXELS] for row in rows])}
 
     def length(self, row: Row) -> int:
@@ -142,15 +148,15 @@ class ImageClassification(Classification):
         return 0
 
     def probes(self, model: TorchModel, rows: Sequence[Row]) -> Mapping[str, Arrays]:
-        """See the base class: real images alone and together, and one that is all white."""
+        """See the base class: real ones alone and together, and one that is all white."""
         white = {PIXELS: np.full_like(rows[0][PIXELS], 255)}
         several = {f"batch of {count}": rows[:count] for count in (*_NUM_BATCHES, len(rows))}
-        several["a white image beside a real one"] = [white, rows[0]]
+        several[f"a white {self.preprocessing_type.noun} beside a real one"] = [white, rows[0]]
         return {what: self.collate(model, each) for what, each in several.items()}
 
     def noise(
         self, model: TorchModel, rows: Sequence[Row], settings: DistillSettings, seed: int
-    ) -> ImageNoise:
+    ) -> Noise:
         """See the base class."""
         from compressor.training.augmentation import ImageNoise
 

@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypeAlias, get_args
 
 from pydantic import ValidationError
 
@@ -14,17 +14,27 @@ from compressor.errors import CheckpointError
 from targets.preprocessing import ImagePreprocessing
 from targets.preprocessing.image import Resample
 
-__all__ = ["PROCESSOR", "read_config", "read_processor", "write_processor"]
+__all__ = [
+    "PROCESSOR",
+    "Defaults",
+    "parse_processor",
+    "processor_config",
+    "read_config",
+    "read_processor",
+    "write_processor",
+]
 
 PROCESSOR = "preprocessor_config.json"
 _RESAMPLE: tuple[Resample, ...] = get_args(Resample)
-_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
+Defaults: TypeAlias = Mapping[str, Mapping[str, Any]]
+"""Image processor of transformers, without the end of its name -> what it takes where its config is
+silent."""
+_DEFAULTS: Defaults = {
     "ViT": {"resample": 2},
     "DeiT": {"resample": 3, "do_center_crop": True},
     "Bit": {"resample": 3, "do_center_crop": True, "default_to_square": False},
     "ConvNext": {"resample": 3, "crop_pct": 224 / 256, "default_to_square": False},
 }
-"""Image processor of transformers -> what it takes where its config is silent."""
 _LARGEST_CUT = 384
 """From this size on ConvNeXt's resizes without a cut."""
 
@@ -36,8 +46,22 @@ def read_processor(folder: Path) -> ImagePreprocessing:
         CheckpointError: It has none, or one that is not supported.
     """
     config = read_config(folder, noun="images", saver="AutoImageProcessor")
+    return parse_processor(config, folder, _DEFAULTS)
+
+
+def parse_processor(config: Any, folder: Path, known: Defaults) -> ImagePreprocessing:
+    """The preprocessing of images that a config describes.
+
+    Args:
+        config: As :func:`read_config` gives it.
+        folder: The checkpoint.
+        known: What is supported.
+
+    Raises:
+        CheckpointError: It is not supported.
+    """
     try:
-        return _from_config(config)
+        return _from_config(config, known)
     except (LookupError, TypeError, ValueError) as error:
         raise CheckpointError(
             "the preprocessing of the checkpoint is not supported",
@@ -79,15 +103,26 @@ def read_config(folder: Path, *, noun: str, saver: str) -> Any:
 def _problem(config: object, error: Exception) -> str:
     if not isinstance(config, dict):
         return f"JSON of the kind {type(config).__name__}"
-    name = config.get("image_processor_type") or config.get("feature_extractor_type")
+    name = _name(config)
     if isinstance(error, ValidationError):
         first = error.errors()[0]
         return f"{name}: {'.'.join(map(str, first['loc']))} {first['msg']}"
     return f"{name}: {error} is missing" if isinstance(error, KeyError) else f"{name}: {error}"
 
 
+def _name(config: Mapping[str, Any]) -> Any:
+    kinds = ("image_processor_type", "video_processor_type", "feature_extractor_type")
+    return next((config[kind] for kind in kinds if config.get(kind)), None)
+
+
 def write_processor(processor: ImagePreprocessing, folder: Path) -> None:
     """Write the preprocessing so that transformers and :func:`read_processor` read the same."""
+    config = processor_config(processor)
+    (folder / PROCESSOR).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def processor_config(processor: ImagePreprocessing) -> dict[str, Any]:
+    """The config of an image processor of transformers that does the same."""
     size = {"height": processor.height, "width": processor.width}
     resized: dict[str, int] = size
     if processor.shortest_edge is not None:
@@ -95,7 +130,7 @@ def write_processor(processor: ImagePreprocessing, folder: Path) -> None:
     elif processor.resized is not None:
         resized = dict(zip(size, processor.resized, strict=True))
     cuts = resized != size
-    config = {
+    return {
         "image_processor_type": "BitImageProcessor" if cuts else "ViTImageProcessor",
         "do_convert_rgb": processor.channels == 3,
         "do_resize": True,
@@ -109,19 +144,17 @@ def write_processor(processor: ImagePreprocessing, folder: Path) -> None:
         "image_mean": list(processor.mean),
         "image_std": list(processor.std),
     }
-    (folder / PROCESSOR).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
-def _from_config(given: Any) -> ImagePreprocessing:
+def _from_config(given: Any, known: Defaults) -> ImagePreprocessing:
     if not isinstance(given, Mapping):
         raise TypeError(given)
-    name = str(given.get("image_processor_type") or given.get("feature_extractor_type"))
-    kind = re.sub("(ImageProcessor|FeatureExtractor)(Fast|Pil)?$", "", name)
-    if kind not in _DEFAULTS:
-        raise ValueError(
-            f"it is none of {', '.join(f'{each}ImageProcessor' for each in _DEFAULTS)}"
-        )
-    config = {**_DEFAULTS[kind], **given}
+    kind = re.sub(
+        "(ImageProcessor|VideoProcessor|FeatureExtractor)(Fast|Pil)?$", "", str(_name(given))
+    )
+    if kind not in known:
+        raise ValueError(f"it is none of {', '.join(f'{each}ImageProcessor' for each in known)}")
+    config = {**known[kind], **given}
     if not config.get("do_resize", True):
         raise ValueError("do_resize is false")
     size, crop = config["size"], None

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["AudioNoise", "ImageNoise", "Noise", "TokenNoise"]
+__all__ = ["AudioNoise", "ImageNoise", "Noise", "SeriesNoise", "TokenNoise", "VideoNoise"]
 
 Row = dict[str, Any]
 
@@ -173,8 +173,8 @@ class _MovingNoise(Noise):
 
     Args:
         rows: All training rows.
-        share: Largest move, as a share of the sides of an image or of the length of a recording, in
-            [0, 1); with 0 no row is changed.
+        share: Largest move, as a share of the sides of an image or of the length of a recording or
+            signal, in [0, 1); with 0 no row is changed.
         mixup: Share of the noisy rows that are mixed with another, in [0, 1].
         copies: See the base class.
         seed: Of the noise.
@@ -203,21 +203,35 @@ class ImageNoise(_MovingNoise):
     patient and consistent", 2022.
     """
 
+    mirrors = True
+    """Whether images may be seen from the other side."""
+
     def change(self, row: Row, generator: np.random.Generator) -> Row:
         """See the base class."""
         pixels: NDArray[np.uint8] = row["pixel_values"]
-        if generator.random() < 0.5:
-            pixels = pixels[:, ::-1]
+        if self.mirrors and generator.random() < 0.5:
+            pixels = pixels[..., ::-1, :]
         if generator.random() < self.mixup:
             other = self.rows[int(generator.integers(len(self.rows)))]["pixel_values"]
             share = generator.random()
             mixed = share * pixels.astype(np.float32) + (1 - share) * other.astype(np.float32)
             return {"pixel_values": np.rint(mixed).astype(np.uint8)}
-        margin = [round(self.share * side) for side in pixels.shape[:2]]
-        wide = np.pad(pixels, [(each, each) for each in margin] + [(0, 0)], mode="reflect")
+        *frames, height, width, _ = pixels.shape
+        margin = [round(self.share * side) for side in (height, width)]
+        padding = [(0, 0)] * len(frames) + [(each, each) for each in margin] + [(0, 0)]
+        wide = np.pad(pixels, padding, mode="reflect")
         top, left = (int(generator.integers(0, 2 * each + 1)) for each in margin)
-        height, width = pixels.shape[:2]
-        return {"pixel_values": np.ascontiguousarray(wide[top : top + height, left : left + width])}
+        moved = wide[..., top : top + height, left : left + width, :]
+        return {"pixel_values": np.ascontiguousarray(moved)}
+
+
+class VideoNoise(ImageNoise):
+    """Changes videos: all frames of one are moved alike, or mixed with those of another.
+
+    None is mirrored: whether something goes to the left or to the right may be what counts.
+    """
+
+    mirrors = False
 
 
 class AudioNoise(_MovingNoise):
@@ -241,6 +255,25 @@ class AudioNoise(_MovingNoise):
             moved += background * _ratio(-generator.uniform(*_BELOW_DB))
         limits = np.iinfo(np.int16)
         return {"samples": np.clip(np.rint(moved), limits.min, limits.max).astype(np.int16)}
+
+
+class SeriesNoise(_MovingNoise):
+    """Changes signals: each is moved in time, or mixed with another.
+
+    What moves in repeats the first or last value. Mixing is that of `ImageNoise`.
+    """
+
+    def change(self, row: Row, generator: np.random.Generator) -> Row:
+        """See the base class."""
+        values: NDArray[np.float32] = row["past_values"]
+        if generator.random() < self.mixup:
+            other = self.rows[int(generator.integers(len(self.rows)))]["past_values"]
+            share = np.float32(generator.random())
+            return {"past_values": share * values + (1 - share) * other}
+        margin = round(self.share * len(values))
+        wide = np.pad(values, [(margin, margin), (0, 0)], mode="edge")
+        start = int(generator.integers(0, 2 * margin + 1))
+        return {"past_values": wide[start : start + len(values)]}
 
 
 def _ratio(decibels: float) -> np.float32:

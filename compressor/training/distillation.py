@@ -207,7 +207,8 @@ def read_unlabeled(path: Path, model: TorchModel) -> list[str]:
     Raises:
         PassError: The file cannot be read, lists nothing, or names a file that does not exist.
     """
-    kind = get_task(model.task).kind
+    task = get_task(model.task)
+    kind = task.kind
     try:
         lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
     except (OSError, UnicodeDecodeError) as error:
@@ -218,9 +219,9 @@ def read_unlabeled(path: Path, model: TorchModel) -> list[str]:
             fix=f"pass a UTF-8 file with one {kind} a line",
         ) from error
     found = [line for line in lines if line]
-    if kind != "text":
+    if task.preprocessing_type.reads_files():
         found = [str(path.parent / line) for line in found]
-        absent = next((each for each in found if not Path(each).is_file()), None)
+        absent = next((each for each in found if not Path(each).exists()), None)
         if absent is not None:
             raise PassError(
                 f"a file of the unlabeled {kind} inputs does not exist",

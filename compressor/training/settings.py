@@ -95,19 +95,19 @@ class DistillSettings(TrainingSettings):
     """Heads into which queries, keys and values are cut anew; divides both models' widths."""
     augmentation: float = Field(default=0.3, ge=0, lt=1)
     """Share of the tokens that is replaced at random, by tokens of the training data, in every
-    second row; the teacher labels the result. Images are mirrored and moved instead, recordings
-    moved in time and made louder or softer, by up to this share of their size. With 0 every row
-    stays as it is."""
+    second row; the teacher labels the result. Images are mirrored and moved instead, videos
+    moved, recordings moved in time and made louder or softer, signals moved in time, by up to this
+    share of their size. With 0 every row stays as it is."""
     augmentation_mixup: float = Field(default=0.67, ge=0, le=1)
     """Share of the augmented rows that get the beginning or the end of another row instead (after
-    SSMix, 2021); of images, share of those that are mixed with another, of recordings, of those
-    that are laid over another."""
+    SSMix, 2021); of images, videos and signals, share of those that are mixed with another, of
+    recordings, of those that are laid over another."""
     augmentation_copies: int | None = Field(default=3, ge=1)
     """Different augmented versions of each row, whose teacher outputs are kept in memory; null
     makes a new one each time, which costs a run of the teacher a step."""
     unlabeled: Path | None = Field(default=None, exclude_if=lambda value: value is None)
-    """A UTF-8 file that lists more inputs, one a line: texts, or paths of images or recordings from
-    its own folder. The teacher labels them; they are not augmented."""
+    """A UTF-8 file that lists more inputs, one a line: texts, or paths of files from its own
+    folder. The teacher labels them; they are not augmented."""
     cache_mib: int = Field(default=2048, ge=0)
     """Memory for the teacher's outputs. Where it does not suffice, the teacher runs each step."""
 

@@ -79,6 +79,8 @@ class TappedEncoder(nn.Module):
         """Run the classifier on its own inputs, (N, ...) each."""
         with _caught(self._taps()) as caught:
             logits = self.classifier(**inputs).logits
+        # Some take the channels of a row apart: (N, channels, L, d), or (N * channels, L, d).
+        caught = [each.reshape(len(logits), -1, each.shape[-1]) for each in caught]
         num_hidden = len(self.hidden_layers)
         return TappedOutputs(
             logits=logits,

@@ -195,7 +195,7 @@ def vocabulary_table(student: TorchModel, teacher: TorchModel) -> Tensor | None:
     Raises:
         PassError: Fewer than half of the tokens are shared.
     """
-    if get_task(student.task).kind != "text":
+    if get_task(student.task).preprocessing_type.reads_files():
         return None
     ours, theirs = student.processor.get_vocab(), teacher.processor.get_vocab()
     if ours == theirs:

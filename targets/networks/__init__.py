@@ -1,4 +1,4 @@
-"""Networks that transformers has not, registered with it when a checkpoint is one of them."""
+"""Networks that transformers has not, or not in this form, registered for what holds one."""
 
 from __future__ import annotations
 
@@ -9,7 +9,11 @@ from pathlib import Path
 
 __all__ = ["NETWORKS", "register_network"]
 
-NETWORKS: Mapping[str, str] = {"efficientnet-lite": "targets.networks.efficientnet_lite"}
+NETWORKS: Mapping[str, str] = {
+    "efficientnet-lite": "targets.networks.efficientnet_lite",
+    "patchtst": "targets.networks.time_series",
+    "patchtsmixer": "targets.networks.time_series",
+}
 """The model type in a checkpoint's config -> the module that registers it."""
 
 

@@ -88,6 +88,8 @@ class AudioPreprocessing(Preprocessing):
     unit: ClassVar[str | None] = "samples"
     usual_length: ClassVar[int] = 16_000
     libraries: ClassVar[tuple[str, ...]] = ()
+    wanted: ClassVar[str] = "a recording's file"
+    suffixes: ClassVar[tuple[str, ...]] = (".wav",)
 
     @model_validator(mode="after")
     def _check_lengths(self) -> Self:

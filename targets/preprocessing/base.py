@@ -83,6 +83,14 @@ class Preprocessing(BaseModel, ABC):
     """Length of a synthetic input where none is asked for."""
     libraries: ClassVar[tuple[str, ...]]
     """Distributions that answers depend on, beside numpy and the runtime."""
+    extra: ClassVar[str | None] = None
+    """Extra of the toolkit that brings them; None where its base install does."""
+    wanted: ClassVar[str]
+    """What a cell of a table holds, such as ``a text``."""
+    suffixes: ClassVar[tuple[str, ...]] = ()
+    """Of files that hold one raw input each, the usual one first; empty where inputs are texts."""
+    folders: ClassVar[bool] = False
+    """Whether a folder of files is a raw input as well."""
 
     @property
     def ragged(self) -> bool:
@@ -93,6 +101,27 @@ class Preprocessing(BaseModel, ABC):
     @abstractmethod
     def longest(self) -> int:
         """Longest input that the model reads, in ``unit``; `FIXED_SIZE` where there is none."""
+
+    @classmethod
+    def reads_files(cls) -> bool:
+        """Whether raw inputs are files, and not texts."""
+        return bool(cls.suffixes)
+
+    @classmethod
+    def content(cls, cell: object, where: str) -> bytes | None:
+        """The content of a file, of a cell that holds the raw input itself in another form.
+
+        Args:
+            cell: Of a table.
+            where: What to call it in messages.
+
+        Returns:
+            None where the cell holds something else.
+
+        Raises:
+            InputError: The input in it is not what it should be.
+        """
+        return None
 
     @property
     def files(self) -> tuple[str, ...]:

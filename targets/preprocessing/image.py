@@ -62,6 +62,18 @@ class ImagePreprocessing(Preprocessing):
     unit: ClassVar[str | None] = None
     usual_length: ClassVar[int] = FIXED_SIZE
     libraries: ClassVar[tuple[str, ...]] = ("pillow",)
+    extra: ClassVar[str | None] = "image"
+    wanted: ClassVar[str] = "an image file"
+    suffixes: ClassVar[tuple[str, ...]] = (
+        ".png",
+        ".jpg",
+        ".jpeg",
+        ".webp",
+        ".bmp",
+        ".gif",
+        ".tif",
+        ".tiff",
+    )
 
     @field_validator("mean", "std")
     @classmethod
@@ -141,14 +153,25 @@ class ImageEncoder(Encoder):
     def encode(self, inputs: Sequence[Any]) -> Encoded:
         """See the base class.  # (height, width, channels) uint8 a row"""
         self.preprocessing.check_inputs(inputs)
-        rows = [self._encode(each, index) for index, each in enumerate(inputs)]
+        rows = [
+            self.read(each, str(each) if isinstance(each, str | Path) else f"images[{index}]")
+            for index, each in enumerate(inputs)
+        ]
         return Encoded({PIXELS: rows}, (False,) * len(rows))
 
-    def _encode(self, value: Any, index: int) -> NDArray[np.generic]:
+    def read(self, value: Any, where: str) -> NDArray[np.generic]:
+        """One image, (height, width, channels) uint8.
+
+        Args:
+            value: See the class.
+            where: What to call it in messages.
+
+        Raises:
+            InputError: It is not what it should be.
+        """
         from PIL import Image
 
         wanted = self.preprocessing
-        where = str(value) if isinstance(value, str | Path) else f"images[{index}]"
         image = _eight_bits(_open(value, where), where)
         image = image.convert("RGB" if wanted.channels == 3 else "L")
         size = wanted.size_before_crop(*image.size)

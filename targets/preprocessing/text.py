@@ -41,6 +41,7 @@ class TextPreprocessing(Preprocessing):
     unit: ClassVar[str | None] = "tokens"
     usual_length: ClassVar[int] = 128
     libraries: ClassVar[tuple[str, ...]] = ("tokenizers",)
+    wanted: ClassVar[str] = "a text"
 
     @property
     def longest(self) -> int:
