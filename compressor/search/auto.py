@@ -265,7 +265,7 @@ class _Searcher:
 
     def _drop(self, accuracy: float) -> float:
         """Points that are lost on the validation data."""
-        before = self.prepared.original.record.facts["metrics"]["validation_accuracy"]
+        before: float = self.prepared.original.record.facts["metrics"]["validation_accuracy"]
         # Shares of a count: what they differ by is not a matter of the last bit.
         return round(100 * (before - accuracy), 6)
 

@@ -67,11 +67,12 @@ def fake_quantized(
         rounds = {name: partial(round_static, threshold=found[name]) for name in layers}
     try:
         for name, layer in layers.items():
-            layer.forward = partial(_forward, layer, rounds[name], settings.weight_bits)
+            # In the instance, not the class: it goes again below.
+            vars(layer)["forward"] = partial(_forward, layer, rounds[name], settings.weight_bits)
         yield
     finally:
         for layer in layers.values():
-            layer.__dict__.pop("forward", None)
+            vars(layer).pop("forward", None)
 
 
 def input_thresholds(
@@ -165,6 +166,9 @@ def _layers(module: nn.Module) -> dict[str, nn.Linear | nn.Conv2d]:
 
 def _forward(layer: nn.Linear | nn.Conv2d, round_input: Round, bits: int, values: Tensor) -> Tensor:
     values, weight = round_input(values), round_weight(layer.weight, bits=bits)
+    made: Tensor
     if isinstance(layer, nn.Conv2d):
-        return layer._conv_forward(values, weight, layer.bias)
-    return functional.linear(values, weight, layer.bias)
+        made = layer._conv_forward(values, weight, layer.bias)
+    else:
+        made = functional.linear(values, weight, layer.bias)
+    return made
