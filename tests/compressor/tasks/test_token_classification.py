@@ -12,11 +12,11 @@ import torch
 import transformers
 from torch.nn import functional
 
+from compressor.answering import answer
 from compressor.architecture import Architecture
 from compressor.data import Split
 from compressor.errors import CheckpointError
 from compressor.export import export_onnx
-from compressor.manager import answer
 from compressor.model import TorchModel
 from compressor.parity import measure_parity
 from compressor.pruning.importance import labelled_loss, taylor_scores
