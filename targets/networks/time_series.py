@@ -44,8 +44,8 @@ class PatchTSTForClassification(transformers.PatchTSTForClassification):  # type
         )
 
 
-class PatchTSMixerForTimeSeriesClassification(  # type: ignore[misc]  # as above
-    transformers.PatchTSMixerForTimeSeriesClassification
+class PatchTSMixerForTimeSeriesClassification(
+    transformers.PatchTSMixerForTimeSeriesClassification  # type: ignore[misc]  # as above
 ):
     """Patches of each channel go through mixing perceptrons (Ekambaram et al., KDD 2023)."""
 
