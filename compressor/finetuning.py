@@ -58,7 +58,7 @@ def finetune_checkpoint(
         model: A Hugging Face folder, with or without a classification head.
         data_files: Split -> file.
         output: Gets the checkpoint, ``curves.json`` and ``curves.svg``.
-        task: Name of the task; the default is what the model reads: text, images or sound.
+        task: Name of the task; the default is that of what the model reads.
         column: Column with the input; the default is its kind, or ``tokens``.
         label: Column with the label; the default is ``label``, or ``tags``.
         max_length: Longest input, such as in tokens; the default is the model's limit.

@@ -37,7 +37,7 @@ class TorchModel:
 
     Attributes:
         module: The network.
-        processor: Its tokenizer, or how it reads images or sound; see `compressor.tasks.Task`.
+        processor: Its tokenizer, or how it reads other inputs; see `compressor.tasks.Task`.
         task: Name of the task (see ``compressor/tasks/``).
         max_length: Longest input, such as in tokens; longer ones are cut.
     """

@@ -24,7 +24,7 @@ __all__ = ["Predictor", "encode", "load", "predict_lines", "read_jsonl"]
 
 
 class Predictor:
-    """A bundle, ready to classify raw inputs: texts, images or recordings.
+    """A bundle, ready to classify raw inputs, such as texts or images.
 
     Safe to share between threads: their inputs are read side by side, and the model runs for
     one of them at a time. To run it for several at once, open one predictor a thread.
@@ -180,14 +180,14 @@ def predict_lines(
 
 
 def read_jsonl(
-    lines: Iterable[str], field: str, *, of_words: bool = False
+    lines: Iterable[str], field: str, *, lists: bool = False
 ) -> Iterator[str | list[str]]:
     """The texts in lines of JSON objects; empty lines are passed over.
 
     Args:
         lines: One object a line.
         field: Where the text stands in it.
-        of_words: Whether a list of words may stand there as well.
+        lists: Whether a list may stand there as well, such as of words or numbers.
 
     Raises:
         InputError: Names the line that is no JSON object with such a text.
@@ -205,7 +205,7 @@ def read_jsonl(
                 fix="pass one JSON object a line, or leave out --jsonl for plain text",
             ) from error
         text = value.get(field) if isinstance(value, dict) else None
-        if not isinstance(text, str) and not (of_words and isinstance(text, list)):
+        if not isinstance(text, str) and not (lists and isinstance(text, list)):
             raise InputError(
                 f"a line has no text in the field {field!r}",
                 where=f"line {number}",

@@ -57,8 +57,8 @@ def predict(
         given = _inputs(preprocessing, text, file)
         lines: Iterable[str | list[str]] = given or sys.stdin
         if jsonl and not given:
-            of_words = predictor.bundle.manifest.answers.of_words
-            lines = read_jsonl(sys.stdin, field or preprocessing.kind, of_words=of_words)
+            lists = preprocessing.reads_lists or predictor.bundle.manifest.answers.of_words
+            lines = read_jsonl(sys.stdin, field or preprocessing.kind, lists=lists)
         for prediction in predict_lines(predictor, lines):
             typer.echo(prediction.model_dump_json())
             count += 1

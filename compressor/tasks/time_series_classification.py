@@ -36,7 +36,7 @@ class TimeSeriesClassification(Classification):
     """Classification of signals with a network of patches: PatchTST or PatchTSMixer."""
 
     name: ClassVar[str] = "time-series-classification"
-    heads: ClassVar[tuple[str, ...]] = ("ForClassification", "ForTimeSeriesClassification")
+    heads: ClassVar[tuple[str, ...]] = ("ForTimeSeriesClassification", "ForClassification")
     kind: ClassVar[Kind] = "series"
     preprocessing_type: ClassVar[type[Preprocessing]] = SeriesPreprocessing
 

@@ -89,6 +89,8 @@ class Preprocessing(BaseModel, ABC):
     """What a cell of a table holds, such as ``a text``."""
     suffixes: ClassVar[tuple[str, ...]] = ()
     """Of files that hold one raw input each, the usual one first; empty where inputs are texts."""
+    reads_lists: ClassVar[bool] = False
+    """Whether a list, as JSON has it, is a raw input as well."""
     folders: ClassVar[bool] = False
     """Whether a folder of files is a raw input as well."""
 

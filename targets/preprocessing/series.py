@@ -41,6 +41,7 @@ class SeriesPreprocessing(Preprocessing):
     usual_length: ClassVar[int] = FIXED_SIZE
     libraries: ClassVar[tuple[str, ...]] = ()
     wanted: ClassVar[str] = "a list of numbers, or the path of an .npy file,"
+    reads_lists: ClassVar[bool] = True
     suffixes: ClassVar[tuple[str, ...]] = (".npy",)
 
     @property

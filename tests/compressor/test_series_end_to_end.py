@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -191,7 +192,7 @@ def test_devices_measure_the_accuracy_that_the_build_found(
 
 
 def test_files_are_predicted_and_wrong_ones_told(
-    run: Run, compressor: Callable[..., Any], tmp_path: Path
+    run: Run, compressor: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bundle = run.output / "bundles" / "int8-onnxruntime"
     files = []
@@ -201,6 +202,11 @@ def test_files_are_predicted_and_wrong_ones_told(
     outcome = compressor("predict", bundle, *files)
     assert outcome.code == 0, outcome.err
     assert [json.loads(line)["label"] for line in outcome.out.splitlines()] == list(CLASSES)
+    lines = [json.dumps({"series": signal(label, 9001).tolist()}) for label in (0, 1)]
+    monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(lines)))
+    from_lines = compressor("predict", bundle, "--jsonl")
+    assert from_lines.code == 0, from_lines.err
+    assert from_lines.out == outcome.out
     np.save(tmp_path / "short.npy", signal(0, 1)[:-1])
     outcome = compressor("predict", bundle, "--file", tmp_path / "short.npy")
     assert outcome.code == 3

@@ -268,6 +268,7 @@ def test_json_lines_are_read_by_their_field() -> None:
     lines = ['{"text": "a", "id": 1}', "", '{"text": "b\\nc"}']
     assert list(read_jsonl(lines, "text")) == ["a", "b\nc"]
     assert list(read_jsonl(['{"body": "x"}'], "body")) == ["x"]
+    assert list(read_jsonl(['{"text": [0.5, 1]}'], "text", lists=True)) == [[0.5, 1]]
 
 
 @pytest.mark.parametrize(

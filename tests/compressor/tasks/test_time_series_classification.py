@@ -200,6 +200,9 @@ def test_pruned_networks_come_back_equal(tmp_path: Path, context: PassContext, f
     assert Architecture.of(pruned.module).layers == planned.layers
     assert pruned.num_parameters < model.num_parameters
     pruned.save(tmp_path / "pruned")
+    config = json.loads((tmp_path / "pruned/config.json").read_text())
+    assert config["ffn_dim"] == max(layer.ffn_width for layer in planned.layers) < 64
+    assert Architecture.read(tmp_path / "pruned").layers == planned.layers
     loaded = TorchModel.load(tmp_path / "pruned")
     np.testing.assert_array_equal(logits(loaded, signals(5)), logits(pruned, signals(5)))
 
