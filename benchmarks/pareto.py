@@ -138,10 +138,11 @@ def table(report: Report) -> Iterator[str]:
         assert row.test_comparison is not None
         assert row.size_bytes is not None
         drop = row.test_comparison
+        mark = "~" if measured.noise.verdict == "noisy" else ""
         on = f" on {row.target}" if row.variant in WHOLE else ""
         what = f"untouched, {row.variant}{on}" if row.variant in WHOLE else row.variant
         yield (
-            f"| {what} | {speedup(reference, measured)} | {measured.median_ms:.2f} "
+            f"| {what} | {speedup(reference, measured)} | {measured.median_ms:.2f}{mark} "
             f"| {100 * row.test.value:.1f}% | {points(drop.drop_points)} ({drop_interval(drop)}) "
             f"| {row.size_bytes / 1e6:.1f} |"
         )

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.compare import table
+from benchmarks.pareto import table as every_speed
 from compressor.recipe import load_recipe
 from compressor.report.files import read_report
 
@@ -42,6 +43,13 @@ def test_the_table_of_the_readme_is_that_of_the_published_run() -> None:
 def test_the_tables_of_the_comparison_are_those_of_the_published_runs(path: Path) -> None:
     published = COMPARISON.read_text()
     for line in table(read_report(path)):
+        assert line in published.splitlines()
+
+
+@pytest.mark.parametrize("path", sorted(RESULTS.glob("pareto_*.json")), ids=lambda path: path.stem)
+def test_the_tables_of_every_speed_are_those_of_the_published_runs(path: Path) -> None:
+    published = COMPARISON.read_text()
+    for line in every_speed(read_report(path)):
         assert line in published.splitlines()
 
 
