@@ -16,17 +16,20 @@ from transformers import PatchTSMixerConfig, PatchTSTConfig
 from compressor.architecture import Architecture
 from compressor.data import DataSpec, Split, Splits, data_fingerprint, read_splits
 from compressor.errors import CheckpointError, DataError, PassError
-from compressor.model import TorchModel
+from compressor.model import OnnxModel, TorchModel
 from compressor.passes.base import PassContext
 from compressor.passes.distill import Distill
 from compressor.passes.drop_layers import DropLayers
+from compressor.passes.export import Export
 from compressor.passes.prune import Prune
+from compressor.passes.quantize import Quantize
 from compressor.tasks import get_task, infer_task
 from compressor.training.augmentation import SeriesNoise
 from compressor.training.finetuning import new_classifier
 from compressor.training.taps import TappedEncoder
 from targets.networks import time_series
 from targets.preprocessing import FIXED_SIZE, SeriesPreprocessing
+from targets.runtimes.onnxruntime import create_session
 
 TASK = get_task("time-series-classification")
 VALUES = "past_values"
@@ -268,6 +271,30 @@ def test_noise_moves_and_mixes() -> None:
         assert (mixed - rows[0][VALUES]).min() >= -1e-5
         assert (rows[1][VALUES] - mixed).min() >= -1e-5
     assert starts == set(map(float, range(-5, 6)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", CONFIGS)
+def test_networks_are_exported_with_a_free_batch_and_quantized(
+    context: PassContext, family: str
+) -> None:
+    model = make(family)
+    exported = Export().run(model, context).model
+    assert isinstance(exported, OnnxModel)
+    exported.save(context.folder / "exported")
+    quantized = Quantize(method="static", num_samples=8).run(exported, context).model
+    assert isinstance(quantized, OnnxModel)
+    assert quantized.precision == "int8"
+    for count in (1, 5):
+        feeds = TASK.collate(model, TASK.encode(model, list(signals(count))))
+        expected = logits(model, signals(count))
+        found = create_session(exported.path, threads=1).run(None, dict(feeds))[0]
+        np.testing.assert_allclose(found, expected, atol=1e-4, rtol=1e-4)
+        # As it is written: the target re-encodes it before the runtime optimizes it.
+        rounded = create_session(quantized.path, threads=1, optimization="none").run(
+            None, dict(feeds)
+        )[0]
+        assert 0 < np.abs(rounded - expected).max() < np.ptp(expected)
 
 
 # Data

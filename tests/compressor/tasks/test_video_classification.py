@@ -21,15 +21,18 @@ from transformers import (
 from compressor.architecture import Architecture
 from compressor.data import DataSpec, Split, Splits, data_fingerprint, read_splits
 from compressor.errors import CheckpointError, DataError, PassError
-from compressor.model import TorchModel
+from compressor.model import OnnxModel, TorchModel
 from compressor.passes.base import PassContext
 from compressor.passes.drop_layers import DropLayers
+from compressor.passes.export import Export
 from compressor.passes.prune import Prune
+from compressor.passes.quantize import Quantize
 from compressor.tasks import get_task, infer_task
 from compressor.tasks.video_processor import read_video_processor, write_video_processor
 from compressor.training.augmentation import VideoNoise
 from compressor.training.finetuning import new_classifier
 from targets.preprocessing import FIXED_SIZE, ImagePreprocessing, VideoPreprocessing
+from targets.runtimes.onnxruntime import create_session
 
 TASK = get_task("video-classification")
 PIXELS = "pixel_values"
@@ -259,6 +262,30 @@ def test_all_frames_move_alike_and_none_is_mirrored() -> None:
         assert (moved.shape, moved.dtype) == (pixels.shape, np.uint8)
         np.testing.assert_array_equal(moved, np.broadcast_to(moved[:1], moved.shape))
         assert moved[0, 8, 10, 0] > moved[0, 8, 5, 0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", CONFIGS)
+def test_networks_are_exported_with_a_free_batch_and_quantized(
+    context: PassContext, family: str
+) -> None:
+    model = make(family)
+    exported = Export().run(model, context).model
+    assert isinstance(exported, OnnxModel)
+    exported.save(context.folder / "exported")
+    quantized = Quantize(method="static", num_samples=8).run(exported, context).model
+    assert isinstance(quantized, OnnxModel)
+    assert quantized.precision == "int8"
+    for count in (1, 5):
+        feeds = TASK.collate(model, TASK.encode(model, videos(count)))
+        expected = logits(model, count)
+        found = create_session(exported.path, threads=1).run(None, dict(feeds))[0]
+        np.testing.assert_allclose(found, expected, atol=1e-4, rtol=1e-4)
+        # As it is written: the target re-encodes it before the runtime optimizes it.
+        rounded = create_session(quantized.path, threads=1, optimization="none").run(
+            None, dict(feeds)
+        )[0]
+        assert 0 < np.abs(rounded - expected).max() < np.ptp(expected)
 
 
 # Data
