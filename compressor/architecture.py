@@ -66,6 +66,7 @@ class Architecture:
         num_other_parameters: Weights outside of the layers, where it reads no tokens.
         num_unbiased: Projections into the heads that have no bias, of three.
         has_inner_head: Whether a layer of the hidden size stands before the classes.
+        has_stages: Whether it attends in stages, each with a width and heads of its own.
     """
 
     family: str
@@ -81,6 +82,7 @@ class Architecture:
     num_other_parameters: int | None = None
     num_unbiased: int = 0
     has_inner_head: bool = True
+    has_stages: bool = False
 
     @classmethod
     def read(cls, folder: Path) -> Architecture:
@@ -212,7 +214,10 @@ def _without_tokens(family: str, config: Mapping[str, object]) -> Architecture:
     try:
         return _transformer(family, config)
     except ValueError:
-        return Architecture(family, (), 0, 0, 0, _num_labels(config), FIXED_SIZE)
+        has_stages = isinstance(config.get("num_attention_heads", config.get("num_heads")), list)
+        return Architecture(
+            family, (), 0, 0, 0, _num_labels(config), FIXED_SIZE, has_stages=has_stages
+        )
 
 
 def reads_sound(config: Mapping[str, object]) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +32,11 @@ def _macro_f1(right: Weights, wanted: Weights, given: Weights) -> Weights:
     return _mean_of_classes(2 * right, wanted + given, wanted + given > 0)
 
 
+def _mean_iou(right: Weights, wanted: Weights, given: Weights) -> Weights:
+    either = wanted + given - right
+    return _mean_of_classes(right, either, either > 0)
+
+
 def _mean_of_classes(above: Weights, below: Weights, present: NDArray[np.bool_]) -> Weights:
     """Mean over the classes that are present, (B,)."""
     each = np.divide(above, below, out=np.zeros_like(above), where=present)
@@ -42,6 +47,7 @@ METRICS: Mapping[str, Callable[[Weights, Weights, Weights], Weights]] = {
     "accuracy": _accuracy,
     "balanced_accuracy": _balanced_accuracy,
     "macro_f1": _macro_f1,
+    "mean_iou": _mean_iou,
 }
 """Name -> function of the weights, each (B, classes), of the units that are rightly given a class,
 that have it, and that are given it. Gives (B,)."""
@@ -64,6 +70,7 @@ def metric_changes(
     *,
     num_classes: int,
     rows: NDArray[np.int64] | None = None,
+    counts: NDArray[np.int64] | None = None,
 ) -> dict[str, MetricChange]:
     """Every metric of two models, and what is lost from one to the other.
 
@@ -78,19 +85,20 @@ def metric_changes(
         labels: (M,) true classes.
         num_classes: Of the task.
         rows: (M,) the row of the data that each unit belongs to; None where each is one.
+        counts: (M,) how many units each stands for; None where it is one.
     """
     names, places = np.unique(np.arange(len(labels)) if rows is None else rows, return_inverse=True)
 
-    def counts(classes: NDArray[np.int64], among: NDArray[np.bool_] | None = None) -> Counts:
-        cells = places * num_classes + classes
-        size = len(names) * num_classes
-        found = np.bincount(cells if among is None else cells[among], minlength=size)
+    def of_classes(classes: NDArray[np.int64], among: Any = slice(None)) -> Counts:
+        cells = (places * num_classes + classes)[among]
+        weights = None if counts is None else counts[among]
+        found = np.bincount(cells, weights, minlength=len(names) * num_classes)
         return found.reshape(len(names), num_classes).astype(np.float32)
 
     before, after = (
-        (counts(each), counts(each, each == labels)) for each in (reference, candidate)
+        (of_classes(each), of_classes(each, each == labels)) for each in (reference, candidate)
     )
-    table = np.concatenate([counts(labels), *before, *after], axis=1)  # (rows, 5 * classes)
+    table = np.concatenate([of_classes(labels), *before, *after], axis=1)  # (rows, 5 * classes)
     whole = _values(table.sum(axis=0, keepdims=True, dtype=np.float64), num_classes)
     resampled = [_values(each @ table, num_classes) for each in _resamples(len(names))]
     found = {}

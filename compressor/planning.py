@@ -111,7 +111,7 @@ def validate_recipe(recipe: Recipe) -> Plan:
                 recipe.data,
                 label_names=names,
                 kind=task.kind,
-                tagged=task.tagged,
+                labels=task.label_field,
                 seed=recipe.seed,
             )
             if plan is not None:

@@ -116,6 +116,13 @@ class Prune(Pass):
         unlabeled = None if self.recovery is None else self.recovery.unlabeled
         return () if unlabeled is None else (unlabeled,)
 
+    @classmethod
+    def unsuited(cls, architecture: Architecture) -> str | None:
+        """See the base class."""
+        if architecture.has_stages:
+            return "it attends in stages of unlike widths, whose heads are not known"
+        return None
+
     def plan(self, architecture: Architecture, *, width_multiple: int = 8) -> Architecture:
         """See the base class. With scope "global" the layers will differ; the totals hold.
 

@@ -13,6 +13,7 @@ from compressor.errors import PassError, nearest
 from compressor.tasks.audio_classification import AudioClassification
 from compressor.tasks.base import Row, Task
 from compressor.tasks.image_classification import ImageClassification
+from compressor.tasks.semantic_segmentation import SemanticSegmentation
 from compressor.tasks.text_classification import TextClassification
 from compressor.tasks.token_classification import TokenClassification
 
@@ -20,7 +21,13 @@ __all__ = ["TASKS", "Row", "Task", "TaskName", "get_task", "infer_task"]
 
 TASKS: dict[str, type[Task]] = {
     each.name: each
-    for each in (TextClassification, TokenClassification, ImageClassification, AudioClassification)
+    for each in (
+        TextClassification,
+        TokenClassification,
+        ImageClassification,
+        SemanticSegmentation,
+        AudioClassification,
+    )
 }
 
 

@@ -23,6 +23,8 @@ _DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     "DeiT": {"resample": 3, "do_center_crop": True},
     "Bit": {"resample": 3, "do_center_crop": True, "default_to_square": False},
     "ConvNext": {"resample": 3, "crop_pct": 224 / 256, "default_to_square": False},
+    "Segformer": {"resample": 2},
+    "DPT": {"resample": 3},
 }
 """Image processor of transformers -> what it takes where its config is silent."""
 _LARGEST_CUT = 384
@@ -86,8 +88,14 @@ def _problem(config: object, error: Exception) -> str:
     return f"{name}: {error} is missing" if isinstance(error, KeyError) else f"{name}: {error}"
 
 
-def write_processor(processor: ImagePreprocessing, folder: Path) -> None:
-    """Write the preprocessing so that transformers and :func:`read_processor` read the same."""
+def write_processor(processor: ImagePreprocessing, folder: Path, *, kind: str = "ViT") -> None:
+    """Write the preprocessing so that transformers and :func:`read_processor` read the same.
+
+    Args:
+        processor: The preprocessing.
+        folder: Gets the file.
+        kind: The image processor of transformers that it is written for, where nothing is cut out.
+    """
     size = {"height": processor.height, "width": processor.width}
     resized: dict[str, int] = size
     if processor.shortest_edge is not None:
@@ -96,7 +104,7 @@ def write_processor(processor: ImagePreprocessing, folder: Path) -> None:
         resized = dict(zip(size, processor.resized, strict=True))
     cuts = resized != size
     config = {
-        "image_processor_type": "BitImageProcessor" if cuts else "ViTImageProcessor",
+        "image_processor_type": "BitImageProcessor" if cuts else f"{kind}ImageProcessor",
         "do_convert_rgb": processor.channels == 3,
         "do_resize": True,
         "size": resized,
@@ -124,6 +132,8 @@ def _from_config(given: Any) -> ImagePreprocessing:
     config = {**_DEFAULTS[kind], **given}
     if not config.get("do_resize", True):
         raise ValueError("do_resize is false")
+    if config.get("keep_aspect_ratio") or config.get("do_pad"):
+        raise ValueError("images keep their proportions, and are not cut to one size")
     size, crop = config["size"], None
     if isinstance(size, int):
         size = _square(size) if config.get("default_to_square", True) else {"shortest_edge": size}
