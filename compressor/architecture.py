@@ -40,6 +40,9 @@ _NUM_UNBIASED = {"whisper": 1}
 _OF_SOUND = ("num_mel_bins", "conv_dim")
 """Fields that the configs of networks that read sound have, and no others."""
 
+_NUM_HEADS = ("num_attention_heads", "num_heads")
+"""How configs call the numbers of heads of networks that attend."""
+
 _HEADS_OF_ONE_LAYER = ("ForTokenClassification",)
 """How the class names of networks end that give classes straight from the last hidden states."""
 
@@ -66,7 +69,8 @@ class Architecture:
         num_other_parameters: Weights outside of the layers, where it reads no tokens.
         num_unbiased: Projections into the heads that have no bias, of three.
         has_inner_head: Whether a layer of the hidden size stands before the classes.
-        has_stages: Whether it attends in stages, each with a width and heads of its own.
+        has_unknown_layers: Whether it attends in layers that are not described by the sizes above,
+            such as stages of unlike widths, or those of a backbone with a config of its own.
     """
 
     family: str
@@ -82,7 +86,7 @@ class Architecture:
     num_other_parameters: int | None = None
     num_unbiased: int = 0
     has_inner_head: bool = True
-    has_stages: bool = False
+    has_unknown_layers: bool = False
 
     @classmethod
     def read(cls, folder: Path) -> Architecture:
@@ -214,10 +218,15 @@ def _without_tokens(family: str, config: Mapping[str, object]) -> Architecture:
     try:
         return _transformer(family, config)
     except ValueError:
-        has_stages = isinstance(config.get("num_attention_heads", config.get("num_heads")), list)
+        attends = _attends(config) or _attends(config.get("backbone_config"))
         return Architecture(
-            family, (), 0, 0, 0, _num_labels(config), FIXED_SIZE, has_stages=has_stages
+            family, (), 0, 0, 0, _num_labels(config), FIXED_SIZE, has_unknown_layers=attends
         )
+
+
+def _attends(config: object) -> bool:
+    """Whether a config names numbers of heads; not where there is none."""
+    return isinstance(config, Mapping) and any(name in config for name in _NUM_HEADS)
 
 
 def reads_sound(config: Mapping[str, object]) -> bool:

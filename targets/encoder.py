@@ -141,10 +141,13 @@ class EncoderLayer:
 def layer_list(module: nn.Module) -> nn.ModuleList | None:
     """The list of encoder layers, or None where the module is no such encoder.
 
-    Nor is one with several lists: stages, between which the width changes.
+    Nor is one with several lists, stages between which the width changes, nor one around a backbone
+    whose sizes are in a config of its own.
     """
     from torch import nn
 
+    if getattr(getattr(module, "config", None), "backbone_config", None) is not None:
+        return None
     found = [
         part
         for part in module.modules()

@@ -119,9 +119,8 @@ class Prune(Pass):
     @classmethod
     def unsuited(cls, architecture: Architecture) -> str | None:
         """See the base class."""
-        if architecture.has_stages:
-            return "it attends in stages of unlike widths, whose heads are not known"
-        return None
+        known = not architecture.has_unknown_layers
+        return None if known else "it attends in layers of a kind that is not known"
 
     def plan(self, architecture: Architecture, *, width_multiple: int = 8) -> Architecture:
         """See the base class. With scope "global" the layers will differ; the totals hold.
