@@ -147,7 +147,8 @@ def _check_kind(recipe: Recipe, task: Task) -> None:
             f"the checkpoint is one for {found}, and the recipe has another task",
             where="task",
             given=recipe.task,
-            fix=f"set task: {found}" + (", or use the recipe image" if kind == "image" else ""),
+            fix=f"set task: {found}"
+            + (", or use the recipe image" if found == "image-classification" else ""),
         )
 
 
