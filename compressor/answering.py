@@ -41,7 +41,8 @@ def answer(model: Model, split: Split) -> Units:
     for start in range(0, len(order), size):
         chosen = order[start : start + size]
         batch = [rows[index] for index in chosen]
-        scores = run(task.collate(model, batch))
+        feeds = task.collate(model, batch)
+        scores = task.answers.reduced(run(feeds), feeds)
         parts.append(Units.of(scores, task.collate_labels(batch), np.asarray(chosen)))
     return Units.joined(parts)
 

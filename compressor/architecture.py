@@ -44,6 +44,9 @@ _OF_SOUND = ("num_mel_bins", "conv_dim")
 _OF_SERIES = ("context_length", "num_input_channels")
 """Fields that the configs of networks that read time series have, and no others."""
 
+_NUM_HEADS = ("num_attention_heads", "num_heads")
+"""How configs call the numbers of heads of networks that attend."""
+
 _HEADS_OF_ONE_LAYER = ("ForTokenClassification",)
 """How the class names of networks end that give classes straight from the last hidden states."""
 
@@ -70,6 +73,8 @@ class Architecture:
         num_other_parameters: Weights outside of the layers, where it reads no tokens.
         num_unbiased: Projections into the heads that have no bias, of three.
         has_inner_head: Whether a layer of the hidden size stands before the classes.
+        has_unknown_layers: Whether it attends in layers that are not described by the sizes above,
+            such as stages of unlike widths, or those of a backbone with a config of its own.
     """
 
     family: str
@@ -85,6 +90,7 @@ class Architecture:
     num_other_parameters: int | None = None
     num_unbiased: int = 0
     has_inner_head: bool = True
+    has_unknown_layers: bool = False
 
     @classmethod
     def read(cls, folder: Path) -> Architecture:
@@ -216,7 +222,15 @@ def _without_tokens(family: str, config: Mapping[str, object]) -> Architecture:
     try:
         return _transformer(family, config)
     except ValueError:
-        return Architecture(family, (), 0, 0, 0, _num_labels(config), FIXED_SIZE)
+        attends = _attends(config) or _attends(config.get("backbone_config"))
+        return Architecture(
+            family, (), 0, 0, 0, _num_labels(config), FIXED_SIZE, has_unknown_layers=attends
+        )
+
+
+def _attends(config: object) -> bool:
+    """Whether a config names numbers of heads; not where there is none."""
+    return isinstance(config, Mapping) and any(name in config for name in _NUM_HEADS)
 
 
 def reads_sound(config: Mapping[str, object]) -> bool:

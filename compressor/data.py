@@ -9,13 +9,14 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from compressor.errors import DataError, nearest
+from compressor.masks import Masked, check_classes, class_names, read_classes
 from compressor.tables import FLAT, read_columns
 from targets.answers.token_labels import join_words
 from targets.bundle import hash_file
@@ -26,6 +27,7 @@ from targets.wording import plural
 __all__ = [
     "DataSpec",
     "Kind",
+    "LabelField",
     "Split",
     "Splits",
     "data_fingerprint",
@@ -35,6 +37,9 @@ __all__ = [
 
 Kind: TypeAlias = str
 """Of the inputs: a key of `targets.preprocessing.KINDS`, and the field of its column."""
+
+LabelField = Literal["label", "tags", "mask"]
+"""Of a `DataSpec`: a label for each input, for each of its words, or for each of its pixels."""
 
 VALIDATION_FRACTION = 0.1  # of the training data, where no validation file is given
 
@@ -70,6 +75,9 @@ class DataSpec(BaseModel):
     """Column with the list of words of a text, where each word has a label."""
     tags: str = Field(default="tags", exclude_if=lambda name: name == "tags")
     """Column with the list of their labels, as long: class names or their indices."""
+    mask: str = Field(default="mask", exclude_if=lambda name: name == "mask")
+    """Column with the mask of an image, where each pixel has a label: in the same way, an image of
+    the same size with a byte a pixel, the index of its class; 255 counts for nothing."""
     slices: tuple[str, ...] = ()
     """Columns by whose values the accuracy is broken down, such as the source of a text. The test
     file has to have them; where the validation data lacks one, it has no part in the choice."""
@@ -90,12 +98,13 @@ class Split:
     Attributes:
         inputs: N texts, or texts of words, see `targets.answers.token_labels.join_words`; or N
             images or recordings, each the path or the content of a file.
-        labels: (N,) int64 indices into the label names; or N arrays, one index a word.
+        labels: (N,) int64 indices into the label names; N arrays, one index a word; or N masks,
+            each the path or the content of a file.
         slices: Column -> its N values as text.
     """
 
     inputs: tuple[Any, ...]
-    labels: NDArray[np.int64] | tuple[NDArray[np.int64], ...]
+    labels: NDArray[np.int64] | tuple[Any, ...]
     slices: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def __len__(self) -> int:
@@ -130,17 +139,24 @@ class Splits:
         return replace(self, test=self.test.take(()))
 
 
-def split_hashes(spec: DataSpec, kind: Kind = "text") -> dict[str, str]:
+def split_hashes(
+    spec: DataSpec, kind: Kind = "text", labels: LabelField = "label"
+) -> dict[str, str]:
     """Split -> sha256 of its file and of all that it names, for the splits that have one."""
-    return {name: _hash(path, spec, kind) for name, path in sorted(spec.files.items())}
+    return {name: _hash(path, spec, kind, labels) for name, path in sorted(spec.files.items())}
 
 
-def _hash(path: Path, spec: DataSpec, kind: Kind) -> str:
+def _hash(path: Path, spec: DataSpec, kind: Kind, labels: LabelField) -> str:
     if not KINDS[kind].reads_files():
         return hash_file(path)
     digest = hashlib.sha256()
     if path.is_file():
         digest.update(hash_file(path).encode())
+    if labels == "mask":
+        for _, *pair in _masked_files(path, spec)[0]:
+            hashes = (hash_file(Path(each)) for each in pair if isinstance(each, str))
+            digest.update(f"{' '.join(hashes)}\n".encode())
+        return digest.hexdigest()
     rows = _read_rows(path, spec, kind)
     for value, (label,) in zip(rows.inputs, rows.labels, strict=True):
         if isinstance(value, str):
@@ -161,7 +177,7 @@ def data_fingerprint(
     spec: DataSpec,
     *,
     kind: Kind = "text",
-    tagged: bool = False,
+    labels: LabelField = "label",
     seed: int = 0,
     hashes: Mapping[str, str] | None = None,
 ) -> str:
@@ -170,14 +186,14 @@ def data_fingerprint(
     Args:
         spec: Files and columns.
         kind: Of the inputs.
-        tagged: Whether each word of a text has a label.
+        labels: Where the labels are.
         seed: Of the split of the training data; counts only where it has an effect.
         hashes: Of the files, where they are known: see :func:`split_hashes`.
     """
-    hashes = split_hashes(spec, kind) if hashes is None else hashes
+    hashes = split_hashes(spec, kind, labels) if hashes is None else hashes
     parts = [f"{name} {value}" for name, value in sorted(hashes.items())]
     set_apart = None if spec.validation is not None else (seed, VALIDATION_FRACTION)
-    columns = (spec.tokens, spec.tags) if tagged else (_column(spec, kind), spec.label)
+    columns = (_input_column(spec, kind, labels), getattr(spec, labels))
     parts.append(repr((*columns, spec.max_length, set_apart)))
     if spec.slices:
         parts.append(repr(spec.slices))
@@ -189,26 +205,29 @@ def read_splits(
     *,
     label_names: Sequence[str] | None,
     kind: Kind = "text",
-    tagged: bool = False,
+    labels: LabelField = "label",
     seed: int = 0,
 ) -> Splits:
     """Read all splits; of images and recordings, where they lie.
 
     Labels are class names. Where none of them is one but all are whole numbers, they are indices
-    into the class names.
+    into the class names; those of pixels always are.
 
     Args:
         spec: Files and columns.
         label_names: The model's class names, in the order of its logits; None takes the sorted
             labels of the training file.
         kind: Of the inputs.
-        tagged: Whether each word of a text has a label; rows are then lists.
+        labels: Where the labels are.
         seed: Of the split of the training data where no validation file is given.
 
     Raises:
         DataError: A file is absent or unreadable, a column is missing, a split is empty, holds one
             class only, or has labels that the model does not know.
     """
+    if labels == "mask":
+        return _set_validation_apart(*_read_all_masked(spec, label_names), seed)
+    tagged = labels == "tags"
     rows = {
         name: _read_tagged(path, spec) if tagged else _read_rows(path, spec, kind)
         for name, path in spec.files.items()
@@ -218,7 +237,7 @@ def read_splits(
         label_names = _sorted_labels(rows["train"].all_labels)
     found = {label for each in rows.values() for label in each.all_labels}
     indices = _indices(label_names, found)
-    column = spec.tags if tagged else spec.label
+    column = getattr(spec, labels)
     splits = {}
     for name, each in rows.items():
         path = spec.files[name]
@@ -229,9 +248,67 @@ def read_splits(
         )
         joined = numbers if tagged else np.concatenate(numbers)
         splits[name] = Split(each.inputs, joined, each.slices)
-    if "validation" not in splits:
-        splits["train"], splits["validation"] = _set_apart(splits["train"], seed)
-    return Splits(splits["train"], splits["validation"], splits["test"], tuple(label_names))
+    return _set_validation_apart(splits, label_names, seed)
+
+
+def _set_validation_apart(
+    splits: dict[str, Split], label_names: Sequence[str], seed: int
+) -> Splits:
+    """All splits; where there is no validation data, out of the training data."""
+    train, validation = splits["train"], splits.get("validation")
+    if validation is None:
+        train, validation = _set_apart(train, seed)
+    return Splits(train, validation, splits["test"], tuple(label_names))
+
+
+def _read_all_masked(
+    spec: DataSpec, label_names: Sequence[str] | None
+) -> tuple[dict[str, Split], Sequence[str]]:
+    """Splits of images with masks, and the names of the classes."""
+    found = {name: _read_masked(path, spec) for name, path in spec.files.items()}
+    _check_slices(spec, found["test"].slices)
+    if label_names is None:
+        label_names = class_names(found["train"])
+    for name, each in found.items():
+        check_classes(each, label_names, spec.files[name], spec.mask)
+    splits = {name: Split(each.images, each.masks, each.slices) for name, each in found.items()}
+    return splits, label_names
+
+
+def _read_masked(path: Path, spec: DataSpec) -> Masked:
+    rows, slices = _masked_files(path, spec)
+    classes = tuple(read_classes(image, mask, where) for where, image, mask in rows)
+    _, images, masks = zip(*rows, strict=True)
+    return Masked(images, masks, classes, slices)
+
+
+def _masked_files(
+    path: Path, spec: DataSpec
+) -> tuple[list[tuple[str, str | bytes, str | bytes]], dict[str, tuple[str, ...]]]:
+    """(what to call it, image, mask) of each row, the last two by path or content; and slices."""
+    if path.is_dir():
+        raise DataError(
+            "the data is a folder, and masks are named beside their images in a table",
+            where=path,
+            fix=f"pass a file with the columns {spec.image} and {spec.mask}",
+        )
+    values = _require_columns(path, spec, {"image": spec.image, "mask": spec.mask})
+    rows = []
+    for row, cells in enumerate(zip(values[spec.image], values[spec.mask], strict=True), 1):
+        where = f"{path}, row {row}"
+        image, mask = (
+            _input(cell, name, path.parent, where)
+            for cell, name in zip(cells, ("image", "mask"), strict=True)
+        )
+        if image is None or mask is None:
+            raise DataError(
+                "a row has no image or no mask",
+                where=where,
+                given=f"{spec.image}={cells[0]!r:.100}, {spec.mask}={cells[1]!r:.100}",
+                fix="remove the row, or write an image file and a mask file",
+            )
+        rows.append((where, image, mask))
+    return rows, _sliced(spec, values)
 
 
 class _Rows(NamedTuple):
@@ -247,15 +324,15 @@ class _Rows(NamedTuple):
         return [label for each in self.labels for label in each]
 
 
-def _column(spec: DataSpec, kind: Kind) -> str:
+def _input_column(spec: DataSpec, kind: Kind, labels: LabelField = "label") -> str:
     """The column with the inputs."""
-    return str(getattr(spec, kind))
+    return spec.tokens if labels == "tags" else str(getattr(spec, kind))
 
 
 def _read_rows(path: Path, spec: DataSpec, kind: Kind) -> _Rows:
     if path.is_dir():
         return _read_folder(path, spec, kind)
-    source = _column(spec, kind)
+    source = _input_column(spec, kind)
     values = _require_columns(path, spec, {kind: source, "label": spec.label})
     labels = [_label_text(label) for label in values[spec.label]]
     inputs = []
@@ -366,7 +443,7 @@ def _read_tagged(path: Path, spec: DataSpec) -> _Rows:
     return _Rows(tuple(texts), tags, _sliced(spec, values))
 
 
-def _input(cell: object, kind: Kind, folder: Path, where: str) -> str | bytes | None:
+def _input(cell: object, kind: str, folder: Path, where: str) -> str | bytes | None:
     """What a cell holds: a text, the content of a file, or its path; None where it holds nothing.
 
     Raises:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -20,12 +21,18 @@ __all__ = [
     "sign_flip_p_value",
 ]
 
+_MOST_SUMS = 2**26
+"""Steps of the exact test: rows that differ, times the units in which they do."""
+_NUM_DRAWN = 20_000
+_DRAWN_AT_ONCE = 1000
+
 
 def compare(
     reference: NDArray[np.int64],
     candidate: NDArray[np.int64],
     labels: NDArray[np.int64],
     rows: NDArray[np.int64] | None = None,
+    counts: NDArray[np.int64] | None = None,
 ) -> Comparison:
     """Compare two models on the same units.
 
@@ -34,15 +41,16 @@ def compare(
         candidate: (M,) predicted classes of the other one.
         labels: (M,) true classes.
         rows: (M,) the row of the data that each belongs to; None where each is one.
+        counts: (M,) how many units each stands for; None where it is one.
     """
     before, after = reference == labels, candidate == labels
-    drop = paired_drop(before, after, rows)
+    drop = paired_drop(before, after, rows, counts)
     return Comparison(
         drop_points=drop.points,
         low_points=drop.low,
         high_points=drop.high,
-        p_value=sign_flip_p_value(_by_row(before, after, rows)),
-        agreement=float((reference == candidate).mean()),
+        p_value=sign_flip_p_value(_by_row(before, after, rows, counts)),
+        agreement=float(np.average(reference == candidate, weights=counts)),
     )
 
 
@@ -63,21 +71,24 @@ def paired_drop(
     right_before: NDArray[np.bool_],
     right_after: NDArray[np.bool_],
     rows: NDArray[np.int64] | None = None,
+    counts: NDArray[np.int64] | None = None,
 ) -> Drop:
     """Compare which units two models get right.
 
-    Where several come from one row, the interval is that of the effective sample: all counts are
+    Where several come from one row, the interval is that of the effective sample: all numbers are
     divided by the design effect of the differences; see `targets.scoring.design_effect`.
 
     Args:
         right_before: (M,) of the untouched model.
         right_after: (M,) of the other one.
         rows: (M,) the row of the data that each belongs to; None where each is one.
+        counts: (M,) how many units each stands for; None where it is one.
     """
-    count = len(right_before)
-    lost = int((right_before & ~right_after).sum())
-    gained = int((~right_before & right_after).sum())
-    effect = design_effect(_difference(right_before, right_after), rows)
+    weights = np.ones(len(right_before), dtype=np.int64) if counts is None else counts
+    count = int(weights.sum())
+    lost = int(weights[right_before & ~right_after].sum())
+    gained = int(weights[~right_before & right_after].sum())
+    effect = design_effect(_difference(right_before, right_after), rows, counts)
     low, high = paired_interval(lost / effect, gained / effect, count / effect)
     points = 100 * (lost - gained) / count
     return Drop(points, 100 * low, 100 * high, lost, gained)
@@ -89,10 +100,13 @@ def _difference(before: NDArray[np.bool_], after: NDArray[np.bool_]) -> NDArray[
 
 
 def _by_row(
-    before: NDArray[np.bool_], after: NDArray[np.bool_], rows: NDArray[np.int64] | None
+    before: NDArray[np.bool_],
+    after: NDArray[np.bool_],
+    rows: NDArray[np.int64] | None,
+    counts: NDArray[np.int64] | None,
 ) -> NDArray[np.int64]:
     """Lost minus gained of each row.  # (rows,)"""
-    difference = _difference(before, after)
+    difference = _difference(before, after) * (1 if counts is None else counts)
     if rows is None:
         return difference
     _, places = np.unique(rows, return_inverse=True)
@@ -139,11 +153,13 @@ def mcnemar_p_value(lost: int, gained: int) -> float:
 
 
 def sign_flip_p_value(differences: NDArray[np.int64]) -> float:
-    """Exact two-sided test that two models are equally good, by the differences of rows.
+    """Two-sided test that two models are equally good, by the differences of rows.
 
     If they are, the difference of each row could as well be the other way round: the chance that
     random signs give a sum as far from 0 (Fisher, The Design of Experiments, 1935, section 21).
-    With one unit a row this is McNemar's exact test.
+    With one unit a row this is McNemar's exact test. Exact, but where the differences are so large
+    that not all sums can be gone through: then 20,000 random choices of signs, always the same
+    ones, stand for all (Phipson and Smyth, "Permutation P-values should never be zero", 2010).
 
     Args:
         differences: (rows,) units lost minus units gained of each.
@@ -152,6 +168,9 @@ def sign_flip_p_value(differences: NDArray[np.int64]) -> float:
     if (sizes == 1).all():
         return mcnemar_p_value(int((differences > 0).sum()), int((differences < 0).sum()))
     total, reached = int(sizes.sum()), abs(int(differences.sum()))
+    if total * len(sizes) > _MOST_SUMS:
+        drawn = (np.abs(sums) >= reached for sums in _random_sums(sizes))
+        return float((1 + sum(int(each.sum()) for each in drawn)) / (1 + _NUM_DRAWN))
     chances = np.ones(1)  # of a sum of each size, in steps of 2 from minus to plus what is possible
     for size in sizes.tolist():
         grown = np.zeros(len(chances) + size)
@@ -160,3 +179,11 @@ def sign_flip_p_value(differences: NDArray[np.int64]) -> float:
         chances = grown
     sums = np.arange(-total, total + 1, 2)
     return min(1.0, float(chances[np.abs(sums) >= reached].sum()))
+
+
+def _random_sums(sizes: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
+    """Sums of the sizes with random signs, some at a time."""
+    generator = np.random.default_rng(0)
+    for _ in range(0, _NUM_DRAWN, _DRAWN_AT_ONCE):
+        signs = generator.integers(0, 2, size=(_DRAWN_AT_ONCE, len(sizes)), dtype=np.int8)
+        yield (2 * signs.astype(np.int64) - 1) @ sizes

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,11 +11,12 @@ from numpy.typing import NDArray
 from compressor.evaluation import compare, paired_drop
 from compressor.metrics import expected_calibration_error, metric_changes
 from compressor.report.schema import Change, ChangedExample, Comparison, Group
-from targets.answers import most_probable
+from targets.answers import classes_of, most_probable
+from targets.scoring import count_equal
 
 __all__ = ["changed_examples", "compare_answers"]
 
-Probabilities = NDArray[np.floating]
+Probabilities = NDArray[Any]
 MAX_VALUES = 50
 """Of a column that the data is sliced by; the most frequent count."""
 
@@ -31,29 +33,39 @@ def compare_answers(
     """Compare two models on the same units: as a whole, by class, and by slice.
 
     Args:
-        reference: (M, classes) probabilities of the untouched model.
-        candidate: (M, classes) probabilities of the other one.
+        reference: (M, classes) probabilities of the untouched model, or its classes, (M,): units
+            that have the same in all are then counted together.
+        candidate: The same of the other one.
         labels: (M,) true classes.
         label_names: Of the classes.
         rows: (M,) the row of the data that each unit belongs to; None where each is one.
         slices: Column -> its values, one a row.
     """
-    before, after = most_probable(reference), most_probable(candidate)
+    before, after, counts = classes_of(reference), classes_of(candidate), None
+    if reference.ndim == 1 and rows is not None:
+        (rows, labels, before, after), counts = count_equal((rows, labels, before, after))
     changes = metric_changes(
-        before, after, labels, num_classes=len(label_names), rows=rows, label_names=label_names
+        before,
+        after,
+        labels,
+        num_classes=len(label_names),
+        rows=rows,
+        counts=counts,
+        label_names=label_names,
     )
     parts: list[tuple[str | None, str, NDArray[np.bool_]]] = [
         (None, name, labels == index) for index, name in enumerate(label_names)
     ]
     for column, values in (slices or {}).items():
         found = np.asarray(values) if rows is None else np.asarray(values)[rows]
-        names, counts = np.unique(found, return_counts=True)
-        frequent = names[np.argsort(-counts, kind="stable")][:MAX_VALUES]
+        names, places = np.unique(found, return_inverse=True)
+        sizes = np.bincount(places, weights=counts)
+        frequent = names[np.argsort(-sizes, kind="stable")][:MAX_VALUES]
         parts += [(column, str(name), found == name) for name in frequent]
     right_before, right_after = before == labels, after == labels
-    return compare(before, after, labels, rows).model_copy(
+    return compare(before, after, labels, rows, counts).model_copy(
         update={
-            "reference_accuracy": float(right_before.mean()),
+            "reference_accuracy": float(np.average(right_before, weights=counts)),
             "metrics": {
                 name: Change(
                     value=each.candidate,
@@ -71,15 +83,24 @@ def compare_answers(
                     right_before[part],
                     right_after[part],
                     None if rows is None else rows[part],
+                    None if counts is None else counts[part],
                 )
                 for column, name, part in parts
                 if part.any()
             ),
-            "max_probability_difference": float(np.abs(reference - candidate).max()),
-            "calibration_error": expected_calibration_error(candidate, labels),
-            "reference_calibration_error": expected_calibration_error(reference, labels),
+            **(_of_probabilities(reference, candidate, labels) if reference.ndim > 1 else {}),
         }
     )
+
+
+def _of_probabilities(
+    reference: Probabilities, candidate: Probabilities, labels: NDArray[np.int64]
+) -> dict[str, float]:
+    return {
+        "max_probability_difference": float(np.abs(reference - candidate).max()),
+        "calibration_error": expected_calibration_error(candidate, labels),
+        "reference_calibration_error": expected_calibration_error(reference, labels),
+    }
 
 
 def changed_examples(
@@ -99,7 +120,8 @@ def changed_examples(
 
     Args:
         reference: (M, classes) probabilities of the untouched model.
-        candidate: (M, classes) probabilities of the other one.
+        candidate: (M, classes) probabilities of the other one. Where there are classes alone, (M,),
+            as of pixels, nothing tells which are worst, and none is returned.
         labels: (M,) true classes.
         label_names: Of the classes.
         rows: (M,) the row of the data that each unit belongs to, rising; None where each is one.
@@ -107,6 +129,8 @@ def changed_examples(
             where the data is to stay private.
         limit: Most to return.
     """
+    if reference.ndim == 1:
+        return ()
     if rows is None:
         rows = np.arange(len(labels))
     before, after = most_probable(reference), most_probable(candidate)
@@ -135,15 +159,16 @@ def _group(
     right_before: NDArray[np.bool_],
     right_after: NDArray[np.bool_],
     rows: NDArray[np.int64] | None,
+    counts: NDArray[np.int64] | None,
 ) -> Group:
     """What the units of one group lost; the arrays are of those units."""
-    drop = paired_drop(right_before, right_after, rows)
+    drop = paired_drop(right_before, right_after, rows, counts)
     return Group(
         column=column,
         value=value,
-        num_rows=len(right_before),
-        accuracy=float(right_after.mean()),
-        reference=float(right_before.mean()),
+        num_rows=len(right_before) if counts is None else int(counts.sum()),
+        accuracy=float(np.average(right_after, weights=counts)),
+        reference=float(np.average(right_before, weights=counts)),
         drop_points=drop.points,
         low_points=drop.low,
         high_points=drop.high,

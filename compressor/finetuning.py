@@ -6,14 +6,16 @@ import json
 import os
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from compressor.checkpoint import check_checkpoint, label_names
 from compressor.data import DataSpec, Splits, data_fingerprint, read_splits
-from compressor.errors import StoreError
+from compressor.errors import CheckpointError, StoreError
 from compressor.passes import PassContext
 from compressor.passes.finetune import Finetune
 from compressor.progress import Progress
@@ -27,6 +29,7 @@ from targets.scoring import Accuracy, accuracy
 
 if TYPE_CHECKING:
     from compressor.model import TorchModel
+    from compressor.tasks import Task
 
 __all__ = ["finetune_checkpoint"]
 
@@ -60,7 +63,7 @@ def finetune_checkpoint(
         output: Gets the checkpoint, ``curves.json`` and ``curves.svg``.
         task: Name of the task; the default is that of what the model reads.
         column: Column with the input; the default is its kind, or ``tokens``.
-        label: Column with the label; the default is ``label``, or ``tags``.
+        label: Column with the label; the default is ``label``, ``tags`` or ``mask``.
         max_length: Longest input, such as in tokens; the default is the model's limit.
         image_size: Side of the images in pixels; the default is that of the model.
         seed: Of every random choice.
@@ -78,8 +81,8 @@ def finetune_checkpoint(
     settings = read_settings(Finetune, overrides, SETTINGS)
     name = task or infer_task(model)
     found = get_task(name)
-    kind, tagged = found.kind, found.tagged
-    fields = ("tokens", "tags") if tagged else (kind, "label")
+    kind, labels = found.kind, found.label_field
+    fields = ("tokens" if labels == "tags" else kind, labels)
     columns = {field: given for field, given in zip(fields, (column, label), strict=True) if given}
     spec = DataSpec.model_validate({**data_files, **columns, "max_length": max_length})
     start = partial(_start, model, name, max_length=max_length, image_size=image_size, seed=seed)
@@ -88,7 +91,7 @@ def finetune_checkpoint(
         "files": checkpoint_hashes(model),
         "task": name,
         "image_size": image_size,
-        "data": data_fingerprint(spec, kind=kind, tagged=tagged, seed=seed),
+        "data": data_fingerprint(spec, kind=kind, labels=labels, seed=seed),
         "settings": settings.settings(),
         "seed": seed,
         "version": VERSION,
@@ -97,7 +100,9 @@ def finetune_checkpoint(
     key = step_key("finetune", inputs)
 
     def make(files: Path, work: Path) -> dict[str, Any]:
-        splits = read_splits(spec, label_names=None, kind=kind, tagged=tagged, seed=seed)
+        splits = read_splits(spec, label_names=None, kind=kind, labels=labels, seed=seed)
+        if labels == "mask":
+            splits = replace(splits, label_names=_named(splits.label_names, model, found))
         return _train(start(splits.label_names), splits, settings, seed, files, work, progress)
 
     _check_output(output, key, (model, *(path.parent for path in spec.files.values())), overwrite)
@@ -118,6 +123,16 @@ def finetune_checkpoint(
             f"({100 * largest:.1f}%): try another learning_rate or more epochs"
         )
     return accuracies
+
+
+def _named(indices: tuple[str, ...], model: Path, task: Task) -> tuple[str, ...]:
+    """The names of classes that data has by index only: those of a model with just as many."""
+    try:
+        check_checkpoint(model, head=task.heads, kind=task.kind)
+        names = label_names(model)
+    except CheckpointError:
+        return indices
+    return names if len(names) == len(indices) else indices
 
 
 def _start(

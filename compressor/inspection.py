@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compressor.architecture import Architecture
 from compressor.passes import available_passes
 from compressor.tasks import get_task, infer_task
+from targets.encoder import encoder_layers, layer_list
 
 if TYPE_CHECKING:
     from torch import nn
@@ -73,7 +74,9 @@ def inspect_checkpoint(
     name = task or infer_task(folder)
     found = get_task(name)
     model, has_head = _load(folder, name)
-    architecture = Architecture.of(model.module)
+    architecture = found_layers = Architecture.of(model.module)
+    if architecture.layers and not encoder_layers(model.module):
+        found_layers = replace(architecture, layers=(), has_unknown_layers=True)
     preprocessing = found.preprocessing(folder, model.max_length)
     size = min(length or preprocessing.usual_length, preprocessing.longest)
     article = "an" if preprocessing.noun[0] in "aeiou" else "a"
@@ -84,7 +87,7 @@ def inspect_checkpoint(
         has_head=has_head,
         input=unit,
         parts=_parts(model, _feeds(model, preprocessing, size)),
-        passes={each: cls.unsuited(architecture) for each, cls in available_passes().items()},
+        passes={each: cls.unsuited(found_layers) for each, cls in available_passes().items()},
     )
 
 
@@ -149,8 +152,6 @@ class _Names:
 
 
 def _names(module: nn.Module) -> _Names:
-    from targets.encoder import encoder_layers, layer_list
-
     layers = layer_list(module)
     if layers is None:
         return _Names("", "")

@@ -16,6 +16,7 @@ from compressor.measuring import pack_file
 from compressor.model import OnnxModel, load_model
 from compressor.report.schema import LayerError
 from compressor.store import RunStore, StoredStep
+from targets.answers import LabelAnswers
 from targets.base import Source, Target
 from targets.bundle import Bundle
 from targets.environment import Environment, cpu_features
@@ -196,6 +197,7 @@ def _answers(
         "options": dict(lowered.options),
         "cpu_features": lowered.cpu_features,
         "evaluation": None,
+        "answers": LabelAnswers(),  # keeps the whole of the outputs
         "files": {},
     }
     Bundle.create(found, bundle.manifest.model_copy(update=changes))

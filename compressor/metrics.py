@@ -39,6 +39,11 @@ def _macro_f1(right: Weights, wanted: Weights, given: Weights) -> Weights:
     return _mean_of_classes(2 * right, wanted + given, wanted + given > 0)
 
 
+def _mean_iou(right: Weights, wanted: Weights, given: Weights) -> Weights:
+    either = wanted + given - right
+    return _mean_of_classes(right, either, either > 0)
+
+
 def _mean_of_classes(above: Weights, below: Weights, present: NDArray[np.bool_]) -> Weights:
     """Mean over the classes that are present, (B,)."""
     each = np.divide(above, below, out=np.zeros_like(above), where=present)
@@ -57,6 +62,7 @@ METRICS: Measures = {
     "accuracy": _accuracy,
     "balanced_accuracy": _balanced_accuracy,
     "macro_f1": _macro_f1,
+    "mean_iou": _mean_iou,
 }
 """Name -> function of the weights, each (B, classes), of the units that are rightly given a class,
 that have it, and that are given it. Gives (B,)."""
@@ -83,6 +89,7 @@ def metric_changes(
     num_classes: int,
     rows: NDArray[np.int64] | None = None,
     label_names: Sequence[str] = (),
+    counts: NDArray[np.int64] | None = None,
 ) -> dict[str, MetricChange]:
     """Every metric of two models, and what is lost from one to the other.
 
@@ -99,21 +106,22 @@ def metric_changes(
         rows: (M,) the row of the data that each unit belongs to; None where each is one.
         label_names: Of the classes. Where they are tags in the IOB2 form, and the rows are rising,
             entities are counted too.
+        counts: (M,) how many units each stands for; None where it is one.
     """
     if rows is None:
         rows = np.arange(len(labels))
     names, places = np.unique(rows, return_inverse=True)
 
-    def counts(classes: NDArray[np.int64], among: NDArray[np.bool_] | None = None) -> Counts:
-        cells = places * num_classes + classes
-        size = len(names) * num_classes
-        found = np.bincount(cells if among is None else cells[among], minlength=size)
+    def of_classes(classes: NDArray[np.int64], among: Any = slice(None)) -> Counts:
+        cells = (places * num_classes + classes)[among]
+        weights = None if counts is None else counts[among]
+        found = np.bincount(cells, weights, minlength=len(names) * num_classes)
         return found.reshape(len(names), num_classes).astype(np.float32)
 
     before, after = (
-        (counts(each), counts(each, each == labels)) for each in (reference, candidate)
+        (of_classes(each), of_classes(each, each == labels)) for each in (reference, candidate)
     )
-    table = np.concatenate([counts(labels), *before, *after], axis=1)  # (rows, 5 * classes)
+    table = np.concatenate([of_classes(labels), *before, *after], axis=1)  # (rows, 5 * classes)
     found = _changes(table, METRICS)
     if is_iob2(label_names):
         first, second = (

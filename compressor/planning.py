@@ -111,7 +111,7 @@ def validate_recipe(recipe: Recipe) -> Plan:
                 recipe.data,
                 label_names=names,
                 kind=task.kind,
-                tagged=task.tagged,
+                labels=task.label_field,
                 seed=recipe.seed,
             )
             if plan is not None:
@@ -148,7 +148,8 @@ def _check_kind(recipe: Recipe, task: Task) -> None:
             f"the checkpoint is one for {found}, and the recipe has another task",
             where="task",
             given=recipe.task,
-            fix=f"set task: {found}" + (", or use the recipe image" if kind == "image" else ""),
+            fix=f"set task: {found}"
+            + (", or use the recipe image" if found == "image-classification" else ""),
         )
 
 

@@ -74,9 +74,9 @@ def prepare(recipe: Recipe, plan: Plan, *, store: RunStore, progress: Progress) 
         CheckpointError: It cannot be used.
     """
     task = get_task(recipe.task)
-    hashes = split_hashes(recipe.data, task.kind)
+    hashes = split_hashes(recipe.data, task.kind, task.label_field)
     data_hash = data_fingerprint(
-        recipe.data, kind=task.kind, tagged=task.tagged, seed=recipe.seed, hashes=hashes
+        recipe.data, kind=task.kind, labels=task.label_field, seed=recipe.seed, hashes=hashes
     )
     assert plan.splits is not None
     data = plan.splits

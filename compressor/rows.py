@@ -98,7 +98,8 @@ class Rows:
         for key, predictions in self.predictions.items():
             units = predictions["test"]
             found |= {"labels": units.labels, "rows": units.rows}
-            found[key] = units.probabilities.astype(np.float32)
+            answered = units.probabilities
+            found[key] = answered.astype(np.float32) if answered.ndim > 1 else answered
         return found
 
     def _row(self, candidate: Candidate) -> Row:

@@ -39,6 +39,7 @@ AUTO_CLASSES: Mapping[str, str] = {
     "fill-mask": "AutoModelForMaskedLM",
     "feature-extraction": "AutoModel",
     "image-classification": "AutoModelForImageClassification",
+    "semantic-segmentation": "AutoModelForSemanticSegmentation",
     "audio-classification": "AutoModelForAudioClassification",
     "video-classification": "AutoModelForVideoClassification",
     "time-series-classification": "AutoModelForSequenceClassification",
@@ -194,9 +195,13 @@ def _describe(module: nn.Module, config: Any, found: Shapes) -> ShapeManifest | 
 
 
 def _constructible(config: Any) -> Any:
-    """A config that every model class accepts: one head divides every hidden size."""
+    """A config that every model class accepts: one head divides every hidden size.
+
+    Networks that attend in stages have several numbers of heads, and keep all of their widths.
+    """
     config = copy.deepcopy(config)
-    config.num_attention_heads = 1
+    if isinstance(getattr(config, "num_attention_heads", 1), int):
+        config.num_attention_heads = 1
     return config
 
 

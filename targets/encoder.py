@@ -163,15 +163,22 @@ class EncoderLayer:
 
 
 def layer_list(module: nn.Module) -> nn.ModuleList | None:
-    """The list of encoder layers, or None where the module is no such encoder."""
+    """The list of encoder layers, or None where the module is no such encoder.
+
+    Nor is one with several lists, stages between which the width changes, nor one around a backbone
+    whose sizes are in a config of its own.
+    """
     from torch import nn
 
-    for part in module.modules():
-        if not isinstance(part, nn.ModuleList) or len(part) == 0:
-            continue
-        if all(_read_layer(layer) is not None for layer in part):
-            return part
-    return None
+    if getattr(getattr(module, "config", None), "backbone_config", None) is not None:
+        return None
+    found = [
+        part
+        for part in module.modules()
+        if isinstance(part, nn.ModuleList)
+        if len(part) and all(_read_layer(layer) is not None for layer in part)
+    ]
+    return found[0] if len(found) == 1 else None
 
 
 def encoder_layers(module: nn.Module) -> tuple[EncoderLayer, ...]:

@@ -31,8 +31,8 @@ _UNCOUNTED = (_TEXT_ONLY, 3)
 HEADER = "evaluation_pack"
 INPUT = "input."
 COUNTS = "label_counts"
-Labels = Sequence[int] | Sequence[NDArray[np.generic]] | NDArray[np.generic]
-"""One label a sample, or one array of labels a sample."""
+Labels = Sequence[Any] | NDArray[np.generic]
+"""One label a sample, or one array of labels a sample; before they are placed, also one file."""
 _PREPROCESSING: TypeAdapter[AnyPreprocessing] = TypeAdapter(AnyPreprocessing)
 
 

@@ -99,16 +99,25 @@ class Predictor:
         return await loop.run_in_executor(self._executor, self.predict, inputs)
 
     def logits(self, inputs: Sequence[Any]) -> NDArray[np.floating]:
-        """The raw output for the inputs.  # (inputs, labels) or (tokens, labels)"""
-        return self._run(self.encode(inputs))
+        """The raw output for the inputs: logits.
 
-    def _run(self, samples: EvaluationPack) -> NDArray[np.floating]:
+        Returns:
+            (inputs, labels), (tokens, labels) or (inputs, labels, height, width)
+        """
+        return self._run(self.encode(inputs), whole=True)
+
+    def _run(self, samples: EvaluationPack, *, whole: bool = False) -> NDArray[Any]:
         signature = self._session.signature
+        name = signature.outputs[0].name
         answers = []
         for batch in samples.batches(self.batch_size, signature):
             with self._running:
-                answers.append((batch, self._session.run(batch.feeds)))
-        return samples.restore(answers, signature)[signature.outputs[0].name]  # type: ignore[return-value]
+                found = self._session.run(batch.feeds)[name]
+            if not whole:
+                found = self.bundle.manifest.answers.reduced(found, batch.feeds)
+            answers.append((batch, {name: found}))
+        outputs = signature.model_copy(update={"outputs": signature.outputs[:1]})
+        return samples.restore(answers, outputs)[name]
 
     def encode(self, inputs: Sequence[Any]) -> EvaluationPack:
         """Read inputs into the form that the model takes; the labels of the pack are all 0.
@@ -126,7 +135,8 @@ def encode(bundle: Bundle, inputs: Sequence[Any], labels: Labels) -> EvaluationP
     Args:
         bundle: A classifier.
         inputs: N raw inputs.
-        labels: Their class indices, (N,); or one array an input, where it gets several.
+        labels: Their class indices, (N,); or one array an input, where it gets several; or masks,
+            where its pixels do.
 
     Raises:
         InputError: Something passed cannot be read.

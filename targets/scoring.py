@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,9 +12,10 @@ from pydantic import BaseModel, ConfigDict
 
 from targets.wording import plural
 
-__all__ = ["Z_95", "Accuracy", "accuracy", "design_effect", "wilson_interval"]
+__all__ = ["Z_95", "Accuracy", "accuracy", "count_equal", "design_effect", "wilson_interval"]
 
 Z_95 = 1.959963984540054  # standard normal quantile for a two-sided 95% interval
+_CHUNK = 2**22  # lines of a table that are sorted at once
 
 
 class Accuracy(BaseModel):
@@ -64,21 +66,55 @@ def accuracy(
         rows: (M,) the row of the data that each belongs to; None where each is one.
         unit: What is counted, such as ``word``.
     """
-    hits, count = int(correct.sum()), len(correct)
-    effect = design_effect(correct, rows)
+    hits, count, num_rows, effect = int(correct.sum()), len(correct), len(correct), 1.0
+    if rows is not None:
+        (rows, answers), counts = count_equal((rows, correct))
+        num_rows = len(np.unique(rows))
+        effect = design_effect(answers, rows, counts)
     low, high = wilson_interval(hits / effect, count / effect)
     by_row = unit == "row"
     return Accuracy(
         value=hits / count,
         low=low,
         high=high,
-        num_rows=count if rows is None else len(np.unique(rows)),
+        num_rows=num_rows,
         unit=unit,
         num_units=None if by_row else count,
     )
 
 
-def design_effect(values: NDArray[Any], rows: NDArray[np.int64] | None) -> float:
+def count_equal(
+    columns: Sequence[NDArray[Any]],
+) -> tuple[tuple[NDArray[np.int64], ...], NDArray[np.int64]]:
+    """The different lines of a table, in ascending order, and how often each is there.
+
+    What is said of the units of a row follows from these, and images have millions of units.
+
+    Args:
+        columns: (M,) whole numbers from 0 each, or booleans; M >= 1.
+
+    Returns:
+        The columns, (L,) each, and the counts, (L,).
+    """
+    sizes = [int(each.max()) + 1 for each in columns]
+    found: list[tuple[NDArray[np.int64], NDArray[np.int64]]] = []
+    for start in range(0, len(columns[0]), _CHUNK):
+        codes: NDArray[np.int64] = np.zeros(1, dtype=np.int64)
+        for column, size in zip(columns, sizes, strict=True):
+            codes = codes * size + column[start : start + _CHUNK]
+        found.append(np.unique(codes, return_counts=True))
+    lines, places = np.unique(np.concatenate([each for each, _ in found]), return_inverse=True)
+    counts = np.zeros(len(lines), dtype=np.int64)
+    np.add.at(counts, places, np.concatenate([each for _, each in found]))
+    parts = np.unravel_index(lines, sizes)
+    return tuple(each.astype(np.int64) for each in parts), counts
+
+
+def design_effect(
+    values: NDArray[Any],
+    rows: NDArray[np.int64] | None,
+    counts: NDArray[np.int64] | None = None,
+) -> float:
     """How many times as large the variance of a mean is as if all units were independent.
 
     Units of one row tend to be right or wrong together, and what is drawn at random is rows. The
@@ -89,6 +125,7 @@ def design_effect(values: NDArray[Any], rows: NDArray[np.int64] | None) -> float
     Args:
         values: (M,) of each unit.
         rows: (M,) the row that each belongs to; None where each is one.
+        counts: (M,) how many units each stands for; None where it is one.
 
     Returns:
         At least 1, and exactly 1 where each row has one unit. Where no value differs, the mean
@@ -96,14 +133,16 @@ def design_effect(values: NDArray[Any], rows: NDArray[np.int64] | None) -> float
     """
     if rows is None:
         return 1.0
+    weights = np.ones(len(rows), dtype=np.int64) if counts is None else counts
+    total = int(weights.sum())
     names, places = np.unique(rows, return_inverse=True)
-    if len(names) == len(rows):
+    if len(names) == total:
         return 1.0
-    residuals = values - np.mean(values)
-    independent = float(np.square(residuals).sum())
+    residuals = values - np.average(values, weights=weights)
+    independent = float((weights * np.square(residuals)).sum())
     if independent == 0 or len(names) == 1:
-        return len(rows) / len(names)
-    by_row = np.bincount(places, weights=residuals)
+        return total / len(names)
+    by_row = np.bincount(places, weights=weights * residuals)
     clustered = len(names) / (len(names) - 1) * float(np.square(by_row).sum())
     return max(1.0, clustered / independent)
 

@@ -73,15 +73,21 @@ class Commands:
         return {"load_time_ms": load_time_s * 1e3, "peak_memory_bytes": peak_memory_bytes()}
 
     def predict(self, *, pack: str, outputs: str, batch_size: int) -> dict[str, Any]:
-        """Run an evaluation pack; writes the outputs in its order as safetensors."""
+        """Run an evaluation pack; writes the outputs in its order as safetensors.
+
+        Of the first output only what `Answers.reduced` keeps.
+        """
         from safetensors.numpy import save_file
 
-        session = self._opened()
+        session, bundle = self._opened(), self._bundle
+        assert bundle is not None
         samples = EvaluationPack.load(Path(pack))
-        answers = [
-            (batch, session.run(batch.feeds))
-            for batch in samples.batches(batch_size, session.signature)
-        ]
+        first = session.signature.outputs[0].name
+        answers = []
+        for batch in samples.batches(batch_size, session.signature):
+            found = session.run(batch.feeds)
+            kept = bundle.manifest.answers.reduced(found[first], batch.feeds)
+            answers.append((batch, {**found, first: kept}))
         save_file(samples.restore(answers, session.signature), outputs)
         return {"num_samples": len(samples)}
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,6 +12,7 @@ import typer
 from compressor.cli.options import DevicesOption, OnOption
 
 if TYPE_CHECKING:
+    from targets.answers import Answers
     from targets.preprocessing import Preprocessing
 
 __all__ = ["add_commands"]
@@ -43,24 +44,35 @@ def predict(
         list[Path] | None,
         typer.Option("--file", "-f", help="A file with an input, such as an image; repeatable."),
     ] = None,
+    masks: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Write the classes of the pixels of each --file here, as PNG files.",
+        ),
+    ] = None,
     threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 1,
 ) -> None:
     """Classify texts, or files such as images and recordings. Prints JSON lines.
 
     They are given with --text or --file, or one text or path a line on standard input.
     """
+    from targets.answers import ClassMapPrediction
     from targets.predictor import load, predict_lines, read_jsonl
 
     count = truncated = 0
     with load(bundle, threads=threads) as predictor:
         preprocessing = predictor.bundle.manifest.preprocessing
         given = _inputs(preprocessing, text, file)
+        mask_files = _mask_files(predictor.bundle.manifest.answers, given, masks)
         lines: Iterable[str | list[str]] = given or sys.stdin
         if jsonl and not given:
             lists = preprocessing.reads_lists or predictor.bundle.manifest.answers.of_words
             lines = read_jsonl(sys.stdin, field or preprocessing.kind, lists=lists)
         for prediction in predict_lines(predictor, lines):
             typer.echo(prediction.model_dump_json())
+            if isinstance(prediction, ClassMapPrediction) and mask_files:
+                prediction.save_mask(mask_files[count])
             count += 1
             truncated += prediction.truncated
     if truncated:
@@ -84,6 +96,32 @@ def _inputs(
     if other:
         raise typer.BadParameter(f"the bundle reads {preprocessing.noun}s: give them with {wanted}")
     return [*(texts or ()), *map(str, files or ())]
+
+
+def _mask_files(answers: Answers, given: Sequence[str], folder: Path | None) -> list[Path]:
+    """Where the mask of each image goes; the folder is made. Empty where none is asked for.
+
+    Raises:
+        BadParameter: The bundle gives no masks, or what is given does not name one file each.
+    """
+    from targets.answers import PixelLabelAnswers
+
+    if folder is None:
+        return []
+    if not isinstance(answers, PixelLabelAnswers):
+        raise typer.BadParameter("the bundle gives no classes of pixels: leave out --masks")
+    found = [folder / f"{Path(each).stem}.png" for each in given]
+    if not found:
+        raise typer.BadParameter("--masks names the masks after the images: give them with --file")
+    twice = next((each for each in found if found.count(each) > 1), None)
+    if twice is not None:
+        raise typer.BadParameter(f"--masks: two images would have the mask {twice}")
+    inputs = {Path(each).resolve() for each in given}
+    own = next((each for each in found if each.resolve() in inputs), None)
+    if own is not None:
+        raise typer.BadParameter(f"--masks: the mask would replace the image {own}")
+    folder.mkdir(parents=True, exist_ok=True)
+    return found
 
 
 def bench(

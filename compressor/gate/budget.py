@@ -22,7 +22,7 @@ def _no_switch(value: Any) -> Any:
 Points = Annotated[float, Field(ge=-100, le=100), BeforeValidator(_no_switch)]
 Positive = Annotated[float, Field(gt=0), BeforeValidator(_no_switch)]
 Share = Annotated[float, Field(ge=0, le=1), BeforeValidator(_no_switch)]
-Metric = Literal["accuracy", "balanced_accuracy", "macro_f1", "entity_f1"]
+Metric = Literal["accuracy", "balanced_accuracy", "macro_f1", "mean_iou", "entity_f1"]
 
 assert set(Metric.__args__) == {*METRICS, *ENTITY_METRICS}  # type: ignore[attr-defined]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,8 +13,9 @@ from compressor.errors import ComparisonError
 from compressor.evaluation import compare
 from compressor.gate.limits import target_label
 from compressor.report.schema import Check, Report, Row
-from targets.answers import most_probable
+from targets.answers import classes_of
 from targets.measurement import Measurement
+from targets.scoring import count_equal
 
 __all__ = [
     "DIFFERENCES",
@@ -273,19 +274,19 @@ def _accuracy(
     tolerance: Tolerance,
 ) -> Iterator[Check]:
     """The answers of both, example by example."""
-    found = compare(
-        most_probable(answers_before[old.key]),
-        most_probable(answers_now[new.key]),
-        np.asarray(answers_now["labels"], dtype=np.int64),
-        _rows(answers_now),
-    )
+    before, after = classes_of(answers_before[old.key]), classes_of(answers_now[new.key])
+    labels: NDArray[Any] = answers_now["labels"]
+    rows, counts = _rows(answers_now), None
+    if rows is not None:
+        (rows, labels, before, after), counts = count_equal((rows, labels, before, after))
+    found = compare(before, after, labels, rows, counts)
     yield _drop(label, found.drop_points, found.low_points, found.high_points, tolerance)
 
 
 def _rows(answers: Answers) -> NDArray[np.int64] | None:
     """Which row each answer belongs to; reports of older versions have one answer a row."""
     found = answers.get("rows")
-    return None if found is None else np.asarray(found, dtype=np.int64)
+    return None if found is None else np.asarray(found)
 
 
 def _accuracy_unpaired(label: str, new: Row, old: Row, tolerance: Tolerance) -> Iterator[Check]:

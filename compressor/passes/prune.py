@@ -116,6 +116,12 @@ class Prune(Pass):
         unlabeled = None if self.recovery is None else self.recovery.unlabeled
         return () if unlabeled is None else (unlabeled,)
 
+    @classmethod
+    def unsuited(cls, architecture: Architecture) -> str | None:
+        """See the base class."""
+        known = not architecture.has_unknown_layers
+        return None if known else "it attends in layers of a kind that is not known"
+
     def plan(self, architecture: Architecture, *, width_multiple: int = 8) -> Architecture:
         """See the base class. With scope "global" the layers will differ; the totals hold.
 

@@ -65,6 +65,8 @@ def prune_channels(
     training = module.training
     module.eval().requires_grad_(True)  # a frozen parameter is invisible to the tracing
     example = {name: each[:2] for name, each in batches[0].items() if name != LABELS}
+    with torch.no_grad():
+        shape = module(**example).logits.shape
     if importance == "taylor":
         _accumulate_gradients(module, batches, get_task(model.task))
     with torch.random.fork_rng(), quiet_tracing():
@@ -81,6 +83,10 @@ def prune_channels(
                 ignored_layers=_heads(module, len(model.labels)),
                 output_transform=lambda output: output.logits.sum(),
             ).step()
+            with torch.no_grad():
+                found = module(**example).logits.shape
+            if found != shape:
+                raise ValueError(f"logits of shape {tuple(found)} instead of {tuple(shape)}")
         except Exception as error:  # the tracing runs the network: anything may come out of it
             raise PassError(
                 "the network cannot be pruned: what hangs together in it was not found",
@@ -138,6 +144,7 @@ def _heads(module: nn.Module, num_labels: int) -> list[nn.Module]:
     found: list[nn.Module] = [
         part
         for part in module.modules()
-        if isinstance(part, nn.Linear) and part.out_features == num_labels
+        if (isinstance(part, nn.Linear) and part.out_features == num_labels)
+        or (isinstance(part, nn.Conv2d) and part.out_channels == num_labels)
     ]
     return found[-1:]

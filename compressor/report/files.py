@@ -42,7 +42,7 @@ def write_report(report: Report, folder: str | Path, *, answers: Answers | None 
         folder: Where to; made if it is absent.
         answers: What is judged of the test data: its true classes as ``labels`` (M,), the rows of
             the data that they belong to as ``rows`` (M,), and row key -> probabilities
-            (M, classes); written as ``predictions.safetensors``.
+            (M, classes), or of pixels the classes, (M,); written as ``predictions.safetensors``.
 
     Returns:
         The report, with the sha256 of the answers in it.

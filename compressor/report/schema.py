@@ -144,8 +144,8 @@ class Comparison(_Frozen):
     high_points: float
     """95% interval of the drop, from the paired differences."""
     p_value: float
-    """Exact test: chance of a difference this large if the two were equally good. McNemar's; where
-    a row has several units, of random signs of the differences of rows."""
+    """Chance of a difference this large if the two were equally good. McNemar's exact test; where a
+    row has several units, that of random signs of the differences of rows."""
     agreement: float
     """Share of examples with the same label as the untouched model, in [0, 1]."""
     reference_accuracy: float | None = None

@@ -371,7 +371,7 @@ def how_measured(report: Report) -> tuple[str, ...]:
             + (
                 "McNemar's exact test."
                 if by_row
-                else f"that of the exact sign-flip test of the {split} rows, of which there are "
+                else f"that of the sign-flip test of the {split} rows, of which there are "
                 f"{_range(each.num_rows for each in found)}. The {noun} of one row are not "
                 "independent: intervals count them by their design effect."
             ),

@@ -287,7 +287,7 @@ def _identity(recipe: Recipe, space: Space) -> dict[str, str]:
         "the space": _hash({name: each.model_dump(mode="json") for name, each in space.items()}),
         "the model": _hash(checkpoint_hashes(recipe.model)),
         "the data": data_fingerprint(
-            recipe.data, kind=task.kind, tagged=task.tagged, seed=recipe.seed
+            recipe.data, kind=task.kind, labels=task.label_field, seed=recipe.seed
         ),
     }
 

@@ -13,6 +13,7 @@ from compressor.errors import PassError, nearest
 from compressor.tasks.audio_classification import AudioClassification
 from compressor.tasks.base import Row, Task
 from compressor.tasks.image_classification import ImageClassification
+from compressor.tasks.semantic_segmentation import SemanticSegmentation
 from compressor.tasks.text_classification import TextClassification
 from compressor.tasks.time_series_classification import TimeSeriesClassification
 from compressor.tasks.token_classification import TokenClassification
@@ -26,6 +27,7 @@ TASKS: dict[str, type[Task]] = {
         TextClassification,
         TokenClassification,
         ImageClassification,
+        SemanticSegmentation,
         AudioClassification,
         TimeSeriesClassification,
         VideoClassification,

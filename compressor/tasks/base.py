@@ -18,7 +18,7 @@ from targets.signature import Arrays, Signature, TensorSpec
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from compressor.data import Kind, Split
+    from compressor.data import Kind, LabelField, Split
     from compressor.model import Model, TorchModel
     from compressor.training.augmentation import Noise
     from compressor.training.settings import DistillSettings
@@ -48,8 +48,8 @@ class Task(ABC):
     kind: ClassVar[Kind]
     """Of the raw inputs."""
 
-    tagged: ClassVar[bool] = False
-    """Whether the data has lists of words, with a label for each word; see `compressor.data`."""
+    label_field: ClassVar[LabelField] = "label"
+    """The field of `compressor.data.DataSpec` that names the column with the labels."""
 
     preprocessing_type: ClassVar[type[Preprocessing]]
     """How the device half reads the same inputs."""
@@ -235,6 +235,15 @@ class Task(ABC):
             (M, classes)
         """
         return logits
+
+    def evaluated(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """What the evaluation of a training keeps of a batch; see `targets.answers.Units.of`.
+
+        Args:
+            logits: The output for the batch, (N, ...).
+            labels: Of the batch, (N, ...).
+        """
+        return logits.float(), labels
 
     def title(self, value: Any, place: int) -> str:
         """What a report calls a part of an input that is judged.

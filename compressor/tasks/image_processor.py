@@ -34,6 +34,8 @@ _DEFAULTS: Defaults = {
     "DeiT": {"resample": 3, "do_center_crop": True},
     "Bit": {"resample": 3, "do_center_crop": True, "default_to_square": False},
     "ConvNext": {"resample": 3, "crop_pct": 224 / 256, "default_to_square": False},
+    "Segformer": {"resample": 2},
+    "DPT": {"resample": 3},
 }
 _LARGEST_CUT = 384
 """From this size on ConvNeXt's resizes without a cut."""
@@ -115,14 +117,25 @@ def _name(config: Mapping[str, Any]) -> Any:
     return next((config[kind] for kind in kinds if config.get(kind)), None)
 
 
-def write_processor(processor: ImagePreprocessing, folder: Path) -> None:
-    """Write the preprocessing so that transformers and :func:`read_processor` read the same."""
-    config = processor_config(processor)
+def write_processor(processor: ImagePreprocessing, folder: Path, *, kind: str = "ViT") -> None:
+    """Write the preprocessing so that transformers and :func:`read_processor` read the same.
+
+    Args:
+        processor: The preprocessing.
+        folder: Gets the file.
+        kind: The image processor of transformers that it is written for, where nothing is cut out.
+    """
+    config = processor_config(processor, kind=kind)
     (folder / PROCESSOR).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
-def processor_config(processor: ImagePreprocessing) -> dict[str, Any]:
-    """The config of an image processor of transformers that does the same."""
+def processor_config(processor: ImagePreprocessing, *, kind: str = "ViT") -> dict[str, Any]:
+    """The config of an image processor of transformers that does the same.
+
+    Args:
+        processor: The preprocessing.
+        kind: See :func:`write_processor`.
+    """
     size = {"height": processor.height, "width": processor.width}
     resized: dict[str, int] = size
     if processor.shortest_edge is not None:
@@ -131,7 +144,7 @@ def processor_config(processor: ImagePreprocessing) -> dict[str, Any]:
         resized = dict(zip(size, processor.resized, strict=True))
     cuts = resized != size
     return {
-        "image_processor_type": "BitImageProcessor" if cuts else "ViTImageProcessor",
+        "image_processor_type": "BitImageProcessor" if cuts else f"{kind}ImageProcessor",
         "do_convert_rgb": processor.channels == 3,
         "do_resize": True,
         "size": resized,
@@ -157,6 +170,8 @@ def _from_config(given: Any, known: Defaults) -> ImagePreprocessing:
     config = {**known[kind], **given}
     if not config.get("do_resize", True):
         raise ValueError("do_resize is false")
+    if config.get("keep_aspect_ratio") or config.get("do_pad"):
+        raise ValueError("images keep their proportions, and are not cut to one size")
     size, crop = config["size"], None
     if isinstance(size, int):
         size = _square(size) if config.get("default_to_square", True) else {"shortest_edge": size}

@@ -18,7 +18,7 @@ from targets.signature import TensorSpec
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from compressor.data import Split
+    from compressor.data import LabelField, Split
     from compressor.model import Model, TorchModel
 
 __all__ = ["TokenClassification"]
@@ -37,7 +37,7 @@ class TokenClassification(TextClassification):
     name: ClassVar[str] = "token-classification"
     heads: ClassVar[tuple[str, ...]] = ("ForTokenClassification",)
     answers: ClassVar[AnyAnswers] = TokenLabelAnswers()
-    tagged: ClassVar[bool] = True
+    label_field: ClassVar[LabelField] = "tags"
 
     def outputs(self, model: TorchModel) -> tuple[TensorSpec, ...]:
         """See the base class: logits of every token."""

@@ -80,6 +80,8 @@ def run_training(
         network: nn.Module = trainer.accelerator.unwrap_model(
             trainer.model, keep_fp32_wrapper=False
         )
+        # What accelerate leaves there lacks the decorators that the class's own forward has.
+        network.__dict__.pop("forward", None)
         if settings.keep == "best":
             trainer.accelerator.wait_for_everyone()
             network.load_state_dict(load_file(trainer.best_weights()), strict=False)

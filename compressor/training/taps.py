@@ -18,7 +18,8 @@ class TappedOutputs(NamedTuple):
     """What a tapped encoder gives.
 
     Attributes:
-        logits: (N, classes), or of every token, (N, L, classes).
+        logits: (N, classes); of every token, (N, L, classes); or of places of an image,
+            (N, classes, height, width).
         hidden: One (N, L, d) a tapped layer.
         projections: Queries, keys and values, (N, L, heads * head_size) each, or nothing.
     """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -93,7 +94,7 @@ class Teacher:
             outputs = self._run(batch)
             tokens = [*outputs.hidden, *outputs.projections]
             if logits is None:
-                by_token = outputs.logits.ndim > 2
+                by_token = outputs.logits.ndim == 3
                 longest = max(lengths[slot] for slot in slots)
                 sizes = list(lengths)
                 if tokens and tokens[0].shape[1] != longest:
@@ -102,12 +103,13 @@ class Teacher:
                     sizes = [tokens[0].shape[1]] * len(variants)
                 answers = lengths if by_token else [1] * len(variants)
                 widths = [part.shape[-1] for part in tokens]
-                classes = outputs.logits.shape[-1]
-                if sum(answers) * classes * 4 + sum(sizes) * sum(widths) * 2 > limit_bytes:
+                shape = tuple(outputs.logits.shape[2 if by_token else 1 :])
+                size = sum(answers) * math.prod(shape) * 4 + sum(sizes) * sum(widths) * 2
+                if size > limit_bytes:
                     return False
-                logits = _Kept(answers, classes, torch.float32, by_token=by_token)
+                logits = _Kept(answers, shape, torch.float32, by_token=by_token)
                 if tokens:
-                    states = _Kept(sizes, sum(widths), torch.float16)
+                    states = _Kept(sizes, (sum(widths),), torch.float16)
                     self._widths = (widths, len(outputs.hidden))
             logits.put(slots, outputs.logits)
             if states is not None:
@@ -152,16 +154,21 @@ class _Kept:
 
     Args:
         sizes: Length of the outputs of each row, by slot.
-        width: Of an output.
+        shape: Of an output.
         dtype: What they are kept in.
-        by_token: Whether rows have several outputs, (N, L, width), or one, (N, width).
+        by_token: Whether rows have several outputs, (N, L, *shape), or one, (N, *shape).
     """
 
     def __init__(
-        self, sizes: Sequence[int], width: int, dtype: torch.dtype, *, by_token: bool = True
+        self,
+        sizes: Sequence[int],
+        shape: tuple[int, ...],
+        dtype: torch.dtype,
+        *,
+        by_token: bool = True,
     ) -> None:
         self.starts: list[int] = np.cumsum([0, *sizes]).tolist()
-        self.values = torch.empty(self.starts[-1], width, dtype=dtype)
+        self.values = torch.empty(self.starts[-1], *shape, dtype=dtype)
         self.by_token = by_token
 
     def put(self, slots: Sequence[int], values: Tensor) -> None:
@@ -177,7 +184,7 @@ class _Kept:
             return self.values[slots]
         spans = [(self.starts[slot], self.starts[slot + 1]) for slot in slots]
         length = max(end - start for start, end in spans) if longest is None else longest
-        padded = torch.zeros(len(slots), length, self.values.shape[1], dtype=self.values.dtype)
+        padded = torch.zeros(len(slots), length, *self.values.shape[1:], dtype=self.values.dtype)
         for row, (start, end) in enumerate(spans):
             padded[row, : end - start] = self.values[start:end]
         return padded

@@ -212,7 +212,7 @@ class SteadyTrainer(Trainer):  # type: ignore[misc]  # transformers has no types
         inputs = self._prepare_inputs(inputs)
         with torch.inference_mode():
             outputs = model(**self.inputs_of(inputs))
-        return None, outputs.logits.float(), inputs["labels"]
+        return None, *self.task.evaluated(outputs.logits, inputs["labels"])
 
     def inputs_of(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """What of a batch goes into the module."""

@@ -11,10 +11,12 @@ from targets.answers.base import (
     Answers,
     BasePrediction,
     Units,
+    classes_of,
     most_probable,
     softmax,
 )
 from targets.answers.labels import LabelAnswers, Prediction
+from targets.answers.pixel_labels import ClassMapPrediction, PixelLabelAnswers
 from targets.answers.token_labels import LabelledWord, TokenLabelAnswers, WordsPrediction
 
 __all__ = [
@@ -22,15 +24,20 @@ __all__ = [
     "Answers",
     "AnyAnswers",
     "BasePrediction",
+    "ClassMapPrediction",
     "LabelAnswers",
     "LabelledWord",
+    "PixelLabelAnswers",
     "Prediction",
     "TokenLabelAnswers",
     "Units",
     "WordsPrediction",
+    "classes_of",
     "most_probable",
     "softmax",
 ]
 
-AnyAnswers = Annotated[LabelAnswers | TokenLabelAnswers, Field(discriminator="kind")]
+AnyAnswers = Annotated[
+    LabelAnswers | TokenLabelAnswers | PixelLabelAnswers, Field(discriminator="kind")
+]
 """What a manifest may hold. A new kind is a file in this package and a name here."""

@@ -14,8 +14,17 @@ from pydantic import BaseModel, ConfigDict
 if TYPE_CHECKING:
     from targets.evaluation_pack import EvaluationPack, Labels
     from targets.preprocessing import Encoded
+    from targets.signature import Arrays
 
-__all__ = ["IGNORED", "Answers", "BasePrediction", "Units", "most_probable", "softmax"]
+__all__ = [
+    "IGNORED",
+    "Answers",
+    "BasePrediction",
+    "Units",
+    "classes_of",
+    "most_probable",
+    "softmax",
+]
 
 IGNORED = -100
 """Label of what counts for nothing, by the convention of PyTorch and Hugging Face."""
@@ -26,14 +35,15 @@ class Units:
     """What is judged: each gets one class out of several.
 
     Attributes:
-        scores: Of every class; the largest is the answer.  # (units, classes)
+        scores: Of every class; the largest is the answer. Where those of all would not fit in
+            memory, the answers alone.  # (units, classes) or (units,)
         labels: True classes.  # (units,)
         rows: Which sample each belongs to; those of one sample are not independent.  # (units,)
     """
 
-    scores: NDArray[np.floating]
-    labels: NDArray[np.int64]
-    rows: NDArray[np.int64]
+    scores: NDArray[Any]
+    labels: NDArray[Any]
+    rows: NDArray[Any]
 
     @classmethod
     def of(
@@ -42,7 +52,7 @@ class Units:
         """Leave out what counts for nothing.
 
         Args:
-            scores: (N, ..., classes)
+            scores: (N, ..., classes), or the answers, (N, ...) as the labels.
             labels: (N, ...); `IGNORED` where nothing is judged.
             rows: (N,) which sample each belongs to; by default each is one.
         """
@@ -50,11 +60,12 @@ class Units:
             rows = np.arange(len(labels))
         flat = labels.reshape(-1)
         counted = flat != IGNORED
+        shape = (flat.size,) if scores.shape == labels.shape else (flat.size, -1)
         each = np.repeat(rows, flat.size // max(len(labels), 1))
         return cls(
-            scores.reshape(flat.size, -1)[counted],
-            flat[counted].astype(np.int64),
-            each[counted].astype(np.int64),
+            scores.reshape(shape)[counted],
+            flat[counted],
+            each[counted].astype(np.int32),
         )
 
     @classmethod
@@ -74,12 +85,12 @@ class Units:
     @property
     def classes(self) -> NDArray[np.int64]:
         """The answers.  # (units,)"""
-        return most_probable(self.scores)
+        return classes_of(self.scores)
 
     @property
-    def probabilities(self) -> NDArray[np.float64]:
-        """Of every class, where the scores are logits.  # (units, classes)"""
-        return softmax(self.scores)
+    def probabilities(self) -> NDArray[Any]:
+        """Of every class, where the scores are logits; else the answers, as the scores are."""
+        return softmax(self.scores) if self.scores.ndim > 1 else self.scores
 
     @property
     def right(self) -> NDArray[np.bool_]:
@@ -117,12 +128,21 @@ class Answers(BaseModel, ABC):
         """
         return inputs
 
+    def reduced(self, outputs: NDArray[Any], feeds: Arrays) -> NDArray[Any]:
+        """What is kept of the outputs for a batch: all, where it is not too much.
+
+        Args:
+            outputs: The first output of the model, (N, ...).
+            feeds: The inputs, (N, ...) each.
+        """
+        return outputs
+
     @abstractmethod
     def place(self, labels: Labels, inputs: Sequence[Any], encoded: Encoded) -> Labels:
         """The labels of samples, where the outputs will have the answers to them.
 
         Args:
-            labels: One a sample, or one array a sample.
+            labels: One a sample, or one array or file a sample.
             inputs: The raw inputs, as the encoder read them.
             encoded: What it made of them.
         """
@@ -131,8 +151,8 @@ class Answers(BaseModel, ABC):
         """What is judged of the outputs for a pack.
 
         Args:
-            outputs: The first output of the model, in the order of the pack; see
-                `EvaluationPack.restore`.
+            outputs: What is kept of the first output of the model, in the order of the pack; see
+                :meth:`reduced` and `EvaluationPack.restore`.
             pack: What was answered.
         """
         return Units.of(outputs, pack.labels, pack.label_rows)
@@ -148,7 +168,7 @@ class Answers(BaseModel, ABC):
         """What a user gets: one prediction an input.
 
         Args:
-            outputs: The first output of the model, in the order of the inputs.
+            outputs: What is kept of the first output of the model, in the order of the inputs.
             names: Of the classes.
             inputs: What the user gave, N >= 1.
             encoded: What the encoder made of them.
@@ -158,6 +178,15 @@ class Answers(BaseModel, ABC):
 def most_probable(scores: NDArray[Any]) -> NDArray[np.int64]:
     """The class with the largest score, over the last axis."""
     return np.asarray(scores.argmax(axis=-1), dtype=np.int64)
+
+
+def classes_of(answers: NDArray[Any]) -> NDArray[np.int64]:
+    """The class of each unit.
+
+    Args:
+        answers: (M, classes) scores, or the classes themselves, (M,).
+    """
+    return most_probable(answers) if answers.ndim > 1 else answers
 
 
 def softmax(logits: NDArray[np.floating]) -> NDArray[np.float64]:

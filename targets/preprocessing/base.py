@@ -18,6 +18,8 @@ from targets.signature import Arrays, Signature
 if TYPE_CHECKING:
     from tokenizers import Encoding
 
+    from targets.preprocessing.image import View
+
 __all__ = ["FIXED_SIZE", "Encoded", "Encoder", "Preprocessing", "Rows"]
 
 FIXED_SIZE = 0
@@ -35,11 +37,13 @@ class Encoded:
         rows: One array a sample and name.
         truncated: For each sample, whether it was longer than the model reads.
         tokens: Of texts, what the tokenizer gave for each: it tells where its tokens stand.
+        views: Of images, which pixels of each the model sees.
     """
 
     rows: dict[str, list[NDArray[np.generic]]]
     truncated: tuple[bool, ...]
     tokens: Sequence[Encoding] = ()
+    views: Sequence[View] = ()
 
     def __len__(self) -> int:
         return len(self.truncated)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
@@ -18,7 +19,15 @@ from targets.signature import Arrays, Signature
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["PIXELS", "ImageEncoder", "ImagePreprocessing", "Resample"]
+__all__ = [
+    "PIXELS",
+    "ImageEncoder",
+    "ImagePreprocessing",
+    "Resample",
+    "View",
+    "image_size",
+    "open_image",
+]
 
 PIXELS = "pixel_values"
 
@@ -144,6 +153,79 @@ class ImagePreprocessing(Preprocessing):
         return {PIXELS: list(random.integers(0, 256, size=shape, dtype=np.uint8))}
 
 
+@dataclass(frozen=True)
+class View:
+    """Which pixels of an image a model sees: resized, and the middle cut out.
+
+    Sizes are (height, width), places (row, column).
+
+    Attributes:
+        source: Size of the image.
+        resized: Size that it was brought to.
+        corner: Where in that the model's part begins; negative where it goes beyond.
+        size: Of that part.
+    """
+
+    source: tuple[int, int]
+    resized: tuple[int, int]
+    corner: tuple[int, int]
+    size: tuple[int, int]
+
+    def seen(self, values: NDArray[Any], outside: int) -> NDArray[Any]:
+        """The nearest value of each pixel that the model sees.
+
+        Args:
+            values: One a pixel of the image, (H, W) as ``source``.
+            outside: For pixels of the model where the image has none.
+
+        Returns:
+            (H, W) as ``size``.
+        """
+        places = [
+            _nearest(np.arange(size) + corner, resized, source)
+            for source, resized, corner, size in self._axes
+        ]
+        return _picked(values, places, outside)
+
+    def spread(self, values: NDArray[Any], outside: int) -> NDArray[Any]:
+        """The nearest value of each pixel of the image: the other way round.
+
+        Args:
+            values: One a pixel of the model, (H, W) as ``size``.
+            outside: For pixels of the image that the model does not see.
+
+        Returns:
+            (H, W) as ``source``.
+        """
+        places = [
+            _nearest(np.arange(source), source, resized) - corner
+            for source, resized, corner, _ in self._axes
+        ]
+        return _picked(values, places, outside)
+
+    @property
+    def _axes(self) -> list[tuple[int, int, int, int]]:
+        return list(zip(self.source, self.resized, self.corner, self.size, strict=True))
+
+
+def _nearest(places: NDArray[np.int64], size: int, other: int) -> NDArray[np.int64]:
+    """Which pixels of a side in another size hold the middles of some in this one."""
+    return (2 * places + 1) * other // (2 * size)
+
+
+def _picked(
+    values: NDArray[Any], places: Sequence[NDArray[np.int64]], outside: int
+) -> NDArray[Any]:
+    """The values at rows and columns, and another one where there are none."""
+    rows, columns = (
+        np.clip(each, 0, size - 1) for each, size in zip(places, values.shape, strict=True)
+    )
+    found = values[np.ix_(rows, columns)]
+    found[rows != places[0]] = outside
+    found[:, columns != places[1]] = outside
+    return found
+
+
 class ImageEncoder(Encoder):
     """Reads images: paths, the bytes of a file, Pillow images, or uint8, (H, W) or (H, W, 3)."""
 
@@ -153,14 +235,15 @@ class ImageEncoder(Encoder):
     def encode(self, inputs: Sequence[Any]) -> Encoded:
         """See the base class.  # (height, width, channels) uint8 a row"""
         self.preprocessing.check_inputs(inputs)
-        rows = [
+        found = [
             self.read(each, str(each) if isinstance(each, str | Path) else f"images[{index}]")
             for index, each in enumerate(inputs)
         ]
-        return Encoded({PIXELS: rows}, (False,) * len(rows))
+        rows = [pixels for pixels, _ in found]
+        return Encoded({PIXELS: rows}, (False,) * len(rows), views=[view for _, view in found])
 
-    def read(self, value: Any, where: str) -> NDArray[np.generic]:
-        """One image, (height, width, channels) uint8.
+    def read(self, value: Any, where: str) -> tuple[NDArray[np.generic], View]:
+        """One image, (height, width, channels) uint8, and where it lies in what was given.
 
         Args:
             value: See the class.
@@ -172,8 +255,9 @@ class ImageEncoder(Encoder):
         from PIL import Image
 
         wanted = self.preprocessing
-        image = _eight_bits(_open(value, where), where)
+        image = _eight_bits(open_image(value, where), where)
         image = image.convert("RGB" if wanted.channels == 3 else "L")
+        source = image.size[::-1]
         size = wanted.size_before_crop(*image.size)
         if size[0] * size[1] > _MOST_PIXELS:
             raise InputError(
@@ -186,12 +270,27 @@ class ImageEncoder(Encoder):
         left, top = (size[0] - wanted.width) // 2, (size[1] - wanted.height) // 2
         # What lies outside of the image is black.
         image = image.crop((left, top, left + wanted.width, top + wanted.height))
-        return np.asarray(image, dtype=np.uint8).reshape(
-            wanted.height, wanted.width, wanted.channels
-        )
+        shape = (wanted.height, wanted.width)
+        pixels = np.asarray(image, dtype=np.uint8).reshape(*shape, wanted.channels)
+        return pixels, View(source, size[::-1], (top, left), shape)
 
 
-def _open(value: Any, where: str) -> Image:
+def image_size(value: Any, where: str) -> tuple[int, int]:
+    """Height and width of an image, as it was held when it was taken.
+
+    Raises:
+        InputError: It is no image; the message calls it ``where``.
+    """
+    width, height = open_image(value, where).size
+    return height, width
+
+
+def open_image(value: Any, where: str) -> Image:
+    """Open an image in any of the forms that :class:`ImageEncoder` reads.
+
+    Raises:
+        InputError: It is none; the message calls it ``where``.
+    """
     from PIL import Image, ImageOps, UnidentifiedImageError
 
     try:

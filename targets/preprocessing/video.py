@@ -117,7 +117,7 @@ class VideoEncoder(Encoder):
             [
                 self.images.read(
                     frame, str(frame) if isinstance(frame, Path) else f"{where}, frame {number}"
-                )
+                )[0]
                 for number, frame in enumerate(frames)
             ]
         )

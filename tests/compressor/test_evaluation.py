@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from scipy.stats import binomtest
 
 from compressor.evaluation import compare, mcnemar_p_value, paired_interval, sign_flip_p_value
-from targets.scoring import Z_95, accuracy
+from targets.scoring import Z_95, accuracy, count_equal
 
 tables = st.integers(1, 2000).flatmap(
     lambda n: st.integers(0, n).flatmap(
@@ -199,3 +199,32 @@ def test_the_sign_flip_test_of_many_rows_takes_no_time() -> None:
     differences = np.random.default_rng(0).integers(-3, 4, 5000)
     assert 0 < sign_flip_p_value(differences) <= 1
     assert time.perf_counter() - start < 2
+
+
+def test_units_that_are_counted_together_compare_as_each_alone() -> None:
+    generator = np.random.default_rng(0)
+    rows = np.sort(generator.integers(0, 12, 400))
+    labels, before = generator.integers(0, 3, (2, 400))
+    after = np.where(generator.random(400) < 0.6, before, labels)
+    (few_rows, few_labels, first, second), counts = count_equal((rows, labels, before, after))
+    found = compare(first, second, few_labels, few_rows, counts).model_dump(exclude_defaults=True)
+    expected = compare(before, after, labels, rows).model_dump(exclude_defaults=True)
+    assert len(found) == 5
+    assert found == pytest.approx(expected)
+
+
+def test_random_signs_stand_for_all_where_there_are_too_many(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    differences = np.array([5, -3, 8, 1, -2, 9, 4, -6, 7, 3])
+    exact = sign_flip_p_value(differences)
+    monkeypatch.setattr("compressor.evaluation._MOST_SUMS", 0)
+    assert sign_flip_p_value(differences) == pytest.approx(exact, abs=0.01)
+    assert 0 < sign_flip_p_value(np.full(40, 1000)) < 0.001
+
+
+def test_the_sign_flip_test_of_millions_of_pixels_takes_no_time() -> None:
+    differences = np.random.default_rng(0).integers(-40_000, 60_000, 1000)
+    start = time.process_time()
+    assert sign_flip_p_value(differences) < 0.01
+    assert time.process_time() - start < 3

@@ -97,3 +97,37 @@ def test_units_of_a_row_are_found_by_their_place_and_sliced_by_their_row() -> No
     assert drops["source = web"] == pytest.approx(200 / 3)
     assert drops["source = mail"] == 0
     assert compared.p_value == 1  # all that is lost is lost in one row
+
+
+def test_classes_alone_compare_as_probabilities_do() -> None:
+    generator = np.random.default_rng(0)
+    rows = np.sort(generator.integers(0, 15, 600))
+    labels = generator.integers(0, 3, 600)
+    before, after = (
+        np.eye(3)[np.where(generator.random(600) < share, labels, generator.integers(0, 3, 600))]
+        for share in (0.8, 0.6)
+    )
+    slices = {"source": [f"s{number % 4}" for number in range(15)]}
+    expected = compare_answers(
+        before, after, labels, label_names=NAMES, rows=rows, slices=slices
+    ).model_dump()
+    found = compare_answers(
+        before.argmax(axis=1).astype(np.uint8),
+        after.argmax(axis=1).astype(np.uint8),
+        labels.astype(np.int16),
+        label_names=NAMES,
+        rows=rows.astype(np.int32),
+        slices=slices,
+    ).model_dump()
+    assert len(found["groups"]) == 7
+    for name in ("max_probability_difference", "calibration_error", "reference_calibration_error"):
+        assert found.pop(name) is None
+        assert expected.pop(name) is not None
+    for group, other in zip(found.pop("groups"), expected.pop("groups"), strict=True):
+        assert group == pytest.approx(other)
+    for metric, change in found.pop("metrics").items():
+        assert change == pytest.approx(expected["metrics"].pop(metric), abs=1e-5)
+    assert expected.pop("metrics") == {}
+    assert found == pytest.approx(expected)
+    classes = before.argmax(axis=1)
+    assert changed_examples(classes, 0 * classes, labels, label_names=NAMES, rows=rows) == ()

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from sklearn.metrics import accuracy_score, f1_score, recall_score
+from sklearn.metrics import accuracy_score, f1_score, jaccard_score, recall_score
 
 from compressor import metrics
 from compressor.metrics import METRICS, expected_calibration_error, metric_changes
@@ -38,6 +38,7 @@ def test_metrics_are_those_of_scikit_learn(count: int, seed: int) -> None:
                 labels, predicted, labels=present, average="macro", zero_division=0
             ),
             "macro_f1": f1_score(labels, predicted, average="macro", zero_division=0),
+            "mean_iou": jaccard_score(labels, predicted, average="macro", zero_division=0),
         }
         for name, value in expected.items():
             assert getattr(found[name], each) == pytest.approx(value)

@@ -134,7 +134,7 @@ def test_a_run_builds_and_measures_every_target(run: Finished) -> None:
     assert (report.data["test"], report.data["labels"]) == (60, list(TAGS))
     page = (run.output / "report.md").read_text()
     assert "test words" in page
-    assert "exact sign-flip test of the test rows, of which there are 60" in page
+    assert "sign-flip test of the test rows, of which there are 60" in page
 
 
 def test_the_answers_of_a_report_are_units(run: Finished, tagged: Path) -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 
-from targets.scoring import accuracy, design_effect, wilson_interval
+from targets.scoring import accuracy, count_equal, design_effect, wilson_interval
 
 counts = st.integers(1, 3000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n)))
 """(hits, rows)."""
@@ -87,3 +89,26 @@ def test_the_interval_of_ragged_rows_holds_the_truth_as_often_as_it_says() -> No
             held[by_row] += found.low <= 0.8 <= found.high
     assert 0.92 <= held[True] / 400 <= 0.98
     assert held[False] / 400 < 0.8
+
+
+def test_lines_that_are_equal_are_counted_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("targets.scoring._CHUNK", 7)
+    generator = np.random.default_rng(0)
+    table = [generator.integers(0, size, 100) for size in (5, 3)]
+    table.append(generator.random(100) < 0.5)
+    columns, found = count_equal(table)
+    expected = Counter(zip(*(each.tolist() for each in table), strict=True))
+    lines = list(zip(*(each.tolist() for each in columns), strict=True))
+    assert lines == sorted(expected)
+    assert found.tolist() == [expected[line] for line in lines]
+
+
+def test_units_that_are_counted_together_count_as_each_alone() -> None:
+    generator = np.random.default_rng(0)
+    rows = np.sort(generator.integers(0, 20, 500))
+    correct = generator.random(500) < np.linspace(0.2, 0.9, 20)[rows]
+    (few_rows, few), sizes = count_equal((rows, correct))
+    assert len(few) <= 40
+    expected = design_effect(correct, rows)
+    assert expected > 2
+    assert design_effect(few, few_rows, sizes) == pytest.approx(expected)

@@ -172,6 +172,30 @@ def test_answers_are_compared_example_by_example(now: Report) -> None:
     assert not found(compare_releases(changed(now, test=far), now))["accuracy"].met
 
 
+def test_classes_alone_are_compared_pixel_by_pixel(now: Report) -> None:
+    generator = np.random.default_rng(0)
+    rows = np.repeat(np.arange(20), 50)
+    labels = generator.integers(0, 3, 1000)
+    worse, before = (
+        np.where(generator.random(1000) < share, labels, (labels + 1) % 3) for share in (0.6, 0.9)
+    )
+    both = [
+        compare_releases(
+            now,
+            now,
+            answers_now={"labels": labels, "rows": rows, KEY: shape(worse)},
+            answers_before={"labels": labels, "rows": rows, KEY: shape(before)},
+        )
+        for shape in (lambda classes: np.eye(3)[classes], lambda classes: classes.astype(np.uint8))
+    ]
+    of_probabilities, of_classes = (found(each)["accuracy"] for each in both)
+    assert of_classes == of_probabilities
+    assert not of_classes.met
+    assert of_classes.found == pytest.approx(
+        100 * ((before == labels).mean() - (worse == labels).mean())
+    )
+
+
 def test_what_is_not_compared_is_told(now: Report, before: Report) -> None:
     nowhere = changed(before, "int8-openvino", chosen=False)
     compared = compare_releases(changed(now, "int8-openvino", checks=()), nowhere)
