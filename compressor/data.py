@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import random
-from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
+from compressor.class_names import check_labels, class_indices, label_text, sorted_names
 from compressor.errors import DataError, nearest
 from compressor.masks import Masked, check_classes, class_names, read_classes
 from compressor.tables import FLAT, read_columns
@@ -234,15 +234,15 @@ def read_splits(
     }
     _check_slices(spec, rows["test"].slices)
     if label_names is None:
-        label_names = _sorted_labels(rows["train"].all_labels)
+        label_names = sorted_names(rows["train"].all_labels)
     found = {label for each in rows.values() for label in each.all_labels}
-    indices = _indices(label_names, found)
+    indices = class_indices(label_names, found)
     column = getattr(spec, labels)
     splits = {}
     for name, each in rows.items():
         path = spec.files[name]
         where = str(path) if path.is_dir() else f"{path}, column {column!r}"
-        _check_labels(each.all_labels, indices, label_names, where, "word" if tagged else "row")
+        check_labels(each.all_labels, indices, label_names, where, "word" if tagged else "row")
         numbers = tuple(
             np.array([indices[label] for label in labels], np.int64) for labels in each.labels
         )
@@ -334,7 +334,7 @@ def _read_rows(path: Path, spec: DataSpec, kind: Kind) -> _Rows:
         return _read_folder(path, spec, kind)
     source = _input_column(spec, kind)
     values = _require_columns(path, spec, {kind: source, "label": spec.label})
-    labels = [_label_text(label) for label in values[spec.label]]
+    labels = [label_text(label) for label in values[spec.label]]
     inputs = []
     for row, (cell, label) in enumerate(zip(values[source], labels, strict=True), 1):
         where = f"{path}, row {row}"
@@ -388,7 +388,7 @@ def _require_columns(
 
 def _sliced(spec: DataSpec, values: Mapping[str, Sequence[Any]]) -> dict[str, tuple[str, ...]]:
     return {
-        name: tuple(_label_text(value) or str(value or "(empty)") for value in values[name])
+        name: tuple(label_text(value) or str(value or "(empty)") for value in values[name])
         for name in spec.slices
         if name in values
     }
@@ -426,9 +426,9 @@ def _read_tagged(path: Path, spec: DataSpec) -> _Rows:
                 given=f"{len(words)} in {spec.tokens!r}, {len(labels)} in {spec.tags!r}",
                 fix="give each word of the row one label",
             )
-        found = [label for each in labels if (label := _label_text(each)) is not None]
+        found = [label for each in labels if (label := label_text(each)) is not None]
         if len(found) != len(labels):
-            wrong = next(each for each in labels if _label_text(each) is None)
+            wrong = next(each for each in labels if label_text(each) is None)
             raise DataError(
                 "a word has no label",
                 where=where,
@@ -539,68 +539,6 @@ def _check_slices(spec: DataSpec, found: Collection[str]) -> None:
             given=f"columns {', '.join(names)}" if names else "a folder, which has no columns",
             fix="correct data.slices, or add the column"
             + (f"; did you mean {guess!r}?" if guess else ""),
-        )
-
-
-def _label_text(label: object) -> str | None:
-    """A label as text; None for what is no label."""
-    if isinstance(label, float) and label.is_integer():
-        label = int(label)  # a column of whole numbers with gaps is stored as floats
-    if isinstance(label, str | int):
-        return str(label) if str(label).strip() else None
-    return None
-
-
-def _sorted_labels(labels: Sequence[str]) -> tuple[str, ...]:
-    kinds = set(labels)
-    if all(label.isdecimal() for label in kinds):
-        return tuple(sorted(kinds, key=lambda label: (int(label), label)))
-    return tuple(sorted(kinds))
-
-
-def _indices(label_names: Sequence[str], labels: Collection[str]) -> dict[str, int]:
-    """How the data writes a class -> its index."""
-    names = {name: index for index, name in enumerate(label_names)}
-    if len(names) < len(label_names):
-        raise DataError(
-            "the model has two classes of one name",
-            given=", ".join(map(repr, label_names)),
-            fix="give each class a name of its own in id2label",
-        )
-    if all(label.isdecimal() and label not in names for label in labels):
-        return {str(index): index for index in range(len(label_names))}
-    return names
-
-
-def _check_labels(
-    labels: Sequence[str],
-    known: Collection[str],
-    label_names: Sequence[str],
-    where: str,
-    unit: str,
-) -> None:
-    """Refuse labels that the model does not know, and a split with one class."""
-    counts = Counter(labels)
-    unknown = Counter({label: n for label, n in counts.items() if label not in known})
-    if unknown:
-        names = ", ".join(
-            f"{name!r} ({plural(count, unit)})" for name, count in unknown.most_common(5)
-        )
-        rest = len(label_names) - 20
-        raise DataError(
-            "the data has labels that the model does not know",
-            where=where,
-            given=names + (f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""),
-            fix=f"the model knows {', '.join(map(repr, label_names[:20]))}"
-            + (f" and {rest} more" if rest > 0 else "")
-            + "; correct the labels, name another label column, or fine-tune a model on these",
-        )
-    if len(counts) < 2:
-        raise DataError(
-            "the data has one class only",
-            where=where,
-            given=f"{plural(len(labels), unit)}, all {labels[0]!r}",
-            fix="pass data with at least two classes",
         )
 
 
