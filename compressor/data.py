@@ -297,7 +297,7 @@ def _masked_files(
     for row, cells in enumerate(zip(values[spec.image], values[spec.mask], strict=True), 1):
         where = f"{path}, row {row}"
         image, mask = (
-            _input(cell, name, path.parent, where)
+            _input(cell, "image", path.parent, where, name=name)
             for cell, name in zip(cells, ("image", "mask"), strict=True)
         )
         if image is None or mask is None:
@@ -443,8 +443,17 @@ def _read_tagged(path: Path, spec: DataSpec) -> _Rows:
     return _Rows(tuple(texts), tags, _sliced(spec, values))
 
 
-def _input(cell: object, kind: str, folder: Path, where: str) -> str | bytes | None:
+def _input(
+    cell: object, kind: Kind, folder: Path, where: str, *, name: str | None = None
+) -> str | bytes | None:
     """What a cell holds: a text, the content of a file, or its path; None where it holds nothing.
+
+    Args:
+        cell: Of a table.
+        kind: What is in it.
+        folder: Of the table.
+        where: What to call the cell in messages.
+        name: What to call what is in it; by default its kind.
 
     Raises:
         DataError: It names a file that does not exist, or holds an input that is none.
@@ -465,7 +474,7 @@ def _input(cell: object, kind: str, folder: Path, where: str) -> str | bytes | N
     exists = os.path.exists if preprocessing.folders else os.path.isfile
     if not exists(path):  # False also for what cannot be a path
         raise DataError(
-            f"the file of the {kind} does not exist",
+            f"the file of the {name or kind} does not exist",
             where=where,
             given=f"{path!s:.200}",
             fix="correct the path: it is read from the folder of the table",

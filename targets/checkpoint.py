@@ -200,7 +200,7 @@ def _constructible(config: Any) -> Any:
     Networks that attend in stages have several numbers of heads, and keep all of their widths.
     """
     config = copy.deepcopy(config)
-    if isinstance(getattr(config, "num_attention_heads", 1), int):
+    if isinstance(getattr(config, "num_attention_heads", None), int):
         config.num_attention_heads = 1
     return config
 

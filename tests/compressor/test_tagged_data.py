@@ -30,7 +30,7 @@ def write(path: Path, rows: list[dict[str, Any]]) -> DataSpec:
 
 
 def read(spec: DataSpec, names: tuple[str, ...] | None = None, seed: int = 0) -> Splits:
-    return read_splits(spec, label_names=names, tagged=True, seed=seed)
+    return read_splits(spec, label_names=names, labels="tags", seed=seed)
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".json", ".parquet"])
@@ -70,10 +70,10 @@ def test_a_tenth_of_the_rows_is_set_apart(tmp_path: Path) -> None:
 
 def test_the_columns_are_part_of_the_fingerprint(tmp_path: Path) -> None:
     spec = write(tmp_path / "data.jsonl", ROWS)
-    before = data_fingerprint(spec, tagged=True)
+    before = data_fingerprint(spec, labels="tags")
     other = spec.model_copy(update={"tags": "ner_tags"})
-    assert data_fingerprint(other, tagged=True) != before
-    assert data_fingerprint(spec.model_copy(update={"label": "other"}), tagged=True) == before
+    assert data_fingerprint(other, labels="tags") != before
+    assert data_fingerprint(spec.model_copy(update={"label": "other"}), labels="tags") == before
 
 
 @pytest.mark.parametrize(
