@@ -18,6 +18,7 @@ from compressor.recipe.schema import Recipe
 from compressor.report.schema import LayerError, OnDevice, Row
 from compressor.store import RunStore
 from compressor.tasks import Task
+from targets.answers.base import shared_units
 from targets.base import Target
 from targets.benchmark import CaseResult, Failure, Shape
 from targets.measurement import Measurement, speedup
@@ -183,8 +184,8 @@ class Rows:
             update[split] = accuracy(self.task, predictions, split)
             if reference is None:
                 continue
-            units = predictions[split]
-            before, after = reference[split].probabilities, units.probabilities
+            untouched, units = shared_units(reference[split], predictions[split])
+            before, after = untouched.probabilities, units.probabilities
             examples = self.splits.get(split)
             update[f"{split}_comparison"] = compare_answers(
                 before,

@@ -23,6 +23,7 @@ __all__ = [
     "Units",
     "classes_of",
     "most_probable",
+    "shared_units",
     "softmax",
 ]
 
@@ -96,6 +97,34 @@ class Units:
     def right(self) -> NDArray[np.bool_]:
         """Which answers are the true classes.  # (units,)"""
         return np.asarray(self.classes == self.labels)
+
+
+def shared_units(first: Units, second: Units) -> tuple[Units, Units]:
+    """What two models both judge, of the same data.
+
+    Where a tokenizer splits words into more pieces, more words lie beyond the longest input. Units
+    are told apart by their sample and their place in it.
+
+    Args:
+        first: In the order of the samples.
+        second: In the same order.
+    """
+    if np.array_equal(first.rows, second.rows):
+        return first, second
+    width = 1 + max(int(np.bincount(each.rows).max()) for each in (first, second))
+    keys = []
+    for each in (first, second):
+        begins = np.searchsorted(each.rows, each.rows)
+        keys.append(each.rows * width + np.arange(len(each)) - begins)
+    _, *places = np.intersect1d(*keys, assume_unique=True, return_indices=True)
+    found = [
+        Units(each.scores[which], each.labels[which], each.rows[which])
+        for each, which in zip((first, second), places, strict=True)
+    ]
+    same = found[0].labels == found[1].labels
+    return tuple(  # type: ignore[return-value]
+        Units(each.scores[same], each.labels[same], each.rows[same]) for each in found
+    )
 
 
 class BasePrediction(BaseModel):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from targets.answers import IGNORED, Units, most_probable, softmax
+from targets.answers.base import shared_units
 
 
 def test_what_is_ignored_is_left_out_and_rows_are_kept() -> None:
@@ -46,3 +47,18 @@ def test_probabilities_of_large_logits_are_finite() -> None:
 def test_the_first_of_equal_scores_is_the_answer(scores: list[float]) -> None:
     assert most_probable(np.array(scores)).tolist() in (1, [1])
     assert most_probable(np.array([2.0, 2.0])) == 0
+
+
+def test_what_only_one_model_reads_is_not_compared() -> None:
+    def units(rows: list[int], labels: list[int]) -> Units:
+        scores = np.arange(2.0 * len(rows)).reshape(-1, 2)
+        return Units(scores, np.array(labels), np.array(rows))
+
+    whole = units([0, 0, 0, 2, 2], [5, 6, 7, 8, 9])
+    short = units([0, 0, 2, 2, 3], [5, 6, 8, 9, 1])
+    first, second = shared_units(whole, short)
+    assert first.rows.tolist() == second.rows.tolist() == [0, 0, 2, 2]
+    assert first.labels.tolist() == second.labels.tolist() == [5, 6, 8, 9]
+    assert first.scores[:, 0].tolist() == [0, 2, 6, 8]
+    assert second.scores[:, 0].tolist() == [0, 2, 4, 6]
+    assert shared_units(whole, whole) == (whole, whole)
