@@ -80,6 +80,10 @@ class Units:
             rows[order],
         )
 
+    def take(self, indices: NDArray[np.int64]) -> Units:
+        """Those at the given indices."""
+        return Units(self.scores[indices], self.labels[indices], self.rows[indices])
+
     def __len__(self) -> int:
         return len(self.labels)
 
@@ -112,19 +116,14 @@ def shared_units(first: Units, second: Units) -> tuple[Units, Units]:
     if np.array_equal(first.rows, second.rows):
         return first, second
     width = 1 + max(int(np.bincount(each.rows).max()) for each in (first, second))
-    keys = []
-    for each in (first, second):
-        begins = np.searchsorted(each.rows, each.rows)
-        keys.append(each.rows * width + np.arange(len(each)) - begins)
-    _, *places = np.intersect1d(*keys, assume_unique=True, return_indices=True)
-    found = [
-        Units(each.scores[which], each.labels[which], each.rows[which])
-        for each, which in zip((first, second), places, strict=True)
-    ]
-    same = found[0].labels == found[1].labels
-    return tuple(  # type: ignore[return-value]
-        Units(each.scores[same], each.labels[same], each.rows[same]) for each in found
-    )
+
+    def keys(units: Units) -> NDArray[np.int64]:
+        begins = np.searchsorted(units.rows, units.rows)
+        return np.asarray(units.rows * width + np.arange(len(units)) - begins, dtype=np.int64)
+
+    _, ours, theirs = np.intersect1d(keys(first), keys(second), return_indices=True)
+    same = first.labels[ours] == second.labels[theirs]
+    return first.take(ours[same]), second.take(theirs[same])
 
 
 class BasePrediction(BaseModel):
