@@ -97,10 +97,8 @@ def plan(
     targets = [each.label + _given(each, exclude={"device"}) for each in loaded.targets]
     typer.echo(f"\ntargets: {', '.join(targets)}")
     limits = loaded.budget.model_dump(exclude_none=True)
-    listed = ", ".join(
-        f"{name} {value}" for name, value in limits.items() if value not in ({}, False)
-    )
-    typer.echo(f"budget: {listed}")
+    listed = [f"{name} {value}" for name, value in limits.items() if value != {}]
+    typer.echo(f"budget: {', '.join(listed)}")
     shapes = ", ".join(map(str, loaded.benchmark.shapes))
     typer.echo(
         f"latency: {shape_words(shapes)}, {loaded.benchmark.threads} threads, "

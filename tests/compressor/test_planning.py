@@ -512,3 +512,11 @@ def test_a_missing_tokenizer_is_reported(place: Workplace) -> None:
     (place.checkpoint / "tokenizer.json").unlink()
     with pytest.raises(RecipeError, match="no fast tokenizer"):
         make_plan(place.recipe())
+
+
+def test_a_limit_of_nothing_is_printed_and_what_was_not_set_is_not(home, compressor):
+    found = compressor("plan", home / "recipe.yaml", "--set", "budget.max_accuracy_drop=0")
+    assert found.code == 0, found.err
+    [line] = [each for each in found.out.splitlines() if each.startswith("budget: ")]
+    assert "max_accuracy_drop 0.0" in line
+    assert "{}" not in line
