@@ -10,9 +10,14 @@ from numpy.typing import NDArray
 
 from compressor.onnx_io import Graph
 
-__all__ = ["WeightBits", "dequantized_weight", "quantize_channels"]
+__all__ = ["WeightBits", "dequantized_weight", "largest_level", "quantize_channels"]
 
 WeightBits = Literal[7, 8]
+
+
+def largest_level(bits: WeightBits) -> int:
+    """The largest integer that weights are rounded to: 127, or 63 with 7 bits."""
+    return 127 if bits == 8 else 63
 
 
 def quantize_channels(
@@ -28,7 +33,7 @@ def quantize_channels(
     Returns:
         The integers, of the same shape, and the scales, (weight.shape[axis],).
     """
-    largest = 127 if bits == 8 else 63
+    largest = largest_level(bits)
     others = tuple(index for index in range(weight.ndim) if index != axis)
     maxima = np.abs(weight).max(axis=others)
     smallest = np.finfo(np.float32).tiny  # below it a scale loses digits, and then is 0

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from compressor.errors import PassError
+from compressor.quantization.channels import WeightBits, largest_level
 from compressor.quantization.histogram import Histogram, percentile_threshold
 from compressor.training.settings import QuantizationAware
 
@@ -142,7 +143,7 @@ def round_dynamic(values: Tensor) -> Tensor:
     return torch.fake_quantize_per_tensor_affine(values, scale, zero_point, 0, 255)
 
 
-def round_weight(weight: Tensor, *, bits: int) -> Tensor:
+def round_weight(weight: Tensor, *, bits: WeightBits) -> Tensor:
     """A weight on symmetric levels with one scale for each output channel.
 
     See `compressor.quantization.channels.quantize_channels`, which it equals.
@@ -151,7 +152,7 @@ def round_weight(weight: Tensor, *, bits: int) -> Tensor:
         weight: (outputs, ...).
         bits: 8 uses -127 to 127; 7 uses -63 to 63.
     """
-    largest = 127 if bits == 8 else 63
+    largest = largest_level(bits)
     maxima = weight.detach().abs().flatten(1).amax(dim=1)  # (outputs,)
     scales = (maxima / largest).clamp(min=torch.finfo(torch.float32).tiny)
     scales = torch.where(maxima > 0, scales, 1.0)
@@ -164,7 +165,9 @@ def _layers(module: nn.Module) -> dict[str, nn.Linear | nn.Conv2d]:
     return {name: each for name, each in parts if isinstance(each, nn.Linear | nn.Conv2d)}
 
 
-def _forward(layer: nn.Linear | nn.Conv2d, round_input: Round, bits: int, values: Tensor) -> Tensor:
+def _forward(
+    layer: nn.Linear | nn.Conv2d, round_input: Round, bits: WeightBits, values: Tensor
+) -> Tensor:
     values, weight = round_input(values), round_weight(layer.weight, bits=bits)
     made: Tensor
     if isinstance(layer, nn.Conv2d):
