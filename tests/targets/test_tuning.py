@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -80,7 +81,7 @@ def test_the_fastest_that_answers_the_same_is_chosen_and_measured_again(
 def test_times_of_a_noisy_machine_are_not_believed(
     make_bundle: MakeBundle, pack: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("targets.measurement.MAX_CONTENTION", -1.0)
+    monkeypatch.setattr("targets.measurement.MAX_CONTENTION", -math.inf)
     tuning = tune(Bundle.open(make_bundle(delay_ms=8)), QUICK, pack=pack)
     assert tuning.options == {}
     assert describe(tuning) == "tuned: nothing is taken, the machine was noisy"
