@@ -199,7 +199,7 @@ class Graph:
     def add_initializer(self, wanted: str, array: NDArray[np.generic]) -> str:
         """Add a constant; returns its name."""
         name = self.new_name(wanted)
-        tensor = numpy_helper.from_array(np.ascontiguousarray(array), name)
+        tensor = numpy_helper.from_array(np.asarray(array, order="C"), name)
         self.model.graph.initializer.append(tensor)
         self.initializers[name] = self.model.graph.initializer[-1]
         return name

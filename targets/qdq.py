@@ -164,9 +164,9 @@ def activations_to_uint8(model: onnx.ModelProto) -> int:
 def gather_before_dequantize(model: onnx.ModelProto) -> int:
     """Look rows up in the int8 table and dequantize those, not the whole table, in place.
 
-    A dequantized row is the integers times the scale of the row; both orders give the same bits.
-    A runtime that keeps ``DequantizeLinear`` as it is would restore the whole table at every run,
-    and one that folds it would hold the table as floats.
+    A dequantized row is the integers times the scale of the row, or of all rows; both orders give
+    the same bits. A runtime that keeps ``DequantizeLinear`` as it is would restore the whole table
+    at every run, and one that folds it would hold the table as floats.
 
     Args:
         model: Is changed.
@@ -183,16 +183,17 @@ def gather_before_dequantize(model: onnx.ModelProto) -> int:
         for name in node.input:
             readers.setdefault(name, []).append(node)
     nodes: list[onnx.NodeProto] = []
-    tables: dict[str, tuple[str, str]] = {}
+    tables: dict[str, tuple[str, str, bool]] = {}
     for node in graph.node:
         if _is_row_dequantize(node, initializers, readers):
-            scales = numpy_helper.to_array(initializers[node.input[1]])
-            column = f"{node.input[1]}_column"
-            graph.initializer.append(numpy_helper.from_array(scales[:, None].copy(), column))
-            tables[node.output[0]] = (node.input[0], column)
+            scales, column = numpy_helper.to_array(initializers[node.input[1]]), node.input[1]
+            if scales.ndim:
+                column = f"{column}_column"
+                graph.initializer.append(numpy_helper.from_array(scales[:, None].copy(), column))
+            tables[node.output[0]] = (node.input[0], column, bool(scales.ndim))
             continue
         if node.input and node.op_type == "Gather" and node.input[0] in tables:
-            table, column = tables[node.input[0]]
+            table, scale, by_rows = tables[node.input[0]]
             output, indices = node.output[0], node.input[1]
             parts = [f"{output}_{part}" for part in ("int8", "float", "row_scale")]
             nodes += [
@@ -200,9 +201,13 @@ def gather_before_dequantize(model: onnx.ModelProto) -> int:
                 helper.make_node(
                     "Cast", [parts[0]], [parts[1]], f"{node.name}_cast", to=TensorProto.FLOAT
                 ),
-                helper.make_node("Gather", [column, indices], [parts[2]], f"{node.name}_scales"),
-                helper.make_node("Mul", [parts[1], parts[2]], [output], f"{node.name}_scale"),
             ]
+            if by_rows:
+                nodes.append(
+                    helper.make_node("Gather", [scale, indices], [parts[2]], f"{node.name}_scales")
+                )
+                scale = parts[2]
+            nodes.append(helper.make_node("Mul", [parts[1], scale], [output], f"{node.name}_scale"))
             continue
         nodes.append(node)
     if tables:
@@ -217,7 +222,10 @@ def _is_row_dequantize(
     initializers: dict[str, onnx.TensorProto],
     readers: dict[str, list[onnx.NodeProto]],
 ) -> bool:
-    """Whether a node dequantizes a symmetric table by rows, and row look-ups alone read it."""
+    """Whether a node dequantizes a symmetric table, and row look-ups alone read it.
+
+    It has a scale for each row, or one for all.
+    """
     from onnx import TensorProto, numpy_helper
 
     if node.op_type != "DequantizeLinear" or not set(node.input) <= set(initializers):
@@ -226,7 +234,8 @@ def _is_row_dequantize(
     axis = next((each.i for each in node.attribute if each.name == "axis"), 1)
     if table.data_type != TensorProto.INT8 or scale.data_type != TensorProto.FLOAT:
         return False
-    if len(table.dims) != 2 or axis not in (0, -2) or list(scale.dims) != [table.dims[0]]:
+    by_rows = axis in (0, -2) and list(scale.dims) == [table.dims[0]]
+    if len(table.dims) != 2 or not (by_rows or not scale.dims):
         return False
     if len(node.input) > 2 and numpy_helper.to_array(initializers[node.input[2]]).any():
         return False

@@ -34,6 +34,7 @@ _METHODS_WITH: dict[str, tuple[str, ...]] = {
     "smooth_quant": ("static",),
     "activation_matmuls": ("static",),
     "weight_bits": ("static", "dynamic"),
+    "table_bits": ("static", "dynamic", "weights"),
     "exclude": ("static", "dynamic", "weights", "fp16"),
 }
 
@@ -74,6 +75,8 @@ class Quantize(Pass):
     """Whether static int8 also covers products of two activations, as in attention."""
     weight_bits: Literal[7, 8] = 8
     """7 keeps products from saturating on x86 CPUs without VNNI."""
+    table_bits: Literal[4, 8] = Field(default=8, exclude_if=lambda value: value == 8)
+    """Of large embedding tables: half of the bytes of a small language model. 4 halves them."""
     exclude: tuple[str, ...] = ()
     """Names of ONNX nodes that stay float."""
 
@@ -160,13 +163,20 @@ class Quantize(Pass):
                 weight_bits=self.weight_bits,
                 exclude=self.exclude,
                 activation_matmuls=self.activation_matmuls,
+                table_bits=self.table_bits,
             )
         if self.method == "dynamic":
             return quantization.quantize_dynamic(
-                model.path, destination, weight_bits=self.weight_bits, exclude=self.exclude
+                model.path,
+                destination,
+                weight_bits=self.weight_bits,
+                exclude=self.exclude,
+                table_bits=self.table_bits,
             )
         if self.method == "weights":
-            return quantization.quantize_weights(model.path, destination, exclude=self.exclude)
+            return quantization.quantize_weights(
+                model.path, destination, exclude=self.exclude, table_bits=self.table_bits
+            )
         if self.method == "fp16":
             return quantization.convert_fp16(model.path, destination, exclude=self.exclude)
         return quantization.request_bf16(model.path, destination)

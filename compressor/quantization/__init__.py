@@ -5,11 +5,13 @@ from compressor.quantization.dynamic import quantize_dynamic
 from compressor.quantization.floats import convert_fp16, request_bf16
 from compressor.quantization.static import Calibration, quantize_static
 from compressor.quantization.summary import QuantizationSummary
+from compressor.quantization.tables import TableBits
 from compressor.quantization.weights import quantize_weights
 
 __all__ = [
     "Calibration",
     "QuantizationSummary",
+    "TableBits",
     "WeightBits",
     "convert_fp16",
     "quantize_dynamic",

@@ -12,7 +12,7 @@ from compressor.onnx_io import Graph, load_model, save_model, set_opset
 from compressor.quantization.channels import WeightBits, quantize_channels
 from compressor.quantization.gemm import split_gemms
 from compressor.quantization.summary import QuantizationSummary
-from compressor.quantization.tables import quantize_tables
+from compressor.quantization.tables import TableBits, quantize_tables
 
 __all__ = ["quantize_dynamic"]
 
@@ -23,6 +23,7 @@ def quantize_dynamic(
     *,
     weight_bits: WeightBits = 8,
     exclude: Sequence[str] = (),
+    table_bits: TableBits = 8,
 ) -> QuantizationSummary:
     """Quantize a float32 model to int8 without calibration, for ONNX Runtime on CPUs.
 
@@ -35,6 +36,7 @@ def quantize_dynamic(
         destination: Where to write the quantized one.
         weight_bits: 8, or 7 to rule out saturation on CPUs that add int8 products in 16 bits.
         exclude: Names of nodes to leave in float32.
+        table_bits: Of large embedding tables.
 
     Raises:
         PassError: A name in ``exclude`` is no node's.
@@ -57,7 +59,7 @@ def quantize_dynamic(
         nodes += _integer_product(graph, node, activations[tensor], weight_bits)
         quantized.add(node.name)
     graph.replace_nodes(nodes)
-    tables = quantize_tables(model, exclude)
+    tables = quantize_tables(model, exclude, bits=table_bits)
     save_model(model, destination)
     return QuantizationSummary.of(load_model(source), quantized, tables)
 

@@ -22,7 +22,7 @@ from compressor.quantization.histogram import (
 from compressor.quantization.observe import observe
 from compressor.quantization.smooth import smooth
 from compressor.quantization.summary import QuantizationSummary
-from compressor.quantization.tables import quantize_tables
+from compressor.quantization.tables import TableBits, quantize_tables
 from targets.signature import Arrays
 
 __all__ = ["Calibration", "insert_qdq", "quantize_static"]
@@ -55,6 +55,7 @@ def quantize_static(
     exclude: Sequence[str] = (),
     activation_matmuls: bool = False,
     tables: bool = True,
+    table_bits: TableBits = 8,
     threads: int = 1,
 ) -> QuantizationSummary:
     """Quantize a float32 model to symmetric int8 with ranges fixed by calibration.
@@ -74,7 +75,8 @@ def quantize_static(
         weight_bits: 8, or 7 to rule out saturation on CPUs that add int8 products in 16 bits.
         exclude: Names of nodes to leave in float32.
         activation_matmuls: Also quantize products of two activations, as in attention.
-        tables: Also store embedding tables as int8.
+        tables: Also store embedding tables as integers.
+        table_bits: Of the large ones among them.
         threads: CPU threads to calibrate with.
 
     Returns:
@@ -100,7 +102,7 @@ def quantize_static(
         for name, histogram in observed.histograms.items()
     }
     quantized = insert_qdq(model, sites, thresholds, weight_bits)
-    table_names = quantize_tables(quantized, exclude) if tables else ()
+    table_names = quantize_tables(quantized, exclude, bits=table_bits) if tables else ()
     save_model(quantized, destination)
     return QuantizationSummary.of(model, {site.node for site in sites}, table_names, thresholds)
 

@@ -20,7 +20,7 @@ class QuantizationSummary:
     Attributes:
         quantized_nodes: Nodes that multiply int8 now (or 16-bit floats), in the order of the graph.
         float_nodes: Nodes of the same kinds that still multiply float32.
-        tables: Embedding tables that are stored as int8.
+        tables: Embedding tables that are stored as integers.
         thresholds: Tensor name -> largest magnitude that its int8 form holds.
     """
 
@@ -51,4 +51,4 @@ class QuantizationSummary:
         """One line for the report."""
         total = len(self.quantized_nodes) + len(self.float_nodes)
         line = f"{len(self.quantized_nodes)} of {total} matrix products quantized"
-        return f"{line}, {len(self.tables)} embedding tables in int8" if self.tables else line
+        return f"{line}, {len(self.tables)} embedding tables as integers" if self.tables else line

@@ -11,13 +11,17 @@ from compressor.onnx_io import Graph, load_model, save_model, set_opset
 from compressor.quantization.channels import dequantized_weight
 from compressor.quantization.gemm import split_gemms
 from compressor.quantization.summary import QuantizationSummary
-from compressor.quantization.tables import quantize_tables
+from compressor.quantization.tables import TableBits, quantize_tables
 
 __all__ = ["quantize_weights"]
 
 
 def quantize_weights(
-    source: Path, destination: Path, *, exclude: Sequence[str] = ()
+    source: Path,
+    destination: Path,
+    *,
+    exclude: Sequence[str] = (),
+    table_bits: TableBits = 8,
 ) -> QuantizationSummary:
     """Store weights and embedding tables as int8; the arithmetic stays float32.
 
@@ -25,6 +29,7 @@ def quantize_weights(
         source: A float32 model; stays as it is.
         destination: Where to write the quantized one.
         exclude: Names of nodes whose weights stay float32.
+        table_bits: Of large embedding tables.
 
     Raises:
         PassError: A name in ``exclude`` is no node's.
@@ -45,6 +50,6 @@ def quantize_weights(
             quantized.add(node.name)
         nodes.append(node)
     graph.replace_nodes(nodes)
-    tables = quantize_tables(model, exclude)
+    tables = quantize_tables(model, exclude, bits=table_bits)
     save_model(model, destination)
     return QuantizationSummary.of(model, quantized, tables)

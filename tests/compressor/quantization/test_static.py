@@ -60,7 +60,7 @@ def test_every_product_with_weights_is_quantized_by_default(quantized):
     assert set(summary.quantized_nodes) == set(MATMULS)
     assert set(summary.float_nodes) == {"scores", "mixed"}
     assert summary.tables == ("table",)
-    assert summary.note == "7 of 9 matrix products quantized, 1 embedding tables in int8"
+    assert summary.note == "7 of 9 matrix products quantized, 1 embedding tables as integers"
 
 
 def test_products_of_activations_are_quantized_when_asked(quantized):
