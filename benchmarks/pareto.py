@@ -26,7 +26,8 @@ from compressor.progress import Progress
 from compressor.recipe import Recipe
 from compressor.report.schema import Report, Row
 from compressor.report.wording import drop_interval, points
-from compressor.search.auto import INT8, AutoSettings, search
+from compressor.search.auto import AutoSettings, search
+from compressor.search.found import int8_variants
 from compressor.store import RunStore, default_store
 from targets.benchmark import BenchmarkSettings
 from targets.measurement import Measurement, speedup
@@ -42,7 +43,7 @@ BASE, TARGET = "onnxruntime", "openvino"
 WHOLE: Mapping[str, tuple[Pass, ...]] = {
     "fp32": (Export(),),
     "int8-dynamic": (Export(), Quantize(method="dynamic", weight_bits=7)),
-    "int8": (Export(), *INT8["int8"]),
+    "int8": (Export(), *int8_variants()["int8"]),
 }
 """The untouched model without training: the slow end of the curve."""
 
@@ -104,7 +105,7 @@ def _found(
             progress.warn(f"{speed:g}x: {error.what}")
             continue
         assert best is not None
-        variants[f"{speed:g}x"] = (*best.passes, Export(), *INT8["int8"])
+        variants[f"{speed:g}x"] = (*best.passes, Export(), *int8_variants()["int8"])
     return variants
 
 

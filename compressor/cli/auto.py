@@ -42,6 +42,10 @@ def auto(
         float | None, typer.Option(min=0.001, help="Longest median time of a run, in ms.")
     ] = None,
     max_mb: Annotated[float | None, typer.Option(min=0.001, help="Largest bundle, in MB.")] = None,
+    unlabeled: Annotated[
+        Path | None,
+        typer.Option(help="File with more texts, one a line: the model labels them to train on."),
+    ] = None,
     text: Annotated[str, typer.Option(help="Column with the text.")] = "text",
     label: Annotated[str, typer.Option(help="Column with the label.")] = "label",
     threads: Annotated[int, typer.Option(min=1, help="CPU threads of a run.")] = 1,
@@ -63,7 +67,8 @@ def auto(
     from compressor.pipeline import run as run_recipe
     from compressor.recipe import Recipe
     from compressor.recipe.write import write_recipe
-    from compressor.search.auto import AutoSettings, found_recipe, search
+    from compressor.search.auto import AutoSettings, search
+    from compressor.search.found import found_recipe
     from targets.benchmark import BenchmarkSettings
     from targets.registry import get
 
@@ -81,7 +86,10 @@ def auto(
         output=output.absolute(),
     )
     opened = open_store(store)
-    settings = AutoSettings(time_limit_s=60 * time_limit)
+    settings = AutoSettings(
+        time_limit_s=60 * time_limit,
+        unlabeled=None if unlabeled is None else unlabeled.absolute(),
+    )
     with ConsoleProgress() as progress:
         found = search(recipe, settings, store=opened, progress=progress)
         if found.stopped is not None:

@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     from compressor.model import Model, OnnxModel
     from compressor.quantization.summary import QuantizationSummary
 
-__all__ = ["Quantize"]
+__all__ = ["Quantize", "TableBits"]
+
+TableBits = Literal[4, 8]
 
 _PRECISIONS: dict[str, Precision] = {
     "static": "int8",
@@ -75,7 +77,7 @@ class Quantize(Pass):
     """Whether static int8 also covers products of two activations, as in attention."""
     weight_bits: Literal[7, 8] = 8
     """7 keeps products from saturating on x86 CPUs without VNNI."""
-    table_bits: Literal[4, 8] = Field(default=8, exclude_if=lambda value: value == 8)
+    table_bits: TableBits = Field(default=8, exclude_if=lambda value: value == 8)
     """Of large embedding tables: half of the bytes of a small language model. 4 halves them."""
     exclude: tuple[str, ...] = ()
     """Names of ONNX nodes that stay float."""

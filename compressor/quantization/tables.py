@@ -96,7 +96,8 @@ def quantize_rows_to_4_bits(
 
 
 def _levels(table: NDArray[np.float32], scales: NDArray[np.float32]) -> NDArray[np.float32]:
-    return np.clip(np.rint(table / scales), -8, 7)
+    levels: NDArray[np.float32] = np.clip(np.rint(table / scales), -8, 7)
+    return levels
 
 
 def _packed(graph: Graph, name: str) -> tuple[onnx.NodeProto, str]:
@@ -113,7 +114,7 @@ def _packed(graph: Graph, name: str) -> tuple[onnx.NodeProto, str]:
         "DequantizeLinear",
         [
             graph.add_initializer(f"{name}_packed", 16 * right + (left + 8)),
-            graph.add_initializer(f"{name}_sixteenth", np.float32(1 / 16)),
+            graph.add_initializer(f"{name}_sixteenth", np.array(1 / 16, np.float32)),
         ],
         [output],
         name=graph.new_name(f"{name}_DequantizeLinear"),
@@ -135,7 +136,7 @@ def _look_up(
         return made
 
     def constant(value: float) -> str:
-        return graph.add_initializer(f"{gather.output[0]}_constant", np.float32(value))
+        return graph.add_initializer(f"{gather.output[0]}_constant", np.array(value, np.float32))
 
     ids = gather.input[1]
     sixteenths = add("Gather", packed.output[0], ids)

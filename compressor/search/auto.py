@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
@@ -21,20 +21,20 @@ from compressor.passes import Pass
 from compressor.passes.distill import Distill
 from compressor.passes.export import Export
 from compressor.passes.prune import Prune
-from compressor.passes.quantize import Quantize
+from compressor.passes.quantize import TableBits
 from compressor.passes.trim_vocabulary import TrimVocabulary
 from compressor.planning import validate_recipe
 from compressor.preparation import prepare, runnable_targets
 from compressor.progress import Progress
 from compressor.pruning.layers import spread_layers
 from compressor.recipe.schema import Recipe
+from compressor.search.found import int8_variants, variants
 from compressor.search.latency import LatencyTable
 from compressor.search.probing import Prober
 from compressor.search.solver import ImportanceCurves, Solution, solve
 from compressor.store import RunStore
-from compressor.training.settings import QuantizationAware
 
-__all__ = ["AutoSettings", "Search", "Trial", "found_recipe", "search"]
+__all__ = ["AutoSettings", "Search", "Trial", "search"]
 
 IMPORTANCE_VERSION = 1
 NUM_EXAMPLES = 512
@@ -46,17 +46,11 @@ MAX_DEPTHS = 3
 """Numbers of layers that are tried for one latency."""
 HOPELESS_POINTS = 3.0
 """A shape that misses the accuracy by more after a short training is not trained for long."""
-LARGE_VOCABULARY, SMALL_VOCABULARY = 20_000, 10_000
-"""Tokens from the beginning of the vocabulary to keep: they cost size and no time. The smaller one
-lost 0.6 points more on TREC-6."""
-AWARE_EPOCHS = 4
-"""Of the training in int8, where post-training int8 loses too much."""
-AWARE_LEARNING_RATE = 1e-4
-INT8: dict[str, tuple[Pass, ...]] = {
-    "int8": (Quantize(method="static", weight_bits=7),),
-    "int8-dynamic": (Quantize(method="dynamic", weight_bits=7),),
-}
-SIXTEEN_BITS: tuple[Literal["fp16", "bf16"], ...] = ("fp16", "bf16")
+EMBEDDINGS: tuple[tuple[int, TableBits], ...] = ((20_000, 8), (20_000, 4), (15_000, 4), (10_000, 4))
+"""Tokens from the beginning of the vocabulary to keep, and bits of their embeddings: they cost size
+and no time. On TREC-6, 4 bits lost 0 to 0.2 points, and 10,000 tokens 0.6 more than 20,000."""
+EMBEDDINGS_SHARE = 0.6
+"""Of the size of a bundle; layers, tokenizer and test data are the rest."""
 
 
 class AutoSettings(BaseModel):
@@ -71,8 +65,10 @@ class AutoSettings(BaseModel):
     epochs: int = 24
     """Of the training of a shape that was chosen."""
     keep_first: int | None = None
-    """Of the vocabulary; see `compressor.passes.trim_vocabulary`. None keeps few where the budget
-    has a size, else many."""
+    """Of the vocabulary; see `compressor.passes.trim_vocabulary`. None follows from the size in the
+    budget."""
+    unlabeled: Path | None = None
+    """Inputs without labels to train on as well; see `compressor.passes.distill`."""
 
 
 @dataclass(frozen=True)
@@ -104,10 +100,12 @@ class Search:
         stopped: Why it ended before all was looked at, in words; None where it did not.
         int8_drop_points: Accuracy that the best loses in int8 without further training, on the
             validation data; None where that was not looked at.
+        table_bits: Of embedding tables in int8.
     """
 
     table: LatencyTable
     whole_ms: float
+    table_bits: TableBits = 8
     trials: list[Trial] = field(default_factory=list)
     best: Trial | None = None
     stopped: str | None = None
@@ -157,59 +155,6 @@ def search(
     return _Searcher(recipe, settings, store, progress).search()
 
 
-def found_recipe(recipe: Recipe, found: Search) -> Recipe:
-    """The recipe with the best of a search: a run of it finds the training in the store.
-
-    Where int8 loses more than the budget allows, a variant is trained in int8 for some epochs more
-    (Jacob et al., 2018).
-
-    Args:
-        recipe: What was searched for.
-        found: With a best.
-    """
-    assert found.best is not None
-    passes, variants, limit = found.best.passes, _variants(recipe), recipe.budget.max_accuracy_drop
-    lost = found.int8_drop_points
-    if limit is None or lost is None or lost <= limit:
-        return recipe.model_copy(update={"passes": (*passes, Export()), "variants": variants})
-    exported = {name: (Export(), *tail) for name, tail in variants.items()}
-    int8 = INT8["int8"]
-    exported["int8-aware"] = (_in_int8(passes[-1], int8[-1]), Export(), *int8)
-    return recipe.model_copy(update={"passes": passes, "variants": exported})
-
-
-def _in_int8(distill: Pass, quantize: Pass) -> Distill:
-    """A short training like the one before it, with the rounding of the quantization after it."""
-    assert isinstance(distill, Distill)
-    assert isinstance(quantize, Quantize)
-    rounding = QuantizationAware(percentile=quantize.percentile, weight_bits=quantize.weight_bits)
-    return distill.model_copy(
-        update={
-            "epochs": AWARE_EPOCHS,
-            "learning_rate": AWARE_LEARNING_RATE,
-            "quantization_aware": rounding,
-        }
-    )
-
-
-def _variants(recipe: Recipe) -> dict[str, tuple[Pass, ...]]:
-    """Every precision that some target runs natively: the run measures all, and ships the fastest.
-
-    int8 is slower than floats on some processors, and int8 with fixed ranges than with dynamic
-    ones.
-    """
-    native = {each for target in recipe.targets for each in target.native_precisions()}
-    floats: dict[str, tuple[Pass, ...]] = {
-        name: (Quantize(method=name),) for name in SIXTEEN_BITS if name in native
-    }
-    int8 = {
-        name: passes
-        for name, passes in INT8.items()
-        if any(passes[-1].precision not in target.refuses for target in recipe.targets)
-    }
-    return {"fp32": (), **floats, **int8}
-
-
 class _Searcher:
     def __init__(
         self, recipe: Recipe, settings: AutoSettings, store: RunStore, progress: Progress
@@ -220,9 +165,12 @@ class _Searcher:
         self.store = store
         self.progress = progress
         plan = validate_recipe(
-            recipe.model_copy(update={"passes": (Export(),), "variants": _variants(recipe)})
+            recipe.model_copy(update={"passes": (Export(),), "variants": variants(recipe)})
         )
         self.architecture: Architecture = plan.original
+        self.keep_first, self.table_bits = _embeddings(self.architecture, recipe.budget)
+        if settings.keep_first is not None:
+            self.keep_first = settings.keep_first
         self.prepared = prepare(recipe, plan, store=store, progress=progress)
         self.manager = self.prepared.manager()
         self.seconds_an_epoch: float | None = None
@@ -237,8 +185,8 @@ class _Searcher:
             progress=self.progress,
         )
         target = runnable_targets(self.recipe, form="onnx")[0]
-        table = prober.table(self.architecture, target, INT8["int8"])
-        found = Search(table, table.predict(self.architecture.layers))
+        table = prober.table(self.architecture, target, int8_variants()["int8"])
+        found = Search(table, table.predict(self.architecture.layers), self.table_bits)
         curves = self._curves()
         limit = self.recipe.budget.max_latency_ms
         try:
@@ -258,7 +206,7 @@ class _Searcher:
         return found
 
     def _int8_drop(self, trial: Trial) -> float:
-        chain = (*trial.passes, Export(), *INT8["int8"])
+        chain = (*trial.passes, Export(), *int8_variants(self.table_bits)["int8"])
         model = load_model(self.manager.run(chain)[-1].folder)
         right = answer(model, self.prepared.splits().validation).right
         return self._drop(float(right.mean()))
@@ -363,7 +311,7 @@ class _Searcher:
 
     def _passes(self, solution: Solution, epochs: int) -> tuple[Pass, ...]:
         return (
-            TrimVocabulary(keep_first=self._keep_first()),
+            TrimVocabulary(keep_first=self.keep_first),
             Prune(shape=solution.kept),
             Distill(
                 epochs=epochs,
@@ -371,14 +319,9 @@ class _Searcher:
                 hidden_weight=10.0,
                 temperature=1.0,
                 layer_map=tuple((number, each.layer) for number, each in enumerate(solution.kept)),
+                unlabeled=self.settings.unlabeled,
             ),
         )
-
-    def _keep_first(self) -> int:
-        if self.settings.keep_first is not None:
-            return self.settings.keep_first
-        has_size = self.recipe.budget.max_size_mb is not None
-        return SMALL_VOCABULARY if has_size else LARGE_VOCABULARY
 
     def _curves(self) -> ImportanceCurves:
         def make(files: Path, work: Path) -> dict[str, Any]:
@@ -421,6 +364,16 @@ class _Searcher:
         self.progress.finish("", cached=step.cached)
         heads, ffn = ([np.asarray(each) for each in facts[name]] for name in ("heads", "ffn"))
         return ImportanceCurves.of(heads, ffn)
+
+
+def _embeddings(architecture: Architecture, budget: Budget) -> tuple[int, TableBits]:
+    """How many tokens to keep and the bits of their embeddings: the most that a size allows."""
+    limit, width = budget.max_size_mb, architecture.embedding_size or architecture.hidden_size
+    for keep_first, bits in EMBEDDINGS:
+        size = min(keep_first, architecture.vocabulary_size) * width * bits / 8
+        if limit is None or size <= EMBEDDINGS_SHARE * limit * 1e6:
+            return keep_first, bits
+    return EMBEDDINGS[-1]
 
 
 class _OutOfTimeError(Exception):

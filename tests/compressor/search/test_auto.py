@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from compressor.architecture import Architecture
 from compressor.data import DataSpec
 from compressor.errors import BudgetError
 from compressor.gate.budget import Budget
@@ -19,7 +20,8 @@ from compressor.pipeline import run
 from compressor.progress import Silent
 from compressor.recipe import Recipe, load_recipe
 from compressor.report.files import read_report
-from compressor.search.auto import INT8, AutoSettings, Search, Trial, found_recipe, search
+from compressor.search.auto import AutoSettings, Search, Trial, _embeddings, search
+from compressor.search.found import found_recipe, int8_variants
 from compressor.search.solver import Solution
 from compressor.store import RunStore
 from targets.benchmark import BenchmarkSettings
@@ -159,12 +161,12 @@ def found_with(int8_drop: float | None, *, budget: float | None = 1.0) -> tuple[
 
 def test_where_int8_loses_too_much_a_variant_trains_in_it() -> None:
     _, found = found_with(1.2)
-    assert found.chains["int8"] == (*found.passes, Export(), *INT8["int8"])
+    assert found.chains["int8"] == (*found.passes, Export(), *int8_variants()["int8"])
     *before, aware, export, quantize = found.chains["int8-aware"]
     assert tuple(before) == found.passes
     assert isinstance(aware, Distill)
     assert isinstance(quantize, Quantize)
-    assert (export, quantize) == (Export(), *INT8["int8"])
+    assert (export, quantize) == (Export(), *int8_variants()["int8"])
     assert aware.hidden_weight == 10.0
     assert aware.epochs < 24
     rounding = aware.quantization_aware
@@ -177,6 +179,37 @@ def test_where_int8_holds_nothing_trains_in_it(drop: float | None, budget: float
     _, found = found_with(drop, budget=budget)
     assert [each.name for each in found.passes] == ["trim_vocabulary", "distill", "export"]
     assert "int8-aware" not in found.variants
+
+
+@pytest.mark.parametrize(
+    ("max_mb", "chosen"),
+    [
+        (None, (20_000, 8)),
+        (12.8, (20_000, 8)),  # 7.68 MB of embeddings are 60%
+        (12.7, (20_000, 4)),
+        (6.1, (15_000, 4)),
+        (1.0, (10_000, 4)),
+    ],
+)
+def test_a_size_is_met_with_fewer_bits_and_then_with_fewer_tokens(
+    max_mb: float | None, chosen: tuple[int, int]
+) -> None:
+    bert = Architecture(
+        family="bert", layers=(), head_size=32, hidden_size=384, vocabulary_size=30_522,
+        num_labels=6, max_positions=512,
+    )  # fmt: skip
+    assert _embeddings(bert, Budget(max_size_mb=max_mb)) == chosen
+    few = dataclasses.replace(bert, vocabulary_size=2_000)
+    assert _embeddings(few, Budget(max_size_mb=max_mb)) == (20_000, 4 if max_mb == 1.0 else 8)
+
+
+def test_every_int8_variant_has_the_embeddings_that_were_chosen() -> None:
+    wanted, _ = found_with(None)
+    searched = Search(table=None, whole_ms=10.0, table_bits=4)  # type: ignore[arg-type]
+    searched.add(Trial(Solution((), 1.0, 0.0), 24, 0.4, wanted.passes), Budget())
+    made = found_recipe(wanted, searched).variants
+    ends = {name: passes[-1] for name, passes in made.items() if name.startswith("int8")}
+    assert [each.table_bits for each in ends.values() if isinstance(each, Quantize)] == [4, 4]
 
 
 def test_a_precision_that_no_target_takes_is_left_out() -> None:

@@ -1,0 +1,86 @@
+"""From what a search found to a recipe: the precisions that a run compares."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from compressor.passes import Pass
+from compressor.passes.distill import Distill
+from compressor.passes.export import Export
+from compressor.passes.quantize import Quantize, TableBits
+from compressor.recipe.schema import Recipe
+from compressor.training.settings import QuantizationAware
+
+if TYPE_CHECKING:
+    from compressor.search.auto import Search
+
+__all__ = ["found_recipe", "int8_variants", "variants"]
+
+AWARE_EPOCHS = 4
+"""Of the training in int8, where post-training int8 loses too much."""
+AWARE_LEARNING_RATE = 1e-4
+SIXTEEN_BITS: tuple[Literal["fp16", "bf16"], ...] = ("fp16", "bf16")
+
+
+def found_recipe(recipe: Recipe, found: Search) -> Recipe:
+    """The recipe with the best of a search: a run of it finds the training in the store.
+
+    Where int8 loses more than the budget allows, a variant is trained in int8 for some epochs more
+    (Jacob et al., 2018).
+
+    Args:
+        recipe: What was searched for.
+        found: With a best.
+    """
+    assert found.best is not None
+    passes, made = found.best.passes, variants(recipe, found.table_bits)
+    lost, limit = found.int8_drop_points, recipe.budget.max_accuracy_drop
+    if limit is None or lost is None or lost <= limit:
+        return recipe.model_copy(update={"passes": (*passes, Export()), "variants": made})
+    exported = {name: (Export(), *tail) for name, tail in made.items()}
+    int8 = int8_variants(found.table_bits)["int8"]
+    exported["int8-aware"] = (_in_int8(passes[-1], *int8), Export(), *int8)
+    return recipe.model_copy(update={"passes": passes, "variants": exported})
+
+
+def _in_int8(distill: Pass, quantize: Quantize) -> Distill:
+    """A short training like the one before it, with the rounding of the quantization after it."""
+    assert isinstance(distill, Distill)
+    rounding = QuantizationAware(percentile=quantize.percentile, weight_bits=quantize.weight_bits)
+    return distill.model_copy(
+        update={
+            "epochs": AWARE_EPOCHS,
+            "learning_rate": AWARE_LEARNING_RATE,
+            "quantization_aware": rounding,
+        }
+    )
+
+
+def int8_variants(table_bits: TableBits = 8) -> dict[str, tuple[Quantize]]:
+    """The ways into int8 that a search compares.
+
+    Args:
+        table_bits: Of large embedding tables.
+    """
+    return {
+        "int8": (Quantize(method="static", weight_bits=7, table_bits=table_bits),),
+        "int8-dynamic": (Quantize(method="dynamic", weight_bits=7, table_bits=table_bits),),
+    }
+
+
+def variants(recipe: Recipe, table_bits: TableBits = 8) -> dict[str, tuple[Pass, ...]]:
+    """Every precision that some target runs natively: the run measures all, and ships the fastest.
+
+    int8 is slower than floats on some processors, and int8 with fixed ranges than with dynamic
+    ones.
+    """
+    native = {each for target in recipe.targets for each in target.native_precisions()}
+    floats: dict[str, tuple[Pass, ...]] = {
+        name: (Quantize(method=name),) for name in SIXTEEN_BITS if name in native
+    }
+    int8: dict[str, tuple[Pass, ...]] = {
+        name: passes
+        for name, passes in int8_variants(table_bits).items()
+        if any(passes[-1].precision not in target.refuses for target in recipe.targets)
+    }
+    return {"fp32": (), **floats, **int8}
