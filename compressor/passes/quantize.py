@@ -38,6 +38,7 @@ _METHODS_WITH: dict[str, tuple[str, ...]] = {
     "weight_bits": ("static", "dynamic"),
     "table_bits": ("static", "dynamic", "weights"),
     "exclude": ("static", "dynamic", "weights", "fp16"),
+    "keep_float": ("static",),
 }
 
 
@@ -81,6 +82,9 @@ class Quantize(Pass):
     """Of large embedding tables: half of the bytes of a small language model. 4 halves them."""
     exclude: tuple[str, ...] = ()
     """Names of ONNX nodes that stay float."""
+    keep_float: int = Field(default=0, ge=0, exclude_if=lambda value: value == 0)
+    """So many more matrix products stay float: those that change the outputs most when they alone
+    are quantized, on calibration data."""
 
     @model_validator(mode="after")
     def _settings_have_effect(self) -> Self:
@@ -164,6 +168,7 @@ class Quantize(Pass):
                 smooth_quant=self.smooth_quant,
                 weight_bits=self.weight_bits,
                 exclude=self.exclude,
+                keep_float=self.keep_float,
                 activation_matmuls=self.activation_matmuls,
                 table_bits=self.table_bits,
             )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -20,6 +20,7 @@ from compressor.quantization.histogram import (
     percentile_threshold,
 )
 from compressor.quantization.observe import observe
+from compressor.quantization.sensitivity import sensitivities
 from compressor.quantization.smooth import smooth
 from compressor.quantization.summary import QuantizationSummary
 from compressor.quantization.tables import TableBits, quantize_tables
@@ -32,6 +33,7 @@ Calibration = Literal["minmax", "entropy", "percentile"]
 _MATRIX_OPS = ("MatMul", "Conv")
 _OPSET = 13
 """The first opset with per-channel Q/DQ."""
+_SENSITIVITY_BATCHES = 4
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,7 @@ def quantize_static(
     smooth_quant: float | None = None,
     weight_bits: WeightBits = 8,
     exclude: Sequence[str] = (),
+    keep_float: int = 0,
     activation_matmuls: bool = False,
     tables: bool = True,
     table_bits: TableBits = 8,
@@ -74,6 +77,8 @@ def quantize_static(
         smooth_quant: Migration strength in [0, 1] of SmoothQuant, or None to leave it out.
         weight_bits: 8, or 7 to rule out saturation on CPUs that add int8 products in 16 bits.
         exclude: Names of nodes to leave in float32.
+        keep_float: How many more to leave: those that change the outputs most when they alone are
+            quantized, on the first four batches.
         activation_matmuls: Also quantize products of two activations, as in attention.
         tables: Also store embedding tables as integers.
         table_bits: Of the large ones among them.
@@ -87,7 +92,7 @@ def quantize_static(
             ``exclude``.
     """
     model = split_gemms(set_opset(load_model(source), _OPSET), exclude)
-    inputs = list(batches) if smooth_quant is not None else batches
+    inputs = list(batches) if smooth_quant is not None or keep_float else batches
     if smooth_quant is not None:
         model = smooth(model, inputs, strength=smooth_quant, exclude=exclude, threads=threads)
     sites = _sites(Graph(model), exclude, activation_matmuls)
@@ -101,6 +106,15 @@ def quantize_static(
         name: _threshold(histogram, calibration, percentile)
         for name, histogram in observed.histograms.items()
     }
+    if keep_float:
+
+        def rounded(node: str) -> onnx.ModelProto:
+            return insert_qdq(model, _of_nodes(sites, {node}), thresholds, weight_bits)
+
+        nodes = dict.fromkeys(site.node for site in sites)
+        few = list(inputs)[:_SENSITIVITY_BATCHES]
+        errors = sensitivities(model, nodes, rounded, few, threads=threads)
+        sites = _of_nodes(sites, sorted(nodes, key=errors.__getitem__)[:-keep_float])
     quantized = insert_qdq(model, sites, thresholds, weight_bits)
     table_names = quantize_tables(quantized, exclude, bits=table_bits) if tables else ()
     save_model(quantized, destination)
@@ -176,6 +190,10 @@ def _sites(graph: Graph, exclude: Sequence[str], activation_matmuls: bool) -> li
             if node.input[operand] not in made_int8
         ]
     return sites
+
+
+def _of_nodes(sites: Sequence[_Site], nodes: Collection[str]) -> list[_Site]:
+    return [site for site in sites if site.node in nodes]
 
 
 def _qdq(

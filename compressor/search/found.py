@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 __all__ = ["found_recipe", "int8_variants", "variants"]
 
+KEEP_FLOAT = 4
+"""Matrix products that stay float in a variant, where int8 loses too much."""
 AWARE_EPOCHS = 4
 """Of the training in int8, where post-training int8 loses too much."""
 AWARE_LEARNING_RATE = 1e-4
@@ -25,8 +27,8 @@ SIXTEEN_BITS: tuple[Literal["fp16", "bf16"], ...] = ("fp16", "bf16")
 def found_recipe(recipe: Recipe, found: Search) -> Recipe:
     """The recipe with the best of a search: a run of it finds the training in the store.
 
-    Where int8 loses more than the budget allows, a variant is trained in int8 for some epochs more
-    (Jacob et al., 2018).
+    Where int8 loses more than the budget allows, one variant more keeps the most sensitive products
+    in float, and one is trained in int8 for some epochs more (Jacob et al., 2018).
 
     Args:
         recipe: What was searched for.
@@ -38,8 +40,9 @@ def found_recipe(recipe: Recipe, found: Search) -> Recipe:
     if limit is None or lost is None or lost <= limit:
         return recipe.model_copy(update={"passes": (*passes, Export()), "variants": made})
     exported = {name: (Export(), *tail) for name, tail in made.items()}
-    int8 = int8_variants(found.table_bits)["int8"]
-    exported["int8-aware"] = (_in_int8(passes[-1], *int8), Export(), *int8)
+    [int8] = int8_variants(found.table_bits)["int8"]
+    exported["int8-mixed"] = (Export(), int8.model_copy(update={"keep_float": KEEP_FLOAT}))
+    exported["int8-aware"] = (_in_int8(passes[-1], int8), Export(), int8)
     return recipe.model_copy(update={"passes": passes, "variants": exported})
 
 

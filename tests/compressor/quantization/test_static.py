@@ -101,6 +101,28 @@ def test_excluded_nodes_stay_as_they_were(quantized):
     assert node_types(load_model(path))["Gemm"] == 1
 
 
+def test_the_products_that_cost_most_stay_float(
+    quantized, encoder_path, make_encoder, make_feeds, batches
+):
+    onnx.save(make_encoder(outliers=50), encoder_path)
+    alone = {}
+    for name in MATMULS:
+        path, _ = quantized(exclude=[each for each in MATMULS if each != name], tables=False)
+        alone[name] = np.mean([error(path, encoder_path, feeds) for feeds in batches])
+    worst = sorted(MATMULS, key=alone.__getitem__)[-2:]
+    path, summary = quantized(keep_float=2)
+    assert set(MATMULS) - set(summary.quantized_nodes) == set(worst)
+    feeds = make_feeds(seed=9)
+    kept = error(path, encoder_path, feeds)
+    assert kept < 0.9 * error(quantized()[0], encoder_path, feeds)
+
+
+def test_no_more_products_stay_float_than_there_are(quantized):
+    _, summary = quantized(keep_float=100)
+    assert summary.quantized_nodes == ()
+    assert summary.tables == ("table",)
+
+
 def test_an_excluded_name_that_no_node_has_is_refused_with_the_nearest(quantized):
     with pytest.raises(PassError, match="no node of that name") as caught:
         quantized(exclude=("clasifier",))

@@ -21,7 +21,7 @@ from compressor.progress import Silent
 from compressor.recipe import Recipe, load_recipe
 from compressor.report.files import read_report
 from compressor.search.auto import AutoSettings, Search, Trial, _embeddings, search
-from compressor.search.found import found_recipe, int8_variants
+from compressor.search.found import KEEP_FLOAT, found_recipe, int8_variants
 from compressor.search.solver import Solution
 from compressor.store import RunStore
 from targets.benchmark import BenchmarkSettings
@@ -159,8 +159,12 @@ def found_with(int8_drop: float | None, *, budget: float | None = 1.0) -> tuple[
     return wanted, found_recipe(wanted, found)
 
 
-def test_where_int8_loses_too_much_a_variant_trains_in_it() -> None:
+def test_where_int8_loses_too_much_variants_keep_floats_or_train_in_it() -> None:
     _, found = found_with(1.2)
+    mixed = found.chains["int8-mixed"]
+    assert isinstance(mixed[-1], Quantize)
+    assert mixed[-1].keep_float == KEEP_FLOAT
+    assert mixed[:-1] == found.chains["int8"][:-1]
     assert found.chains["int8"] == (*found.passes, Export(), *int8_variants()["int8"])
     *before, aware, export, quantize = found.chains["int8-aware"]
     assert tuple(before) == found.passes
@@ -178,7 +182,7 @@ def test_where_int8_loses_too_much_a_variant_trains_in_it() -> None:
 def test_where_int8_holds_nothing_trains_in_it(drop: float | None, budget: float | None) -> None:
     _, found = found_with(drop, budget=budget)
     assert [each.name for each in found.passes] == ["trim_vocabulary", "distill", "export"]
-    assert "int8-aware" not in found.variants
+    assert not {"int8-aware", "int8-mixed"} & set(found.variants)
 
 
 @pytest.mark.parametrize(
@@ -230,7 +234,7 @@ def test_a_recipe_with_a_training_in_int8_runs(recipe: Recipe, store: RunStore) 
     lossy = dataclasses.replace(found, int8_drop_points=100.1)
     report = run(found_recipe(recipe, lossy), store=store)
     measured = {row.variant: row for row in report.rows if row.status == "measured"}
-    assert measured["int8-aware"].precision == "int8"
+    assert measured["int8-aware"].precision == measured["int8-mixed"].precision == "int8"
     assert measured["int8-aware"].size_bytes == pytest.approx(measured["int8"].size_bytes, rel=0.01)
 
 
