@@ -3,7 +3,8 @@
 Speeds are multiples of the untouched model's on ONNX Runtime in fp32. For each, the search of
 ``compressor auto --max-ms`` finds and trains a shape for OpenVINO in int8; then one run measures
 them all in turn, and reads the test data once. Latencies are predicted from a table before a shape
-is trained: the speeds that were measured stand beside those that were asked for.
+is trained: the speeds that were measured stand beside those that were asked for. A second
+measurement runs texts of the lengths of the test data, from their tokens and from the text.
 """
 
 from __future__ import annotations
@@ -29,17 +30,25 @@ from compressor.report.wording import drop_interval, points
 from compressor.search.auto import AutoSettings, search
 from compressor.search.found import int8_variants
 from compressor.store import RunStore, default_store
-from targets.benchmark import BenchmarkSettings
+from targets.bench import BenchReport, Sweep, bench
+from targets.benchmark import BenchmarkSettings, Shape
+from targets.bundle import Bundle
 from targets.measurement import Measurement, speedup
 from targets.registry import get
 
 HERE = Path(__file__).parent
-EPOCHS: Mapping[float, int] = {4.0: 6, 6.0: 10, 8.0: 24, 10.0: 24, 15.0: 24, 20.0: 24}
+EPOCHS: Mapping[float, int] = {
+    4.0: 6, 6.0: 10, 8.0: 24, 10.0: 24, 15.0: 24, 20.0: 24, 25.0: 24,
+}  # fmt: skip
 """Speed that is asked for -> epochs of training: where little goes, few make up for it, and they
 take long."""
+PACKED_FROM = 15.0
+"""Speeds from which on the embeddings are most of the size: 4 bits are measured too."""
 SHORT_EPOCHS = 2
 """Of the trainings that choose between numbers of layers, where there are few epochs."""
 BASE, TARGET = "onnxruntime", "openvino"
+THREADS = 2
+EAGER = "pytorch"
 WHOLE: Mapping[str, tuple[Pass, ...]] = {
     "fp32": (Export(),),
     "int8-dynamic": (Export(), Quantize(method="dynamic", weight_bits=7)),
@@ -59,6 +68,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--store", type=Path)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--max-length", type=int)
+    parser.add_argument("--speeds", type=float, nargs="+", choices=list(EPOCHS))
+    parser.add_argument("--unlabeled", type=Path, help="more texts, one a line")
     parser.add_argument("--measure-again", action="store_true")
     options = parser.parse_args(arguments)
     store = RunStore(options.store or default_store())
@@ -73,30 +84,42 @@ def main(arguments: Sequence[str] | None = None) -> int:
         ),
         targets=(get(TARGET), get(BASE)),
         budget=Budget(require="any"),
-        benchmark=BenchmarkSettings(threads=2, sequence_length=128),
+        benchmark=BenchmarkSettings(threads=THREADS, sequence_length=128, batch_sizes=(1, 8)),
         seed=options.seed,
         output=(options.output / options.task).absolute(),
     )
     with ConsoleProgress() as progress:
         whole = base.model_copy(update={"variants": dict(WHOLE)})
         latency = _fp32(run(whole, store=store, progress=progress))
-        found = {**WHOLE, **_found(base, latency, store, progress)}
+        found = {**WHOLE, **_found(base, latency, options, store, progress)}
         every = base.model_copy(update={"variants": found})
         report = run(every, store=store, progress=progress, measure_again=options.measure_again)
-    name = f"pareto_{options.task.replace('-', '_')}_seed{options.seed}.json"
-    publish(report, options.results / name)
-    print("\n".join(table(report)))
+        progress.start("measure texts of real lengths")
+        real = _real_texts(report, base.output, progress)
+        progress.finish("", cached=False)
+    name = f"{options.task.replace('-', '_')}_seed{options.seed}.json"
+    publish(report, options.results / f"pareto_{name}")
+    path = options.results / f"real_texts_{name}"
+    path.write_text(real.model_dump_json() + "\n", encoding="utf-8")
+    print("\n".join((*table(report), "", *real_table(real))))
     return 0
 
 
 def _found(
-    base: Recipe, fp32_ms: float, store: RunStore, progress: Progress
+    base: Recipe,
+    fp32_ms: float,
+    options: argparse.Namespace,
+    store: RunStore,
+    progress: Progress,
 ) -> dict[str, tuple[Pass, ...]]:
     """A variant for each speed that some shape reaches."""
     variants: dict[str, tuple[Pass, ...]] = {}
-    for speed, epochs in EPOCHS.items():
-        few = AutoSettings(epochs=epochs, short_epochs=SHORT_EPOCHS)
-        settings = few if epochs < AutoSettings().epochs else AutoSettings()
+    for speed in options.speeds or EPOCHS:
+        epochs = EPOCHS[speed]
+        settings = AutoSettings(unlabeled=options.unlabeled and options.unlabeled.absolute())
+        if epochs < settings.epochs:
+            few = {"epochs": epochs, "short_epochs": SHORT_EPOCHS}
+            settings = settings.model_copy(update=few)
         budget = Budget(require="any", max_latency_ms=fp32_ms / speed)
         recipe = base.model_copy(update={"budget": budget, "variants": {}})
         try:
@@ -106,7 +129,20 @@ def _found(
             continue
         assert best is not None
         variants[f"{speed:g}x"] = (*best.passes, Export(), *int8_variants()["int8"])
+        if speed >= PACKED_FROM:
+            packed = int8_variants(table_bits=4)["int8"]
+            variants[f"{speed:g}x, 4-bit embeddings"] = (*best.passes, Export(), *packed)
     return variants
+
+
+def _real_texts(report: Report, folder: Path, progress: Progress) -> BenchReport:
+    """Every bundle on texts of the lengths of the test data, in one run."""
+    shown = [row for row in report.rows if row.status == "measured" and _is_shown(row)]
+    bundles = {
+        _title(row): Bundle.open(folder / row.bundle) for row in shown if row.bundle is not None
+    }
+    sweep = Sweep(threads=(THREADS,), batch_sizes=(1, 8), sequence_lengths=(), real_texts=True)
+    return bench(bundles, sweep, report.benchmark, on_progress=progress.update)
 
 
 def _fp32(report: Report) -> float:
@@ -125,27 +161,69 @@ def _at(row: Row, report: Report) -> Measurement:
     return row.latency[report.primary_shape]
 
 
+def _is_shown(row: Row) -> bool:
+    """Whether it is of the untouched model, or on the target that its shape was found for."""
+    return row.kind == "candidate" and (row.target == TARGET or row.variant in WHOLE)
+
+
+def _title(row: Row) -> str:
+    return f"untouched, {row.variant} on {row.target}" if row.variant in WHOLE else str(row.variant)
+
+
 def table(report: Report) -> Iterator[str]:
     """Every shape on the target it was found for, in Markdown."""
     reference = _at(_untouched(report), report)
-    rows = [row for row in report.rows if row.status == "measured" and row.kind == "candidate"]
-    yield "| asked for | measured (95%) | latency, ms | accuracy | lost, points (95%) | size, MB |"
-    yield "|---|---|---|---|---|---|"
-    for row in rows:
-        if row.target != TARGET and row.variant not in WHOLE:
+    eager = next(
+        (_at(row, report) for row in report.rows if row.kind == "baseline" and row.target == EAGER),
+        None,
+    )
+    yield (
+        "| asked for | measured (95%) | against eager PyTorch | latency, ms | texts/s at batch 8 "
+        "| accuracy | lost, points (95%) | size, MB |"
+    )
+    yield "|---|---|---|---|---|---|---|---|"
+    for row in report.rows:
+        if row.status != "measured" or not _is_shown(row):
             continue
-        measured = _at(row, report)
+        measured, batch = _at(row, report), row.latency[list(row.latency)[1]]
         assert row.test is not None
-        assert row.test_comparison is not None
         assert row.size_bytes is not None
+        assert row.test_comparison is not None
         drop = row.test_comparison
         mark = "~" if measured.noise.verdict == "noisy" else ""
-        on = f" on {row.target}" if row.variant in WHOLE else ""
-        what = f"untouched, {row.variant}{on}" if row.variant in WHOLE else row.variant
         yield (
-            f"| {what} | {speedup(reference, measured)} | {measured.median_ms:.2f}{mark} "
+            f"| {_title(row)} | {speedup(reference, measured)} "
+            f"| {speedup(eager, measured) if eager is not None else ''} "
+            f"| {measured.median_ms:.2f}{mark} | {8000 / batch.median_ms:.0f} "
             f"| {100 * row.test.value:.1f}% | {points(drop.drop_points)} ({drop_interval(drop)}) "
             f"| {row.size_bytes / 1e6:.1f} |"
+        )
+
+
+def real_table(report: BenchReport) -> Iterator[str]:
+    """Texts as long as the test data against the untouched model, in Markdown."""
+    yield (
+        "| texts of real lengths | one, ms | times as fast (95%) | eight, texts/s "
+        "| times as fast (95%) | one from the text, ms |"
+    )
+    yield "|---|---|---|---|---|---|"
+    one, from_text, eight = Shape(1, None), Shape(1, None, True), Shape(8, None)
+    results = {entry.bundle: entry.result for entry in report.entries}
+
+    def at(name: str, shape: Shape) -> Measurement:
+        found = results[name].at(shape)
+        assert isinstance(found, Measurement)
+        return found
+
+    base = f"untouched, fp32 on {BASE}"
+    for name in results:
+        mark = "~" if at(name, one).noise.verdict == "noisy" else ""
+        yield (
+            f"| {name} | {at(name, one).median_ms:.2f}{mark} "
+            f"| {speedup(at(base, one), at(name, one))} "
+            f"| {8000 / at(name, eight).median_ms:.0f} "
+            f"| {speedup(at(base, eight), at(name, eight))} "
+            f"| {at(name, from_text).median_ms:.2f} |"
         )
 
 
