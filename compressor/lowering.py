@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from targets.worker_client import Worker
 
 __all__ = ["Candidate", "lower"]
 
-LOWER_VERSION = 3  # goes up when the same model gives another bundle
+LOWER_VERSION = 4  # goes up when the same model gives another bundle
 HAND_OVER_VERSION = 1  # goes up when a target leaves something else for another machine
 _HERE = "<here>"  # in the store: where what is handed over will lie
 
@@ -171,7 +172,7 @@ def _build(target: Target, step: StoredStep, variant: str, files: Path) -> Mappi
         lowered = worker.lower(target, source, files)
     task = get_task(model.task)
     for path in task.processor_files(step.folder):
-        shutil.copyfile(path, files / path.name)
+        _copy_compact(path, files / path.name)
     bundle = Bundle.create(
         files,
         Manifest(
@@ -194,6 +195,16 @@ def _build(target: Target, step: StoredStep, variant: str, files: Path) -> Mappi
         ),
     )
     return {"size_bytes": bundle.size_bytes, "notes": list(lowered.notes)}
+
+
+def _copy_compact(source: Path, destination: Path) -> None:
+    """Copy a file, JSON without the spaces: they are a third of a tokenizer's bytes."""
+    if source.suffix != ".json":
+        shutil.copyfile(source, destination)
+        return
+    document = json.loads(source.read_text(encoding="utf-8"))
+    text = json.dumps(document, ensure_ascii=False, separators=(",", ":"))
+    destination.write_text(text, encoding="utf-8")
 
 
 def _source(model: Model, folder: Path) -> Source:

@@ -41,7 +41,7 @@ __all__ = [
 ]
 
 SPLITS = ("validation", "test")
-PACK_VERSION = 3
+PACK_VERSION = 4
 EVALUATE_VERSION = 3
 BENCHMARK_VERSION = 1
 TUNE_VERSION = 1

@@ -23,11 +23,14 @@ from targets.signature import Arrays, Signature
 
 __all__ = ["Batch", "EvaluationPack", "Labels"]
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 _TEXT_ONLY = 2
 """The version of texts only: it named the padding and nothing else."""
 _UNCOUNTED = (_TEXT_ONLY, 3)
 """Versions that did not keep how many labels a sample has: one, or one a token."""
+_WIDE = (*_UNCOUNTED, 4)
+"""Versions that kept every integer with 64 bits."""
+_NARROW = ("uint8", "int8", "uint16", "int16", "uint32", "int32")
 HEADER = "evaluation_pack"
 INPUT = "input."
 COUNTS = "label_counts"
@@ -185,8 +188,11 @@ class EvaluationPack:
         arrays |= {"lengths": self.lengths, "labels": np.ascontiguousarray(self.labels)}
         if self.label_counts is not None:
             arrays[COUNTS] = self.label_counts
+        wide = sorted(name for name, each in arrays.items() if each.dtype == np.int64)
+        arrays |= {name: _narrow(arrays[name]) for name in wide}
         header = {
             "schema_version": SCHEMA_VERSION,
+            "int64": wide,
             "preprocessing": self.preprocessing.model_dump(mode="json"),
         }
         # One key: safetensors writes several in an order that changes, and with it the file's hash.
@@ -206,6 +212,7 @@ class EvaluationPack:
             with safe_open(path, framework="numpy") as stream:
                 header = json.loads((stream.metadata() or {})[HEADER])
                 arrays = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118
+            arrays |= {name: arrays[name].astype(np.int64) for name in header.get("int64", ())}
             return cls(
                 inputs={
                     name.removeprefix(INPUT): array
@@ -260,11 +267,21 @@ def _sequence_dimension(signature: Signature) -> int | str | None:
     return dimension if isinstance(dimension, str) else None
 
 
+def _narrow(values: NDArray[np.generic]) -> NDArray[np.generic]:
+    """The same integers in the first type that holds the smallest and the largest of them."""
+    low, high = (int(values.min()), int(values.max())) if values.size else (0, 0)
+    for kind in _NARROW:
+        bounds = np.iinfo(kind)
+        if bounds.min <= low and high <= bounds.max:
+            return values.astype(kind)
+    return values
+
+
 def _read_preprocessing(header: Mapping[str, Any]) -> AnyPreprocessing:
     version = header["schema_version"]
     if version == _TEXT_ONLY:
         return TextPreprocessing(max_length=2**31 - 1, pad_token_id=header["pad_token_id"])
-    if version not in (*_UNCOUNTED, SCHEMA_VERSION):
+    if version not in (*_WIDE, SCHEMA_VERSION):
         raise ValueError(f"schema version {version}")
     return _PREPROCESSING.validate_python(header["preprocessing"])
 

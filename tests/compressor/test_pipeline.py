@@ -121,6 +121,17 @@ def test_every_bundle_opens_verifies_and_bears_the_name_of_its_variant(finished,
         assert opened.size_bytes == row.size_bytes
 
 
+def test_a_bundle_has_the_tokenizer_of_the_model_without_the_spaces(finished, rows, home):
+    folder = finished.output / rows["fp32", "onnxruntime", "fp32"].bundle
+    ours = (folder / "tokenizer.json").read_text("utf-8")
+    theirs = json.loads((home / "model" / "tokenizer.json").read_text("utf-8"))
+    assert {name: each for name, each in json.loads(ours).items() if name != "model"} == {
+        name: each for name, each in theirs.items() if name != "model"  # its vocabulary is trimmed
+    }
+    assert "\n" not in ours
+    assert '": ' not in ours
+
+
 def test_a_bundle_tells_its_origin_and_what_was_measured_of_it(finished, rows, home):
     report = read_report(finished.output)
     for row in (each for each in rows.values() if each.kind == "candidate" and each.bundle):

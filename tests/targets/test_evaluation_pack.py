@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors import safe_open
 from safetensors.numpy import save
 
 from targets import Arrays, Signature, TensorSpec
@@ -167,13 +168,40 @@ def test_a_sample_may_have_several_labels(tmp_path: Path) -> None:
         assert each.head(2).label_rows.tolist() == [0, 0, 1]
 
 
-@pytest.mark.parametrize("labels", [[1, 0], [1, 0, 2]])
-def test_a_pack_of_the_version_before_has_one_label_a_sample_or_a_token(
-    labels: list[int], tmp_path: Path
+def test_integers_are_stored_with_few_bits_and_read_with_64(tmp_path: Path) -> None:
+    rows = {"input_ids": [[2, 30_000, 3], [2, 70_000]], "token_type_ids": [[0, 0, 1], [0, 0]]}
+    pack = EvaluationPack.from_rows(
+        {name: [np.array(each) for each in row] for name, row in rows.items()},
+        [np.array([0, -100, 1]), np.array([1])],
+        preprocessing=TextPreprocessing(max_length=512, pad_token_id=0),
+    )
+    path = tmp_path / "pack.safetensors"
+    pack.save(path)
+    with safe_open(path, framework="numpy") as stream:
+        stored = {name: str(stream.get_tensor(name).dtype) for name in stream.keys()}  # noqa: SIM118
+    assert stored == {
+        "input.input_ids": "uint32",
+        "input.token_type_ids": "uint8",
+        "lengths": "uint8",
+        "labels": "int8",
+        "label_counts": "uint8",
+    }
+    again = EvaluationPack.load(path)
+    for name, values in pack.inputs.items():
+        assert again.inputs[name].dtype == np.int64
+        np.testing.assert_array_equal(again.inputs[name], values)
+    assert again.labels.tolist() == [0, -100, 1, 1]
+    assert again.labels.dtype == again.lengths.dtype == np.int64
+    assert again.label_rows.tolist() == [0, 0, 0, 1]
+
+
+@pytest.mark.parametrize(("version", "labels"), [(3, [1, 0]), (3, [1, 0, 2]), (4, [1, 0])])
+def test_a_pack_of_a_version_before_has_one_label_a_sample_or_a_token(
+    version: int, labels: list[int], tmp_path: Path
 ) -> None:
     path = tmp_path / "pack.safetensors"
     preprocessing = TextPreprocessing(max_length=512, pad_token_id=0)
-    header = {"schema_version": 3, "preprocessing": preprocessing.model_dump(mode="json")}
+    header = {"schema_version": version, "preprocessing": preprocessing.model_dump(mode="json")}
     arrays = {
         "input.input_ids": np.array([7, 8, 9]),
         "lengths": np.array([2, 1]),
