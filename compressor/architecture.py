@@ -16,7 +16,7 @@ from targets.shapes import LayerShape, ShapeManifest, tensor_shapes
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["Architecture", "LayerShape", "kind_read", "reads_sound"]
+__all__ = ["TAPPED_LAYERS", "Architecture", "LayerShape", "kind_read", "reads_sound"]
 
 _OTHER_NAMES: Mapping[str, Mapping[str, str]] = {
     "distilbert": {
@@ -43,6 +43,9 @@ _OF_SOUND = ("num_mel_bins", "conv_dim")
 
 _OF_SERIES = ("context_length", "num_input_channels")
 """Fields that the configs of networks that read time series have, and no others."""
+
+TAPPED_LAYERS = "backbone_out_indices"
+"""Where configs name the layers that another part of the network reads."""
 
 _NUM_HEADS = ("num_attention_heads", "num_heads")
 """How configs call the numbers of heads of networks that attend."""
@@ -75,6 +78,8 @@ class Architecture:
         has_inner_head: Whether a layer of the hidden size stands before the classes.
         has_unknown_layers: Whether it attends in layers that are not described by the sizes above,
             such as stages of unlike widths, or those of a backbone with a config of its own.
+        tapped_layers: Numbers of layers that another part of the network reads, such as the neck
+            of DPT: none may go.
     """
 
     family: str
@@ -91,6 +96,7 @@ class Architecture:
     num_unbiased: int = 0
     has_inner_head: bool = True
     has_unknown_layers: bool = False
+    tapped_layers: tuple[int, ...] = ()
 
     @classmethod
     def read(cls, folder: Path) -> Architecture:
@@ -259,7 +265,7 @@ def kind_read(config: Mapping[str, object], processor: Mapping[str, object]) -> 
 def _transformer(family: str, config: Mapping[str, object]) -> Architecture:
     hidden_size = _number(config, "hidden_size")
     heads = _number(config, "num_attention_heads")
-    ratio = config.get("mlp_ratio")
+    ratio, tapped = config.get("mlp_ratio"), config.get(TAPPED_LAYERS)
     if isinstance(ratio, int | float) and "intermediate_size" not in config:
         width = int(hidden_size * ratio)
     else:
@@ -274,6 +280,7 @@ def _transformer(family: str, config: Mapping[str, object]) -> Architecture:
         num_labels=_num_labels(config),
         max_positions=FIXED_SIZE,
         num_unbiased=_NUM_UNBIASED.get(family, 0),
+        tapped_layers=tuple(tapped) if isinstance(tapped, list) else (),
     )
 
 

@@ -69,6 +69,9 @@ class DropLayers(Pass):
     @classmethod
     def unsuited(cls, architecture: Architecture) -> str | None:
         """See the base class."""
+        if architecture.tapped_layers:
+            numbers = ", ".join(map(str, architecture.tapped_layers))
+            return f"its layers {numbers} are read by other parts, by their numbers"
         return None if architecture.layers else "it has no layers of a transformer encoder"
 
     def plan(self, architecture: Architecture, *, width_multiple: int = 8) -> Architecture:

@@ -6,6 +6,7 @@ import copy
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from compressor.architecture import TAPPED_LAYERS
 from compressor.errors import PassError
 
 if TYPE_CHECKING:
@@ -94,6 +95,14 @@ def select_layers(module: nn.Module, keep: Sequence[int]) -> nn.Module:
             fix="leave the pass out",
         )
     check_layers(keep, len(layers))
+    tapped = getattr(selected.config, TAPPED_LAYERS, None)
+    if tapped and len(keep) < len(layers):
+        raise PassError(
+            "other parts of the network read layers by their numbers: none can go",
+            where=type(module).__name__,
+            given=f"{TAPPED_LAYERS} {', '.join(map(str, tapped))}",
+            fix="leave the pass out, or its settings about layers",
+        )
     kept = nn.ModuleList(layers[layer] for layer in keep)
     for number, layer in enumerate(kept):
         _renumber(layer, number)

@@ -25,13 +25,14 @@ from transformers import (
 )
 
 from compressor.data import Split
-from compressor.errors import CheckpointError
+from compressor.errors import CheckpointError, PassError
 from compressor.export import export_onnx
 from compressor.inspection import inspect_checkpoint
 from compressor.model import TorchModel
 from compressor.parity import measure_parity
 from compressor.passes.prune import Prune
 from compressor.pruning.channels import count_channels, prune_channels
+from compressor.pruning.layers import select_layers
 from compressor.tasks import get_task
 from compressor.tasks.base import LABELS
 from compressor.training.losses import logits_kl
@@ -200,6 +201,17 @@ def test_layers_of_a_vision_transformer_under_a_decoder_are_found(tmp_path: Path
     assert found.architecture.describe().startswith("4 layers x 4 heads")
     assert len(encoder_layers(model.module)) == 4
     assert found.passes["prune"] is None
+
+
+def test_layers_that_a_neck_reads_by_their_numbers_stay(tmp_path: Path) -> None:
+    model = make("dpt")
+    model.save(tmp_path)
+    reason = "its layers 0, 1, 2, 3 are read by other parts, by their numbers"
+    assert inspect_checkpoint(tmp_path).passes["drop_layers"] == reason
+    with pytest.raises(PassError, match="read layers by their numbers") as caught:
+        select_layers(model.module, [0, 1, 3])
+    assert caught.value.given == "backbone_out_indices 0, 1, 2, 3"
+    assert len(encoder_layers(select_layers(model.module, [0, 1, 2, 3]))) == 4
 
 
 def test_a_backbone_keeps_its_sizes_in_a_config_of_its_own(tmp_path: Path) -> None:
