@@ -43,7 +43,7 @@ def answer(model: Model, split: Split) -> Units:
         batch = [rows[index] for index in chosen]
         feeds = task.collate(model, batch)
         scores = task.answers.reduced(run(feeds), feeds)
-        parts.append(Units.of(scores, task.collate_labels(batch), np.asarray(chosen)))
+        parts.append(task.answers.judged(scores, task.collate_labels(batch), np.asarray(chosen)))
     return Units.joined(parts)
 
 
@@ -53,7 +53,7 @@ def _torch(model: Any) -> Callable[[Arrays], NDArray[np.float32]]:
     def run(feeds: Arrays) -> NDArray[np.float32]:
         with torch.inference_mode():
             tensors = {name: torch.from_numpy(array) for name, array in feeds.items()}
-            return np.asarray(model.module(**tensors).logits.float().numpy())
+            return np.asarray(model.module(**tensors)[0].float().numpy())
 
     return run
 

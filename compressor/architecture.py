@@ -53,6 +53,9 @@ _NUM_HEADS = ("num_attention_heads", "num_heads")
 _HEADS_OF_ONE_LAYER = ("ForTokenClassification",)
 """How the class names of networks end that give classes straight from the last hidden states."""
 
+_WITHOUT_HEAD = ("Model",)
+"""How those of bare encoders end."""
+
 _POSITIONS_AFTER_PADDING = {"roberta", "xlm-roberta", "camembert", "xlm-roberta-xl", "longformer"}
 """Families that number positions from the padding index + 1: the table's first rows are unused."""
 
@@ -68,7 +71,7 @@ class Architecture:
         head_size: Width of one attention head.
         hidden_size: Width of the residual stream.
         vocabulary_size: Number of tokens; 0 where it reads no tokens.
-        num_labels: Number of classes.
+        num_labels: Number of classes; 0 where it has no head, and gives its hidden states out.
         max_positions: Longest input in tokens; `FIXED_SIZE` where it reads no tokens.
         position_offset: Unused rows at the start of the position table.
         num_token_types: Rows of the token-type table; 0 where there is none.
@@ -154,7 +157,7 @@ class Architecture:
 
     @property
     def num_parameters(self) -> int:
-        """Number of weights with a classification head.
+        """Number of weights, with the classification head where there is one.
 
         Exact for BERT, RoBERTa, DistilBERT and ELECTRA of any number of heads and widths, and for
         networks that read no tokens; an estimate where the hidden size was pruned, because the head
@@ -207,6 +210,7 @@ def _from_config(config: Mapping[str, object]) -> Architecture:
     described = _transformer(family, config)
     embedding_size = int(str(config.get("embedding_size", described.hidden_size)))
     offset = _position_offset(family, config)
+    is_bare = _names_head(config, _WITHOUT_HEAD)
     return replace(
         described,
         vocabulary_size=_number(config, "vocab_size"),
@@ -214,7 +218,8 @@ def _from_config(config: Mapping[str, object]) -> Architecture:
         position_offset=offset,
         num_token_types=int(str(config.get("type_vocab_size", 0))),
         embedding_size=None if embedding_size == described.hidden_size else embedding_size,
-        has_inner_head=not _names_head(config, _HEADS_OF_ONE_LAYER),
+        num_labels=0 if is_bare else described.num_labels,
+        has_inner_head=not is_bare and not _names_head(config, _HEADS_OF_ONE_LAYER),
     )
 
 

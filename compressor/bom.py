@@ -115,7 +115,7 @@ def _card(manifest: Manifest, architecture: str) -> _Json:
         card["quantitativeAnalysis"] = {
             "performanceMetrics": [
                 {
-                    "type": "accuracy",
+                    "type": accuracy.measure,
                     "value": repr(accuracy.value),
                     "slice": f"the test split, {accuracy.counted}",
                     "confidenceInterval": {

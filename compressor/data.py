@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import random
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -14,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
+from compressor.cells import as_data_error, read_cell
 from compressor.class_names import check_labels, class_indices, label_text, sorted_names
 from compressor.errors import DataError, nearest
 from compressor.masks import Masked, check_classes, class_names, read_classes
@@ -39,8 +39,11 @@ Kind: TypeAlias = str
 """Of the inputs: a key of `targets.preprocessing.KINDS`, and the field of its column."""
 
 LabelField = Literal["label", "tags", "mask"]
-"""Of a `DataSpec`: a label for each input, for each of its words, or for each of its pixels."""
+"""Of a `DataSpec`: a label for each input, for each of its words, or for each of its pixels. None
+in its place: there are no labels."""
 
+LEAST_UNLABELLED = 3
+"""Inputs of a split without labels: an order of the others takes two of them."""
 VALIDATION_FRACTION = 0.1  # of the training data, where no validation file is given
 
 
@@ -99,12 +102,13 @@ class Split:
         inputs: N texts, or texts of words, see `targets.answers.token_labels.join_words`; or N
             images or recordings, each the path or the content of a file.
         labels: (N,) int64 indices into the label names; N arrays, one index a word; or N masks,
-            each the path or the content of a file.
+            each the path or the content of a file. Where the data has none, (N, 0); or (N, size),
+            what the untouched model answers.
         slices: Column -> its N values as text.
     """
 
     inputs: tuple[Any, ...]
-    labels: NDArray[np.int64] | tuple[Any, ...]
+    labels: NDArray[Any] | tuple[Any, ...]
     slices: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def __len__(self) -> int:
@@ -140,13 +144,13 @@ class Splits:
 
 
 def split_hashes(
-    spec: DataSpec, kind: Kind = "text", labels: LabelField = "label"
+    spec: DataSpec, kind: Kind = "text", labels: LabelField | None = "label"
 ) -> dict[str, str]:
     """Split -> sha256 of its file and of all that it names, for the splits that have one."""
     return {name: _hash(path, spec, kind, labels) for name, path in sorted(spec.files.items())}
 
 
-def _hash(path: Path, spec: DataSpec, kind: Kind, labels: LabelField) -> str:
+def _hash(path: Path, spec: DataSpec, kind: Kind, labels: LabelField | None) -> str:
     if not KINDS[kind].reads_files():
         return hash_file(path)
     digest = hashlib.sha256()
@@ -177,7 +181,7 @@ def data_fingerprint(
     spec: DataSpec,
     *,
     kind: Kind = "text",
-    labels: LabelField = "label",
+    labels: LabelField | None = "label",
     seed: int = 0,
     hashes: Mapping[str, str] | None = None,
 ) -> str:
@@ -193,7 +197,7 @@ def data_fingerprint(
     hashes = split_hashes(spec, kind, labels) if hashes is None else hashes
     parts = [f"{name} {value}" for name, value in sorted(hashes.items())]
     set_apart = None if spec.validation is not None else (seed, VALIDATION_FRACTION)
-    columns = (_input_column(spec, kind, labels), getattr(spec, labels))
+    columns = (_input_column(spec, kind, labels), None if labels is None else getattr(spec, labels))
     parts.append(repr((*columns, spec.max_length, set_apart)))
     if spec.slices:
         parts.append(repr(spec.slices))
@@ -205,7 +209,7 @@ def read_splits(
     *,
     label_names: Sequence[str] | None,
     kind: Kind = "text",
-    labels: LabelField = "label",
+    labels: LabelField | None = "label",
     seed: int = 0,
 ) -> Splits:
     """Read all splits; of images and recordings, where they lie.
@@ -218,13 +222,15 @@ def read_splits(
         label_names: The model's class names, in the order of its logits; None takes the sorted
             labels of the training file.
         kind: Of the inputs.
-        labels: Where the labels are.
+        labels: Where the labels are; None where there are none.
         seed: Of the split of the training data where no validation file is given.
 
     Raises:
         DataError: A file is absent or unreadable, a column is missing, a split is empty, holds one
             class only, or has labels that the model does not know.
     """
+    if labels is None:
+        return _set_validation_apart(_read_all_unlabelled(spec, kind), (), seed)
     if labels == "mask":
         return _set_validation_apart(*_read_all_masked(spec, label_names), seed)
     tagged = labels == "tags"
@@ -259,6 +265,44 @@ def _set_validation_apart(
     if validation is None:
         train, validation = _set_apart(train, seed)
     return Splits(train, validation, splits["test"], tuple(label_names))
+
+
+def _read_all_unlabelled(spec: DataSpec, kind: Kind) -> dict[str, Split]:
+    """Splits of inputs alone."""
+    found = {name: _read_unlabelled(path, spec, kind) for name, path in spec.files.items()}
+    _check_slices(spec, found["test"].slices)
+    for name, path in spec.files.items():
+        if len(found[name]) < LEAST_UNLABELLED:
+            raise DataError(
+                f"the file has too few {KINDS[kind].noun}s to compare them with each other",
+                where=path,
+                given=plural(len(found[name]), "row"),
+                fix=f"pass at least {LEAST_UNLABELLED}; the figures need hundreds",
+            )
+    return found
+
+
+def _read_unlabelled(path: Path, spec: DataSpec, kind: Kind) -> Split:
+    if path.is_dir():
+        raise DataError(
+            f"the data is a folder, and {KINDS[kind].noun}s without labels stand in a table",
+            where=path,
+            fix=f"pass a file with the column {_input_column(spec, kind)}",
+        )
+    column = _input_column(spec, kind)
+    values = _require_columns(path, spec, {kind: column})
+    inputs = []
+    for row, cell in enumerate(values[column], 1):
+        found = read_cell(cell, kind, path.parent, f"{path}, row {row}")
+        if found is None:
+            raise DataError(
+                f"a row has no {kind}",
+                where=f"{path}, row {row}",
+                given=f"{column}={cell!r:.200}",
+                fix=f"remove the row, or write {KINDS[kind].wanted}",
+            )
+        inputs.append(found)
+    return Split(tuple(inputs), np.empty((len(inputs), 0), np.float32), _sliced(spec, values))
 
 
 def _read_all_masked(
@@ -297,7 +341,7 @@ def _masked_files(
     for row, cells in enumerate(zip(values[spec.image], values[spec.mask], strict=True), 1):
         where = f"{path}, row {row}"
         image, mask = (
-            _input(cell, "image", path.parent, where, name=name)
+            read_cell(cell, "image", path.parent, where, name=name)
             for cell, name in zip(cells, ("image", "mask"), strict=True)
         )
         if image is None or mask is None:
@@ -324,7 +368,7 @@ class _Rows(NamedTuple):
         return [label for each in self.labels for label in each]
 
 
-def _input_column(spec: DataSpec, kind: Kind, labels: LabelField = "label") -> str:
+def _input_column(spec: DataSpec, kind: Kind, labels: LabelField | None = "label") -> str:
     """The column with the inputs."""
     return spec.tokens if labels == "tags" else str(getattr(spec, kind))
 
@@ -338,7 +382,7 @@ def _read_rows(path: Path, spec: DataSpec, kind: Kind) -> _Rows:
     inputs = []
     for row, (cell, label) in enumerate(zip(values[source], labels, strict=True), 1):
         where = f"{path}, row {row}"
-        found = _input(cell, kind, path.parent, where)
+        found = read_cell(cell, kind, path.parent, where)
         if found is None or label is None:
             raise DataError(
                 f"a row has no {kind} or no label",
@@ -362,13 +406,13 @@ def _require_columns(
     Args:
         path: The file.
         spec: Names those columns.
-        columns: Field of the spec -> the name of the column; inputs first, labels last.
+        columns: Field of the spec -> the name of the column; inputs first, labels last, if any.
 
     Raises:
         DataError: A column is missing, or the file has no rows.
     """
     names, values = read_columns(path, {*columns.values(), *spec.slices})
-    *_, last = columns
+    *others, last = columns
     for role, column in columns.items():
         if column not in values:
             guess = nearest(column, names)
@@ -378,11 +422,12 @@ def _require_columns(
                 given=f"columns {', '.join(names) or '(none)'}",
                 fix=_separator_hint(names)
                 or f"name it: data.{role} in a recipe, "
-                f"--{'label' if role == last else 'input'} for finetune"
+                f"--{'label' if others and role == last else 'input'} for finetune"
                 + (f"; did you mean {guess!r}?" if guess else ""),
             )
     if not values[columns[last]]:
-        raise DataError("the file has no rows", where=path, fix="pass a file with labelled rows")
+        rows = "labelled rows" if others else "rows"
+        raise DataError("the file has no rows", where=path, fix=f"pass a file with {rows}")
     return values
 
 
@@ -438,59 +483,9 @@ def _read_tagged(path: Path, spec: DataSpec) -> _Rows:
         try:
             texts.append(join_words(words, where=where))
         except InputError as error:
-            raise _as_data_error(error) from error
+            raise as_data_error(error) from error
         tags.append(tuple(found))
     return _Rows(tuple(texts), tags, _sliced(spec, values))
-
-
-def _input(
-    cell: object, kind: Kind, folder: Path, where: str, *, name: str | None = None
-) -> str | bytes | None:
-    """What a cell holds: a text, the content of a file, or its path; None where it holds nothing.
-
-    Args:
-        cell: Of a table.
-        kind: What is in it.
-        folder: Of the table.
-        where: What to call the cell in messages.
-        name: What to call what is in it; by default its kind.
-
-    Raises:
-        DataError: It names a file that does not exist, or holds an input that is none.
-    """
-    preprocessing = KINDS[kind]
-    if not preprocessing.reads_files():
-        return cell if isinstance(cell, str) and cell.strip() else None
-    held = _content(preprocessing, cell, where)
-    if held is not None:
-        return held
-    if isinstance(cell, Mapping):  # how Hugging Face keeps files in a table
-        content, cell = cell.get("bytes"), cell.get("path")
-        if content:
-            return bytes(content)
-    if not isinstance(cell, str) or not cell.strip():
-        return None
-    path = folder / cell
-    exists = os.path.exists if preprocessing.folders else os.path.isfile
-    if not exists(path):  # False also for what cannot be a path
-        raise DataError(
-            f"the file of the {name or kind} does not exist",
-            where=where,
-            given=f"{path!s:.200}",
-            fix="correct the path: it is read from the folder of the table",
-        )
-    return str(path)
-
-
-def _content(preprocessing: type[Preprocessing], cell: object, where: str) -> bytes | None:
-    try:
-        return preprocessing.content(cell, where)
-    except InputError as error:
-        raise _as_data_error(error) from error
-
-
-def _as_data_error(error: InputError) -> DataError:
-    return DataError(error.what, where=error.where, given=error.given, fix=error.fix)
 
 
 def _read_folder(folder: Path, spec: DataSpec, kind: Kind) -> _Rows:
@@ -554,12 +549,14 @@ def _check_slices(spec: DataSpec, found: Collection[str]) -> None:
 def _set_apart(train: Split, seed: int) -> tuple[Split, Split]:
     """Split off a seeded part of the training data for validation, stratified by the class.
 
-    At least one row of each class, as long as one is left to train on. Rows of several labels are
-    not stratified.
+    At least one row of each class, as long as one is left to train on. Rows of several labels, or
+    of none, are not stratified.
     """
     generator = random.Random(seed)
     chosen: set[int] = set()
-    labels = np.zeros(len(train)) if isinstance(train.labels, tuple) else train.labels
+    labels = train.labels
+    if isinstance(labels, tuple) or labels.ndim > 1:
+        labels = np.zeros(len(train))
     for label in np.unique(labels):
         rows = np.flatnonzero(labels == label).tolist()
         generator.shuffle(rows)

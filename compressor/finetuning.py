@@ -25,7 +25,7 @@ from compressor.store import RunStore, step_key
 from compressor.tasks import get_task, infer_task
 from targets.environment import library_versions
 from targets.provenance import checkpoint_hashes
-from targets.scoring import Accuracy, accuracy
+from targets.scoring import Accuracy
 
 if TYPE_CHECKING:
     from compressor.model import TorchModel
@@ -79,9 +79,16 @@ def finetune_checkpoint(
         ToolkitError: The data, the checkpoint or a setting cannot be used.
     """
     settings = read_settings(Finetune, overrides, SETTINGS)
-    name = task or infer_task(model)
+    name = task or infer_task(model, labelled=True)
     found = get_task(name)
     kind, labels = found.kind, found.label_field
+    if labels is None:
+        raise CheckpointError(
+            "there is nothing to fine-tune: the data of this task has no labels",
+            where=f"task {name}",
+            given=model,
+            fix="compress the checkpoint as it is, or name the task that the labels are for",
+        )
     fields = ("tokens" if labels == "tags" else kind, labels)
     columns = {field: given for field, given in zip(fields, (column, label), strict=True) if given}
     spec = DataSpec.model_validate({**data_files, **columns, "max_length": max_length})
@@ -178,12 +185,9 @@ def _train(
     assert isinstance(trained, TorchModel)
     trained.save(files)
     save_curves(result.history, files)
-    unit = get_task(trained.task).answers.unit
+    judge = get_task(trained.task).answers
     answers = {name: answer(trained, getattr(splits, name)) for name in ("validation", "test")}
-    found = {
-        name: accuracy(each.right, each.rows, unit=unit).model_dump()
-        for name, each in answers.items()
-    }
+    found = {name: judge.score(each).model_dump() for name, each in answers.items()}
     (files / "finetune.json").write_text(
         json.dumps({"settings": settings.settings(), "seed": seed, "accuracy": found}, indent=2)
     )

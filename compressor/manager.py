@@ -241,6 +241,7 @@ def _facts(
     from compressor.answering import answer
     from compressor.architecture import Architecture
     from compressor.model import TorchModel
+    from compressor.tasks import get_task
 
     facts: dict[str, Any] = {
         "metrics": dict(metrics),
@@ -255,8 +256,8 @@ def _facts(
     if isinstance(model, TorchModel):
         facts["num_parameters"] = model.num_parameters
         facts["architecture"] = Architecture.read(files).describe()
-        judged = answer(model, splits.validation)
-        facts["metrics"]["validation_accuracy"] = float(judged.right.mean())
+        values = get_task(model.task).answers.values(answer(model, splits.validation))
+        facts["metrics"]["validation_accuracy"] = float(values.mean())
     return facts
 
 

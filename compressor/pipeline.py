@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
-from compressor.checkpoint import label_names
 from compressor.device_latency import OnDevices, measure_on_devices
 from compressor.gate.verdict import judge
 from compressor.layer_errors import measure_layers
@@ -181,7 +180,7 @@ class _Run:
 
     @functools.cached_property
     def label_names(self) -> tuple[str, ...]:
-        return label_names(self.recipe.model)
+        return self.task.label_names(self.recipe.model)
 
     def measure(self) -> _Measured:
         """Make every bundle, and measure its accuracy and its latency."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from compressor.architecture import Architecture
-from compressor.checkpoint import check_checkpoint, check_weights, label_names
+from compressor.checkpoint import check_checkpoint, check_weights
 from compressor.data import Splits, read_splits
 from compressor.errors import PassError, Problem, RecipeError, nearest
 from compressor.gate.budget_file import unknown_targets
@@ -105,8 +105,8 @@ def validate_recipe(recipe: Recipe) -> Plan:
         problems.extend(error.problems)
     if all(path.exists() for path in recipe.data.files.values()):
         try:
-            names = label_names(recipe.model) if _has_config(recipe) else None
             task = get_task(recipe.task)
+            names = task.label_names(recipe.model) if _has_config(recipe) else None
             splits = read_splits(
                 recipe.data,
                 label_names=names,
@@ -142,7 +142,9 @@ def _check_kind(recipe: Recipe, task: Task) -> None:
     """Refuse a checkpoint of another task than that of the recipe."""
     found = infer_task(recipe.model)
     kind = get_task(found).kind
-    is_other = kind != task.kind or task_of_head(recipe.model) not in (None, task.name)
+    # A bare encoder does not have another task, but no head as yet.
+    head = task_of_head(recipe.model, labelled=task.label_field is not None)
+    is_other = kind != task.kind or head not in (None, task.name)
     if _has_config(recipe) and is_other:
         raise Problem(
             f"the checkpoint is one for {found}, and the recipe has another task",

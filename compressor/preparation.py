@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import load_file, save_file
 
 from compressor.data import Splits, data_fingerprint, split_hashes
 from compressor.manager import PassManager, import_checkpoint
+from compressor.measuring import SPLITS
 from compressor.planning import Plan
 from compressor.progress import Progress
 from compressor.recipe.schema import Recipe
 from compressor.store import RunStore, StoredStep
 from compressor.tasks import get_task
 from targets.base import Form, Target
+from targets.environment import library_versions
 from targets.errors import TargetError
+from targets.provenance import checkpoint_hashes
 
 __all__ = ["Prepared", "prepare", "runnable_targets"]
+
+REFERENCE = "answers.safetensors"
+REFERENCE_VERSION = 1
 
 
 @dataclass(frozen=True)
@@ -80,6 +92,9 @@ def prepare(recipe: Recipe, plan: Plan, *, store: RunStore, progress: Progress) 
     )
     assert plan.splits is not None
     data = plan.splits
+    if task.label_field is None:
+        data, data_hash = _answered(recipe, data, data_hash, store=store, progress=progress)
+        plan = replace(plan, splits=data)
     original = import_checkpoint(
         recipe.model,
         task=recipe.task,
@@ -90,6 +105,46 @@ def prepare(recipe: Recipe, plan: Plan, *, store: RunStore, progress: Progress) 
         progress=progress,
     )
     return Prepared(recipe, plan, store, progress, hashes, data_hash, original)
+
+
+def _answered(
+    recipe: Recipe, splits: Splits, data_hash: str, *, store: RunStore, progress: Progress
+) -> tuple[Splits, str]:
+    """The data with what the untouched model answers as the labels of what is held out.
+
+    Returns:
+        The data, and its sha256 with these labels.
+    """
+    task = get_task(recipe.task)
+
+    def make(files: Path, work: Path) -> dict[str, Any]:
+        from compressor.answering import answer
+
+        model = task.load_checkpoint(recipe.model, max_length=recipe.data.max_length)
+        arrays = {name: answer(model, getattr(splits, name)).scores for name in SPLITS}
+        save_file(
+            {name: np.ascontiguousarray(each) for name, each in arrays.items()}, files / REFERENCE
+        )
+        return {}
+
+    progress.start("answer the held-out data with the untouched model")
+    step = store.step(
+        "reference",
+        {
+            "files": checkpoint_hashes(recipe.model),
+            "task": task.name,
+            "max_length": recipe.data.max_length,
+            "data": data_hash,
+            "version": REFERENCE_VERSION,
+            "libraries": library_versions(("torch", "transformers")),
+        },
+        make,
+    )
+    progress.finish("", cached=step.cached)
+    kept = load_file(step.folder / REFERENCE)
+    labelled = {name: replace(getattr(splits, name), labels=kept[name]) for name in SPLITS}
+    digest = hashlib.sha256(f"{data_hash} {step.content_hash}".encode()).hexdigest()
+    return replace(splits, **labelled), digest
 
 
 def runnable_targets(recipe: Recipe, *, form: Form | None = None) -> tuple[Target, ...]:

@@ -287,7 +287,13 @@ def _card(manifest: Manifest, row: Row) -> str:
         f"`{origin['checkpoint']['name']}` (sha256 {origin['checkpoint']['sha256'][:12]}…).",
         "",
         " ".join(
-            filter(None, (f"Labels: {', '.join(manifest.labels)}.", preprocessing.limit_note))
+            filter(
+                None,
+                (
+                    f"Labels: {', '.join(manifest.labels)}." if manifest.labels else None,
+                    preprocessing.limit_note,
+                ),
+            )
         ),
         "",
         "## Use",
@@ -328,7 +334,7 @@ def _figures(manifest: Manifest, row: Row) -> list[str]:
     found = measured.accuracy
     if found is not None:
         lines.append(
-            f"| accuracy | {100 * found.value:.1f}% ({100 * found.low:.1f} to "
+            f"| {found.measure} | {100 * found.value:.1f}% ({100 * found.low:.1f} to "
             f"{100 * found.high:.1f}) on {found.counted}, held out |"
         )
     if row.test_comparison is not None:

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from compressor.fidelity import changed_examples, compare_answers
 from compressor.gate.verdict import judge_rows
 from compressor.lowering import Candidate
 from compressor.measuring import SPLITS, Predictions
@@ -23,7 +22,6 @@ from targets.base import Target
 from targets.benchmark import CaseResult, Failure, Shape
 from targets.measurement import Measurement, speedup
 from targets.scoring import Accuracy
-from targets.scoring import accuracy as accuracy_of
 
 if TYPE_CHECKING:
     from compressor.data import Split
@@ -45,8 +43,7 @@ def _by_shape(result: CaseResult) -> dict[str, Measurement]:
 
 def accuracy(task: Task, predictions: Predictions, split: str) -> Accuracy:
     """Accuracy on a split with its interval."""
-    units = predictions[split]
-    return accuracy_of(units.right, units.rows, unit=task.answers.unit)
+    return task.answers.score(predictions[split])
 
 
 @dataclass(frozen=True)
@@ -98,9 +95,9 @@ class Rows:
         found: dict[str, NDArray[np.generic]] = {}
         for key, predictions in self.predictions.items():
             units = predictions["test"]
-            found |= {"labels": units.labels, "rows": units.rows}
-            answered = units.probabilities
-            found[key] = answered.astype(np.float32) if answered.ndim > 1 else answered
+            found |= {"rows": units.rows, key: self.task.kept(units)}
+            if units.labels.ndim == 1:
+                found["labels"] = units.labels
         return found
 
     def _row(self, candidate: Candidate) -> Row:
@@ -185,24 +182,19 @@ class Rows:
             if reference is None:
                 continue
             untouched, units = shared_units(reference[split], predictions[split])
-            before, after = untouched.probabilities, units.probabilities
             examples = self.splits.get(split)
-            update[f"{split}_comparison"] = compare_answers(
-                before,
-                after,
-                units.labels,
+            update[f"{split}_comparison"] = self.task.compare(
+                untouched,
+                units,
                 label_names=self.label_names,
-                rows=units.rows,
-                slices=None if examples is None else examples.slices,
+                slices={} if examples is None else examples.slices,
             )
             if split == "test":
                 private = not self.recipe.bundle.evaluation_data
-                update["changed"] = changed_examples(
-                    before,
-                    after,
-                    units.labels,
+                update["changed"] = self.task.changed(
+                    untouched,
+                    units,
                     label_names=self.label_names,
-                    rows=units.rows,
                     title=None if examples is None or private else partial(self._title, examples),
                 )
         return update

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import importlib
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -38,13 +39,14 @@ AUTO_CLASSES: Mapping[str, str] = {
     "question-answering": "AutoModelForQuestionAnswering",
     "fill-mask": "AutoModelForMaskedLM",
     "feature-extraction": "AutoModel",
+    "text-embedding": "targets.networks.text_embedding.AutoModelForTextEmbedding",
     "image-classification": "AutoModelForImageClassification",
     "semantic-segmentation": "AutoModelForSemanticSegmentation",
     "audio-classification": "AutoModelForAudioClassification",
     "video-classification": "AutoModelForVideoClassification",
     "time-series-classification": "AutoModelForSequenceClassification",
 }
-"""Task -> the class of transformers that loads its models."""
+"""Task -> the class that loads its models: of transformers, or of a module that is named."""
 
 Shapes = Mapping[str, tuple[int, ...]]
 _NUM_NAMED = 3  # tensors that an error names before it counts the rest
@@ -88,12 +90,12 @@ def load_module(folder: Path, task: str) -> nn.Module:
         CheckpointError: The checkpoint is absent, damaged, or its files do not belong together.
     """
     import torch
-    import transformers
 
     if task not in AUTO_CLASSES:
         known = ", ".join(AUTO_CLASSES)
         raise CheckpointError(f"no model class is known for the task {task!r}", fix=f"use {known}")
-    auto_class = getattr(transformers, AUTO_CLASSES[task])
+    module_name, _, name = AUTO_CLASSES[task].rpartition(".")
+    auto_class = getattr(importlib.import_module(module_name or "transformers"), name)
     register_network(folder)
     manifest = ShapeManifest.read(folder)
     found = tensor_shapes(folder)

@@ -61,7 +61,8 @@ class EvaluationPack:
             along the first axis, else side by side.  # (total length, ...) or (samples, ...)
         lengths: Of each sample, at least 1; all 0 where they have one size.  # (samples,)
         labels: One label a sample, or those of all samples end to end; `targets.answers.IGNORED`
-            where nothing is judged.  # (samples,) or (sum of label_counts,)
+            where nothing is judged. A label may be a vector.
+            # (samples, ...) or (sum of label_counts,)
         preprocessing: Makes the arrays of a batch out of rows.
         label_counts: How many labels each sample has; None where it is one.  # (samples,)
 
@@ -102,7 +103,7 @@ class EvaluationPack:
         counts = self.label_counts
         wanted = len(self.lengths) if counts is None else int(counts.sum())
         fits = counts is None or counts.shape == self.lengths.shape
-        if not fits or self.labels.shape != (wanted,):
+        if not fits or self.labels.shape[:1] != (wanted,):
             raise InputError(
                 "the labels do not fit the samples",
                 given=f"shape {self.labels.shape}",
@@ -121,10 +122,14 @@ class EvaluationPack:
         *,
         preprocessing: AnyPreprocessing,
     ) -> EvaluationPack:
-        """Build a pack from one array a sample and name."""
+        """Build a pack from one array a sample and name.
+
+        Labels in one array are one a sample, also where they are vectors; in a sequence of arrays,
+        each has all those of its sample.
+        """
         samples = rows.get(preprocessing.needs, ())
         ragged = preprocessing.ragged
-        several = len(labels) > 0 and np.ndim(labels[0]) > 0
+        several = not isinstance(labels, np.ndarray) and len(labels) > 0 and np.ndim(labels[0]) > 0
         return cls(
             inputs={
                 name: np.concatenate(each) if ragged else np.stack(each)

@@ -13,7 +13,8 @@ __all__ = ["check_origin", "checkpoint_hashes"]
 def checkpoint_hashes(folder: Path) -> dict[str, str]:
     """Name -> sha256 of every file of a checkpoint that is read; part of the key of its steps."""
     read = sorted(path for path in folder.glob("*") if path.suffix in (".json", ".safetensors"))
-    return {path.name: hash_file(path) for path in read}
+    read += sorted(folder.glob("*_Pooling/config.json"))  # of sentence-transformers
+    return {path.relative_to(folder).as_posix(): hash_file(path) for path in read}
 
 
 def check_origin(bundle: Bundle, checkpoint: Path) -> None:

@@ -8,18 +8,31 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from targets.wording import plural
 
-__all__ = ["Z_95", "Accuracy", "accuracy", "count_equal", "design_effect", "wilson_interval"]
+__all__ = [
+    "Z_95",
+    "Accuracy",
+    "accuracy",
+    "count_equal",
+    "design_effect",
+    "mean_score",
+    "resampled_means",
+    "wilson_interval",
+]
 
 Z_95 = 1.959963984540054  # standard normal quantile for a two-sided 95% interval
+RESAMPLES = 1000
 _CHUNK = 2**22  # lines of a table that are sorted at once
 
 
 class Accuracy(BaseModel):
-    """Share of right answers in [0, 1] with its 95% interval; see :func:`accuracy`."""
+    """Share of right answers in [0, 1] with its 95% interval, or another mean of at most 1.
+
+    See :func:`accuracy` and :func:`mean_score`.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -32,6 +45,8 @@ class Accuracy(BaseModel):
     """What is counted, such as ``word``."""
     num_units: int | None = None
     """How many of those there are, where they are no rows."""
+    measure: str = Field(default="accuracy", exclude_if=lambda name: name == "accuracy")
+    """What it is."""
 
     @property
     def num_judged(self) -> int:
@@ -80,6 +95,38 @@ def accuracy(
         num_rows=num_rows,
         unit=unit,
         num_units=None if by_row else count,
+    )
+
+
+def mean_score(values: NDArray[np.floating], *, measure: str) -> Accuracy:
+    """The mean of one value a row, with its 95% interval; see :func:`resampled_means`.
+
+    Args:
+        values: (M,) at most 1 each; M >= 1.
+        measure: What the mean is called.
+    """
+    low, high = np.percentile(resampled_means(values), [2.5, 97.5])
+    return Accuracy(
+        value=float(values.mean()),
+        low=float(low),
+        high=float(high),
+        num_rows=len(values),
+        measure=measure,
+    )
+
+
+def resampled_means(values: NDArray[np.floating]) -> NDArray[np.float64]:
+    """The mean of as many rows drawn with replacement, 1000 times, always the same ones.
+
+    Efron and Tibshirani, An Introduction to the Bootstrap, 1993, section 13.3.
+
+    Args:
+        values: (M,) one a row; M >= 1.
+    """
+    generator = np.random.default_rng(0)
+    count = len(values)
+    return np.array(
+        [values[generator.integers(0, count, size=count)].mean() for _ in range(RESAMPLES)]
     )
 
 

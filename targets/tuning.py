@@ -243,7 +243,7 @@ def _labels(
         outputs = worker.predict(pack)
     manifest = bundle.manifest
     found = outputs[manifest.signature.outputs[0].name]
-    return manifest.answers.units(found, EvaluationPack.load(pack)).classes
+    return manifest.answers.given(manifest.answers.units(found, EvaluationPack.load(pack)))
 
 
 def _together(winners: list[Trial], choices: Mapping[str, Alternative]) -> Alternative:

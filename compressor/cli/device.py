@@ -51,30 +51,46 @@ def predict(
             help="Write the classes of the pixels of each --file here, as PNG files.",
         ),
     ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FILE.npy",
+            help="Write embeddings here, a row an input, and print no JSON lines.",
+        ),
+    ] = None,
     threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 1,
 ) -> None:
-    """Classify texts, or files such as images and recordings. Prints JSON lines.
+    """Classify or embed texts, or classify files such as images. Prints JSON lines.
 
     They are given with --text or --file, or one text or path a line on standard input.
     """
-    from targets.answers import ClassMapPrediction
+    from targets.answers import ClassMapPrediction, EmbeddingPrediction
     from targets.predictor import load, predict_lines, read_jsonl
 
     count = truncated = 0
     with load(bundle, threads=threads) as predictor:
         preprocessing = predictor.bundle.manifest.preprocessing
         given = _inputs(preprocessing, text, file)
+        _check_output(predictor.bundle.manifest.answers, output)
+        embeddings = []
         mask_files = _mask_files(predictor.bundle.manifest.answers, given, masks)
         lines: Iterable[str | list[str]] = given or sys.stdin
         if jsonl and not given:
             lists = preprocessing.reads_lists or predictor.bundle.manifest.answers.of_words
             lines = read_jsonl(sys.stdin, field or preprocessing.kind, lists=lists)
         for prediction in predict_lines(predictor, lines):
-            typer.echo(prediction.model_dump_json())
+            if output is not None and isinstance(prediction, EmbeddingPrediction):
+                embeddings.append(prediction.embedding)
+            else:
+                typer.echo(prediction.model_dump_json())
             if isinstance(prediction, ClassMapPrediction) and mask_files:
                 prediction.save_mask(mask_files[count])
             count += 1
             truncated += prediction.truncated
+    if output is not None:
+        _write_array(output, embeddings)
     if truncated:
         typer.echo(
             f"warning: {truncated} of {count} {preprocessing.noun}s were longer than the "
@@ -96,6 +112,36 @@ def _inputs(
     if other:
         raise typer.BadParameter(f"the bundle reads {preprocessing.noun}s: give them with {wanted}")
     return [*(texts or ()), *map(str, files or ())]
+
+
+def _check_output(answers: Answers, output: Path | None) -> None:
+    """Refuse a file of embeddings, before any work, where there are none or it cannot be written.
+
+    Raises:
+        BadParameter: Says why.
+    """
+    from targets.answers import EmbeddingAnswers
+
+    if output is None:
+        return
+    if not isinstance(answers, EmbeddingAnswers):
+        raise typer.BadParameter("the bundle gives no embeddings: leave out --output")
+    if output.suffix != ".npy":
+        raise typer.BadParameter(f"--output: {output} does not end with .npy")
+    if not output.parent.is_dir():
+        raise typer.BadParameter(f"--output: there is no folder {output.parent}")
+
+
+def _write_array(path: Path, rows: Sequence[Sequence[float]]) -> None:
+    """Write float32 rows as an .npy file, whole or not at all."""
+    import os
+
+    import numpy as np
+
+    temporary = path.with_name(f".{path.name}.tmp")
+    with temporary.open("wb") as stream:
+        np.save(stream, np.asarray(rows, dtype=np.float32))
+    os.replace(temporary, path)
 
 
 def _mask_files(answers: Answers, given: Sequence[str], folder: Path | None) -> list[Path]:

@@ -9,14 +9,14 @@ import typer
 from targets.bundle import Bundle
 from targets.errors import BundleError
 from targets.evaluation_pack import EvaluationPack
-from targets.scoring import Accuracy, accuracy
+from targets.scoring import Accuracy
 from targets.worker_client import Worker
 
 __all__ = ["evaluate_bundle"]
 
 
 def evaluate_bundle(path: Path, *, threads: int) -> Accuracy:
-    """Run a bundle on its own test data, and print the accuracy beside the recorded one.
+    """Run a bundle on its own test data, and print its accuracy beside the recorded one.
 
     Raises:
         BundleError: The bundle carries no test data.
@@ -35,9 +35,11 @@ def evaluate_bundle(path: Path, *, threads: int) -> Accuracy:
         worker.open(bundle.folder)
         outputs = worker.predict(pack)[manifest.signature.outputs[0].name]
     units = manifest.answers.units(outputs, EvaluationPack.load(pack))
-    found = accuracy(units.right, units.rows, unit=manifest.answers.unit)
-    typer.echo(f"accuracy here:     {found}")
+    found = manifest.answers.score(units)
+    here, built = f"{found.measure} here:", "when it was built:"
+    width = max(len(here), len(built))
+    typer.echo(f"{here:<{width}} {found}")
     recorded = None if manifest.measured is None else manifest.measured.accuracy
     if recorded is not None:
-        typer.echo(f"when it was built: {recorded}")
+        typer.echo(f"{built:<{width}} {recorded}")
     return found

@@ -8,6 +8,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
 from compressor.metrics import ENTITY_METRICS, METRICS
+from compressor.similarity import SIMILARITY_METRICS
 
 __all__ = ["Budget", "DeviceLimits", "Limits"]
 
@@ -22,9 +23,19 @@ def _no_switch(value: Any) -> Any:
 Points = Annotated[float, Field(ge=-100, le=100), BeforeValidator(_no_switch)]
 Positive = Annotated[float, Field(gt=0), BeforeValidator(_no_switch)]
 Share = Annotated[float, Field(ge=0, le=1), BeforeValidator(_no_switch)]
-Metric = Literal["accuracy", "balanced_accuracy", "macro_f1", "mean_iou", "entity_f1"]
+Metric = Literal[
+    "accuracy",
+    "balanced_accuracy",
+    "macro_f1",
+    "mean_iou",
+    "entity_f1",
+    "rank_correlation",
+    "recall_at_10",
+]
 
-assert set(Metric.__args__) == {*METRICS, *ENTITY_METRICS}  # type: ignore[attr-defined]
+assert set(Metric.__args__) == {  # type: ignore[attr-defined]
+    *METRICS, *ENTITY_METRICS, *SIMILARITY_METRICS
+}  # fmt: skip
 
 
 class _Frozen(BaseModel):

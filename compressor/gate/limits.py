@@ -70,19 +70,19 @@ _LIMITS: Mapping[str, _Limit] = {
     "max_accuracy_drop": _Limit(
         "accuracy",
         _Facts.drop,
-        "loses {found:.2f} points of accuracy{at}, allowed {limit:g}",
+        "loses {found:.2f} points of {measure}{at}, allowed {limit:g}",
         of_drop=True,
     ),
     "max_relative_drop": _Limit(
         "accuracy",
         _Facts.relative_drop,
-        "loses {found:.2f}% of the accuracy{at}, allowed {limit:g}%",
+        "loses {found:.2f}% of the {measure}{at}, allowed {limit:g}%",
         of_drop=True,
     ),
     "min_label_agreement": _Limit(
         "accuracy",
         lambda facts: facts.of_comparison("agreement"),
-        "gives the label of the untouched model on {found:.1%} of the examples, wanted {limit:.1%}",
+        "answers as the untouched model does on {found:.1%} of the examples, wanted {limit:.1%}",
     ),
     "max_probability_difference": _Limit(
         "accuracy",
@@ -207,6 +207,7 @@ def _simple(facts: _Facts, subject: str = "") -> Iterator[Check]:
             limit.words,
             subject=subject,
             at=facts.at,
+            measure=facts.row.measure,
             in_points=limit.of_drop,
             noisy=noisy and limit.of_latency,
         )

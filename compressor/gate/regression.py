@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from compressor.errors import ComparisonError
-from compressor.evaluation import compare
 from compressor.gate.limits import target_label
 from compressor.report.schema import Check, Report, Row
-from targets.answers import classes_of
+from compressor.tasks import Task, get_task
 from targets.measurement import Measurement
-from targets.scoring import count_equal
 
 __all__ = [
     "DIFFERENCES",
@@ -118,7 +116,8 @@ def compare_releases(
         found: list[Check] = []
         unpaired = _why_unpaired(now, before, answers_now.get(new.key), answers_before.get(old.key))
         if unpaired is None:
-            found += _accuracy(label, new, old, answers_now, answers_before, tolerance)
+            task = get_task(now.recipe.get("task", "text-classification"))
+            found += _accuracy(task, label, new, old, answers_now, answers_before, tolerance)
         else:
             found += _accuracy_unpaired(label, new, old, tolerance)
             notes += [f"{label}: {unpaired}"] if found else []
@@ -266,6 +265,7 @@ def _gone(label: str, old: Row, nearest: Row | None) -> Check:
 
 
 def _accuracy(
+    task: Task,
     label: str,
     new: Row,
     old: Row,
@@ -274,13 +274,10 @@ def _accuracy(
     tolerance: Tolerance,
 ) -> Iterator[Check]:
     """The answers of both, example by example."""
-    before, after = classes_of(answers_before[old.key]), classes_of(answers_now[new.key])
-    labels: NDArray[Any] = answers_now["labels"]
-    rows, counts = _rows(answers_now), None
-    if rows is not None:
-        (rows, labels, before, after), counts = count_equal((rows, labels, before, after))
-    found = compare(before, after, labels, rows, counts)
-    yield _drop(label, found.drop_points, found.low_points, found.high_points, tolerance)
+    drop, low, high = task.drop(
+        answers_before[old.key], answers_now[new.key], answers_now.get("labels"), _rows(answers_now)
+    )
+    yield _drop(label, new.measure, drop, low, high, tolerance)
 
 
 def _rows(answers: Answers) -> NDArray[np.int64] | None:
@@ -296,10 +293,12 @@ def _accuracy_unpaired(label: str, new: Row, old: Row, tolerance: Tolerance) -> 
     # Newcombe, 1998, method 10: from the Wilson intervals of both.
     low = drop - np.hypot(old.test.value - old.test.low, new.test.high - new.test.value)
     high = drop + np.hypot(old.test.high - old.test.value, new.test.value - new.test.low)
-    yield _drop(label, 100 * drop, 100 * float(low), 100 * float(high), tolerance)
+    yield _drop(label, new.measure, 100 * drop, 100 * float(low), 100 * float(high), tolerance)
 
 
-def _drop(label: str, drop: float, low: float, high: float, tolerance: Tolerance) -> Check:
+def _drop(
+    label: str, measure: str, drop: float, low: float, high: float, tolerance: Tolerance
+) -> Check:
     wanted = tolerance.accuracy_points
     return Check(
         limit="accuracy",
@@ -308,7 +307,7 @@ def _drop(label: str, drop: float, low: float, high: float, tolerance: Tolerance
         found=drop,
         met=low <= wanted,
         shortfall=max(0.0, low - wanted),
-        text=f"{label}: {0.0 - drop:+.1f} points of accuracy against the last release "
+        text=f"{label}: {0.0 - drop:+.1f} points of {measure} against the last release "
         f"({0.0 - high:+.1f} to {0.0 - low:+.1f})",
     )
 

@@ -178,7 +178,7 @@ def _line(label: str, row: Row, primary_shape: str) -> str:
     if row.test_comparison is not None:
         drop = row.test_comparison
         parts.append(
-            f"{0.0 - drop.drop_points:+.1f} points of accuracy "
+            f"{0.0 - drop.drop_points:+.1f} points of {row.measure} "
             f"({0.0 - drop.high_points:+.1f} to {0.0 - drop.low_points:+.1f})"
         )
     if row.size_ratio is not None:

@@ -83,6 +83,7 @@ class Distill(Pass, DistillSettings):
         check_batch(self.batch_size)
         self.check_compared(len(architecture.layers))
         self.check_unlabeled()
+        self.check_labels(architecture.num_labels)
         if not architecture.layers and self.num_layers is None and self.layers is None:
             return architecture
         keep = self._kept_layers(len(architecture.layers))

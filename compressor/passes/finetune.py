@@ -29,6 +29,11 @@ class Finetune(Pass, FinetuneSettings):
     )
     libraries: ClassVar[tuple[str, ...]] = ("torch", "transformers", "accelerate")
 
+    @classmethod
+    def unsuited(cls, architecture: Architecture) -> str | None:
+        """See the base class."""
+        return None if architecture.num_labels else "its data has no labels"
+
     def plan(self, architecture: Architecture, *, width_multiple: int = 8) -> Architecture:
         """See the base class."""
         check_batch(self.batch_size)

@@ -131,6 +131,7 @@ class Prune(Pass):
             check_batch(self.recovery.batch_size)
             self.recovery.check_compared(len(architecture.layers))
             self.recovery.check_unlabeled()
+            self.recovery.check_labels(architecture.num_labels)
         if not architecture.layers:
             left = (1 - self._channel_ratio()) ** 2
             weights = round((architecture.num_other_parameters or 0) * left)
@@ -219,7 +220,18 @@ class Prune(Pass):
             )
 
     def _sizes(self, architecture: Architecture, step: int, multiple: int) -> Architecture:
-        """What a step leaves of the incoming model."""
+        """What a step leaves of the incoming model.
+
+        Raises:
+            PassError: The settings do not fit it.
+        """
+        if self.hidden and not architecture.num_labels:
+            raise PassError(
+                "the hidden size of this model is the size of its embeddings, which stays",
+                where=f"{self.name}.hidden",
+                given=self.hidden,
+                fix="leave hidden out; heads, ffn and layers can be pruned",
+            )
         if self.shape is not None:
             return plan_shape(
                 architecture, self.shape, step=step, num_steps=self.steps, multiple=multiple

@@ -44,6 +44,11 @@ class Student(Pass):
     checkpoint: Path
     """A Hugging Face folder; its own head is dropped."""
 
+    @classmethod
+    def unsuited(cls, architecture: Architecture) -> str | None:
+        """See the base class."""
+        return None if architecture.num_labels else "its answers are no classes"
+
     @property
     def input_files(self) -> tuple[Path, ...]:
         """See the base class."""
@@ -61,7 +66,11 @@ class Student(Pass):
         with _as_pass_errors():
             found = Architecture.read(self.checkpoint)
             weight_files(self.checkpoint)
-        return replace(found, num_labels=architecture.num_labels)
+        return replace(
+            found,
+            num_labels=architecture.num_labels,
+            has_inner_head=architecture.has_inner_head,
+        )
 
     def run(self, model: TorchModel, context: PassContext) -> PassResult:
         """Load the checkpoint with a head for the classes of the model.

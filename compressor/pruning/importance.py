@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn import functional
 
 from compressor.tasks.base import LABELS
 from targets.encoder import EncoderLayer, encoder_layers
@@ -117,7 +116,8 @@ def taylor_scores(
     module.eval().requires_grad_(True)
     try:
         for count, batch in enumerate(batches, start=1):
-            gradients = torch.autograd.grad(labelled_loss(module, batch, task), watched)
+            answers = module(**_inputs(batch))[0]
+            gradients = torch.autograd.grad(task.sensitivity(answers, batch), watched)
             products = [
                 (tensor.detach() * gradient).double().numpy()
                 for tensor, gradient in zip(watched, gradients, strict=True)
@@ -156,19 +156,22 @@ def labelled_loss(
     *,
     reduction: Literal["mean", "sum"] = "mean",
 ) -> Tensor:
-    """Cross-entropy of what the labels judge, in nats, a scalar.
+    """The loss of what the labels judge, such as cross-entropy in nats, a scalar.
 
     Given labels, transformers would compute it too, but write into the config.
 
     Args:
-        module: A classifier.
+        module: A Hugging Face model.
         batch: Its inputs, with ``labels``.
         task: Says what of the outputs the labels judge.
         reduction: Over all that is judged.
     """
-    inputs = {name: tensor for name, tensor in batch.items() if name != LABELS}
-    logits, labels = task.judged(module(**inputs).logits, batch)
-    return functional.cross_entropy(logits, labels, reduction=reduction)
+    total, count = task.loss(module(**_inputs(batch))[0], batch)
+    return total if reduction == "sum" else total / count
+
+
+def _inputs(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor for name, tensor in batch.items() if name != LABELS}
 
 
 def _stream_norms(module: nn.Module, hidden_size: int) -> list[nn.LayerNorm]:

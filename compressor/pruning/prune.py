@@ -17,7 +17,6 @@ from compressor.model import TorchModel
 from compressor.pruning.importance import (
     Importance,
     Scores,
-    labelled_loss,
     magnitude_scores,
     random_scores,
     taylor_scores,
@@ -29,7 +28,6 @@ from compressor.pruning.widths import head_multiple
 from compressor.tasks import get_task
 from compressor.tasks.base import LABELS
 from compressor.training.batches import collator, encode
-from targets.answers import IGNORED
 
 __all__ = ["check_finite", "choose", "mean_loss", "prune_to", "sample_batches"]
 
@@ -131,13 +129,14 @@ def sample_batches(
 
 
 def mean_loss(model: TorchModel, batches: Sequence[dict[str, Tensor]]) -> float:
-    """Mean cross-entropy over all that is judged, in nats."""
+    """Mean loss over all that is judged, such as cross-entropy in nats."""
     task = get_task(model.task)
     total, count = 0.0, 0
     with torch.inference_mode():
         for batch in batches:
-            total += float(labelled_loss(model.module, batch, task, reduction="sum"))
-            count += int((batch[LABELS] != IGNORED).sum())
+            inputs = {name: each for name, each in batch.items() if name != LABELS}
+            part, judged = task.loss(model.module(**inputs)[0], batch)
+            total, count = total + float(part), count + int(judged)
     return total / count
 
 
@@ -148,12 +147,12 @@ def check_finite(model: TorchModel, split: Split, name: str) -> None:
         PassError: They are not.
     """
     with torch.inference_mode():
-        logits = model.module(**_example(model, split)).logits
-    if not torch.isfinite(logits).all():
+        outputs = model.module(**_example(model, split))[0]
+    if not torch.isfinite(outputs).all():
         raise PassError(
             f"{name} left a model whose outputs are not finite",
             where=type(model.module).__name__,
-            given=logits.flatten()[:4].tolist(),
+            given=outputs.flatten()[:4].tolist(),
             fix="prune less, or recover with a lower learning rate",
         )
 

@@ -81,7 +81,7 @@ def keep_units(module: nn.Module, kept: Kept, example: Mapping[str, Tensor]) -> 
         graph.build_dependency(
             pruned,
             dict(example),
-            output_transform=lambda output: output.logits.sum(),
+            output_transform=lambda output: output[0].sum(),
         )
     for layer, heads, neurons in zip(layers, kept.heads, kept.ffn, strict=True):
         gone = [

@@ -64,7 +64,7 @@ def change_texts(report: Report) -> tuple[ChangeText, ...]:
 
 
 def _facts(compared: Comparison) -> tuple[tuple[str, str], ...]:
-    found = [("same label as the untouched model", percent(compared.agreement))]
+    found = [("same answer as the untouched model", percent(compared.agreement))]
     difference = compared.max_probability_difference
     if difference is not None:
         found.append(("largest difference of a probability", significant(difference)))

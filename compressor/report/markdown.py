@@ -18,6 +18,7 @@ from compressor.report.summary import (
     device_table,
     environment_facts,
     how_measured,
+    measure_of,
     noise_reasons,
     row_texts,
 )
@@ -79,7 +80,7 @@ def _headline(report: Report) -> list[str]:
         ("latency", f"{text.latency} ms{was}"),
         ("speed-up on the same target", _with(text.speedup, text.speedup_interval)),
         ("speed-up against eager PyTorch", text.speedup_eager),
-        ("accuracy drop, points", _with(text.drop, text.drop_interval)),
+        (f"{measure_of(report)} drop, points", _with(text.drop, text.drop_interval)),
         ("size", f"{text.size}, {text.size_ratio} smaller"),
     ]
     title = "Best bundle" if found.met else "Nearest candidate (not within the budget)"
@@ -91,7 +92,7 @@ def _headline(report: Report) -> list[str]:
 
 
 def _results(report: Report) -> list[str]:
-    split = accuracy_split(report)
+    split, measure = accuracy_split(report), measure_of(report)
     header = (
         "#",
         "variant",
@@ -101,7 +102,7 @@ def _results(report: Report) -> list[str]:
         "p90, ms",
         "speed-up",
         "against eager",
-        f"{split} accuracy" if split else "accuracy",
+        f"{split} {measure}" if split else measure,
         "drop, points",
         "size",
         "smaller",
@@ -112,7 +113,7 @@ def _results(report: Report) -> list[str]:
         _table(header, rows, align="rlllrrrrrrrrl"),
         f"Latency is the median at {shape_words(report.primary_shape)}. Brackets hold 95% "
         "intervals. Speed-up: against the fastest uncompressed model on the same target. "
-        "A drop is positive where accuracy was lost. `~`: noisy.",
+        f"A drop is positive where {measure} was lost. `~`: noisy.",
     ]
 
 

@@ -15,6 +15,7 @@ from compressor.report.summary import (
     RowText,
     accuracy_of,
     accuracy_split,
+    measure_of,
     measurement_of,
     row_texts,
 )
@@ -81,7 +82,7 @@ def scatter_chart(report: Report, width: float, height: float) -> Chart | None:
         and (accuracy := accuracy_of(text.row, split))
     ]
     across = f"latency at {report.primary_shape}, ms (log scale)"
-    return draw_scatter(points, width, height, across=across, up=f"{split} accuracy")
+    return draw_scatter(points, width, height, across=across, up=f"{split} {measure_of(report)}")
 
 
 def draw_scatter(

@@ -147,7 +147,8 @@ class Comparison(_Frozen):
     """Chance of a difference this large if the two were equally good. McNemar's exact test; where a
     row has several units, that of random signs of the differences of rows."""
     agreement: float
-    """Share of examples with the same label as the untouched model, in [0, 1]."""
+    """Share of examples with the same answer as the untouched model, in [0, 1]: the same label, or
+    of embeddings the same nearest other text."""
     reference_accuracy: float | None = None
     """Of the untouched model, in [0, 1]."""
     metrics: dict[str, Change] = {}
@@ -255,6 +256,12 @@ class Row(_Frozen):
     layers: tuple[LayerError, ...] = ()
     """Of a quantized candidate, in the order of the network: where precision was lost."""
     notes: tuple[str, ...] = ()
+
+    @property
+    def measure(self) -> str:
+        """What its accuracy is of: `rank correlation` where answers are embeddings."""
+        found = self.test or self.validation
+        return "accuracy" if found is None else found.measure
 
     @property
     def unmet(self) -> tuple[str, ...]:

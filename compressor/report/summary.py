@@ -41,6 +41,7 @@ __all__ = [
     "device_table",
     "environment_facts",
     "how_measured",
+    "measure_of",
     "measurement_of",
     "noise_reasons",
     "row_texts",
@@ -68,6 +69,12 @@ def accuracy_split(report: Report) -> Split | None:
     if any(row.test for row in report.rows):
         return "test"
     return "validation" if any(row.validation for row in report.rows) else None
+
+
+def measure_of(report: Report) -> str:
+    """What is shown as the accuracy of the rows, such as ``rank correlation``."""
+    judged = (row for row in report.rows if row.test or row.validation)
+    return next((row.measure for row in judged), "accuracy")
 
 
 def accuracy_of(row: Row, split: Split | None) -> Accuracy | None:
@@ -364,12 +371,16 @@ def how_measured(report: Report) -> tuple[str, ...]:
         found = [a for row in report.rows if (a := accuracy_of(row, split))]
         by_row = all(each.unit == "row" for each in found)
         noun = "examples" if by_row else f"{found[0].unit}s"
+        measure = measure_of(report)
+        interval, exact = "Wilson", "McNemar's exact test."
+        if measure != "accuracy":
+            interval, exact = "bootstrap", f"that of the sign-flip test of the {split} rows."
         lines += [
-            f"Accuracy is on {_range(each.num_judged for each in found)} {split} {noun}, through "
-            "the bundle itself, with its 95% Wilson interval. The drop is paired with the "
-            f"untouched model on the same {noun} (positive: lost); its p-value is "
+            f"{measure.capitalize()} is on {_range(each.num_judged for each in found)} {split} "
+            f"{noun}, through the bundle itself, with its 95% {interval} interval. The drop is "
+            f"paired with the untouched model on the same {noun} (positive: lost); its p-value is "
             + (
-                "McNemar's exact test."
+                exact
                 if by_row
                 else f"that of the sign-flip test of the {split} rows, of which there are "
                 f"{_range(each.num_rows for each in found)}. The {noun} of one row are not "

@@ -19,6 +19,7 @@ from compressor.report.summary import (
     absent_groups,
     accuracy_split,
     device_table,
+    measure_of,
     noise_reasons,
     row_texts,
 )
@@ -181,11 +182,14 @@ def _legend(report: Report, texts: Sequence[RowText], marks: dict[str, str]) -> 
             yield Text(f"{marks[mark]} {meaning}")
     if any(text.noisy for text in texts):
         yield Text("~ noisy: the machine was busy, do not trust this latency")
-    split = accuracy_split(report)
+    split, measure = accuracy_split(report), measure_of(report)
+    own = "" if measure == "accuracy" else f"the {measure} "
     yield Text(
         f"ms: median latency at {shape_words(report.primary_shape)}; faster: than the fastest "
         "uncompressed model on the same target"
-        + (f"; accuracy: on the {split} data; drop: accuracy lost, in points" if split else ""),
+        + (
+            f"; accuracy: {own}on the {split} data; drop: accuracy lost, in points" if split else ""
+        ),
         style="dim",
     )
 

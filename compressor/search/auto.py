@@ -33,6 +33,7 @@ from compressor.search.latency import LatencyTable
 from compressor.search.probing import Prober
 from compressor.search.solver import ImportanceCurves, Solution, solve
 from compressor.store import RunStore
+from compressor.tasks import get_task
 
 __all__ = ["AutoSettings", "Search", "Trial", "search"]
 
@@ -208,8 +209,9 @@ class _Searcher:
     def _int8_drop(self, trial: Trial) -> float:
         chain = (*trial.passes, Export(), *int8_variants(self.table_bits)["int8"])
         model = load_model(self.manager.run(chain)[-1].folder)
-        right = answer(model, self.prepared.splits().validation).right
-        return self._drop(float(right.mean()))
+        answers = get_task(model.task).answers
+        units = answer(model, self.prepared.splits().validation)
+        return self._drop(float(answers.values(units).mean()))
 
     def _drop(self, accuracy: float) -> float:
         """Points that are lost on the validation data."""
@@ -328,7 +330,6 @@ class _Searcher:
             from compressor.model import TorchModel
             from compressor.pruning.importance import taylor_scores
             from compressor.pruning.prune import TAYLOR_BATCH, sample_batches
-            from compressor.tasks import get_task
 
             model = TorchModel.load(self.prepared.original.folder)
             batches = sample_batches(

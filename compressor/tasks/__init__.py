@@ -15,6 +15,7 @@ from compressor.tasks.base import Row, Task
 from compressor.tasks.image_classification import ImageClassification
 from compressor.tasks.semantic_segmentation import SemanticSegmentation
 from compressor.tasks.text_classification import TextClassification
+from compressor.tasks.text_embedding import TextEmbedding
 from compressor.tasks.time_series_classification import TimeSeriesClassification
 from compressor.tasks.token_classification import TokenClassification
 from compressor.tasks.video_classification import VideoClassification
@@ -31,6 +32,7 @@ TASKS: dict[str, type[Task]] = {
         AudioClassification,
         TimeSeriesClassification,
         VideoClassification,
+        TextEmbedding,
     )
 }
 
@@ -48,14 +50,15 @@ def get_task(name: str) -> Task:
     return TASKS[name]()
 
 
-def infer_task(folder: Path) -> str:
+def infer_task(folder: Path, *, labelled: bool = False) -> str:
     """The task of a checkpoint: that of its head, else the one for what it reads.
 
     Args:
         folder: A Hugging Face folder; one that cannot be read is taken for a text model, and what
             is wrong with it is found where it is loaded.
+        labelled: Only tasks that are learnt from labels: a bare encoder may get any head.
     """
-    named = task_of_head(folder)
+    named = task_of_head(folder, labelled=labelled)
     if named is not None:
         return named
     config = _read_json(folder / "config.json")
@@ -64,11 +67,18 @@ def infer_task(folder: Path) -> str:
     return next(name for name, task in TASKS.items() if task.kind == kind)
 
 
-def task_of_head(folder: Path) -> str | None:
-    """The task of a checkpoint's head; None where it has none that is known."""
+def task_of_head(folder: Path, *, labelled: bool = False) -> str | None:
+    """The task of a checkpoint's head; None where it has none that is known.
+
+    Args:
+        folder: A Hugging Face folder.
+        labelled: Only tasks that are learnt from labels.
+    """
     config = _read_json(folder / "config.json")
     heads = config.get("architectures") or [""]
     for name, task in TASKS.items():
+        if labelled and task.label_field is None:
+            continue
         if str(heads[0]).endswith(task.heads) and reads_sound(config) == (task.kind == "audio"):
             return name
     return None

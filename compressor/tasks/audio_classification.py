@@ -10,7 +10,8 @@ import numpy as np
 
 from compressor.errors import CheckpointError
 from compressor.model import Model, OnnxModel
-from compressor.tasks.base import Classification, Row
+from compressor.tasks.base import Row
+from compressor.tasks.classification import Classification
 from compressor.tasks.feature_extractor import read_extractor, write_extractor
 from compressor.tasks.image_processor import PROCESSOR
 from compressor.tasks.positions import shorten_positions

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compressor.errors import CheckpointError
-from targets.answers import IGNORED, AnyAnswers, LabelAnswers
+from targets.answers import AnyAnswers, Units
 from targets.preprocessing import AnyPreprocessing, Preprocessing
 from targets.signature import Arrays, Signature, TensorSpec
 
@@ -20,10 +20,11 @@ if TYPE_CHECKING:
 
     from compressor.data import Kind, LabelField, Split
     from compressor.model import Model, TorchModel
+    from compressor.report.schema import ChangedExample, Comparison
     from compressor.training.augmentation import Noise
     from compressor.training.settings import DistillSettings
 
-__all__ = ["LABELS", "Classification", "Row", "Task", "keep_whole"]
+__all__ = ["LABELS", "Row", "Task", "keep_whole"]
 
 LABELS = "labels"
 """What rows and batches that have labels call them."""
@@ -48,8 +49,9 @@ class Task(ABC):
     kind: ClassVar[Kind]
     """Of the raw inputs."""
 
-    label_field: ClassVar[LabelField] = "label"
-    """The field of `compressor.data.DataSpec` that names the column with the labels."""
+    label_field: ClassVar[LabelField | None] = "label"
+    """The field of `compressor.data.DataSpec` that names the column with the labels. None where the
+    data has none: what the untouched model answers is then what is right."""
 
     preprocessing_type: ClassVar[type[Preprocessing]]
     """How the device half reads the same inputs."""
@@ -59,13 +61,29 @@ class Task(ABC):
 
     # Checkpoints
 
-    @abstractmethod
     def load_checkpoint(self, folder: Path, *, max_length: int | None = None) -> TorchModel:
         """Load a fine-tuned Hugging Face folder that a user brings.
 
         Raises:
             CheckpointError: Absent, damaged, pickle-only, with NaN weights, or another task's head.
         """
+        from compressor.checkpoint import check_checkpoint, check_weights
+        from compressor.model import TorchModel
+        from targets.checkpoint import load_module
+
+        check_checkpoint(folder, head=self.heads, kind=self.kind)
+        check_weights(folder)
+        processor = self.load_processor(folder)
+        limit = self.longest(folder, processor)
+        network = load_module(folder, self.name)
+        keep_whole(network)
+        self.check_fit(network, processor)
+        return TorchModel(
+            module=network,
+            processor=processor,
+            task=self.name,
+            max_length=min(max_length or limit, limit),
+        )
 
     @abstractmethod
     def check_processor(self, folder: Path) -> None:
@@ -99,7 +117,27 @@ class Task(ABC):
     def preprocessing(self, folder: Path, max_length: int) -> AnyPreprocessing:
         """How the device half reads inputs for the model in a folder."""
 
+    @abstractmethod
+    def class_names(self, config: Any) -> tuple[str, ...]:
+        """The names of the classes of a network, in the order of the logits; empty without classes.
+
+        Args:
+            config: Of the network.
+        """
+
+    @abstractmethod
+    def label_names(self, folder: Path) -> tuple[str, ...]:
+        """The same of a checkpoint that is not loaded.
+
+        Raises:
+            CheckpointError: Its config names none.
+        """
+
     # The network
+
+    @abstractmethod
+    def outputs(self, model: TorchModel) -> tuple[TensorSpec, ...]:
+        """The outputs of the signature."""
 
     @abstractmethod
     def signature(self, model: TorchModel) -> Signature:
@@ -199,51 +237,146 @@ class Task(ABC):
 
     # Answers
 
+    @abstractmethod
     def encode_labelled(self, model: Model, split: Split) -> list[dict[str, Any]]:
         """Read a split: rows that have ``labels`` as well, where the outputs have the answers."""
-        rows = self.encode(model, split.inputs)
-        return [{**row, LABELS: int(label)} for row, label in zip(rows, split.labels, strict=True)]
 
+    @abstractmethod
     def encode_unlabeled(self, model: Model, inputs: Sequence[Any]) -> list[dict[str, Any]]:
         """Read raw inputs: rows whose ``labels`` count for nothing."""
-        return [{**row, LABELS: IGNORED} for row in self.encode(model, inputs)]
 
-    def collate_labels(self, rows: Sequence[Row]) -> NDArray[np.int64]:
+    @abstractmethod
+    def collate_labels(self, rows: Sequence[Row]) -> NDArray[Any]:
         """The labels of a batch of rows, (N, ...); `targets.answers.IGNORED` counts for nothing."""
-        return np.array([row[LABELS] for row in rows], dtype=np.int64)
 
-    def judged(self, logits: Tensor, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """What the labels of a batch judge: what a loss is computed from.
-
-        Args:
-            logits: The output for the batch, (N, ...).
-            batch: With ``labels``, (N, ...).
-
-        Returns:
-            Logits (M, classes), and the labels of them (M,).
-        """
-        return logits, batch[LABELS]
-
-    def answered(self, logits: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
+    def answered(self, outputs: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
         """All that a model answers for a batch, padding left out: what a student learns from.
 
         Args:
-            logits: The output for the batch, (N, ...).
+            outputs: For the batch, (N, ...).
             batch: The inputs.
 
         Returns:
-            (M, classes)
+            (M, classes), or (M, size) where there are none.
         """
-        return logits
+        return outputs
 
-    def evaluated(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """What the evaluation of a training keeps of a batch; see `targets.answers.Units.of`.
+    def evaluated(self, outputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """What the evaluation of a training keeps of a batch; see `targets.answers.Answers.judged`.
 
         Args:
-            logits: The output for the batch, (N, ...).
+            outputs: For the batch, (N, ...).
             labels: Of the batch, (N, ...).
         """
-        return logits.float(), labels
+        return outputs.float(), labels
+
+    # Losses
+
+    @abstractmethod
+    def loss(
+        self, outputs: Tensor, batch: Mapping[str, Tensor], *, label_smoothing: float = 0.0
+    ) -> tuple[Tensor, Tensor]:
+        """How far the outputs are from the labels.
+
+        Args:
+            outputs: For the batch, (N, ...).
+            batch: With ``labels``, (N, ...).
+            label_smoothing: Share of each label that is given to all classes alike.
+
+        Returns:
+            The sum over all that is judged, and how many that are; scalars.
+        """
+
+    def sensitivity(self, outputs: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
+        """What tells by its derivatives which parts of a network matter: the mean loss, a scalar.
+
+        Args:
+            outputs: For the batch, (N, ...).
+            batch: With ``labels``, (N, ...).
+        """
+        total, count = self.loss(outputs, batch)
+        return total / count
+
+    @abstractmethod
+    def divergence(
+        self,
+        student: Tensor,
+        teacher: Tensor,
+        batch: Mapping[str, Tensor],
+        *,
+        temperature: float,
+    ) -> Tensor:
+        """How far a student's outputs are from its teacher's: a mean, a scalar.
+
+        Args:
+            student: For the batch, (N, ...).
+            teacher: For the same, (N, ...).
+            batch: The inputs.
+            temperature: See `DistillSettings`.
+        """
+
+    # Comparisons
+
+    def kept(self, units: Units) -> NDArray[Any]:
+        """What a report keeps of the answers, for comparisons with later ones; see :meth:`drop`.
+
+        Returns:
+            (units, ...), a number or several each.
+        """
+        return np.asarray(self.answers.values(units), dtype=np.float32)
+
+    @abstractmethod
+    def drop(
+        self,
+        before: NDArray[Any],
+        after: NDArray[Any],
+        labels: NDArray[Any] | None,
+        rows: NDArray[np.int64] | None,
+    ) -> tuple[float, float, float]:
+        """What is lost from one model to another, in points: estimate and 95% interval.
+
+        Args:
+            before: What was :meth:`kept` of the first.
+            after: And of the second, of the same units.
+            labels: Of the units, where they are classes.
+            rows: The row of the data that each unit belongs to; None where each is one.
+        """
+
+    @abstractmethod
+    def compare(
+        self,
+        reference: Units,
+        candidate: Units,
+        *,
+        label_names: Sequence[str],
+        slices: Mapping[str, Sequence[str]],
+    ) -> Comparison:
+        """What is lost from one model to another: as a whole, by other metrics, and by slice.
+
+        Args:
+            reference: What the untouched model answers.
+            candidate: What the other one answers to the same.
+            label_names: Of the classes.
+            slices: Column -> its values, one a row.
+        """
+
+    def changed(
+        self,
+        reference: Units,
+        candidate: Units,
+        *,
+        label_names: Sequence[str],
+        title: Callable[[int, int], str] | None,
+    ) -> tuple[ChangedExample, ...]:
+        """The units that got another answer, the worst first; none where no answer stands alone.
+
+        Args:
+            reference: What the untouched model answers.
+            candidate: What the other one answers to the same.
+            label_names: Of the classes.
+            title: What to call a unit, by its row and its place in it; None where that is private.
+        """
+        return ()
 
     def title(self, value: Any, place: int) -> str:
         """What a report calls a part of an input that is judged.
@@ -253,36 +386,6 @@ class Task(ABC):
             place: Which of its parts, from 0.
         """
         return str(value)
-
-
-class Classification(Task):
-    """One label out of several for an input."""
-
-    answers: ClassVar[AnyAnswers] = LabelAnswers()
-
-    def load_checkpoint(self, folder: Path, *, max_length: int | None = None) -> TorchModel:
-        """See the base class."""
-        from compressor.checkpoint import check_checkpoint, check_weights
-        from compressor.model import TorchModel
-        from targets.checkpoint import load_module
-
-        check_checkpoint(folder, head=self.heads, kind=self.kind)
-        check_weights(folder)
-        processor = self.load_processor(folder)
-        limit = self.longest(folder, processor)
-        network = load_module(folder, self.name)
-        keep_whole(network)
-        self.check_fit(network, processor)
-        return TorchModel(
-            module=network,
-            processor=processor,
-            task=self.name,
-            max_length=min(max_length or limit, limit),
-        )
-
-    def outputs(self, model: TorchModel) -> tuple[TensorSpec, ...]:
-        """The outputs of the signature."""
-        return (TensorSpec(name="logits", dtype="float32", shape=("batch", len(model.labels))),)
 
 
 def keep_whole(network: nn.Module) -> None:

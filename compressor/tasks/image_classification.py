@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from compressor.errors import CheckpointError
-from compressor.tasks.base import Classification, Row
+from compressor.tasks.base import Row
+from compressor.tasks.classification import Classification
 from compressor.tasks.image_processor import PROCESSOR, read_processor, write_processor
 from compressor.tasks.positions import resize_positions
 from targets.preprocessing import FIXED_SIZE, ImagePreprocessing, Preprocessing

@@ -11,7 +11,8 @@ import numpy as np
 from pydantic import ValidationError
 
 from compressor.errors import CheckpointError
-from compressor.tasks.base import Classification, Row
+from compressor.tasks.base import Row
+from compressor.tasks.classification import Classification
 from compressor.tasks.image_processor import PROCESSOR
 from targets.preprocessing import FIXED_SIZE, Preprocessing, SeriesPreprocessing
 from targets.preprocessing.series import VALUES

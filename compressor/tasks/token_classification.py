@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compressor.tasks.base import LABELS, Row
-from compressor.tasks.text_classification import TextClassification, text_rows
+from compressor.tasks.text import text_rows
+from compressor.tasks.text_classification import TextClassification
 from targets.answers import IGNORED, AnyAnswers, TokenLabelAnswers
 from targets.answers.token_labels import SPACE, place_labels
 from targets.preprocessing.text import MASK
@@ -69,13 +70,13 @@ class TokenClassification(TextClassification):
         counted = batch[LABELS] != IGNORED
         return logits[counted], batch[LABELS][counted]
 
-    def answered(self, logits: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
+    def answered(self, outputs: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
         """See the base class: every token.
 
         Not the first tokens of words alone: noise replaces tokens one by one and moves where words
         begin, and the teacher has an answer at every token.
         """
-        return logits[batch[MASK] != 0]
+        return outputs[batch[MASK] != 0]
 
     def title(self, value: Any, place: int) -> str:
         """See the base class: the word, and some of the words around it."""

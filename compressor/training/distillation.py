@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
-from torch.nn import functional
 
 from compressor.data import Splits
 from compressor.distributed import check_batch, together
@@ -26,7 +25,6 @@ from compressor.training.loop import TrainingResult, run_training
 from compressor.training.losses import (
     global_mean,
     hidden_mse,
-    logits_kl,
     relation_kl,
     token_mask,
 )
@@ -79,6 +77,7 @@ def distill(
     """
     check_batch(settings.batch_size)
     _check_classes(student, teacher)
+    settings.check_labels(len(student.labels))
     train = partial(
         _train,
         student.clone(),
@@ -170,22 +169,17 @@ def distillation_loss(
         teacher: Outputs for the same rows.
         batch: noisy (N,) and labels (N, ...); where rows are padded, attention_mask (N, L).
         settings: Weights and temperature.
-        task: Says what of the logits is compared, and what of them the labels judge.
+        task: Says how outputs are compared with each other and with the labels.
     """
     mask = batch.get("attention_mask")
-    loss = settings.logits_weight * logits_kl(
-        task.answered(student.logits, batch),
-        task.answered(teacher.logits, batch),
-        temperature=settings.temperature,
+    loss = settings.logits_weight * task.divergence(
+        student.logits, teacher.logits, batch, temperature=settings.temperature
     )
-    if settings.labels_weight:
+    if settings.labels_weight and task.label_field is not None:
         # The labels of noisy rows no longer hold; a batch may have no other rows.
         noisy = (batch["noisy"] == 1).reshape(-1, *[1] * (batch[LABELS].ndim - 1))
         clean = {**batch, LABELS: batch[LABELS].masked_fill(noisy, IGNORED)}
-        logits, labels = task.judged(student.logits, clean)
-        total = functional.cross_entropy(logits, labels, ignore_index=IGNORED, reduction="sum")
-        mean = global_mean(total, (labels != IGNORED).sum())
-        loss = loss + settings.labels_weight * mean
+        loss = loss + settings.labels_weight * global_mean(*task.loss(student.logits, clean))
     for ours, theirs in zip(student.hidden, teacher.hidden, strict=True):
         weight = settings.hidden_weight / len(student.hidden)
         loss = loss + weight * hidden_mse(ours, theirs, token_mask(mask, ours))

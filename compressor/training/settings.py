@@ -83,9 +83,11 @@ class DistillSettings(TrainingSettings):
     temperature: float = Field(default=2.0, gt=0, le=100)
     """Softens the classes of teacher and student before they are compared."""
     logits_weight: float = Field(default=1.0, ge=0)
-    """Of the divergence from the teacher's classes (Hinton et al., 2015)."""
+    """Of the divergence from the teacher's classes (Hinton et al., 2015); of embeddings, of the
+    squared distance of their directions, 2 - 2 cos."""
     labels_weight: float = Field(default=0.15, ge=0)
-    """Of the cross-entropy with the true labels, over rows without augmentation."""
+    """Of the cross-entropy with the true labels, over rows without augmentation; nothing where
+    there are no labels."""
     hidden_weight: float = Field(default=1.0, ge=0)
     """Of the squared difference of hidden states of paired layers (TinyBERT, 2020)."""
     relation_weight: float = Field(default=0.0, ge=0)
@@ -123,6 +125,20 @@ class DistillSettings(TrainingSettings):
                 where="unlabeled",
                 given=self.unlabeled,
                 fix="correct the path, or leave the setting out",
+            )
+
+    def check_labels(self, num_classes: int) -> None:
+        """Refuse to learn from labels where there are none, as of embeddings.
+
+        Raises:
+            PassError: A setting asks for it.
+        """
+        if "labels_weight" in self.model_fields_set and self.labels_weight and not num_classes:
+            raise PassError(
+                "there are no labels to learn from: the untouched model alone says what is right",
+                where="labels_weight",
+                given=self.labels_weight,
+                fix="leave the setting out",
             )
 
     def check_compared(self, num_layers: int) -> None:

@@ -19,7 +19,7 @@ class TappedOutputs(NamedTuple):
 
     Attributes:
         logits: (N, classes); of every token, (N, L, classes); or of places of an image,
-            (N, classes, height, width).
+            (N, classes, height, width). Where there are no classes, the embeddings, (N, size).
         hidden: One (N, L, d) a tapped layer.
         projections: Queries, keys and values, (N, L, heads * head_size) each, or nothing.
     """
@@ -79,7 +79,7 @@ class TappedEncoder(nn.Module):
     def forward(self, **inputs: Tensor) -> TappedOutputs:
         """Run the classifier on its own inputs, (N, ...) each."""
         with _caught(self._taps()) as caught:
-            logits = self.classifier(**inputs).logits
+            logits = self.classifier(**inputs)[0]
         # Some take the channels of a row apart: (N, channels, L, d), or (N * channels, L, d).
         caught = [each.reshape(len(logits), -1, each.shape[-1]) for each in caught]
         num_hidden = len(self.hidden_layers)

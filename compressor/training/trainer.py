@@ -6,6 +6,7 @@ import errno
 import math
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,6 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.nn import functional
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from compressor import distributed
@@ -23,7 +23,6 @@ from compressor.training.batches import EncodedRows, LengthBucketSampler
 from compressor.training.checkpoints import seal
 from compressor.training.losses import global_mean
 from compressor.training.settings import TrainingSettings
-from targets.answers import Units
 from targets.environment import cpu_features
 from targets.errors import is_disk_full
 
@@ -121,13 +120,13 @@ def arguments(
 
 
 class SteadyTrainer(Trainer):  # type: ignore[misc]  # transformers has no types
-    """Trains with cross-entropy on the labels; subclasses override :meth:`loss`.
+    """Trains with the loss of the task on the labels; subclasses override :meth:`loss`.
 
     Checkpoints are sealed, hold no pickle that is read back unsafely, and leave nothing half
     written behind. A loss that is not finite stops the training.
 
     Args:
-        module: What learns; its forward takes the inputs of a batch and gives ``logits``.
+        module: What learns; its forward takes the inputs of a batch, and gives the answers first.
         inputs: Names of the inputs of the module.
         task: Says what of the outputs the labels judge.
         settings: Of the training.
@@ -166,7 +165,7 @@ class SteadyTrainer(Trainer):  # type: ignore[misc]  # transformers has no types
             data_collator=collate,
             train_dataset=train,
             eval_dataset=validation.by_length(),
-            compute_metrics=_metrics,
+            compute_metrics=partial(_metrics, task),
             callbacks=[_Flow(settings, progress, on_evaluation)],
         )
         self.remove_callback(PrinterCallback)
@@ -184,13 +183,11 @@ class SteadyTrainer(Trainer):  # type: ignore[misc]  # transformers has no types
             batch: Goes through the module as a whole.
             num_rows: So many of its first rows count; 0 is possible.
         """
-        outputs = module(**self.inputs_of(batch)).logits
+        outputs = module(**self.inputs_of(batch))[0]
         counted = {name: each[:num_rows] for name, each in batch.items()}
-        logits, labels = self.task.judged(outputs[:num_rows], counted)
-        total = functional.cross_entropy(
-            logits, labels, label_smoothing=self.label_smoothing, reduction="sum"
+        return global_mean(
+            *self.task.loss(outputs[:num_rows], counted, label_smoothing=self.label_smoothing)
         )
-        return global_mean(total, len(labels))
 
     def compute_loss(self, model: nn.Module, inputs: Any, *_: Any, **__: Any) -> Tensor:
         """See the base class."""
@@ -212,7 +209,7 @@ class SteadyTrainer(Trainer):  # type: ignore[misc]  # transformers has no types
         inputs = self._prepare_inputs(inputs)
         with torch.inference_mode():
             outputs = model(**self.inputs_of(inputs))
-        return None, *self.task.evaluated(outputs.logits, inputs["labels"])
+        return None, *self.task.evaluated(outputs[0], inputs["labels"])
 
     def inputs_of(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """What of a batch goes into the module."""
@@ -391,8 +388,9 @@ class _Flow(TrainerCallback):  # type: ignore[misc]  # transformers has no types
         self.progress(state.global_step / max(state.max_steps, 1), line)
 
 
-def _metrics(outputs: EvalPrediction) -> dict[str, float]:
-    return {"accuracy": float(Units.of(outputs.predictions, outputs.label_ids).right.mean())}
+def _metrics(task: Task, outputs: EvalPrediction) -> dict[str, float]:
+    units = task.answers.judged(outputs.predictions, outputs.label_ids)
+    return {"accuracy": float(task.answers.values(units).mean())}
 
 
 def _learnt(module: nn.Module) -> dict[str, Tensor]:

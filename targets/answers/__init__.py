@@ -15,6 +15,7 @@ from targets.answers.base import (
     most_probable,
     softmax,
 )
+from targets.answers.embeddings import EmbeddingAnswers, EmbeddingPrediction
 from targets.answers.labels import LabelAnswers, Prediction
 from targets.answers.pixel_labels import ClassMapPrediction, PixelLabelAnswers
 from targets.answers.token_labels import LabelledWord, TokenLabelAnswers, WordsPrediction
@@ -25,6 +26,8 @@ __all__ = [
     "AnyAnswers",
     "BasePrediction",
     "ClassMapPrediction",
+    "EmbeddingAnswers",
+    "EmbeddingPrediction",
     "LabelAnswers",
     "LabelledWord",
     "PixelLabelAnswers",
@@ -38,6 +41,7 @@ __all__ = [
 ]
 
 AnyAnswers = Annotated[
-    LabelAnswers | TokenLabelAnswers | PixelLabelAnswers, Field(discriminator="kind")
+    LabelAnswers | TokenLabelAnswers | PixelLabelAnswers | EmbeddingAnswers,
+    Field(discriminator="kind"),
 ]
 """What a manifest may hold. A new kind is a file in this package and a name here."""

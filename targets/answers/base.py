@@ -11,6 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
+from targets.scoring import Accuracy, accuracy
+
 if TYPE_CHECKING:
     from targets.evaluation_pack import EvaluationPack, Labels
     from targets.preprocessing import Encoded
@@ -33,12 +35,13 @@ IGNORED = -100
 
 @dataclass(frozen=True)
 class Units:
-    """What is judged: each gets one class out of several.
+    """What is judged: the answers to each, and what they should be; `Answers` compares the two.
 
     Attributes:
         scores: Of every class; the largest is the answer. Where those of all would not fit in
-            memory, the answers alone.  # (units, classes) or (units,)
-        labels: True classes.  # (units,)
+            memory, the answers alone. Of answers that are no classes, the outputs.
+            # (units, classes) or (units,)
+        labels: True classes, or other answers.  # (units,) or (units, ...)
         rows: Which sample each belongs to; those of one sample are not independent.  # (units,)
     """
 
@@ -145,6 +148,8 @@ class Answers(BaseModel, ABC):
 
     unit: ClassVar[str]
     """What is judged, such as ``row`` where an input gets one class."""
+    measure: ClassVar[str] = "accuracy"
+    """What the mean of the values of all units is called; see :meth:`score`."""
     of_words: ClassVar[bool] = False
     """Whether a user may give a list of words for a text."""
 
@@ -183,7 +188,33 @@ class Answers(BaseModel, ABC):
                 :meth:`reduced` and `EvaluationPack.restore`.
             pack: What was answered.
         """
-        return Units.of(outputs, pack.labels, pack.label_rows)
+        return self.judged(outputs, pack.labels, pack.label_rows)
+
+    def judged(
+        self, scores: NDArray[Any], labels: NDArray[Any], rows: NDArray[np.int64] | None = None
+    ) -> Units:
+        """What is judged of some samples, where they lie side by side; see `Units.of`."""
+        return Units.of(scores, labels, rows)
+
+    def values(self, units: Units) -> NDArray[Any]:
+        """How good the answer to each unit is, at most 1: of classes, whether it is the true one.
+
+        Returns:
+            (units,)
+        """
+        return units.right
+
+    def score(self, units: Units) -> Accuracy:
+        """The mean of the values with its interval: what reports show and budgets limit."""
+        return accuracy(units.right, units.rows, unit=self.unit)
+
+    def given(self, units: Units) -> NDArray[np.int64]:
+        """The answer to each unit as a number: where it differs, the answer is another one.
+
+        Returns:
+            (units,)
+        """
+        return units.classes
 
     @abstractmethod
     def predictions(

@@ -162,7 +162,7 @@ def shortfalls(
         (
             "min_label_agreement",
             0.95,
-            "gives the label of the untouched model on 90.0% of the examples, wanted 95.0%",
+            "answers as the untouched model does on 90.0% of the examples, wanted 95.0%",
         ),
         ("max_probability_difference", 0.25, None),
         ("max_probability_difference", 0.2, "differs by 0.25 in a probability, allowed 0.2"),
