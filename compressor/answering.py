@@ -36,14 +36,15 @@ def answer(model: Model, split: Split) -> Units:
     rows = task.encode_labelled(model, split)
     order = sorted(range(len(rows)), key=lambda index: task.length(rows[index]))
     is_torch = isinstance(model, TorchModel)
-    run, size = (_torch(model), BATCH) if is_torch else (_onnx(model), 1)
+    at_once = min(BATCH, task.answers.rows_at_once)
+    run, size = (_torch(model), at_once) if is_torch else (_onnx(model), 1)
     parts = []
     for start in range(0, len(order), size):
         chosen = order[start : start + size]
         batch = [rows[index] for index in chosen]
         feeds = task.collate(model, batch)
         scores = task.answers.reduced(run(feeds), feeds)
-        parts.append(Units.of(scores, task.collate_labels(batch), np.asarray(chosen)))
+        parts.append(task.answers.kept(scores, task.collate_labels(batch), np.asarray(chosen)))
     return Units.joined(parts)
 
 

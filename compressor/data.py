@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from compressor.class_names import check_labels, class_indices, label_text, sorted_names
 from compressor.errors import DataError, nearest
 from compressor.masks import Masked, check_classes, class_names, read_classes
-from compressor.tables import FLAT, read_columns
+from compressor.tables import FLAT, read_columns, require_columns
 from targets.answers.token_labels import join_words
 from targets.bundle import hash_file
 from targets.errors import InputError
@@ -38,8 +38,9 @@ __all__ = [
 Kind: TypeAlias = str
 """Of the inputs: a key of `targets.preprocessing.KINDS`, and the field of its column."""
 
-LabelField = Literal["label", "tags", "mask"]
-"""Of a `DataSpec`: a label for each input, for each of its words, or for each of its pixels."""
+LabelField = Literal["label", "tags", "mask", "text"]
+"""Of a `DataSpec`: a label for each input, for each of its words, or for each of its pixels; or the
+text itself, where what is answered is how it goes on."""
 
 VALIDATION_FRACTION = 0.1  # of the training data, where no validation file is given
 
@@ -99,7 +100,7 @@ class Split:
         inputs: N texts, or texts of words, see `targets.answers.token_labels.join_words`; or N
             images or recordings, each the path or the content of a file.
         labels: (N,) int64 indices into the label names; N arrays, one index a word; or N masks,
-            each the path or the content of a file.
+            each the path or the content of a file. All 0 where texts are their own labels.
         slices: Column -> its N values as text.
     """
 
@@ -227,6 +228,10 @@ def read_splits(
     """
     if labels == "mask":
         return _set_validation_apart(*_read_all_masked(spec, label_names), seed)
+    if labels == "text":
+        plain = {name: _read_plain(path, spec) for name, path in spec.files.items()}
+        _check_slices(spec, plain["test"].slices)
+        return _set_validation_apart(plain, (), seed)
     tagged = labels == "tags"
     rows = {
         name: _read_tagged(path, spec) if tagged else _read_rows(path, spec, kind)
@@ -292,7 +297,7 @@ def _masked_files(
             where=path,
             fix=f"pass a file with the columns {spec.image} and {spec.mask}",
         )
-    values = _require_columns(path, spec, {"image": spec.image, "mask": spec.mask})
+    values = require_columns(path, {"image": spec.image, "mask": spec.mask}, spec.slices)
     rows = []
     for row, cells in enumerate(zip(values[spec.image], values[spec.mask], strict=True), 1):
         where = f"{path}, row {row}"
@@ -329,11 +334,36 @@ def _input_column(spec: DataSpec, kind: Kind, labels: LabelField = "label") -> s
     return spec.tokens if labels == "tags" else str(getattr(spec, kind))
 
 
+def _read_plain(path: Path, spec: DataSpec) -> Split:
+    """A file of texts that nobody labelled; all labels are 0."""
+    if path.is_dir():
+        raise _no_table(path, f"the column {spec.text}")
+    values = require_columns(path, {"text": spec.text}, spec.slices)
+    for row, cell in enumerate(values[spec.text], 1):
+        if not isinstance(cell, str) or not cell.strip():
+            raise DataError(
+                "a row has no text",
+                where=f"{path}, row {row}",
+                given=f"{spec.text}={cell!r:.200}",
+                fix="remove the row, or write a text",
+            )
+    texts = tuple(values[spec.text])
+    return Split(texts, np.zeros(len(texts), dtype=np.int64), _sliced(spec, values))
+
+
+def _no_table(folder: Path, columns: str) -> DataError:
+    return DataError(
+        "the data is a folder, and texts stand in a table",
+        where=folder,
+        fix=f"pass a file with {columns}",
+    )
+
+
 def _read_rows(path: Path, spec: DataSpec, kind: Kind) -> _Rows:
     if path.is_dir():
         return _read_folder(path, spec, kind)
     source = _input_column(spec, kind)
-    values = _require_columns(path, spec, {kind: source, "label": spec.label})
+    values = require_columns(path, {kind: source, "label": spec.label}, spec.slices)
     labels = [label_text(label) for label in values[spec.label]]
     inputs = []
     for row, (cell, label) in enumerate(zip(values[source], labels, strict=True), 1):
@@ -352,38 +382,6 @@ def _read_rows(path: Path, spec: DataSpec, kind: Kind) -> _Rows:
         [(label,) for label in labels if label is not None],
         _sliced(spec, values),
     )
-
-
-def _require_columns(
-    path: Path, spec: DataSpec, columns: Mapping[str, str]
-) -> dict[str, list[Any]]:
-    """The cells of columns, by their names, and of those that the data is sliced by.
-
-    Args:
-        path: The file.
-        spec: Names those columns.
-        columns: Field of the spec -> the name of the column; inputs first, labels last.
-
-    Raises:
-        DataError: A column is missing, or the file has no rows.
-    """
-    names, values = read_columns(path, {*columns.values(), *spec.slices})
-    *_, last = columns
-    for role, column in columns.items():
-        if column not in values:
-            guess = nearest(column, names)
-            raise DataError(
-                f"the {role} column {column!r} is missing",
-                where=path,
-                given=f"columns {', '.join(names) or '(none)'}",
-                fix=_separator_hint(names)
-                or f"name it: data.{role} in a recipe, "
-                f"--{'label' if role == last else 'input'} for finetune"
-                + (f"; did you mean {guess!r}?" if guess else ""),
-            )
-    if not values[columns[last]]:
-        raise DataError("the file has no rows", where=path, fix="pass a file with labelled rows")
-    return values
 
 
 def _sliced(spec: DataSpec, values: Mapping[str, Sequence[Any]]) -> dict[str, tuple[str, ...]]:
@@ -405,7 +403,7 @@ def _read_tagged(path: Path, spec: DataSpec) -> _Rows:
             fix="write them to .jsonl, .json or .parquet, such as "
             f'{{"{spec.tokens}": ["Birds", "sing"], "{spec.tags}": ["NOUN", "VERB"]}}',
         )
-    values = _require_columns(path, spec, {"tokens": spec.tokens, "tags": spec.tags})
+    values = require_columns(path, {"tokens": spec.tokens, "tags": spec.tags}, spec.slices)
     texts, tags = [], []
     for row, (words, labels) in enumerate(
         zip(values[spec.tokens], values[spec.tags], strict=True), 1
@@ -500,11 +498,7 @@ def _read_folder(folder: Path, spec: DataSpec, kind: Kind) -> _Rows:
     """
     preprocessing = KINDS[kind]
     if not preprocessing.reads_files():
-        raise DataError(
-            "the data is a folder, and texts stand in a table",
-            where=folder,
-            fix=f"pass a file with the columns {spec.text} and {spec.label}",
-        )
+        raise _no_table(folder, f"the columns {spec.text} and {spec.label}")
     rows = [
         (str(path), each.name)
         for each in sorted(folder.iterdir())
@@ -527,14 +521,6 @@ def _read_folder(folder: Path, spec: DataSpec, kind: Kind) -> _Rows:
 def _is_input(path: Path, preprocessing: type[Preprocessing]) -> bool:
     is_file = path.suffix.lower() in preprocessing.suffixes
     return is_file or (preprocessing.folders and path.is_dir())
-
-
-def _separator_hint(names: Sequence[str]) -> str | None:
-    """What to do about a table whose columns were read as one."""
-    for separator, name in ((";", "semicolons"), ("\t", "tabs"), ("|", "bars")):
-        if len(names) == 1 and separator in names[0]:
-            return f"the columns are separated by {name}: write commas, or tabs in a .tsv file"
-    return None
 
 
 def _check_slices(spec: DataSpec, found: Collection[str]) -> None:

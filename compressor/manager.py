@@ -17,6 +17,7 @@ from targets.bundle import hash_file
 from targets.environment import library_versions
 from targets.errors import ToolkitError, is_disk_full
 from targets.provenance import checkpoint_hashes
+from targets.scoring import perplexity
 
 if TYPE_CHECKING:
     from compressor.data import Splits
@@ -257,6 +258,8 @@ def _facts(
         facts["architecture"] = Architecture.read(files).describe()
         judged = answer(model, splits.validation)
         facts["metrics"]["validation_accuracy"] = float(judged.right.mean())
+        if judged.losses is not None:
+            facts["metrics"]["validation_perplexity"] = perplexity(judged.losses)
     return facts
 
 
@@ -268,8 +271,11 @@ def _headline(step: StoredStep) -> str:
         parts.append(facts["architecture"])
     if facts["num_parameters"]:
         parts.append(f"{facts['num_parameters'] / 1e6:.1f}M parameters")
+    found = facts["metrics"].get("validation_perplexity")
     accuracy = facts["metrics"].get("validation_accuracy")
-    if accuracy is not None:
+    if found is not None:
+        parts.append(f"validation perplexity {found:.1f}")
+    elif accuracy is not None:
         parts.append(f"validation {100 * accuracy:.1f}%")
     if not parts:
         parts.append(f"{facts['size_bytes'] / 1e6:.1f} MB")

@@ -60,9 +60,10 @@ class TorchModel:
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """Class names, in the order of the logits."""
-        names: Mapping[int, str] = self.module.config.id2label  # type: ignore[union-attr,assignment]
-        return tuple(names[index] for index in sorted(names))
+        """Class names, in the order of the logits; none where answers have no names."""
+        from compressor.tasks import get_task
+
+        return get_task(self.task).class_names(self.module.config)
 
     @property
     def num_parameters(self) -> int:

@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
-from compressor.checkpoint import label_names
 from compressor.device_latency import OnDevices, measure_on_devices
 from compressor.gate.verdict import judge
 from compressor.layer_errors import measure_layers
@@ -41,6 +40,7 @@ from targets.bundle import Bundle
 from targets.environment import Environment
 from targets.errors import BundleError, MissingLibraryError, TargetError
 from targets.runtimes.pytorch import PyTorch
+from targets.scoring import perplexity
 from targets.tuning import offered
 
 __all__ = ["run", "try_on_validation"]
@@ -181,7 +181,7 @@ class _Run:
 
     @functools.cached_property
     def label_names(self) -> tuple[str, ...]:
-        return label_names(self.recipe.model)
+        return self.task.checkpoint_classes(self.recipe.model)
 
     def measure(self) -> _Measured:
         """Make every bundle, and measure its accuracy and its latency."""
@@ -345,6 +345,9 @@ class _Run:
                     self.notes[each.key] = f"{share} of the tokens of the {last} split are unknown"
                 found = accuracy(self.task, predictions[each.key], last)
                 line = f"{last} accuracy {100 * found.value:.1f}%"
+                losses = predictions[each.key][last].losses
+                if losses is not None:
+                    line = f"{last} perplexity {significant(perplexity(losses))}"
                 self.progress.finish(line, cached=step.cached)
         return predictions, failures
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from compressor.architecture import Architecture
-from compressor.checkpoint import check_checkpoint, check_weights, label_names
+from compressor.checkpoint import check_checkpoint, check_weights
 from compressor.data import Splits, read_splits
 from compressor.errors import PassError, Problem, RecipeError, nearest
 from compressor.gate.budget_file import unknown_targets
@@ -105,8 +105,8 @@ def validate_recipe(recipe: Recipe) -> Plan:
         problems.extend(error.problems)
     if all(path.exists() for path in recipe.data.files.values()):
         try:
-            names = label_names(recipe.model) if _has_config(recipe) else None
             task = get_task(recipe.task)
+            names = task.checkpoint_classes(recipe.model) if _has_config(recipe) else None
             splits = read_splits(
                 recipe.data,
                 label_names=names,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from compressor.evaluation import paired_perplexity
 from compressor.fidelity import changed_examples, compare_answers
 from compressor.gate.verdict import judge_rows
 from compressor.lowering import Candidate
 from compressor.measuring import SPLITS, Predictions
 from compressor.recipe.schema import Recipe
 from compressor.report.schema import LayerError, OnDevice, Row
+from compressor.report.wording import perplexity_text
 from compressor.store import RunStore
 from compressor.tasks import Task
 from targets.answers.base import shared_units
@@ -108,6 +110,7 @@ class Rows:
         predictions = self.predictions.get(candidate.key)
         if predictions is not None:
             row = row.model_copy(update=self._accuracies(predictions))
+            row = row.model_copy(update={"notes": (*row.notes, *_perplexities(row))})
         measured = self._measurements(candidate)
         if measured:
             update = {"latency": measured, **self._speedups(candidate)}
@@ -187,7 +190,7 @@ class Rows:
             untouched, units = shared_units(reference[split], predictions[split])
             before, after = untouched.probabilities, units.probabilities
             examples = self.splits.get(split)
-            update[f"{split}_comparison"] = compare_answers(
+            compared = compare_answers(
                 before,
                 after,
                 units.labels,
@@ -195,6 +198,10 @@ class Rows:
                 rows=units.rows,
                 slices=None if examples is None else examples.slices,
             )
+            if untouched.losses is not None and units.losses is not None:
+                found = paired_perplexity(untouched.losses, units.losses, units.rows)
+                compared = compared.model_copy(update={"perplexity": found})
+            update[f"{split}_comparison"] = compared
             if split == "test":
                 private = not self.recipe.bundle.evaluation_data
                 update["changed"] = changed_examples(
@@ -257,3 +264,10 @@ class Rows:
             if self._is_baseline(each, target) and each.precision == precision
         )
         return next(found, None)
+
+
+def _perplexities(row: Row) -> Iterator[str]:
+    """What is said of the perplexity of a row, of the test data where that was predicted."""
+    compared = row.test_comparison or row.validation_comparison
+    if compared is not None and compared.perplexity is not None:
+        yield f"perplexity {perplexity_text(compared.perplexity)}"

@@ -12,7 +12,15 @@ from pydantic import BaseModel, ConfigDict
 
 from targets.wording import plural
 
-__all__ = ["Z_95", "Accuracy", "accuracy", "count_equal", "design_effect", "wilson_interval"]
+__all__ = [
+    "Z_95",
+    "Accuracy",
+    "accuracy",
+    "count_equal",
+    "design_effect",
+    "perplexity",
+    "wilson_interval",
+]
 
 Z_95 = 1.959963984540054  # standard normal quantile for a two-sided 95% interval
 _CHUNK = 2**22  # lines of a table that are sorted at once
@@ -145,6 +153,15 @@ def design_effect(
     by_row = np.bincount(places, weights=weights * residuals)
     clustered = len(names) / (len(names) - 1) * float(np.square(by_row).sum())
     return max(1.0, clustered / independent)
+
+
+def perplexity(losses: NDArray[np.floating]) -> float:
+    """Exponential of the mean cross-entropy.
+
+    Args:
+        losses: (M,) in nats; M >= 1.
+    """
+    return float(np.exp(losses.mean(dtype=np.float64)))
 
 
 def wilson_interval(hits: float, count: float, z: float = Z_95) -> tuple[float, float]:

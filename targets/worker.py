@@ -84,9 +84,10 @@ class Commands:
         samples = EvaluationPack.load(Path(pack))
         first = session.signature.outputs[0].name
         answers = []
-        for batch in samples.batches(batch_size, session.signature):
+        meaning = bundle.manifest.answers
+        for batch in samples.batches(min(batch_size, meaning.rows_at_once), session.signature):
             found = session.run(batch.feeds)
-            kept = bundle.manifest.answers.reduced(found[first], batch.feeds)
+            kept = meaning.reduced(found[first], batch.feeds)
             answers.append((batch, {**found, first: kept}))
         save_file(samples.restore(answers, session.signature), outputs)
         return {"num_samples": len(samples)}

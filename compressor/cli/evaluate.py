@@ -9,7 +9,7 @@ import typer
 from targets.bundle import Bundle
 from targets.errors import BundleError
 from targets.evaluation_pack import EvaluationPack
-from targets.scoring import Accuracy, accuracy
+from targets.scoring import Accuracy, accuracy, perplexity
 from targets.worker_client import Worker
 
 __all__ = ["evaluate_bundle"]
@@ -36,6 +36,8 @@ def evaluate_bundle(path: Path, *, threads: int) -> Accuracy:
         outputs = worker.predict(pack)[manifest.signature.outputs[0].name]
     units = manifest.answers.units(outputs, EvaluationPack.load(pack))
     found = accuracy(units.right, units.rows, unit=manifest.answers.unit)
+    if units.losses is not None:
+        typer.echo(f"perplexity here:   {perplexity(units.losses):.3f}")
     typer.echo(f"accuracy here:     {found}")
     recorded = None if manifest.measured is None else manifest.measured.accuracy
     if recorded is not None:

@@ -101,6 +101,26 @@ class Task(ABC):
 
     # The network
 
+    def class_names(self, config: Any) -> tuple[str, ...]:
+        """Names of what is answered, in the order of the logits; none where that has no names.
+
+        Args:
+            config: Of a Hugging Face model.
+        """
+        if not self.answers.has_classes:
+            return ()
+        return tuple(config.id2label[index] for index in sorted(config.id2label))
+
+    def checkpoint_classes(self, folder: Path) -> tuple[str, ...]:
+        """The same of a checkpoint, from its config alone.
+
+        Raises:
+            CheckpointError: The config names none.
+        """
+        from compressor.checkpoint import label_names
+
+        return label_names(folder) if self.answers.has_classes else ()
+
     @abstractmethod
     def signature(self, model: TorchModel) -> Signature:
         """Inputs and outputs of the exported model, batch and lengths free."""

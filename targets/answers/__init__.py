@@ -16,6 +16,7 @@ from targets.answers.base import (
     softmax,
 )
 from targets.answers.labels import LabelAnswers, Prediction
+from targets.answers.next_token import NextTokenAnswers, ScoredText
 from targets.answers.pixel_labels import ClassMapPrediction, PixelLabelAnswers
 from targets.answers.token_labels import LabelledWord, TokenLabelAnswers, WordsPrediction
 
@@ -27,8 +28,10 @@ __all__ = [
     "ClassMapPrediction",
     "LabelAnswers",
     "LabelledWord",
+    "NextTokenAnswers",
     "PixelLabelAnswers",
     "Prediction",
+    "ScoredText",
     "TokenLabelAnswers",
     "Units",
     "WordsPrediction",
@@ -38,6 +41,7 @@ __all__ = [
 ]
 
 AnyAnswers = Annotated[
-    LabelAnswers | TokenLabelAnswers | PixelLabelAnswers, Field(discriminator="kind")
+    LabelAnswers | TokenLabelAnswers | PixelLabelAnswers | NextTokenAnswers,
+    Field(discriminator="kind"),
 ]
 """What a manifest may hold. A new kind is a file in this package and a name here."""

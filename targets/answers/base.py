@@ -40,15 +40,22 @@ class Units:
             memory, the answers alone.  # (units, classes) or (units,)
         labels: True classes.  # (units,)
         rows: Which sample each belongs to; those of one sample are not independent.  # (units,)
+        losses: Cross-entropy of each in nats, where the scores are answers alone and perplexity is
+            what counts; else None.  # (units,)
     """
 
     scores: NDArray[Any]
     labels: NDArray[Any]
     rows: NDArray[Any]
+    losses: NDArray[Any] | None = None
 
     @classmethod
     def of(
-        cls, scores: NDArray[Any], labels: NDArray[Any], rows: NDArray[np.int64] | None = None
+        cls,
+        scores: NDArray[Any],
+        labels: NDArray[Any],
+        rows: NDArray[np.int64] | None = None,
+        losses: NDArray[Any] | None = None,
     ) -> Self:
         """Leave out what counts for nothing.
 
@@ -56,6 +63,7 @@ class Units:
             scores: (N, ..., classes), or the answers, (N, ...) as the labels.
             labels: (N, ...); `IGNORED` where nothing is judged.
             rows: (N,) which sample each belongs to; by default each is one.
+            losses: As the labels; see the class.
         """
         if rows is None:
             rows = np.arange(len(labels))
@@ -67,6 +75,7 @@ class Units:
             scores.reshape(shape)[counted],
             flat[counted],
             each[counted].astype(np.int32),
+            None if losses is None else losses.reshape(-1)[counted],
         )
 
     @classmethod
@@ -78,11 +87,15 @@ class Units:
             np.concatenate([each.scores for each in parts])[order],
             np.concatenate([each.labels for each in parts])[order],
             rows[order],
+            None
+            if parts[0].losses is None
+            else np.concatenate([each.losses for each in parts])[order],
         )
 
     def take(self, indices: NDArray[np.int64]) -> Units:
         """Those at the given indices."""
-        return Units(self.scores[indices], self.labels[indices], self.rows[indices])
+        losses = None if self.losses is None else self.losses[indices]
+        return Units(self.scores[indices], self.labels[indices], self.rows[indices], losses)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -147,6 +160,10 @@ class Answers(BaseModel, ABC):
     """What is judged, such as ``row`` where an input gets one class."""
     of_words: ClassVar[bool] = False
     """Whether a user may give a list of words for a text."""
+    rows_at_once: ClassVar[int] = 64
+    """Samples of a batch whose outputs fit in memory."""
+    has_classes: ClassVar[bool] = True
+    """Whether what is answered has names, which the model and the data agree on."""
 
     def raw(self, inputs: Sequence[Any]) -> Sequence[Any]:
         """What the encoder reads of the inputs that a user gives.
@@ -175,6 +192,16 @@ class Answers(BaseModel, ABC):
             encoded: What it made of them.
         """
 
+    def kept(self, outputs: NDArray[Any], labels: NDArray[Any], rows: NDArray[Any]) -> Units:
+        """What is judged of what is kept of the outputs.
+
+        Args:
+            outputs: See :meth:`reduced`.
+            labels: Where the outputs have the answers.
+            rows: Which sample each label belongs to, or each of the first axis of the labels.
+        """
+        return Units.of(outputs, labels, rows)
+
     def units(self, outputs: NDArray[np.generic], pack: EvaluationPack) -> Units:
         """What is judged of the outputs for a pack.
 
@@ -183,7 +210,7 @@ class Answers(BaseModel, ABC):
                 :meth:`reduced` and `EvaluationPack.restore`.
             pack: What was answered.
         """
-        return Units.of(outputs, pack.labels, pack.label_rows)
+        return self.kept(outputs, pack.labels, pack.label_rows)
 
     @abstractmethod
     def predictions(

@@ -1,0 +1,92 @@
+"""Text generation: how a text goes on, token by token."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from compressor.tasks.base import LABELS, Row
+from compressor.tasks.token_level import TokenLevel
+from targets.answers import AnyAnswers, NextTokenAnswers
+from targets.answers.next_token import next_tokens
+from targets.preprocessing.text import IDS
+from targets.signature import Arrays, TensorSpec
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from compressor.data import LabelField, Split
+    from compressor.model import Model, TorchModel
+
+__all__ = ["TextGeneration"]
+
+USUAL_LENGTH = 512
+"""Longest text in tokens where none is asked for: the scores of every token of the vocabulary at
+each of its tokens have to fit in memory."""
+_LONGEST_PROBE = 128
+_CHAT_TEMPLATE = "chat_template.jinja"
+
+
+class TextGeneration(TokenLevel):
+    """Causal language models: transformers that see what stands before a token only.
+
+    A text is its own label: at each token the one that follows.
+    """
+
+    name: ClassVar[str] = "text-generation"
+    heads: ClassVar[tuple[str, ...]] = ("ForCausalLM", "LMHeadModel")
+    answers: ClassVar[AnyAnswers] = NextTokenAnswers()
+    label_field: ClassVar[LabelField] = "text"
+
+    def load_checkpoint(self, folder: Path, *, max_length: int | None = None) -> TorchModel:
+        """See the base class; the length is one to judge texts by, and may be below the limit."""
+        return super().load_checkpoint(folder, max_length=max_length or USUAL_LENGTH)
+
+    def load_processor(self, folder: Path) -> Any:
+        """See the base class: with the template of chats, where there is one."""
+        processor = super().load_processor(folder)
+        processor.chat_template = _chat_template(folder)
+        return processor
+
+    def processor_files(self, folder: Path) -> list[Path]:
+        """See the base class."""
+        template = folder / _CHAT_TEMPLATE
+        return [*super().processor_files(folder), *([template] if template.is_file() else [])]
+
+    def outputs(self, model: TorchModel) -> tuple[TensorSpec, ...]:
+        """See the base class: logits of the token after each."""
+        config: Any = model.module.config
+        shape = ("batch", "sequence", config.vocab_size)
+        return (TensorSpec(name="logits", dtype="float32", shape=shape),)
+
+    def encode_labelled(self, model: Model, split: Split) -> list[dict[str, Any]]:
+        """See the base class: each token is the label of the one before it."""
+        rows = self.encode(model, split.inputs)
+        return [{**row, LABELS: next_tokens(row[IDS]).tolist()} for row in rows]
+
+    def evaluated(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """See the base class: the answers, for the scores of all would not fit in memory."""
+        return logits.argmax(dim=-1), labels
+
+    def probes(self, model: TorchModel, rows: Sequence[Row]) -> Mapping[str, Arrays]:
+        """See the base class; no longer than fits in memory with the scores of a vocabulary."""
+        length = min(model.max_length, _LONGEST_PROBE)
+        cut = [{name: values[:length] for name, values in row.items()} for row in rows]
+        return super().probes(replace(model, max_length=length), cut)
+
+
+def _chat_template(folder: Path) -> str | None:
+    """The Jinja template of a checkpoint's chats, which stands by itself or in a config."""
+    try:
+        return (folder / _CHAT_TEMPLATE).read_text(encoding="utf-8")
+    except OSError:
+        pass
+    try:
+        config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    template = config.get("chat_template")
+    return template if isinstance(template, str) else None
