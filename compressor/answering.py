@@ -63,4 +63,9 @@ def _onnx(model: Any) -> Callable[[Arrays], NDArray[np.float32]]:
     from targets.runtimes.onnxruntime import create_session
 
     session = create_session(model.path, threads=1)
-    return lambda feeds: np.asarray(session.run(None, dict(feeds))[0])
+
+    def run(feeds: Arrays) -> NDArray[np.float32]:
+        state = model.signature.initial_state(len(next(iter(feeds.values()))))
+        return np.asarray(session.run(None, {**feeds, **state})[0])
+
+    return run

@@ -242,21 +242,20 @@ def _from_config(config: Mapping[str, object]) -> Architecture:
 
 def _decoder(family: str, config: Mapping[str, object]) -> Architecture:
     """A network that writes text; its layers are known where they are those of Llama."""
-    sizes: dict[str, int] = {"queries_per_head": 1}
+    described = Architecture(family, (), 0, 0, 0, 0, FIXED_SIZE, has_unknown_layers=True)
     if _KEY_HEADS in config:
         described = _transformer(family, config)
-        queries = described.layers[0].num_heads
+        queries, width = described.layers[0].num_heads, described.layers[0].ffn_width
         heads = queries if config[_KEY_HEADS] is None else _number(config, _KEY_HEADS)
-        width = described.layers[0].ffn_width
-        described = replace(described, layers=(LayerShape(heads, width),) * len(described.layers))
-        sizes = {"queries_per_head": queries // heads}
-        if config.get("head_dim") is not None:
-            sizes["head_size"] = _number(config, "head_dim")
-    else:
-        described = Architecture(family, (), 0, 0, 0, 0, FIXED_SIZE, has_unknown_layers=True)
+        own = config.get("head_dim") is not None
+        described = replace(
+            described,
+            layers=(LayerShape(heads, width),) * len(described.layers),
+            head_size=_number(config, "head_dim") if own else described.head_size,
+            queries_per_head=queries // heads,
+        )
     return replace(
         described,
-        **sizes,
         vocabulary_size=_number(config, "vocab_size"),
         max_positions=_number(config, "max_position_embeddings"),
         num_labels=0,

@@ -183,8 +183,12 @@ def evaluate(
         },
         make,
     )
-    kept = load_file(step.folder / OUTPUTS)
-    return step, {name: Units(*(kept.get(f"{name}.{part}") for part in _PARTS)) for name in names}
+    kept: dict[str, Any] = load_file(step.folder / OUTPUTS)
+    found = {
+        name: {part: kept[key] for part in _PARTS if (key := f"{name}.{part}") in kept}
+        for name in names
+    }
+    return step, {name: Units(**parts) for name, parts in found.items()}
 
 
 def tuned(

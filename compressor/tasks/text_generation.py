@@ -12,8 +12,8 @@ from compressor.tasks.base import LABELS, Row
 from compressor.tasks.token_level import TokenLevel
 from targets.answers import AnyAnswers, NextTokenAnswers
 from targets.answers.next_token import next_tokens
-from targets.preprocessing.text import IDS
-from targets.signature import Arrays, TensorSpec
+from targets.preprocessing.text import IDS, MASK
+from targets.signature import PAST, TOTAL, Arrays, Signature, StateSpec, TensorSpec
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -61,6 +61,29 @@ class TextGeneration(TokenLevel):
         config: Any = model.module.config
         shape = ("batch", "sequence", config.vocab_size)
         return (TensorSpec(name="logits", dtype="float32", shape=shape),)
+
+    def with_state(self, model: TorchModel, signature: Signature) -> Signature:
+        """See the base class: the keys and values of each layer, as the network keeps them."""
+        import torch
+
+        module: Any = model.module
+        with torch.no_grad():
+            ids = torch.zeros((1, 1), dtype=torch.long)
+            layers = module(input_ids=ids, use_cache=True).past_key_values.layers
+        state = [
+            StateSpec(
+                name=f"past_key_values.{number}.{part}",
+                output=f"present.{number}.{part}",
+                dtype="float32",
+                shape=("batch", heads, PAST, size),
+            )
+            for number, layer in enumerate(layers)
+            for part, kept in (("key", layer.keys), ("value", layer.values))
+            for _, heads, _, size in [kept.shape]
+        ]
+        mask = TensorSpec(name=MASK, dtype="int64", shape=("batch", TOTAL))
+        inputs = tuple(mask if each.name == MASK else each for each in signature.inputs)
+        return signature.model_copy(update={"inputs": inputs, "state": tuple(state)})
 
     def encode_labelled(self, model: Model, split: Split) -> list[dict[str, Any]]:
         """See the base class: each token is the label of the one before it."""
