@@ -36,7 +36,8 @@ def answer(model: Model, split: Split) -> Units:
     rows = task.encode_labelled(model, split)
     order = sorted(range(len(rows)), key=lambda index: task.length(rows[index]))
     is_torch = isinstance(model, TorchModel)
-    run, size = (_torch(model), BATCH) if is_torch else (_onnx(model), 1)
+    at_once = min(BATCH, task.answers.rows_at_once)
+    run, size = (_torch(model), at_once) if is_torch else (_onnx(model), 1)
     parts = []
     for start in range(0, len(order), size):
         chosen = order[start : start + size]
@@ -62,4 +63,9 @@ def _onnx(model: Any) -> Callable[[Arrays], NDArray[np.float32]]:
     from targets.runtimes.onnxruntime import create_session
 
     session = create_session(model.path, threads=1)
-    return lambda feeds: np.asarray(session.run(None, dict(feeds))[0])
+
+    def run(feeds: Arrays) -> NDArray[np.float32]:
+        state = model.signature.initial_state(len(next(iter(feeds.values()))))
+        return np.asarray(session.run(None, {**feeds, **state})[0])
+
+    return run

@@ -25,6 +25,7 @@ _OTHER_NAMES: Mapping[str, Mapping[str, str]] = {
         "num_attention_heads": "n_heads",
         "intermediate_size": "hidden_dim",
     },
+    "gpt2": {"max_position_embeddings": "n_positions"},
     "patchtst": {"hidden_size": "d_model", "intermediate_size": "ffn_dim"},
     "whisper": {
         "hidden_size": "d_model",
@@ -44,11 +45,15 @@ _OF_SOUND = ("num_mel_bins", "conv_dim")
 _OF_SERIES = ("context_length", "num_input_channels")
 """Fields that the configs of networks that read time series have, and no others."""
 
+_KEY_HEADS = "num_key_value_heads"
 TAPPED_LAYERS = "backbone_out_indices"
 """Where configs name the layers that another part of the network reads."""
 
 _NUM_HEADS = ("num_attention_heads", "num_heads")
 """How configs call the numbers of heads of networks that attend."""
+
+_DECODERS = ("ForCausalLM", "LMHeadModel")
+"""How the class names of networks end that write text."""
 
 _HEADS_OF_ONE_LAYER = ("ForTokenClassification",)
 """How the class names of networks end that give classes straight from the last hidden states."""
@@ -83,6 +88,9 @@ class Architecture:
             such as stages of unlike widths, or those of a backbone with a config of its own.
         tapped_layers: Numbers of layers that another part of the network reads, such as the neck
             of DPT: none may go.
+        is_decoder: Whether it writes text: what it gives is the next token. Its layers then have
+            gates in their feed-forwards, no biases, and norms without a shift.
+        queries_per_head: How many queries share the key and the value of a head.
     """
 
     family: str
@@ -100,6 +108,8 @@ class Architecture:
     has_inner_head: bool = True
     has_unknown_layers: bool = False
     tapped_layers: tuple[int, ...] = ()
+    is_decoder: bool = False
+    queries_per_head: int = 1
 
     @classmethod
     def read(cls, folder: Path) -> Architecture:
@@ -127,7 +137,7 @@ class Architecture:
                 head_size=manifest.head_size,
                 hidden_size=manifest.hidden_size,
             )
-        if described.vocabulary_size:
+        if described._is_counted:
             return described
         total = sum(math.prod(shape) for shape in tensor_shapes(folder).values())
         return described._with_total(total)
@@ -145,23 +155,31 @@ class Architecture:
                 described,
                 layers=tuple(LayerShape(each.num_heads, each.ffn_width) for each in layers),
                 head_size=layers[0].head_size,
+                queries_per_head=layers[0].queries_per_head,
                 hidden_size=layers[0].query.in_features,
             )
-        if described.vocabulary_size:
+        if described._is_counted:
             return described
-        return described._with_total(sum(each.numel() for each in module.state_dict().values()))
+        # Tables that serve twice, as those of decoders may, are one tensor in a checkpoint.
+        stored = {each.data_ptr(): each.numel() for each in module.state_dict().values()}
+        return described._with_total(sum(stored.values()))
 
     def _with_total(self, total: int) -> Architecture:
         """The same, of a network with so many weights in all."""
         return replace(self, num_other_parameters=total - self._num_in_layers)
 
     @property
-    def num_parameters(self) -> int:
-        """Number of weights, with the classification head where there is one.
+    def _is_counted(self) -> bool:
+        """Whether all of its weights follow from the sizes."""
+        return bool(self.vocabulary_size) and not self.is_decoder
 
-        Exact for BERT, RoBERTa, DistilBERT and ELECTRA of any number of heads and widths, and for
-        networks that read no tokens; an estimate where the hidden size was pruned, because the head
-        keeps its inner width.
+    @property
+    def num_parameters(self) -> int:
+        """Number of weights with a head.
+
+        Exact for BERT, RoBERTa, DistilBERT, ELECTRA and Llama of any number of heads and widths,
+        and for networks that read no tokens; an estimate where the hidden size was pruned, because
+        the head keeps its inner width.
         """
         if self.num_other_parameters is not None:
             return self.num_other_parameters + self._num_in_layers
@@ -177,11 +195,14 @@ class Architecture:
 
     @property
     def _num_in_layers(self) -> int:
-        hidden, norm, total = self.hidden_size, 2, 0
+        hidden, total = self.hidden_size, 0
+        bias, norm, inputs = (0, 1, 2) if self.is_decoder else (1, 2, 1)
         for layer in self.layers:
-            attention = layer.num_heads * self.head_size
-            total += (3 * (hidden + 1) - self.num_unbiased) * attention + (attention + 1) * hidden
-            total += (hidden + 1) * layer.ffn_width + (layer.ffn_width + 1) * hidden
+            keys = layer.num_heads * self.head_size
+            queries = keys * self.queries_per_head
+            total += (hidden + bias) * (queries + 2 * keys) - self.num_unbiased * keys
+            total += (queries + bias) * hidden
+            total += inputs * (hidden + bias) * layer.ffn_width + (layer.ffn_width + bias) * hidden
             total += 2 * norm * hidden
         return total
 
@@ -190,10 +211,14 @@ class Architecture:
         if not self.layers:
             return self.family
         heads = _spread([layer.num_heads for layer in self.layers])
+        if self.queries_per_head > 1:
+            heads = f"{heads} heads of {self.queries_per_head} queries"
+        else:
+            heads = f"{heads} heads"
         widths = _spread([layer.ffn_width for layer in self.layers])
         vocabulary = f", vocabulary {self.vocabulary_size}" if self.vocabulary_size else ""
         return (
-            f"{len(self.layers)} layers x {heads} heads x {widths} FFN, "
+            f"{len(self.layers)} layers x {heads} x {widths} FFN, "
             f"hidden {self.hidden_size}{vocabulary}"
         )
 
@@ -205,6 +230,8 @@ def _spread(values: list[int]) -> str:
 
 def _from_config(config: Mapping[str, object]) -> Architecture:
     family = str(config["model_type"])
+    if _names_head(config, _DECODERS):
+        return _decoder(family, config)
     if "vocab_size" not in config or reads_sound(config):
         return _without_tokens(family, config)
     described = _transformer(family, config)
@@ -220,6 +247,29 @@ def _from_config(config: Mapping[str, object]) -> Architecture:
         embedding_size=None if embedding_size == described.hidden_size else embedding_size,
         num_labels=0 if is_bare else described.num_labels,
         has_inner_head=not is_bare and not _names_head(config, _HEADS_OF_ONE_LAYER),
+    )
+
+
+def _decoder(family: str, config: Mapping[str, object]) -> Architecture:
+    """A network that writes text; its layers are known where they are those of Llama."""
+    described = Architecture(family, (), 0, 0, 0, 0, FIXED_SIZE, has_unknown_layers=True)
+    if _KEY_HEADS in config:
+        described = _transformer(family, config)
+        queries, width = described.layers[0].num_heads, described.layers[0].ffn_width
+        heads = queries if config[_KEY_HEADS] is None else _number(config, _KEY_HEADS)
+        own = config.get("head_dim") is not None
+        described = replace(
+            described,
+            layers=(LayerShape(heads, width),) * len(described.layers),
+            head_size=_number(config, "head_dim") if own else described.head_size,
+            queries_per_head=queries // heads,
+        )
+    return replace(
+        described,
+        vocabulary_size=_number(config, "vocab_size"),
+        max_positions=_number(config, "max_position_embeddings"),
+        num_labels=0,
+        is_decoder=True,
     )
 
 

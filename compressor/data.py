@@ -17,7 +17,7 @@ from compressor.cells import as_data_error, read_cell
 from compressor.class_names import check_labels, class_indices, label_text, sorted_names
 from compressor.errors import DataError, nearest
 from compressor.masks import Masked, check_classes, class_names, read_classes
-from compressor.tables import FLAT, read_columns
+from compressor.tables import FLAT, read_columns, require_columns
 from targets.answers.token_labels import join_words
 from targets.bundle import hash_file
 from targets.errors import InputError
@@ -38,9 +38,9 @@ __all__ = [
 Kind: TypeAlias = str
 """Of the inputs: a key of `targets.preprocessing.KINDS`, and the field of its column."""
 
-LabelField = Literal["label", "tags", "mask"]
-"""Of a `DataSpec`: a label for each input, for each of its words, or for each of its pixels. None
-in its place: there are no labels."""
+LabelField = Literal["label", "tags", "mask", "text"]
+"""Of a `DataSpec`: a label for each input, for each of its words, or for each of its pixels; or the
+text itself, where what is answered is how it goes on. None in its place: there are no labels."""
 
 LEAST_UNLABELLED = 3
 """Inputs of a split without labels: an order of the others takes two of them."""
@@ -233,6 +233,8 @@ def read_splits(
         return _set_validation_apart(_read_all_unlabelled(spec, kind), (), seed)
     if labels == "mask":
         return _set_validation_apart(*_read_all_masked(spec, label_names), seed)
+    if labels == "text":
+        return _set_validation_apart(_read_all_unlabelled(spec, kind, least=1), (), seed)
     tagged = labels == "tags"
     rows = {
         name: _read_tagged(path, spec) if tagged else _read_rows(path, spec, kind)
@@ -267,30 +269,28 @@ def _set_validation_apart(
     return Splits(train, validation, splits["test"], tuple(label_names))
 
 
-def _read_all_unlabelled(spec: DataSpec, kind: Kind) -> dict[str, Split]:
-    """Splits of inputs alone."""
+def _read_all_unlabelled(
+    spec: DataSpec, kind: Kind, *, least: int = LEAST_UNLABELLED
+) -> dict[str, Split]:
+    """Splits of inputs alone, of at least so many rows."""
     found = {name: _read_unlabelled(path, spec, kind) for name, path in spec.files.items()}
     _check_slices(spec, found["test"].slices)
     for name, path in spec.files.items():
-        if len(found[name]) < LEAST_UNLABELLED:
+        if len(found[name]) < least:
             raise DataError(
                 f"the file has too few {KINDS[kind].noun}s to compare them with each other",
                 where=path,
                 given=plural(len(found[name]), "row"),
-                fix=f"pass at least {LEAST_UNLABELLED}; the figures need hundreds",
+                fix=f"pass at least {least}; the figures need hundreds",
             )
     return found
 
 
 def _read_unlabelled(path: Path, spec: DataSpec, kind: Kind) -> Split:
-    if path.is_dir():
-        raise DataError(
-            f"the data is a folder, and {KINDS[kind].noun}s without labels stand in a table",
-            where=path,
-            fix=f"pass a file with the column {_input_column(spec, kind)}",
-        )
     column = _input_column(spec, kind)
-    values = _require_columns(path, spec, {kind: column})
+    if path.is_dir():
+        raise _no_table(path, kind, f"the column {column}")
+    values = require_columns(path, {kind: column}, spec.slices)
     inputs = []
     for row, cell in enumerate(values[column], 1):
         found = read_cell(cell, kind, path.parent, f"{path}, row {row}")
@@ -336,7 +336,7 @@ def _masked_files(
             where=path,
             fix=f"pass a file with the columns {spec.image} and {spec.mask}",
         )
-    values = _require_columns(path, spec, {"image": spec.image, "mask": spec.mask})
+    values = require_columns(path, {"image": spec.image, "mask": spec.mask}, spec.slices)
     rows = []
     for row, cells in enumerate(zip(values[spec.image], values[spec.mask], strict=True), 1):
         where = f"{path}, row {row}"
@@ -373,11 +373,19 @@ def _input_column(spec: DataSpec, kind: Kind, labels: LabelField | None = "label
     return spec.tokens if labels == "tags" else str(getattr(spec, kind))
 
 
+def _no_table(folder: Path, kind: Kind, columns: str) -> DataError:
+    return DataError(
+        f"the data is a folder, and {KINDS[kind].noun}s stand in a table",
+        where=folder,
+        fix=f"pass a file with {columns}",
+    )
+
+
 def _read_rows(path: Path, spec: DataSpec, kind: Kind) -> _Rows:
     if path.is_dir():
         return _read_folder(path, spec, kind)
     source = _input_column(spec, kind)
-    values = _require_columns(path, spec, {kind: source, "label": spec.label})
+    values = require_columns(path, {kind: source, "label": spec.label}, spec.slices)
     labels = [label_text(label) for label in values[spec.label]]
     inputs = []
     for row, (cell, label) in enumerate(zip(values[source], labels, strict=True), 1):
@@ -396,39 +404,6 @@ def _read_rows(path: Path, spec: DataSpec, kind: Kind) -> _Rows:
         [(label,) for label in labels if label is not None],
         _sliced(spec, values),
     )
-
-
-def _require_columns(
-    path: Path, spec: DataSpec, columns: Mapping[str, str]
-) -> dict[str, list[Any]]:
-    """The cells of columns, by their names, and of those that the data is sliced by.
-
-    Args:
-        path: The file.
-        spec: Names those columns.
-        columns: Field of the spec -> the name of the column; inputs first, labels last, if any.
-
-    Raises:
-        DataError: A column is missing, or the file has no rows.
-    """
-    names, values = read_columns(path, {*columns.values(), *spec.slices})
-    *others, last = columns
-    for role, column in columns.items():
-        if column not in values:
-            guess = nearest(column, names)
-            raise DataError(
-                f"the {role} column {column!r} is missing",
-                where=path,
-                given=f"columns {', '.join(names) or '(none)'}",
-                fix=_separator_hint(names)
-                or f"name it: data.{role} in a recipe, "
-                f"--{'label' if others and role == last else 'input'} for finetune"
-                + (f"; did you mean {guess!r}?" if guess else ""),
-            )
-    if not values[columns[last]]:
-        rows = "labelled rows" if others else "rows"
-        raise DataError("the file has no rows", where=path, fix=f"pass a file with {rows}")
-    return values
 
 
 def _sliced(spec: DataSpec, values: Mapping[str, Sequence[Any]]) -> dict[str, tuple[str, ...]]:
@@ -450,7 +425,7 @@ def _read_tagged(path: Path, spec: DataSpec) -> _Rows:
             fix="write them to .jsonl, .json or .parquet, such as "
             f'{{"{spec.tokens}": ["Birds", "sing"], "{spec.tags}": ["NOUN", "VERB"]}}',
         )
-    values = _require_columns(path, spec, {"tokens": spec.tokens, "tags": spec.tags})
+    values = require_columns(path, {"tokens": spec.tokens, "tags": spec.tags}, spec.slices)
     texts, tags = [], []
     for row, (words, labels) in enumerate(
         zip(values[spec.tokens], values[spec.tags], strict=True), 1
@@ -495,11 +470,7 @@ def _read_folder(folder: Path, spec: DataSpec, kind: Kind) -> _Rows:
     """
     preprocessing = KINDS[kind]
     if not preprocessing.reads_files():
-        raise DataError(
-            "the data is a folder, and texts stand in a table",
-            where=folder,
-            fix=f"pass a file with the columns {spec.text} and {spec.label}",
-        )
+        raise _no_table(folder, kind, f"the columns {spec.text} and {spec.label}")
     rows = [
         (str(path), each.name)
         for each in sorted(folder.iterdir())
@@ -522,14 +493,6 @@ def _read_folder(folder: Path, spec: DataSpec, kind: Kind) -> _Rows:
 def _is_input(path: Path, preprocessing: type[Preprocessing]) -> bool:
     is_file = path.suffix.lower() in preprocessing.suffixes
     return is_file or (preprocessing.folders and path.is_dir())
-
-
-def _separator_hint(names: Sequence[str]) -> str | None:
-    """What to do about a table whose columns were read as one."""
-    for separator, name in ((";", "semicolons"), ("\t", "tabs"), ("|", "bars")):
-        if len(names) == 1 and separator in names[0]:
-            return f"the columns are separated by {name}: write commas, or tabs in a .tsv file"
-    return None
 
 
 def _check_slices(spec: DataSpec, found: Collection[str]) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from compressor.report.schema import Comparison
+from compressor.metrics import resamples
+from compressor.report.schema import Comparison, Perplexity
 from targets.scoring import Z_95, design_effect
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "mcnemar_p_value",
     "paired_drop",
     "paired_interval",
+    "paired_perplexity",
     "sign_flip_p_value",
 ]
 
@@ -150,6 +152,39 @@ def mcnemar_p_value(lost: int, gained: int) -> float:
         term = term * (discordant - k) // (k + 1)
         tail += term
     return min(1.0, 2 * tail / (1 << discordant))
+
+
+def paired_perplexity(
+    reference: NDArray[np.floating], candidate: NDArray[np.floating], rows: NDArray[np.int64]
+) -> Perplexity:
+    """The perplexities of two models on the same tokens.
+
+    Args:
+        reference: (M,) cross-entropies of the untouched model, in nats.
+        candidate: (M,) of the other one.
+        rows: (M,) the text that each token belongs to; a text is drawn with all of its tokens.
+    """
+    _, places = np.unique(rows, return_inverse=True)
+    columns = (reference, candidate, np.ones(len(rows)))
+    table = np.stack([np.bincount(places, weights=each) for each in columns], axis=1)
+
+    def means(sums: NDArray[np.float64]) -> Sequence[NDArray[np.float64]]:
+        return sums[:, 0] / sums[:, 2], sums[:, 1] / sums[:, 2]
+
+    before, after = (float(each[0]) for each in means(table.sum(axis=0, keepdims=True)))
+    drawn = [means(each.astype(np.float64) @ table) for each in resamples(len(table))]
+    first, second = (np.concatenate(each) for each in zip(*drawn, strict=True))
+    low, high = np.exp(np.percentile(second, [2.5, 97.5]))
+    rise_low, rise_high = 100 * np.expm1(np.percentile(second - first, [2.5, 97.5]))
+    return Perplexity(
+        value=math.exp(after),
+        low=float(low),
+        high=float(high),
+        reference=math.exp(before),
+        rise=100 * math.expm1(after - before),
+        rise_low=float(rise_low),
+        rise_high=float(rise_high),
+    )
 
 
 def sign_flip_p_value(differences: NDArray[np.int64]) -> float:

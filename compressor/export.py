@@ -22,7 +22,7 @@ from compressor.onnx_io import SINGLE_FILE_LIMIT_BYTES, save_model
 from compressor.simplify import simplify
 from compressor.tasks import Task, get_task
 from targets.preprocessing.text import IDS, MASK
-from targets.signature import Signature
+from targets.signature import PAST, TOTAL, Signature, TensorSpec
 
 if TYPE_CHECKING:
     import onnx
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from compressor.model import TorchModel
 
-__all__ = ["MASK_VALUE", "OPSET", "InputForm", "export_onnx", "to_onnx"]
+__all__ = ["MASK_VALUE", "OPSET", "InputForm", "export_onnx", "kept_outputs", "to_onnx"]
 
 OPSET = 21
 """The first with Q/DQ of every type and per-block scales, and what all targets' parsers read."""
@@ -39,6 +39,7 @@ MASK_VALUE = -30_000.0
 """Added to the attention scores of padding. Its softmax weight is exactly 0 in every format, and
 unlike the smallest float32 it stays finite in fp16 and bf16, so that no row can become NaN."""
 
+_EXAMPLE_PAST = 3  # tokens; another number than those of the example itself
 _SAME = 1e-5  # two ways to feed one model may round differently by this much, at most
 _ROOT = "network."
 
@@ -78,18 +79,48 @@ class InputForm:
 class _Exportable(nn.Module):
     """The network with exactly the inputs and outputs of the signature, in their order."""
 
-    def __init__(self, network: nn.Module, form: InputForm, names: Sequence[str], output: str):
+    def __init__(self, network: nn.Module, form: InputForm, signature: Signature):
         super().__init__()
         self.network = network
         self.form = form
-        self.names = tuple(names)
-        self.output = output
+        self.names = [spec.name for spec in signature.inputs]
+        self.output = signature.outputs[0].name
 
-    def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
-        named = dict(zip(self.names, inputs, strict=True))
-        outputs = self.network(**self.form.arguments(named))
-        result: torch.Tensor = outputs[self.output]
-        return result
+    def forward(self, *inputs: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, ...]:
+        count = len(self.names)
+        arguments: dict[str, Any] = self.form.arguments(
+            dict(zip(self.names, inputs[:count], strict=True))
+        )
+        past = inputs[count:]
+        if not past:
+            result: torch.Tensor = self.network(**arguments)[self.output]
+            return result
+        found = self.network(**arguments, past_key_values=_cache(past), use_cache=True)
+        layers = found.past_key_values.layers
+        kept = [part for layer in layers for part in (layer.keys, layer.values)]
+        return (found[self.output], *kept)
+
+
+def _cache(past: Sequence[torch.Tensor]) -> Any:
+    """What a network has kept of the tokens before, out of keys and values in turn."""
+    from transformers import DynamicCache
+
+    cache = DynamicCache()
+    for layer, (keys, values) in enumerate(zip(past[::2], past[1::2], strict=True)):
+        cache.update(keys, values, layer)
+    return cache
+
+
+def kept_outputs(signature: Signature) -> tuple[TensorSpec, ...]:
+    """The outputs that a model with a state has beside those of its signature."""
+    return tuple(
+        TensorSpec(
+            name=spec.output,
+            dtype=spec.dtype,
+            shape=tuple(TOTAL if dim == PAST else dim for dim in spec.shape),
+        )
+        for spec in signature.state
+    )
 
 
 def export_onnx(
@@ -146,16 +177,15 @@ def to_onnx(
             fix=f"take the signature of the task, with {', '.join(example)}",
         )
     output = signature.outputs[0].name
+    specs = (*signature.inputs, *signature.state, *signature.outputs, *kept_outputs(signature))
     try:
-        form = _simplest_form(network, example, output, get_task(model.task))
-        exported = _run_exporter(
-            _Exportable(network, form, names, output), example, signature, opset
-        )
-        simplify(
-            exported,
-            root=_ROOT,
-            shapes={spec.name: spec.shape for spec in (*signature.inputs, *signature.outputs)},
-        )
+        form = InputForm()
+        if signature.state:
+            example = _with_past(example, signature)
+        else:
+            form = _simplest_form(network, example, output, get_task(model.task))
+        exported = _run_exporter(_Exportable(network, form, signature), example, signature, opset)
+        simplify(exported, root=_ROOT, shapes={spec.name: spec.shape for spec in specs})
         proto = onnx_ir.serde.serialize_model(exported)
         del proto.graph.value_info[:]  # repeats the shapes of the weights
         return proto, form
@@ -167,6 +197,18 @@ def to_onnx(
             fix="use a network whose forward pass has no Python branches on the data, "
             "or export it by hand and start the recipe from there",
         ) from error
+
+
+def _with_past(example: Tensors, signature: Signature) -> dict[str, torch.Tensor]:
+    """The inputs as those of a later run, after some others."""
+    rows = len(example[IDS])
+
+    def size(dimension: int | str) -> int:
+        return _EXAMPLE_PAST if dimension == PAST else int(dimension)
+
+    past = {spec.name: torch.zeros([rows, *map(size, spec.shape[1:])]) for spec in signature.state}
+    read = torch.ones((rows, _EXAMPLE_PAST), dtype=torch.long)
+    return {**example, MASK: torch.cat([read, example[MASK]], dim=1), **past}
 
 
 def _eager_copy(module: nn.Module) -> nn.Module:
@@ -238,21 +280,23 @@ def _run_exporter(
 ) -> Any:
     # Free without bounds of ours: networks that look positions up bound the length themselves.
     free = torch.export.Dim.DYNAMIC
+    given = (*signature.inputs, *signature.state)
+    made = (*signature.outputs, *kept_outputs(signature))
     shapes = [
         {axis: free for axis, dim in enumerate(spec.shape) if isinstance(dim, str)}
-        for spec in signature.inputs
+        for spec in given
     ]
     with torch.no_grad(), _quiet(), _no_garbage_collection():
         # Traced here and not by the exporter, which tries three more strategies when one fails.
-        inputs = tuple(example[spec.name] for spec in signature.inputs)
+        inputs = tuple(example[spec.name] for spec in given)
         traced = torch.export.export(network, inputs, dynamic_shapes=(tuple(shapes),), strict=False)
         program = torch.onnx.export(
             traced,
             (),
             dynamo=True,
             opset_version=opset,
-            input_names=[spec.name for spec in signature.inputs],
-            output_names=[spec.name for spec in signature.outputs],
+            input_names=[spec.name for spec in given],
+            output_names=[spec.name for spec in made],
             optimize=False,
             verbose=False,
         )

@@ -37,22 +37,25 @@ def compare_answers(
             that have the same in all are then counted together.
         candidate: The same of the other one.
         labels: (M,) true classes.
-        label_names: Of the classes.
+        label_names: Of the classes; empty where they are as many as the tokens of a vocabulary and
+            have no names: nothing is then said by class.
         rows: (M,) the row of the data that each unit belongs to; None where each is one.
         slices: Column -> its values, one a row.
     """
     before, after, counts = classes_of(reference), classes_of(candidate), None
-    if reference.ndim == 1 and rows is not None:
+    if reference.ndim == 1 and rows is not None and label_names:
         (rows, labels, before, after), counts = count_equal((rows, labels, before, after))
-    changes = metric_changes(
-        before,
-        after,
-        labels,
-        num_classes=len(label_names),
-        rows=rows,
-        counts=counts,
-        label_names=label_names,
-    )
+    changes = {}
+    if label_names:
+        changes = metric_changes(
+            before,
+            after,
+            labels,
+            num_classes=len(label_names),
+            rows=rows,
+            counts=counts,
+            label_names=label_names,
+        )
     parts: list[tuple[str | None, str, NDArray[np.bool_]]] = [
         (None, name, labels == index) for index, name in enumerate(label_names)
     ]

@@ -93,7 +93,8 @@ def measure_layers(
 
     def values(model: OnnxModel, work: Path) -> Arrays:
         names = inner_tensors(reference.path)
-        pack = EvaluationPack.load(packs.folder / pack_file("validation")).head(NUM_ROWS)
+        num_rows = min(NUM_ROWS, bundle.manifest.answers.rows_at_once)
+        pack = EvaluationPack.load(packs.folder / pack_file("validation")).head(num_rows)
         return inner_values(model, names, candidate.target, bundle, pack, work)
 
     def make_reference(files: Path, work: Path) -> dict[str, Any]:

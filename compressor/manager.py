@@ -17,6 +17,7 @@ from targets.bundle import hash_file
 from targets.environment import library_versions
 from targets.errors import ToolkitError, is_disk_full
 from targets.provenance import checkpoint_hashes
+from targets.scoring import perplexity
 
 if TYPE_CHECKING:
     from compressor.data import Splits
@@ -256,8 +257,11 @@ def _facts(
     if isinstance(model, TorchModel):
         facts["num_parameters"] = model.num_parameters
         facts["architecture"] = Architecture.read(files).describe()
-        values = get_task(model.task).answers.values(answer(model, splits.validation))
+        judged = answer(model, splits.validation)
+        values = get_task(model.task).answers.values(judged)
         facts["metrics"]["validation_accuracy"] = float(values.mean())
+        if judged.losses is not None:
+            facts["metrics"]["validation_perplexity"] = perplexity(judged.losses)
     return facts
 
 
@@ -269,8 +273,11 @@ def _headline(step: StoredStep) -> str:
         parts.append(facts["architecture"])
     if facts["num_parameters"]:
         parts.append(f"{facts['num_parameters'] / 1e6:.1f}M parameters")
+    found = facts["metrics"].get("validation_perplexity")
     accuracy = facts["metrics"].get("validation_accuracy")
-    if accuracy is not None:
+    if found is not None:
+        parts.append(f"validation perplexity {found:.1f}")
+    elif accuracy is not None:
         parts.append(f"validation {100 * accuracy:.1f}%")
     if not parts:
         parts.append(f"{facts['size_bytes'] / 1e6:.1f} MB")

@@ -48,7 +48,7 @@ TUNE_VERSION = 1
 EVALUATION_THREADS = 2
 RESULTS = "latency.json"
 OUTPUTS = "outputs.safetensors"
-_PARTS = ("scores", "labels", "rows")  # of the units, as they are kept
+_PARTS = ("scores", "labels", "rows", "losses")  # of the units, as they are kept
 
 Predictions = Mapping[str, Units]
 """Split -> what is judged of the answers to it."""
@@ -165,7 +165,10 @@ def evaluate(
                 pack = packs.folder / pack_file(name)
                 outputs = worker.predict(pack)[manifest.signature.outputs[0].name]
                 units = manifest.answers.units(outputs, EvaluationPack.load(pack))
-                arrays |= {f"{name}.{part}": getattr(units, part) for part in _PARTS}
+                parts = {part: getattr(units, part) for part in _PARTS}
+                arrays |= {
+                    f"{name}.{part}": each for part, each in parts.items() if each is not None
+                }
         whole = {key: np.ascontiguousarray(value) for key, value in arrays.items()}
         save_file(whole, files / OUTPUTS)
         return {}
@@ -180,8 +183,12 @@ def evaluate(
         },
         make,
     )
-    kept = load_file(step.folder / OUTPUTS)
-    return step, {name: Units(*(kept[f"{name}.{part}"] for part in _PARTS)) for name in names}
+    kept: dict[str, Any] = load_file(step.folder / OUTPUTS)
+    found = {
+        name: {part: kept[key] for part in _PARTS if (key := f"{name}.{part}") in kept}
+        for name in names
+    }
+    return step, {name: Units(**parts) for name, parts in found.items()}
 
 
 def tuned(

@@ -18,6 +18,7 @@ __all__ = [
     "MetricChange",
     "expected_calibration_error",
     "metric_changes",
+    "resamples",
 ]
 
 Weights = NDArray[np.float64]
@@ -135,7 +136,7 @@ def metric_changes(
 def _changes(table: Counts, measures: Measures) -> dict[str, MetricChange]:
     """Every metric of a table of counts, (rows, 5 * classes); see :func:`_values`."""
     whole = _values(table.sum(axis=0, keepdims=True, dtype=np.float64), measures)
-    resampled = [_values(each @ table, measures) for each in _resamples(len(table))]
+    resampled = [_values(each @ table, measures) for each in resamples(len(table))]
     found = {}
     for name in measures:
         drops = np.concatenate([one[name][0] - one[name][1] for one in resampled])
@@ -178,8 +179,8 @@ def expected_calibration_error(
     return float(np.abs(gaps).sum() / len(labels))
 
 
-def _resamples(count: int) -> Iterator[NDArray[np.float32]]:
-    """How often each row is drawn, (B, count) at a time."""
+def resamples(count: int) -> Iterator[NDArray[np.float32]]:
+    """How often each row is drawn in 1000 bootstrap samples, always the same, (B, count) a time."""
     if count * RESAMPLES <= _CHUNK:
         yield _drawn(count)
         return

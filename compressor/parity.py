@@ -15,7 +15,7 @@ from compressor.errors import PassError
 from compressor.tasks import get_task
 from targets.errors import MissingLibraryError
 from targets.preprocessing.text import MASK
-from targets.signature import Arrays
+from targets.signature import Arrays, Signature
 
 if TYPE_CHECKING:
     from compressor.model import TorchModel
@@ -43,7 +43,9 @@ class Parity:
     num_batches: int
 
 
-def measure_parity(model: TorchModel, path: Path, inputs: Sequence[Any]) -> Parity:
+def measure_parity(
+    model: TorchModel, path: Path, inputs: Sequence[Any], signature: Signature | None = None
+) -> Parity:
     """Compare an ONNX file, run by ONNX Runtime on the CPU, with the torch model.
 
     The batches have sizes and lengths that the export's example did not have; see `Task.probes`.
@@ -52,6 +54,7 @@ def measure_parity(model: TorchModel, path: Path, inputs: Sequence[Any]) -> Pari
         model: The torch model.
         path: The ONNX file.
         inputs: Real ones, N >= 1.
+        signature: Of the ONNX file, where that keeps a state; the batches then begin anew.
 
     Raises:
         PassError: An output is not finite, or of another shape.
@@ -65,7 +68,9 @@ def measure_parity(model: TorchModel, path: Path, inputs: Sequence[Any]) -> Pari
     rows = task.encode(model, inputs[::step][:LARGE_BATCH])
     for case, batch in task.probes(model, rows).items():
         expected = _run_torch(model, batch, output)
-        (found,) = session.run([output], batch)
+        size = len(next(iter(batch.values())))
+        state = {} if signature is None else signature.initial_state(size)
+        (found,) = session.run([output], {**batch, **state})
         if found.shape != expected.shape or not np.isfinite(found).all():
             raise PassError(
                 "the ONNX model does not compute what the torch model computes",

@@ -40,6 +40,7 @@ from targets.bundle import Bundle
 from targets.environment import Environment
 from targets.errors import BundleError, MissingLibraryError, TargetError
 from targets.runtimes.pytorch import PyTorch
+from targets.scoring import perplexity
 from targets.tuning import offered
 
 __all__ = ["run", "try_on_validation"]
@@ -344,6 +345,9 @@ class _Run:
                     self.notes[each.key] = f"{share} of the tokens of the {last} split are unknown"
                 found = accuracy(self.task, predictions[each.key], last)
                 line = f"{last} accuracy {100 * found.value:.1f}%"
+                losses = predictions[each.key][last].losses
+                if losses is not None:
+                    line = f"{last} perplexity {significant(perplexity(losses))}"
                 self.progress.finish(line, cached=step.cached)
         return predictions, failures
 

@@ -16,6 +16,7 @@ from compressor.errors import ReportError
 from compressor.measuring import pack_file
 from compressor.recipe.schema import Recipe
 from compressor.report.schema import ModelFacts, Row, Step
+from compressor.report.wording import perplexity_text
 from compressor.rows import shape_key
 from compressor.storage import records_of
 from compressor.store import StoredStep
@@ -286,15 +287,7 @@ def _card(manifest: Manifest, row: Row) -> str:
         f"A model for {manifest.task} in {manifest.precision}, compressed from "
         f"`{origin['checkpoint']['name']}` (sha256 {origin['checkpoint']['sha256'][:12]}…).",
         "",
-        " ".join(
-            filter(
-                None,
-                (
-                    f"Labels: {', '.join(manifest.labels)}." if manifest.labels else None,
-                    preprocessing.limit_note,
-                ),
-            )
-        ),
+        " ".join(filter(None, (_labels(manifest), preprocessing.limit_note))),
         "",
         "## Use",
         "",
@@ -326,6 +319,10 @@ def _card(manifest: Manifest, row: Row) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _labels(manifest: Manifest) -> str | None:
+    return f"Labels: {', '.join(manifest.labels)}." if manifest.labels else None
+
+
 def _figures(manifest: Manifest, row: Row) -> list[str]:
     measured = manifest.measured
     if measured is None or (measured.accuracy is None and measured.latency is None):
@@ -339,6 +336,8 @@ def _figures(manifest: Manifest, row: Row) -> list[str]:
         )
     if row.test_comparison is not None:
         drop = row.test_comparison
+        if drop.perplexity is not None:
+            lines.append(f"| perplexity | {perplexity_text(drop.perplexity)} |")
         lines.append(
             f"| lost against the untouched model | {drop.drop_points:.1f} points "
             f"({drop.low_points:.1f} to {drop.high_points:.1f}) |"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -15,6 +15,7 @@ from compressor.lowering import Candidate
 from compressor.measuring import SPLITS, Predictions
 from compressor.recipe.schema import Recipe
 from compressor.report.schema import LayerError, OnDevice, Row
+from compressor.report.wording import perplexity_text
 from compressor.store import RunStore
 from compressor.tasks import Task
 from targets.answers.base import shared_units
@@ -105,6 +106,7 @@ class Rows:
         predictions = self.predictions.get(candidate.key)
         if predictions is not None:
             row = row.model_copy(update=self._accuracies(predictions))
+            row = row.model_copy(update={"notes": (*row.notes, *_perplexities(row))})
         measured = self._measurements(candidate)
         if measured:
             update = {"latency": measured, **self._speedups(candidate)}
@@ -249,3 +251,10 @@ class Rows:
             if self._is_baseline(each, target) and each.precision == precision
         )
         return next(found, None)
+
+
+def _perplexities(row: Row) -> Iterator[str]:
+    """What is said of the perplexity of a row, of the test data where that was predicted."""
+    compared = row.test_comparison or row.validation_comparison
+    if compared is not None and compared.perplexity is not None:
+        yield f"perplexity {perplexity_text(compared.perplexity)}"

@@ -5,14 +5,14 @@ from __future__ import annotations
 import csv
 import json
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from compressor.errors import DataError
+from compressor.errors import DataError, nearest
 from targets.errors import MissingLibraryError
 
-__all__ = ["FLAT", "SUFFIXES", "Columns", "read_columns"]
+__all__ = ["FLAT", "SUFFIXES", "Columns", "read_columns", "require_columns"]
 
 FLAT = (".csv", ".tsv")
 """Suffixes of formats whose cells hold text only."""
@@ -65,6 +65,47 @@ def read_columns(path: Path, wanted: Collection[str]) -> Columns:
         raise DataError(
             "the file cannot be read", where=path, given=error, fix="check its permissions"
         ) from error
+
+
+def require_columns(
+    path: Path, columns: Mapping[str, str], slices: Sequence[str]
+) -> dict[str, list[Any]]:
+    """The cells of columns, by their names, and of those that the data is sliced by.
+
+    Args:
+        path: The file.
+        columns: Field of the data -> the name of the column; inputs first, labels last, if any.
+        slices: Columns that the data is sliced by; one that is missing is left out.
+
+    Raises:
+        DataError: A column is missing, or the file has no rows.
+    """
+    names, values = read_columns(path, {*columns.values(), *slices})
+    first, *labels = columns
+    for role, column in columns.items():
+        if column not in values:
+            guess = nearest(column, names)
+            raise DataError(
+                f"the {role} column {column!r} is missing",
+                where=path,
+                given=f"columns {', '.join(names) or '(none)'}",
+                fix=_separator_hint(names)
+                or f"name it: data.{role} in a recipe, "
+                f"--{'label' if role in labels else 'input'} for finetune"
+                + (f"; did you mean {guess!r}?" if guess else ""),
+            )
+    if not values[columns[first]]:
+        kind = "labelled rows" if labels else "rows"
+        raise DataError("the file has no rows", where=path, fix=f"pass a file with {kind}")
+    return values
+
+
+def _separator_hint(names: Sequence[str]) -> str | None:
+    """What to do about a table whose columns were read as one."""
+    for separator, name in ((";", "semicolons"), ("\t", "tabs"), ("|", "bars")):
+        if len(names) == 1 and separator in names[0]:
+            return f"the columns are separated by {name}: write commas, or tabs in a .tsv file"
+    return None
 
 
 def _read_csv(path: Path, wanted: Collection[str], delimiter: str = ",") -> Columns:

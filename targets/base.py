@@ -94,7 +94,7 @@ class Session(ABC):
         self.signature = signature
 
     def run(self, feeds: Mapping[str, NDArray[np.generic]]) -> Arrays:
-        """Run the model once.
+        """Run the model once; one that keeps a state begins anew.
 
         Args:
             feeds: One array for each input of the signature.
@@ -107,6 +107,29 @@ class Session(ABC):
         """
         self.signature.check(feeds)
         return self._run(feeds)
+
+    def extend(self, feeds: Mapping[str, NDArray[np.generic]]) -> Arrays:
+        """Run the model on what follows the inputs of the last run, whose state it has kept.
+
+        Args:
+            feeds: See :meth:`run`; a mask covers all inputs so far.
+
+        Raises:
+            InputError: The feeds do not match the signature.
+            TargetError: The model keeps no state.
+        """
+        if not self.signature.state:
+            raise TargetError(
+                "the model keeps nothing from one run to the next",
+                given="a signature without state",
+                fix="build it with cache: true in the pass export",
+            )
+        self.signature.check(feeds)
+        return self._extend(feeds)
+
+    def _extend(self, feeds: Mapping[str, NDArray[np.generic]]) -> Arrays:
+        """Run on from the state; sessions of targets with `Target.keeps_state` do."""
+        raise NotImplementedError(type(self).__name__)
 
     @abstractmethod
     def _run(self, feeds: Mapping[str, NDArray[np.generic]]) -> Arrays:
@@ -126,6 +149,9 @@ class Target(Component, ABC):
     """The extra of this distribution that brings the runtime's library."""
 
     form: ClassVar[Form] = "onnx"
+
+    keeps_state: ClassVar[bool] = False
+    """Whether its sessions run on from a state; see `Session.extend`."""
 
     width_multiple: ClassVar[int] = 8
     """Matrix widths that are multiples of this run best: pruning rounds to it."""

@@ -12,11 +12,11 @@ import contextlib
 import copy
 import importlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from targets.encoder import encoder_layers, set_head_counts
+from targets.encoder import EncoderLayer, encoder_layers, set_head_counts
 from targets.errors import CheckpointError
 from targets.networks import register_network
 from targets.shapes import (
@@ -45,6 +45,7 @@ AUTO_CLASSES: Mapping[str, str] = {
     "audio-classification": "AutoModelForAudioClassification",
     "video-classification": "AutoModelForVideoClassification",
     "time-series-classification": "AutoModelForSequenceClassification",
+    "text-generation": "AutoModelForCausalLM",
 }
 """Task -> the class that loads its models: of transformers, or of a module that is named."""
 
@@ -126,7 +127,7 @@ def _set_sizes(config: Any, module: nn.Module) -> None:
     if getattr(config, "stage_names", None):  # a backbone names each layer, and those it gives out
         config.stage_names = config.stage_names[: len(layers) + 1]
         config.set_output_features_output_indices(None, None)
-    config.num_attention_heads = max(layer.num_heads for layer in layers)
+    _set_heads(config, layers)
     for name in ("hidden_dim", "encoder_ffn_dim", "intermediate_size", "ffn_dim"):
         if hasattr(config, name):
             setattr(config, name, max(layer.ffn_width for layer in layers))
@@ -136,6 +137,18 @@ def _set_sizes(config: Any, module: nn.Module) -> None:
         config.vocab_size = table.num_embeddings
         if hasattr(config, "embedding_size"):
             config.embedding_size = table.embedding_dim
+
+
+def _set_heads(config: Any, layers: Sequence[EncoderLayer]) -> None:
+    num_heads = max(layer.num_heads for layer in layers)
+    if not hasattr(config, "num_key_value_heads"):
+        config.num_attention_heads = num_heads
+        return
+    config.head_dim = layers[0].head_size
+    num_queries = num_heads * layers[0].queries_per_head
+    if config.hidden_size % num_queries == 0:  # others are refused when the config is read
+        config.num_attention_heads = num_queries
+        config.num_key_value_heads = num_heads
 
 
 def _token_table(module: nn.Module) -> nn.Embedding | None:
@@ -202,6 +215,8 @@ def _constructible(config: Any) -> Any:
     Networks that attend in stages have several numbers of heads, and keep all of their widths.
     """
     config = copy.deepcopy(config)
+    if hasattr(config, "num_key_value_heads"):
+        return config  # it names the width of a head, and numbers of heads that it takes
     if isinstance(getattr(config, "num_attention_heads", None), int):
         config.num_attention_heads = 1
     return config

@@ -1,7 +1,8 @@
-"""The parts of a transformer encoder that can be resized, whatever its family calls them.
+"""The parts of a transformer's layers that can be resized, whatever its family calls them.
 
-Every such encoder has the same layer: four attention projections and a feed-forward of two.
-Families differ in names only, so a layer is recognised by the names it holds, not by its family.
+Every such layer has four attention projections and a feed-forward of two or, where it is gated, of
+three. Families differ in names only, so a layer is recognised by the names it holds, not by its
+family.
 """
 
 from __future__ import annotations
@@ -26,10 +27,12 @@ class _Names:
     attention_output: str
     ffn_input: str
     ffn_output: str
-    num_heads: str
-    """Name of the attribute of the attention module that counts its heads."""
+    num_heads: str | None
+    """Name of the attribute of the attention module that counts its heads; None where it does not
+    count them, but cuts projections into heads of their size."""
     head_size: str
     """Name of its attribute with the width of a head."""
+    ffn_gate: str | None = None
 
 
 _FAMILIES = (
@@ -105,6 +108,19 @@ _FAMILIES = (
         num_heads="num_heads",
         head_size="head_dim",
     ),
+    # Llama, Mistral, Qwen2, Qwen3, SmolLM3
+    _Names(
+        attention="self_attn",
+        query="self_attn.q_proj",
+        key="self_attn.k_proj",
+        value="self_attn.v_proj",
+        attention_output="self_attn.o_proj",
+        ffn_input="mlp.up_proj",
+        ffn_output="mlp.down_proj",
+        num_heads=None,
+        head_size="head_dim",
+        ffn_gate="mlp.gate_proj",
+    ),
     # ViT, DeiT, DINOv2, ViViT
     _Names(
         attention="attention",
@@ -124,16 +140,22 @@ _FAMILIES = (
 class EncoderLayer:
     """The resizable parts of one layer; all projections are ``nn.Linear``.
 
+    A head is a key and a value with all the queries that read them: one, or, in grouped-query
+    attention, several that lie side by side (Ainslie et al., "GQA: Training Generalized Multi-Query
+    Transformer Models from Multi-Head Checkpoints", 2023).
+
     Attributes:
         attention: The module that splits the projections into heads.
-        query: (hidden_size -> heads * head_size)
+        query: (hidden_size -> heads * queries_per_head * head_size)
         key: (hidden_size -> heads * head_size)
         value: (hidden_size -> heads * head_size)
-        attention_output: (heads * head_size -> hidden_size)
+        attention_output: (heads * queries_per_head * head_size -> hidden_size)
         ffn_input: (hidden_size -> ffn_width)
         ffn_output: (ffn_width -> hidden_size)
-        num_heads_name: The attribute of ``attention`` that counts the heads.
+        num_heads_name: The attribute of ``attention`` that counts the heads, if it has one.
         head_size_name: The attribute of ``attention`` with the width of a head.
+        ffn_gate: (hidden_size -> ffn_width), whose activation multiplies what ``ffn_input`` gives;
+            None where the feed-forward has no gate.
     """
 
     attention: Any  # the attributes of attention modules are not typed
@@ -143,8 +165,9 @@ class EncoderLayer:
     attention_output: nn.Linear
     ffn_input: nn.Linear
     ffn_output: nn.Linear
-    num_heads_name: str
+    num_heads_name: str | None
     head_size_name: str
+    ffn_gate: nn.Linear | None = None
 
     @property
     def head_size(self) -> int:
@@ -153,8 +176,18 @@ class EncoderLayer:
 
     @property
     def num_heads(self) -> int:
-        """Number of heads, from the width of the query projection."""
-        return self.query.out_features // self.head_size
+        """Number of heads, from the width of the key projection."""
+        return self.key.out_features // self.head_size
+
+    @property
+    def queries_per_head(self) -> int:
+        """How many queries read the key and the value of a head."""
+        return self.query.out_features // self.key.out_features
+
+    @property
+    def ffn_inputs(self) -> tuple[nn.Linear, ...]:
+        """What gives the neurons of the feed-forward: one projection, or two with a gate."""
+        return (self.ffn_input,) if self.ffn_gate is None else (self.ffn_gate, self.ffn_input)
 
     @property
     def ffn_width(self) -> int:
@@ -195,6 +228,8 @@ def set_head_counts(module: nn.Module, head_size: int) -> None:
     """
     for layer in encoder_layers(module):
         attention = layer.attention
+        if layer.num_heads_name is None:
+            continue
         setattr(attention, layer.head_size_name, head_size)
         attention.scaling = head_size**-0.5
         setattr(attention, layer.num_heads_name, layer.query.out_features // head_size)
@@ -215,6 +250,7 @@ def _read_layer(layer: nn.Module) -> EncoderLayer | None:
                 ffn_output=_linear(layer, names.ffn_output),
                 num_heads_name=names.num_heads,
                 head_size_name=names.head_size,
+                ffn_gate=None if names.ffn_gate is None else _linear(layer, names.ffn_gate),
             )
         except AttributeError:
             continue

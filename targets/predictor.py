@@ -110,7 +110,8 @@ class Predictor:
         signature = self._session.signature
         name = signature.outputs[0].name
         answers = []
-        for batch in samples.batches(self.batch_size, signature):
+        size = min(self.batch_size, self.bundle.manifest.answers.rows_at_once)
+        for batch in samples.batches(size, signature):
             with self._running:
                 found = self._session.run(batch.feeds)[name]
             if not whole:

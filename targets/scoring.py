@@ -19,6 +19,7 @@ __all__ = [
     "count_equal",
     "design_effect",
     "mean_score",
+    "perplexity",
     "resampled_means",
     "wilson_interval",
 ]
@@ -192,6 +193,15 @@ def design_effect(
     by_row = np.bincount(places, weights=weights * residuals)
     clustered = len(names) / (len(names) - 1) * float(np.square(by_row).sum())
     return max(1.0, clustered / independent)
+
+
+def perplexity(losses: NDArray[np.floating]) -> float:
+    """Exponential of the mean cross-entropy.
+
+    Args:
+        losses: (M,) in nats; M >= 1.
+    """
+    return float(np.exp(losses.mean(dtype=np.float64)))
 
 
 def wilson_interval(hits: float, count: float, z: float = Z_95) -> tuple[float, float]:

@@ -7,11 +7,16 @@ from collections.abc import Mapping
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from targets.errors import InputError
 
-__all__ = ["Arrays", "Signature", "TensorSpec"]
+__all__ = ["PAST", "TOTAL", "Arrays", "Signature", "StateSpec", "TensorSpec"]
+
+PAST = "past"
+"""The dimension of a state that grows from run to run, from 0."""
+TOTAL = "total"
+"""The dimension of all that was read so far, what is read now included."""
 
 Arrays = dict[str, NDArray[np.generic]]
 """Named arrays, the one form in which data enters and leaves a session."""
@@ -31,13 +36,38 @@ class TensorSpec(BaseModel):
     shape: tuple[int | str, ...]
 
 
+class StateSpec(TensorSpec):
+    """What a model gives at one run and takes at the next, such as the keys of tokens it has read.
+
+    Its name is that of the input. The first dimension is that of the batch; one is `PAST`.
+    """
+
+    output: str
+    """Name of the output that the next run takes."""
+
+
 class Signature(BaseModel):
-    """The inputs and outputs of a model."""
+    """The inputs and outputs of a model, and what its sessions keep between two runs."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+    state: tuple[StateSpec, ...] = Field(default=(), exclude_if=lambda state: not state)
+    """Beside the inputs and outputs; empty where a run depends on its inputs alone."""
+
+    def initial_state(self, batch_size: int) -> Arrays:
+        """The state before the first run, by the names of its inputs."""
+        return {
+            spec.name: np.zeros(
+                [
+                    0 if dim == PAST else batch_size if isinstance(dim, str) else dim
+                    for dim in spec.shape
+                ],
+                dtype=spec.dtype,
+            )
+            for spec in self.state
+        }
 
     @property
     def free_dimensions(self) -> tuple[str, ...]:

@@ -25,7 +25,7 @@ from pydantic import TypeAdapter
 
 from targets.base import Session
 from targets.bundle import Bundle
-from targets.errors import ToolkitError, WorkerError
+from targets.errors import ToolkitError, UnsupportedModelError, WorkerError
 from targets.evaluation_pack import EvaluationPack
 from targets.feeds import FeedsSpec
 from targets.interference import CpuSample, peak_memory_bytes, round_between
@@ -54,6 +54,13 @@ class Commands:
         """Check a model against a target and write it in the target's form."""
         lowering = get(target, **settings)
         model = source_from_json(source)
+        if model.signature.state and not lowering.keeps_state:
+            raise UnsupportedModelError(
+                f"{lowering.label} does not run models that keep a state between runs",
+                where=model.path,
+                given=f"{len(model.signature.state)} tensors of state",
+                fix="leave out cache: true of the pass export, or use another target",
+            )
         lowering.requires(model)
         return dataclasses.asdict(lowering.lower(model, Path(folder)))
 
@@ -84,9 +91,10 @@ class Commands:
         samples = EvaluationPack.load(Path(pack))
         first = session.signature.outputs[0].name
         answers = []
-        for batch in samples.batches(batch_size, session.signature):
+        meaning = bundle.manifest.answers
+        for batch in samples.batches(min(batch_size, meaning.rows_at_once), session.signature):
             found = session.run(batch.feeds)
-            kept = bundle.manifest.answers.reduced(found[first], batch.feeds)
+            kept = meaning.reduced(found[first], batch.feeds)
             answers.append((batch, {**found, first: kept}))
         save_file(samples.restore(answers, session.signature), outputs)
         return {"num_samples": len(samples)}

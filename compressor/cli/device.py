@@ -60,14 +60,24 @@ def predict(
             help="Write embeddings here, a row an input, and print no JSON lines.",
         ),
     ] = None,
+    stream: Annotated[
+        bool,
+        typer.Option("--stream", help="Write how the text goes on, as its tokens come."),
+    ] = False,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Most tokens that --stream writes.")] = 128,
     threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 1,
 ) -> None:
     """Classify or embed texts, or classify files such as images. Prints JSON lines.
 
-    They are given with --text or --file, or one text or path a line on standard input.
+    They are given with --text or --file, or one text or path a line on standard input. A language
+    model gives the perplexity of texts; with --stream it writes how one goes on.
     """
     from targets.answers import ClassMapPrediction, EmbeddingPrediction
     from targets.predictor import load, predict_lines, read_jsonl
+
+    if stream:
+        _stream(bundle, text or (), max_tokens=max_tokens, threads=threads)
+        return
 
     count = truncated = 0
     with load(bundle, threads=threads) as predictor:
@@ -98,6 +108,18 @@ def predict(
             "left out",
             err=True,
         )
+
+
+def _stream(bundle: Path, texts: Sequence[str], *, max_tokens: int, threads: int) -> None:
+    from targets.generation import load_generator
+
+    if len(texts) != 1:
+        raise typer.BadParameter("--stream goes on from one text: give it with --text")
+    with load_generator(bundle, threads=threads) as generator:
+        for piece in generator.stream(texts[0], max_tokens=max_tokens):
+            sys.stdout.write(piece)
+            sys.stdout.flush()
+    typer.echo()
 
 
 def _inputs(

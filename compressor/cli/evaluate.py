@@ -9,7 +9,7 @@ import typer
 from targets.bundle import Bundle
 from targets.errors import BundleError
 from targets.evaluation_pack import EvaluationPack
-from targets.scoring import Accuracy
+from targets.scoring import Accuracy, perplexity
 from targets.worker_client import Worker
 
 __all__ = ["evaluate_bundle"]
@@ -38,6 +38,8 @@ def evaluate_bundle(path: Path, *, threads: int) -> Accuracy:
     found = manifest.answers.score(units)
     here, built = f"{found.measure} here:", "when it was built:"
     width = max(len(here), len(built))
+    if units.losses is not None:
+        typer.echo(f"{'perplexity here:':<{width}} {perplexity(units.losses):.3f}")
     typer.echo(f"{here:<{width}} {found}")
     recorded = None if manifest.measured is None else manifest.measured.accuracy
     if recorded is not None:

@@ -77,8 +77,11 @@ class Limits(DeviceLimits):
     """Accuracy lost against the untouched model on the test split, in percentage points."""
     max_relative_drop: Points | None = None
     """The same, in per cent of the accuracy of the untouched model."""
+    max_perplexity_rise: Points | None = None
+    """Perplexity lost against the untouched model on the test split, in percent of that one's,
+    where what is judged is the next token of a text."""
     drop_at: Literal["estimate", "upper"] | None = None
-    """Which drop counts for the two above and for `max_metric_drop`: the estimate (the default), or
+    """Which drop counts for those above and for `max_metric_drop`: the estimate (the default), or
     the upper end of its 95% interval, so that only what is certain passes."""
     max_metric_drop: dict[Metric, Points] = Field(default_factory=dict)
     """Metric -> loss against the untouched model, in percentage points."""

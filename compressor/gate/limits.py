@@ -48,6 +48,12 @@ class _Facts:
             return None
         return drop / found.reference_accuracy
 
+    def perplexity_rise(self) -> float | None:
+        found = None if self.comparison is None else self.comparison.perplexity
+        if found is None:
+            return None
+        return found.rise_high if self.upper else found.rise
+
     def of_comparison(self, name: str) -> float | None:
         value = None if self.comparison is None else getattr(self.comparison, name)
         return None if value is None else float(value)
@@ -78,6 +84,11 @@ _LIMITS: Mapping[str, _Limit] = {
         _Facts.relative_drop,
         "loses {found:.2f}% of the {measure}{at}, allowed {limit:g}%",
         of_drop=True,
+    ),
+    "max_perplexity_rise": _Limit(
+        "accuracy",
+        _Facts.perplexity_rise,
+        "changes the perplexity by {found:+.2f}%{at}, allowed {limit:+g}%",
     ),
     "min_label_agreement": _Limit(
         "accuracy",

@@ -12,6 +12,7 @@ from compressor.passes.base import Pass, PassContext, PassResult
 from targets.base import Form
 
 if TYPE_CHECKING:
+    from compressor.architecture import Architecture
     from targets.signature import Signature
 
 __all__ = ["Export"]
@@ -44,8 +45,22 @@ class Export(Pass):
     """Largest difference from torch allowed, as a part of the largest output or of 1."""
     opset: int = Field(default=21, ge=20, le=22)
     """Version of the ONNX operators. Older runtimes need lower ones."""
+    cache: bool = Field(default=False, exclude_if=lambda cache: not cache)
+    """Of a language model: keep the keys and values of the tokens that were read, so that a text
+    goes on without being read again, as `predict --stream` does."""
     single_file_limit_bytes: int = Field(default=1_800_000_000, ge=0, le=1_900_000_000)
     """Weights above this many bytes go to a file beside the graph: one file cannot pass 2 GB."""
+
+    def plan(self, architecture: Architecture, *, width_multiple: int = 8) -> Architecture:
+        """See the base class."""
+        if self.cache and not architecture.is_decoder:
+            raise PassError(
+                "only language models have keys and values to keep",
+                where=f"{self.name}.cache",
+                given=architecture.describe(),
+                fix="leave cache out",
+            )
+        return architecture
 
     def requires(self, model: Model, context: PassContext) -> None:
         """See the base class."""
@@ -75,6 +90,8 @@ class Export(Pass):
 
         task = get_task(model.task)
         signature = task.signature(model)
+        if self.cache:
+            signature = task.with_state(model, signature)
         folder = context.folder / "onnx"
         exported = OnnxModel(
             folder=folder,
@@ -95,7 +112,7 @@ class Export(Pass):
         )
         task.save_processor(model.processor, folder)
         context.progress(0.8, "comparing the ONNX model with torch")
-        parity = measure_parity(model, exported.path, context.splits.validation.inputs)
+        parity = measure_parity(model, exported.path, context.splits.validation.inputs, signature)
         return PassResult(
             model=exported,
             metrics={
@@ -118,7 +135,9 @@ class Export(Pass):
         difference = result.metrics["max_relative_difference"]
         if not difference <= self.tolerance:
             inputs = context.splits.validation.inputs
-            parity = measure_parity(cast("TorchModel", model), exported.path, inputs)
+            parity = measure_parity(
+                cast("TorchModel", model), exported.path, inputs, exported.signature
+            )
             raise PassError(
                 "the ONNX model does not compute what the torch model computes",
                 where=parity.worst_case,
@@ -158,10 +177,12 @@ def _check_interface(exported: OnnxModel) -> None:
     """Compare the file's inputs and outputs with the signature."""
     import onnx
 
+    from compressor.export import kept_outputs
+
     graph = onnx.load(exported.path, load_external_data=False).graph
     for specs, values in (
-        (exported.signature.inputs, graph.input),
-        (exported.signature.outputs, graph.output),
+        ((*exported.signature.inputs, *exported.signature.state), graph.input),
+        ((*exported.signature.outputs, *kept_outputs(exported.signature)), graph.output),
     ):
         wanted = {spec.name: spec.shape for spec in specs}
         found = {

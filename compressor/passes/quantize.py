@@ -197,5 +197,6 @@ class Quantize(Pass):
         random.Random(context.seed).shuffle(inputs)
         rows = sorted(task.encode(model, inputs[: self.num_samples]), key=task.length)
         for start in range(0, len(rows), 16):
-            yield dict(task.collate(model, rows[start : start + 16]))
+            chosen = rows[start : start + 16]
+            yield {**task.collate(model, chosen), **model.signature.initial_state(len(chosen))}
             context.progress(min(1.0, (start + 16) / len(rows)), "calibrating")

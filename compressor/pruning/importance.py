@@ -62,14 +62,16 @@ def magnitude_scores(module: nn.Module) -> Scores:
     layers = encoder_layers(module)
     heads, ffn = [], []
     for layer in layers:
-        rows = [_row_norms(part.weight) for part in (layer.query, layer.key, layer.value)]
-        channels = (sum(rows) + _row_norms(layer.attention_output.weight.T)) / 4
-        heads.append(_by_head(channels, layer).mean(axis=1))
-        ffn.append(_row_norms(layer.ffn_input.weight) + _row_norms(layer.ffn_output.weight.T))
+        parts = [layer.query.weight, layer.key.weight, layer.value.weight]
+        parts.append(layer.attention_output.weight.T)
+        norms = [_by_head(_row_norms(part), layer).mean(axis=1) for part in parts]
+        heads.append(np.mean(norms, axis=0))
+        neurons = [*(part.weight for part in layer.ffn_inputs), layer.ffn_output.weight.T]
+        ffn.append(np.sum([_row_norms(part) for part in neurons], axis=0))
     readers = [
         part.weight.T
         for layer in layers
-        for part in (layer.query, layer.key, layer.value, layer.ffn_input)
+        for part in (layer.query, layer.key, layer.value, *layer.ffn_inputs)
     ]
     writers = [
         part.weight for layer in layers for part in (layer.attention_output, layer.ffn_output)
@@ -123,7 +125,7 @@ def taylor_scores(
                 for tensor, gradient in zip(watched, gradients, strict=True)
             ]
             for index, layer in enumerate(layers):
-                channels = products[2 * index].sum(axis=0)  # (heads * head_size,)
+                channels = products[2 * index].sum(axis=0)  # (heads * queries * head_size,)
                 heads[index] += np.square(_by_head(channels, layer).sum(axis=1))
                 ffn[index] += np.square(products[2 * index + 1].sum(axis=0))
             for scale, shift in zip(
@@ -186,4 +188,4 @@ def _row_norms(weight: Tensor) -> Array:
 
 
 def _by_head(channels: Array, layer: EncoderLayer) -> Array:
-    return channels.reshape(layer.num_heads, layer.head_size)  # (heads, head_size)
+    return channels.reshape(layer.num_heads, -1)  # (heads, channels of a head)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 from compressor.architecture import TAPPED_LAYERS
 from compressor.errors import PassError
@@ -110,6 +110,9 @@ def select_layers(module: nn.Module, keep: Sequence[int]) -> nn.Module:
         for name, child in parent.named_children():
             if child is layers:
                 setattr(parent, name, kept)
+    config = cast("Any", selected.config)
+    if getattr(config, "layer_types", None):  # some name the kind of attention of each layer
+        config.layer_types = [config.layer_types[layer] for layer in keep]
     update_config(selected)
     return selected
 

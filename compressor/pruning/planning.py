@@ -68,9 +68,9 @@ def plan_sizes(
     Raises:
         PassError: A layer would be left without a head, or the sizes cannot be built.
     """
-    if ratios.hidden and not architecture.vocabulary_size:
+    if ratios.hidden and (architecture.is_decoder or not architecture.vocabulary_size):
         raise PassError(
-            "the residual stream can be narrowed in models of text only",
+            "the residual stream can be narrowed in encoders of text only",
             where="hidden",
             given=f"{ratios.hidden:g}, model_type {architecture.family}",
             fix="leave hidden at 0",

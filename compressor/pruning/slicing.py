@@ -1,7 +1,8 @@
-"""Cut heads, feed-forward neurons and hidden units out of an encoder.
+"""Cut heads, feed-forward neurons and hidden units out of a transformer.
 
-torch-pruning traces which tensors hang together; what was cut is then checked against what was
-asked, because its head pruning can skip layers without a word.
+Heads and neurons hang on the projections of their layer alone. Hidden units hang on tensors all
+over the network: torch-pruning traces which; it couples queries and keys one to one, which is wrong
+where several queries share a key. What was cut is then checked against what was asked.
 """
 
 from __future__ import annotations
@@ -60,10 +61,10 @@ def check_hidden(module: nn.Module) -> None:
 
 
 def keep_units(module: nn.Module, kept: Kept, example: Mapping[str, Tensor]) -> nn.Module:
-    """A copy of an encoder that has the kept units only; nothing is shared with ``module``.
+    """A copy of a transformer that has the kept units only; nothing is shared with ``module``.
 
     Args:
-        module: A BERT-like encoder.
+        module: A transformer whose layers are known.
         kept: What stays.
         example: Inputs for tracing, without labels.
 
@@ -75,34 +76,67 @@ def keep_units(module: nn.Module, kept: Kept, example: Mapping[str, Tensor]) -> 
     head_size = layers[0].head_size
     flags = {name: each.requires_grad for name, each in pruned.named_parameters()}
     training = pruned.training
-    pruned.requires_grad_(True)  # a frozen parameter is invisible to the tracing
-    graph = torch_pruning.DependencyGraph()
-    with torch.enable_grad(), quiet_tracing():
-        graph.build_dependency(
-            pruned,
-            dict(example),
-            output_transform=lambda output: output[0].sum(),
-        )
     for layer, heads, neurons in zip(layers, kept.heads, kept.ffn, strict=True):
-        gone = [
-            channel
-            for head in _others(heads, layer.num_heads)
-            for channel in range(head * head_size, (head + 1) * head_size)
-        ]
-        _cut(graph, layer.query, gone)
-        _cut(graph, layer.ffn_input, _others(neurons, layer.ffn_width))
+        _keep_heads(layer, heads)
+        _keep_neurons(layer, neurons)
+    set_head_counts(pruned, head_size)
     if kept.hidden is not None:
-        root = layers[0].ffn_output
-        _cut(graph, root, _others(kept.hidden, root.out_features))
+        _keep_hidden(pruned, layers[0].ffn_output, kept.hidden, example)
     for name, parameter in pruned.named_parameters():
         parameter.grad = None
         parameter.requires_grad_(flags[name])
     pruned.train(training)
-    set_head_counts(pruned, head_size)
     pruned.tie_weights()  # type: ignore[operator]
     update_config(pruned)
     _check_sizes(layers, kept, head_size)
     return pruned
+
+
+def _keep_heads(layer: EncoderLayer, heads: Sequence[int]) -> None:
+    keys = _channels(heads, layer.head_size)
+    queries = _channels(heads, layer.head_size * layer.queries_per_head)
+    _keep_rows(layer.query, queries)
+    _keep_rows(layer.key, keys)
+    _keep_rows(layer.value, keys)
+    _keep_columns(layer.attention_output, queries)
+
+
+def _keep_neurons(layer: EncoderLayer, neurons: Sequence[int]) -> None:
+    for part in layer.ffn_inputs:
+        _keep_rows(part, neurons)
+    _keep_columns(layer.ffn_output, neurons)
+
+
+def _channels(heads: Sequence[int], width: int) -> list[int]:
+    return [channel for head in heads for channel in range(head * width, (head + 1) * width)]
+
+
+def _keep_rows(part: nn.Linear, rows: Sequence[int]) -> None:
+    part.weight = nn.Parameter(part.weight.detach()[list(rows)])
+    if part.bias is not None:
+        part.bias = nn.Parameter(part.bias.detach()[list(rows)])
+    part.out_features = len(rows)
+
+
+def _keep_columns(part: nn.Linear, columns: Sequence[int]) -> None:
+    part.weight = nn.Parameter(part.weight.detach()[:, list(columns)])
+    part.in_features = len(columns)
+
+
+def _keep_hidden(
+    module: nn.Module, root: nn.Linear, kept: Sequence[int], example: Mapping[str, Tensor]
+) -> None:
+    """Cut the residual stream, which ``root`` writes, in place."""
+    module.requires_grad_(True)  # a frozen parameter is invisible to the tracing
+    staying = set(kept)
+    gone = [unit for unit in range(root.out_features) if unit not in staying]
+    graph = torch_pruning.DependencyGraph()
+    with torch.enable_grad(), quiet_tracing():
+        graph.build_dependency(
+            module, dict(example), output_transform=lambda output: output.logits.sum()
+        )
+    if gone:
+        graph.get_pruning_group(root, torch_pruning.prune_linear_out_channels, gone).prune()
 
 
 @contextmanager
@@ -113,27 +147,18 @@ def quiet_tracing() -> Iterator[None]:
         yield
 
 
-def _others(kept: Sequence[int], count: int) -> list[int]:
-    staying = set(kept)
-    return [unit for unit in range(count) if unit not in staying]
-
-
-def _cut(graph: torch_pruning.DependencyGraph, root: nn.Linear, channels: list[int]) -> None:
-    if channels:
-        graph.get_pruning_group(root, torch_pruning.prune_linear_out_channels, channels).prune()
-
-
 def _check_sizes(layers: tuple[EncoderLayer, ...], kept: Kept, head_size: int) -> None:
     hidden = layers[0].query.in_features if kept.hidden is None else len(kept.hidden)
     for number, (layer, heads, neurons) in enumerate(
         zip(layers, kept.heads, kept.ffn, strict=True)
     ):
         width = len(heads) * head_size
+        queries = width * layer.queries_per_head
         expected = {
-            "query": (width, hidden),
+            "query": (queries, hidden),
             "key": (width, hidden),
             "value": (width, hidden),
-            "attention_output": (hidden, width),
+            "attention_output": (hidden, queries),
             "ffn_input": (len(neurons), hidden),
             "ffn_output": (hidden, len(neurons)),
         }

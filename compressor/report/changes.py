@@ -6,7 +6,13 @@ from dataclasses import dataclass
 
 from compressor.report.schema import ChangedExample, Comparison, Group, Report
 from compressor.report.summary import RowText, row_texts
-from compressor.report.wording import percent, points, points_interval, significant
+from compressor.report.wording import (
+    percent,
+    perplexity_text,
+    points,
+    points_interval,
+    significant,
+)
 
 __all__ = ["ChangeText", "GroupText", "change_texts"]
 
@@ -59,12 +65,15 @@ def change_texts(report: Report) -> tuple[ChangeText, ...]:
         )
         for text in row_texts(report)
         if text.row.chosen and text.row.test is not None
-        if (compared := text.row.test_comparison) is not None and compared.groups
+        if (compared := text.row.test_comparison) is not None
+        if compared.groups or compared.perplexity
     )
 
 
 def _facts(compared: Comparison) -> tuple[tuple[str, str], ...]:
     found = [("same answer as the untouched model", percent(compared.agreement))]
+    if compared.perplexity is not None:
+        found.insert(0, ("perplexity", perplexity_text(compared.perplexity)))
     difference = compared.max_probability_difference
     if difference is not None:
         found.append(("largest difference of a probability", significant(difference)))

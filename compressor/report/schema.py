@@ -26,6 +26,7 @@ __all__ = [
     "LayerError",
     "ModelFacts",
     "OnDevice",
+    "Perplexity",
     "Report",
     "Row",
     "Step",
@@ -64,6 +65,25 @@ class Change(_Frozen):
     low_points: float
     high_points: float
     """95% interval of the drop, from a paired bootstrap."""
+
+
+class Perplexity(_Frozen):
+    """Perplexity of a row beside that of the untouched model on the same texts.
+
+    The exponential of the mean cross-entropy in nats over all tokens that are judged. The 95%
+    intervals come from a paired bootstrap of the texts.
+    """
+
+    value: float
+    """Of the row, at least 1."""
+    low: float
+    high: float
+    reference: float
+    """Of the untouched model."""
+    rise: float
+    """What was lost, in percent of that of the untouched model; negative when it fell."""
+    rise_low: float
+    rise_high: float
 
 
 class Group(_Frozen):
@@ -161,6 +181,8 @@ class Comparison(_Frozen):
     """Expected calibration error of the row, in [0, 1] (Guo et al., 2017; 15 bins)."""
     reference_calibration_error: float | None = None
     """The same of the untouched model."""
+    perplexity: Perplexity | None = None
+    """Where what is judged is the next token of a text."""
 
 
 class ModelFacts(_Frozen):

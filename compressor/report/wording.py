@@ -7,7 +7,7 @@ import math
 import re
 from collections.abc import Sequence
 
-from compressor.report.schema import Accuracy, Comparison, LayerError
+from compressor.report.schema import Accuracy, Comparison, LayerError, Perplexity
 from targets.measurement import Interval, Speedup
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "milliseconds",
     "one_line",
     "percent",
+    "perplexity_text",
     "points",
     "points_interval",
     "setting",
@@ -72,6 +73,15 @@ def percent(value: float | None) -> str:
 def accuracy_interval(accuracy: Accuracy) -> str:
     """The 95% interval of an accuracy, in per cent."""
     return f"{accuracy.low * 100:.1f} to {accuracy.high * 100:.1f}"
+
+
+def perplexity_text(found: Perplexity) -> str:
+    """A perplexity and what was lost of it, each with its 95% interval."""
+    return (
+        f"{significant(found.value)} ({significant(found.low)} to {significant(found.high)}), "
+        f"untouched {significant(found.reference)}: {found.rise:+.1f}% "
+        f"({found.rise_low:+.1f} to {found.rise_high:+.1f})"
+    )
 
 
 def points(value: float | None) -> str:

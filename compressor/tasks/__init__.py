@@ -16,6 +16,7 @@ from compressor.tasks.image_classification import ImageClassification
 from compressor.tasks.semantic_segmentation import SemanticSegmentation
 from compressor.tasks.text_classification import TextClassification
 from compressor.tasks.text_embedding import TextEmbedding
+from compressor.tasks.text_generation import TextGeneration
 from compressor.tasks.time_series_classification import TimeSeriesClassification
 from compressor.tasks.token_classification import TokenClassification
 from compressor.tasks.video_classification import VideoClassification
@@ -33,6 +34,7 @@ TASKS: dict[str, type[Task]] = {
         TimeSeriesClassification,
         VideoClassification,
         TextEmbedding,
+        TextGeneration,
     )
 }
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from compressor.errors import CheckpointError
+from compressor.errors import CheckpointError, PassError
 from targets.answers import AnyAnswers, Units
 from targets.preprocessing import AnyPreprocessing, Preprocessing
 from targets.signature import Arrays, Signature, TensorSpec
@@ -52,6 +52,9 @@ class Task(ABC):
     label_field: ClassVar[LabelField | None] = "label"
     """The field of `compressor.data.DataSpec` that names the column with the labels. None where the
     data has none: what the untouched model answers is then what is right."""
+
+    fresh_head: ClassVar[bool] = True
+    """Whether fine-tuning begins with a new head; else with the one that the checkpoint has."""
 
     preprocessing_type: ClassVar[type[Preprocessing]]
     """How the device half reads the same inputs."""
@@ -142,6 +145,22 @@ class Task(ABC):
     @abstractmethod
     def signature(self, model: TorchModel) -> Signature:
         """Inputs and outputs of the exported model, batch and lengths free."""
+
+    def with_state(self, model: TorchModel, signature: Signature) -> Signature:
+        """The same model as one that keeps what it computed, and goes on from there.
+
+        Args:
+            model: Of this task.
+            signature: That of the model without a state.
+
+        Raises:
+            PassError: Models of this task have nothing to keep.
+        """
+        raise PassError(
+            "models of this task keep nothing from one run to the next",
+            where=self.name,
+            fix="leave cache out of the pass export",
+        )
 
     @abstractmethod
     def example(self, network: nn.Module, processor: Any) -> dict[str, Tensor]:

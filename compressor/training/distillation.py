@@ -267,11 +267,12 @@ def _pairs(
             fix="pair (student layer, teacher layer), each counted from 0",
         )
     if settings.relation_weight:
-        widths = (ours[pairs[-1][0]].query.out_features, theirs[pairs[-1][1]].query.out_features)
-        if any(width % settings.relation_heads for width in widths):
+        compared = (ours[pairs[-1][0]], theirs[pairs[-1][1]])
+        widths = [(each.query.out_features, each.key.out_features) for each in compared]
+        if any(width % settings.relation_heads for each in widths for width in each):
             raise PassError(
-                "relation_heads does not divide the widths of the queries",
-                where=f"student {widths[0]}, teacher {widths[1]}",
+                "relation_heads does not divide the widths of the queries and keys",
+                where="student {} and {}, teacher {} and {}".format(*widths[0], *widths[1]),
                 given=settings.relation_heads,
                 fix="choose a common divisor of both widths",
             )
@@ -314,6 +315,7 @@ def _taught(
         _tapped(teacher.clone(), settings, pairs, side=1),
         input_names(student),
         vocabulary_table(student, teacher),
+        get_task(student.task).answers.rows_at_once,
     )
     if noise.copies is not None and settings.cache_mib:
         variants = noise.variants(train)

@@ -113,6 +113,8 @@ def new_classifier(
         CheckpointError: There is no encoder in safetensors form, or a part of it is missing.
     """
     found = get_task(task)
+    if not found.fresh_head:
+        return found.load_checkpoint(folder, max_length=max_length)
     with seeded(seed), quiet():
         encoder, config = _load_encoder(folder)
         config.architectures = []  # the usual class of its kind, not one with a second head

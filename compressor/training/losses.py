@@ -5,11 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 from compressor import distributed
 
 __all__ = ["global_mean", "hidden_mse", "logits_kl", "relation_kl", "token_mask"]
 
+_CHUNK = 2**23
+"""Logits whose probabilities are computed at once, and again for their gradients."""
 _MASKED = -1e9  # finite: a row of -inf alone would give NaN
 
 
@@ -47,13 +50,26 @@ def logits_kl(student: Tensor, teacher: Tensor, *, temperature: float) -> Tensor
     Returns:
         Mean over the rows, a scalar in nats.
     """
-    divergence = functional.kl_div(
+    rows = max(1, _CHUNK // student.shape[-1])
+    if len(student) <= rows:
+        divergence = _kl_sum(student, teacher, temperature)
+    else:  # with a class a token of a vocabulary, the probabilities of all rows would be too many
+        parts = zip(torch.split(student, rows), torch.split(teacher, rows), strict=True)
+        sums = [
+            checkpoint(_kl_sum, ours, theirs, temperature, use_reentrant=False)
+            for ours, theirs in parts
+        ]
+        divergence = torch.stack(sums).sum()
+    return global_mean(divergence, len(student)) * temperature**2
+
+
+def _kl_sum(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    return functional.kl_div(
         functional.log_softmax(student / temperature, dim=-1),
         functional.log_softmax(teacher / temperature, dim=-1),
         reduction="sum",
         log_target=True,
     )
-    return global_mean(divergence, len(student)) * temperature**2
 
 
 def token_mask(mask: Tensor | None, states: Tensor) -> Tensor:

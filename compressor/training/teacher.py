@@ -20,7 +20,6 @@ from targets.preprocessing.text import IDS, MASK
 
 __all__ = ["Teacher", "vocabulary_table"]
 
-_CACHE_BATCH = 64  # rows the teacher runs at once while the cache is filled
 _LEAST_SHARED = 0.5  # of the student's tokens; below it the two cannot read the same text
 
 Row = dict[str, Any]
@@ -36,15 +35,23 @@ class Teacher:
         encoder: The teacher with the taps that the losses need.
         inputs: Names of the inputs of the model.
         table: Student token -> teacher token; None where both have one vocabulary.
+        rows_at_once: Rows that it runs at once while what it gives is put into memory.
     """
 
-    def __init__(self, encoder: TappedEncoder, inputs: Sequence[str], table: Tensor | None) -> None:
+    def __init__(
+        self,
+        encoder: TappedEncoder,
+        inputs: Sequence[str],
+        table: Tensor | None,
+        rows_at_once: int = 64,
+    ) -> None:
         self.encoder = encoder.eval()
         self.bf16 = has_bf16(encoder)
         if is_convolutional(encoder):
             set_memory_format(encoder, torch.channels_last)
         self.inputs = tuple(inputs)
         self.table = table
+        self.rows_at_once = rows_at_once
         self._logits: _Kept | None = None
         self._states: _Kept | None = None
         self._widths: tuple[list[int], int] = ([], 0)
@@ -88,8 +95,8 @@ class Teacher:
         """
         order = sorted(range(len(variants)), key=lambda slot: lengths[slot])
         logits = states = None
-        for first in range(0, len(order), _CACHE_BATCH):
-            slots = order[first : first + _CACHE_BATCH]
+        for first in range(0, len(order), self.rows_at_once):
+            slots = order[first : first + self.rows_at_once]
             batch = collate([variants[slot] for slot in slots])
             outputs = self._run(batch)
             tokens = [*outputs.hidden, *outputs.projections]

@@ -52,7 +52,6 @@ _MOST_STEPS = 100  # between two logs: a large data set is not silent for minute
 _SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
 _WRITER_FAILED = ("PytorchStreamWriter failed", "inline_container.cc")
 """What torch's own writer says where a write came short; it does not say why."""
-_EVAL_BATCH = 64  # rows that each process evaluates at once
 _CALIBRATION_BATCH = 16
 _KEPT_CHECKPOINTS = 2  # the one before stays until the new one has been sealed
 
@@ -82,7 +81,13 @@ def set_memory_format(module: nn.Module, layout: torch.memory_format) -> None:
 
 
 def arguments(
-    settings: TrainingSettings, *, num_rows: int, seed: int, folder: Path, bf16: bool
+    settings: TrainingSettings,
+    *,
+    num_rows: int,
+    seed: int,
+    folder: Path,
+    bf16: bool,
+    eval_rows: int = 64,
 ) -> Any:
     """Translate the settings into ``TrainingArguments``; saving and evaluating stay with us."""
     steps_per_epoch = math.ceil(num_rows / settings.batch_size)
@@ -92,7 +97,7 @@ def arguments(
         num_train_epochs=settings.epochs,
         learning_rate=settings.learning_rate,
         per_device_train_batch_size=settings.batch_size,
-        per_device_eval_batch_size=_EVAL_BATCH * distributed.size(),
+        per_device_eval_batch_size=eval_rows * distributed.size(),
         accelerator_config={"split_batches": True},  # sizes are those of all processes together
         lr_scheduler_type=_SCHEDULES[settings.schedule],
         warmup_steps=settings.warmup,
@@ -160,7 +165,12 @@ class SteadyTrainer(Trainer):  # type: ignore[misc]  # transformers has no types
         super().__init__(
             model=module,
             args=arguments(
-                settings, num_rows=len(train), seed=seed, folder=folder, bf16=has_bf16(module)
+                settings,
+                num_rows=len(train),
+                seed=seed,
+                folder=folder,
+                bf16=has_bf16(module),
+                eval_rows=task.answers.rows_at_once,
             ),
             data_collator=collate,
             train_dataset=train,

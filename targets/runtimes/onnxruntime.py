@@ -39,6 +39,7 @@ class OnnxRuntime(Target):
     name = "onnxruntime"
     extra = "onnxruntime"
     libraries = ("onnxruntime",)
+    keeps_state: ClassVar[bool] = True
 
     device: Literal["cpu", "cuda"] = "cpu"
     """Where to run. ``cuda`` needs the onnxruntime-gpu distribution."""
@@ -149,8 +150,9 @@ class OnnxRuntime(Target):
         """See the base class; a kernel is the provider of its node."""
         with tempfile.TemporaryDirectory() as folder:
             session = self._session(bundle, threads, profile_to=Path(folder) / "profile")
+            state = bundle.manifest.signature.initial_state(len(next(iter(feeds.values()))))
             for _ in range(num_runs + num_runs // 10):
-                session.run(None, feeds)
+                session.run(None, {**feeds, **state})
             events = json.loads(Path(session.end_profiling()).read_bytes())
         return median_times(_node_runs(events)[-num_runs:])
 
@@ -193,15 +195,43 @@ class OnnxRuntimeSession(Session):
         super().__init__(signature)
         self._session: onnxruntime.InferenceSession | None = session
         self._names = [spec.name for spec in signature.outputs]
+        self._state: dict[str, Any] = {}
 
     def _run(self, feeds: Mapping[str, NDArray[np.generic]]) -> Arrays:
+        if not self.signature.state:
+            return dict(zip(self._names, self._opened.run(self._names, feeds), strict=True))
+        batch_size = len(next(iter(feeds.values())))
+        self._state = _values(self.signature.initial_state(batch_size))
+        return self._extend(feeds)
+
+    def _extend(self, feeds: Mapping[str, NDArray[np.generic]]) -> Arrays:
+        names = [*self._names, *(spec.output for spec in self.signature.state)]
+        # The runtime's own values: what is kept is not copied from run to run.
+        found = self._opened.run_with_ort_values(names, {**_values(feeds), **self._state})
+        kept = found[len(self._names) :]
+        self._state = {
+            spec.name: value for spec, value in zip(self.signature.state, kept, strict=True)
+        }
+        return {name: value.numpy() for name, value in zip(self._names, found, strict=False)}
+
+    @property
+    def _opened(self) -> onnxruntime.InferenceSession:
         if self._session is None:
             raise TargetError("the session is closed", fix="load the bundle again")
-        return dict(zip(self._names, self._session.run(self._names, feeds), strict=True))
+        return self._session
 
     def close(self) -> None:
         """Free the runtime's session and its threads."""
         self._session = None
+        self._state = {}
+
+
+def _values(arrays: Mapping[str, NDArray[np.generic]]) -> dict[str, Any]:
+    """Arrays as values of the runtime."""
+    import onnxruntime
+
+    wrap = onnxruntime.OrtValue.ortvalue_from_numpy
+    return {name: wrap(np.ascontiguousarray(array)) for name, array in arrays.items()}
 
 
 def create_session(

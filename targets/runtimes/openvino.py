@@ -17,6 +17,7 @@ from targets.base import Alternative, Lowered, Precision, Session, Source, Targe
 from targets.environment import cpu_features
 from targets.errors import MissingLibraryError, TargetError, UnsupportedModelError
 from targets.node_times import NodeTime, median_times
+from targets.runtimes._openvino_state import BEAMS, keep_state
 from targets.signature import Arrays, Signature
 from targets.wording import plural
 
@@ -40,6 +41,7 @@ class OpenVINO(Target):
     name = "openvino"
     extra = "openvino"
     libraries = ("openvino",)
+    keeps_state: ClassVar[bool] = True
     refuses: ClassVar[Mapping[Precision, str]] = {
         "int8-dynamic": "it has no integers with scales computed at run time"
     }
@@ -113,7 +115,7 @@ class OpenVINO(Target):
             onnx.save(
                 model, path, save_as_external_data=True, location="weights", size_threshold=1024
             )
-            _convert(path, folder / MODEL_FILE, compress=source.precision == "fp16")
+            _convert(path, folder / MODEL_FILE, source)
         hint = self._precision_hint(source.precision)
         return Lowered(
             model=MODEL_FILE,
@@ -134,9 +136,12 @@ class OpenVINO(Target):
     ) -> tuple[NodeTime, ...]:
         """See the base class; a kernel names the implementation and what it computes in."""
         request = self._compiled(bundle, threads, {"PERF_COUNT": True}).create_infer_request()
+        keeps_state = bool(bundle.manifest.signature.state)
         runs = []
         for _ in range(num_runs + num_runs // 10):
-            request.infer(feeds, share_inputs=True)
+            if keeps_state:
+                request.reset_state()
+            request.infer(_with_beams(feeds) if keeps_state else feeds, share_inputs=True)
             runs.append(
                 [
                     NodeTime(
@@ -216,7 +221,8 @@ class OpenVINOSession(Session):
 
     def __init__(self, signature: Signature, compiled: openvino.CompiledModel) -> None:
         super().__init__(signature)
-        streams = int(compiled.get_property("NUM_STREAMS")) if _has_free_batch(signature) else 1
+        shares = _has_free_batch(signature) and not signature.state
+        streams = int(compiled.get_property("NUM_STREAMS")) if shares else 1
         self._requests = [compiled.create_infer_request() for _ in range(max(streams, 1))]
         self._outputs = [(spec.name, compiled.output(spec.name)) for spec in signature.outputs]
 
@@ -227,8 +233,17 @@ class OpenVINOSession(Session):
             size = len(next(iter(feeds.values())))
             if size > 1:
                 return self._run_parts(feeds, size)
+        if self.signature.state:
+            self._requests[0].reset_state()
+            return self._extend(feeds)
         results = self._requests[0].infer(feeds, share_inputs=True)
         return {name: results[output] for name, output in self._outputs}
+
+    def _extend(self, feeds: Mapping[str, NDArray[np.generic]]) -> Arrays:
+        if not self._requests:
+            raise TargetError("the session is closed", fix="load the bundle again")
+        results = self._requests[0].infer(_with_beams(feeds), share_inputs=True)
+        return {name: np.array(results[output]) for name, output in self._outputs}
 
     def _run_parts(self, feeds: Mapping[str, NDArray[np.generic]], size: int) -> Arrays:
         requests = self._requests[:size]
@@ -250,6 +265,12 @@ class OpenVINOSession(Session):
         """Free the compiled model and its threads."""
         self._requests = []
         self._outputs = []
+
+
+def _with_beams(feeds: Mapping[str, NDArray[np.generic]]) -> Arrays:
+    """The inputs with one more: each row of the batch goes on from itself."""
+    size = len(next(iter(feeds.values())))
+    return {**feeds, BEAMS: np.arange(size, dtype=np.int32)}
 
 
 def _has_free_batch(signature: Signature) -> bool:
@@ -275,15 +296,18 @@ def _fit_to_cpu(model: Any) -> list[str]:
     return notes
 
 
-def _convert(source: Path, destination: Path, *, compress: bool) -> None:
+def _convert(path: Path, destination: Path, source: Source) -> None:
     openvino = _import()
+    compress = source.precision == "fp16"
     try:
-        model = openvino.Core().read_model(os.fspath(source))
+        model = openvino.Core().read_model(os.fspath(path))
+        if source.signature.state:
+            keep_state(model, source.signature.state, source.signature.inputs[0].name)
         openvino.save_model(model, os.fspath(destination), compress_to_fp16=compress)
     except RuntimeError as error:
         raise TargetError(
             "OpenVINO cannot convert the model",
-            where=source.name,
+            where=path.name,
             given=error,
             fix="leave out the operators that are named above, or use another target",
         ) from error

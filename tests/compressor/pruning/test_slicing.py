@@ -130,8 +130,8 @@ def test_a_pruned_model_is_pruned_again(encoder: nn.Module, inputs: Inputs) -> N
 def test_a_cut_that_was_skipped_is_noticed(
     encoder: nn.Module, inputs: Inputs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(slicing, "_cut", lambda graph, root, channels: None)
+    monkeypatch.setattr(slicing, "_keep_hidden", lambda *_: None)
     with pytest.raises(PassError, match="other sizes than asked for") as error:
-        keep_units(encoder, Kept([(0,), range(4)], ALL_NEURONS), inputs)
+        keep_units(encoder, Kept([(0,), range(4)], ALL_NEURONS, range(16)), inputs)
     assert error.value.where == "layer 0, query"
-    assert error.value.given == "[32, 32] instead of [8, 32]"
+    assert error.value.given == "[8, 32] instead of [8, 16]"

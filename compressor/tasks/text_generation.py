@@ -1,0 +1,149 @@
+"""Text generation: how a text goes on, token by token."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from compressor.tasks.base import LABELS, Row
+from compressor.tasks.token_level import TokenLevel
+from targets.answers import IGNORED, AnyAnswers, NextTokenAnswers, Units
+from targets.answers.next_token import next_tokens
+from targets.preprocessing.text import IDS, MASK
+from targets.signature import PAST, TOTAL, Arrays, Signature, StateSpec, TensorSpec
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from compressor.data import LabelField, Split
+    from compressor.model import Model, TorchModel
+    from compressor.report.schema import Comparison
+
+__all__ = ["TextGeneration"]
+
+USUAL_LENGTH = 512
+"""Longest text in tokens where none is asked for: the scores of every token of the vocabulary at
+each of its tokens have to fit in memory."""
+_LONGEST_PROBE = 128
+_CHAT_TEMPLATE = "chat_template.jinja"
+
+
+class TextGeneration(TokenLevel):
+    """Causal language models: transformers that see what stands before a token only.
+
+    A text is its own label: at each token the one that follows.
+    """
+
+    name: ClassVar[str] = "text-generation"
+    heads: ClassVar[tuple[str, ...]] = ("ForCausalLM", "LMHeadModel")
+    answers: ClassVar[AnyAnswers] = NextTokenAnswers()
+    label_field: ClassVar[LabelField] = "text"
+    fresh_head: ClassVar[bool] = False
+
+    def load_checkpoint(self, folder: Path, *, max_length: int | None = None) -> TorchModel:
+        """See the base class; the length is one to judge texts by, and may be below the limit."""
+        return super().load_checkpoint(folder, max_length=max_length or USUAL_LENGTH)
+
+    def load_processor(self, folder: Path) -> Any:
+        """See the base class: with the template of chats, where there is one."""
+        processor = super().load_processor(folder)
+        processor.chat_template = _chat_template(folder)
+        return processor
+
+    def processor_files(self, folder: Path) -> list[Path]:
+        """See the base class."""
+        template = folder / _CHAT_TEMPLATE
+        return [*super().processor_files(folder), *([template] if template.is_file() else [])]
+
+    def class_names(self, config: Any) -> tuple[str, ...]:
+        """See the base class: tokens are no classes that the data names."""
+        return ()
+
+    def label_names(self, folder: Path) -> tuple[str, ...]:
+        """See the base class."""
+        return ()
+
+    def outputs(self, model: TorchModel) -> tuple[TensorSpec, ...]:
+        """See the base class: logits of the token after each."""
+        config: Any = model.module.config
+        shape = ("batch", "sequence", config.vocab_size)
+        return (TensorSpec(name="logits", dtype="float32", shape=shape),)
+
+    def with_state(self, model: TorchModel, signature: Signature) -> Signature:
+        """See the base class: the keys and values of each layer, as the network keeps them."""
+        import torch
+
+        module: Any = model.module
+        with torch.no_grad():
+            ids = torch.zeros((1, 1), dtype=torch.long)
+            layers = module(input_ids=ids, use_cache=True).past_key_values.layers
+        state = [
+            StateSpec(
+                name=f"past_key_values.{number}.{part}",
+                output=f"present.{number}.{part}",
+                dtype="float32",
+                shape=("batch", heads, PAST, size),
+            )
+            for number, layer in enumerate(layers)
+            for part, kept in (("key", layer.keys), ("value", layer.values))
+            for _, heads, _, size in [kept.shape]
+        ]
+        mask = TensorSpec(name=MASK, dtype="int64", shape=("batch", TOTAL))
+        inputs = tuple(mask if each.name == MASK else each for each in signature.inputs)
+        return signature.model_copy(update={"inputs": inputs, "state": tuple(state)})
+
+    def encode_labelled(self, model: Model, split: Split) -> list[dict[str, Any]]:
+        """See the base class: each token is the label of the one before it."""
+        rows = self.encode(model, split.inputs)
+        return [{**row, LABELS: next_tokens(row[IDS]).tolist()} for row in rows]
+
+    def evaluated(self, outputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """See the base class: what `NextTokenAnswers.reduced` keeps; all would not fit in memory."""
+        from torch import stack
+        from torch.nn import functional
+
+        losses = functional.cross_entropy(
+            outputs.float().flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="none"
+        )
+        kept = (outputs.argmax(dim=-1).float(), losses.view(labels.shape))
+        return stack(kept, dim=-1), labels
+
+    def compare(
+        self,
+        reference: Units,
+        candidate: Units,
+        *,
+        label_names: Sequence[str],
+        slices: Mapping[str, Sequence[str]],
+    ) -> Comparison:
+        """See the base class: the perplexity as well."""
+        from compressor.evaluation import paired_perplexity
+
+        compared = super().compare(reference, candidate, label_names=label_names, slices=slices)
+        assert reference.losses is not None
+        assert candidate.losses is not None
+        found = paired_perplexity(reference.losses, candidate.losses, candidate.rows)
+        return compared.model_copy(update={"perplexity": found})
+
+    def probes(self, model: TorchModel, rows: Sequence[Row]) -> Mapping[str, Arrays]:
+        """See the base class; no longer than fits in memory with the scores of a vocabulary."""
+        length = min(model.max_length, _LONGEST_PROBE)
+        cut = [{name: values[:length] for name, values in row.items()} for row in rows]
+        return super().probes(replace(model, max_length=length), cut)
+
+
+def _chat_template(folder: Path) -> str | None:
+    """The Jinja template of a checkpoint's chats, which stands by itself or in a config."""
+    try:
+        return (folder / _CHAT_TEMPLATE).read_text(encoding="utf-8")
+    except OSError:
+        pass
+    try:
+        config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    template = config.get("chat_template")
+    return template if isinstance(template, str) else None

@@ -1,0 +1,51 @@
+"""What tasks have in common whose labels stand at the tokens of a text."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from compressor.tasks.base import LABELS, Row
+from compressor.tasks.text_classification import TextClassification
+from targets.answers import IGNORED
+from targets.preprocessing.text import MASK
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from compressor.model import Model
+
+__all__ = ["TokenLevel"]
+
+
+class TokenLevel(TextClassification):
+    """A label, or none, for each token of a text."""
+
+    def encode_unlabeled(self, model: Model, inputs: Sequence[Any]) -> list[dict[str, Any]]:
+        """See the base class."""
+        rows = self.encode(model, inputs)
+        return [{**row, LABELS: [IGNORED] * self.length(row)} for row in rows]
+
+    def collate_labels(self, rows: Sequence[Row]) -> NDArray[np.int64]:
+        """See the base class.  # (N, longest)"""
+        longest = max(map(self.length, rows))
+        labels = np.full((len(rows), longest), IGNORED, dtype=np.int64)
+        for index, row in enumerate(rows):
+            labels[index, : len(row[LABELS])] = row[LABELS]
+        return labels
+
+    def judged(self, logits: Tensor, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """See the base class: the tokens that have a label."""
+        counted = batch[LABELS] != IGNORED
+        return logits[counted], batch[LABELS][counted]
+
+    def answered(self, outputs: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
+        """See the base class: every token.
+
+        Not those alone that have a label: noise replaces tokens one by one and moves where words
+        begin, and the teacher has an answer at every token.
+        """
+        return outputs[batch[MASK] != 0]

@@ -1,0 +1,144 @@
+"""Write how a text goes on: a bundle whose model keeps a state, token by token."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from targets.answers import most_probable
+from targets.base import Session
+from targets.bundle import Bundle
+from targets.errors import BundleError, InputError
+from targets.preprocessing.text import IDS, MASK, TextPreprocessing, read_tokenizer
+from targets.registry import open_session
+
+__all__ = ["Generator", "load_generator"]
+
+_CONFIG = "tokenizer_config.json"
+_UNFINISHED = "\ufffd"  # what bytes of a character become before the last of them is there
+
+
+class Generator:
+    """Writes texts with the most probable token at each step (greedy search).
+
+    A context manager. Not thread-safe.
+
+    Args:
+        bundle: Of a language model.
+        session: The open bundle.
+
+    Raises:
+        BundleError: The bundle is none of a language model that keeps a state.
+    """
+
+    def __init__(self, bundle: Bundle, session: Session) -> None:
+        preprocessing = bundle.manifest.preprocessing
+        if not bundle.manifest.signature.state or not isinstance(preprocessing, TextPreprocessing):
+            raise BundleError(
+                "the bundle does not write texts: its model keeps nothing from token to token",
+                where=bundle.source,
+                given=f"task {bundle.manifest.task}",
+                fix="build it of a language model, with cache: true in the pass export",
+            )
+        self.session = session
+        self.max_length = preprocessing.longest
+        self.tokenizer: Tokenizer = read_tokenizer(
+            bundle.path(preprocessing.tokenizer), where=bundle.source
+        )
+        self.end = _end_token(bundle, self.tokenizer)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.session.close()
+
+    def tokens(self, prompt: Sequence[int], *, max_tokens: int) -> Iterator[int]:
+        """The tokens that follow others, until the text ends, without the token that says so.
+
+        Args:
+            prompt: Token ids, at least one.
+            max_tokens: Most to write; prompt and answer together never pass the longest text that
+                the bundle was built for.
+
+        Raises:
+            InputError: The prompt is empty or leaves no room.
+        """
+        if not 0 < len(prompt) < self.max_length:
+            raise InputError(
+                "the text to go on from is empty"
+                if not prompt
+                else "the text is too long to go on",
+                given=f"{len(prompt)} tokens",
+                fix=f"pass 1 to {self.max_length - 1} tokens; data.max_length of the recipe sets "
+                "how long texts may become",
+            )
+        read, given = 0, list(prompt)
+        for number in range(min(max_tokens, self.max_length - len(prompt))):
+            read += len(given)
+            feeds = {
+                IDS: np.array([given], dtype=np.int64),
+                MASK: np.ones((1, read), dtype=np.int64),
+            }
+            outputs = self.session.extend(feeds) if number else self.session.run(feeds)
+            [logits] = outputs[self.session.signature.outputs[0].name]
+            token = int(most_probable(logits[-1]))
+            if token == self.end:
+                return
+            yield token
+            given = [token]
+
+    def stream(self, prompt: str, *, max_tokens: int) -> Iterator[str]:
+        """How a text goes on, in pieces that come as soon as they are whole characters.
+
+        Raises:
+            InputError: The prompt is empty or leaves no room.
+        """
+        written: list[int] = []
+        shown = ""
+        for token in self.tokens(self.tokenizer.encode(prompt).ids, max_tokens=max_tokens):
+            written.append(token)
+            text = self._decoded(written)
+            if not text.endswith(_UNFINISHED):
+                yield text[len(shown) :]
+                shown = text
+        rest = self._decoded(written)[len(shown) :]
+        if rest:
+            yield rest
+
+    def _decoded(self, tokens: list[int]) -> str:
+        return str(self.tokenizer.decode(tokens, skip_special_tokens=True))
+
+
+def load_generator(path: str | Path, *, threads: int = 1) -> Generator:
+    """Open a bundle, a folder or an archive, for writing.
+
+    Raises:
+        BundleError: The bundle is absent, damaged, or none of a language model that keeps a state.
+        MissingLibraryError: Its runtime is not installed.
+        TargetError: Its runtime refused it.
+    """
+    bundle = Bundle.open(path)
+    session = open_session(bundle, threads=threads)
+    try:
+        return Generator(bundle, session)
+    except BundleError:
+        session.close()
+        raise
+
+
+def _end_token(bundle: Bundle, tokenizer: Tokenizer) -> int | None:
+    """The token that ends a text; None where the tokenizer names none."""
+    try:
+        config = json.loads(bundle.path(_CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    token = config.get("eos_token")
+    token = token.get("content") if isinstance(token, dict) else token
+    found = tokenizer.token_to_id(token) if isinstance(token, str) else None
+    return None if found is None else int(found)

@@ -1,0 +1,244 @@
+"""Language models as a task: checkpoints, texts as their own labels, perplexity, training."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from compressor.answering import answer
+from compressor.data import DataSpec, Splits, read_splits
+from compressor.errors import CheckpointError, DataError
+from compressor.evaluation import paired_perplexity
+from compressor.model import OnnxModel, TorchModel
+from compressor.passes.base import PassContext
+from compressor.passes.distill import Distill
+from compressor.passes.drop_layers import DropLayers
+from compressor.passes.export import Export
+from compressor.passes.finetune import Finetune
+from compressor.passes.quantize import Quantize
+from compressor.tasks import get_task, infer_task
+from compressor.training import losses
+from compressor.training.losses import logits_kl
+from targets.answers import IGNORED
+from targets.scoring import perplexity
+from tests.compressor.decoders import (
+    CHAT_TEMPLATE,
+    CONFIGS,
+    TASK,
+    make_decoder,
+    make_plain_split,
+    plain_splits,
+    write_decoder,
+)
+
+
+@pytest.fixture(scope="module")
+def splits() -> Splits:
+    return plain_splits()
+
+
+@pytest.fixture(params=CONFIGS)
+def decoder(request: pytest.FixtureRequest) -> TorchModel:
+    return make_decoder(request.param)
+
+
+def context_of(splits: Splits, folder: Path, original: TorchModel) -> PassContext:
+    return PassContext(
+        splits=splits.without_test(), load_original=lambda: original, seed=0, folder=folder
+    )
+
+
+def own_losses(model: TorchModel, texts: tuple[str, ...]) -> list[float]:
+    """The mean loss of each text, as transformers computes it."""
+    found = []
+    for text in texts:
+        ids = torch.tensor([model.processor(text)["input_ids"][: model.max_length]])
+        with torch.inference_mode():
+            found.append(float(model.module(input_ids=ids, labels=ids).loss))
+    return found
+
+
+def found_perplexity(model: TorchModel | OnnxModel, splits: Splits) -> float:
+    units = answer(model, splits.validation)
+    assert units.losses is not None
+    return perplexity(units.losses)
+
+
+def test_the_losses_are_those_of_transformers(decoder: TorchModel) -> None:
+    split = make_plain_split(10, 5)
+    units = answer(decoder, split)
+    assert units.losses is not None
+    means = [float(units.losses[units.rows == row].mean()) for row in range(10)]
+    np.testing.assert_allclose(means, own_losses(decoder, split.inputs), rtol=1e-5)
+    counts = [len(text.split()) - 1 for text in split.inputs]
+    assert np.bincount(units.rows).tolist() == counts
+
+
+def test_a_checkpoint_is_loaded_with_its_tokenizer_and_chats(tmp_path: Path) -> None:
+    write_decoder(tmp_path)
+    assert infer_task(tmp_path / "model") == TASK
+    task = get_task(TASK)
+    model = task.load_checkpoint(tmp_path / "model")
+    assert (model.max_length, model.labels) == (64, ())  # the model's limit, below the usual one
+    assert task.load_checkpoint(tmp_path / "model", max_length=16).max_length == 16
+    model.save(tmp_path / "again")
+    again = TorchModel.load(tmp_path / "again")
+    assert again.processor.chat_template == CHAT_TEMPLATE
+    chat = [{"role": "user", "content": "w1 w2"}]
+    found = again.processor.apply_chat_template(chat, tokenize=False)
+    assert found == "<s> w1 w2 </s>"
+    assert again.processor.pad_token_id == 2
+    names = {path.name for path in task.processor_files(tmp_path / "again")}
+    assert names == {"tokenizer.json", "tokenizer_config.json", "chat_template.jinja"}
+
+
+def test_a_chat_template_may_stand_in_the_config(tmp_path: Path) -> None:
+    write_decoder(tmp_path)
+    (tmp_path / "model" / "chat_template.jinja").unlink()
+    path = tmp_path / "model" / "tokenizer_config.json"
+    config = {**json.loads(path.read_text()), "chat_template": "{{ messages }}"}
+    path.write_text(json.dumps(config))
+    assert get_task(TASK).load_processor(tmp_path / "model").chat_template == "{{ messages }}"
+
+
+def test_a_classifier_is_no_language_model(word_model: Any, tmp_path: Path) -> None:
+    word_model().save(tmp_path)
+    with pytest.raises(CheckpointError, match="no head for this task \\(CausalLM\\)"):
+        get_task(TASK).load_checkpoint(tmp_path)
+
+
+def test_each_token_is_the_label_of_the_one_before_it() -> None:
+    model = make_decoder()
+    [row] = get_task(TASK).encode_labelled(model, split_of("w0 w1 w2"))
+    assert (row["input_ids"], row["labels"]) == ([3, 4, 5], [4, 5, IGNORED])
+
+
+def split_of(text: str) -> Any:
+    return replace(make_plain_split(1, 0), inputs=(text,))
+
+
+# Data
+
+
+def read(folder: Path, content: str, suffix: str = "csv") -> Splits:
+    path = folder / f"texts.{suffix}"
+    path.write_text(content, encoding="utf-8")
+    spec = DataSpec(train=path, test=path)
+    return read_splits(spec, label_names=(), labels="text")
+
+
+def test_texts_need_no_labels(tmp_path: Path) -> None:
+    found = read(tmp_path, "text\n" + "".join(f"a text {number}\n" for number in range(20)))
+    assert (len(found.train), len(found.validation), len(found.test)) == (18, 2, 20)
+    assert found.label_names == ()
+    assert found.test.inputs[3] == "a text 3"
+
+
+@pytest.mark.parametrize(
+    ("content", "message", "where", "fix"),
+    [
+        ("txt\na\nb\n", "the text column 'text' is missing", "texts.csv", "--input for finetune"),
+        ("text\na\n  \n", "a row has no text", "row 2", "remove the row"),
+        ("text\n", "the file has no rows", "texts.csv", "pass a file with rows"),
+    ],
+)
+def test_what_is_no_data_is_told(
+    tmp_path: Path, content: str, message: str, where: str, fix: str
+) -> None:
+    with pytest.raises(DataError, match=message) as caught:
+        read(tmp_path, content)
+    assert where in str(caught.value.where)
+    assert fix in str(caught.value.fix)
+
+
+def test_a_folder_holds_no_texts(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="texts stand in a table") as caught:
+        read_splits(DataSpec(train=tmp_path, test=tmp_path), label_names=(), labels="text")
+    assert "the column text" in str(caught.value.fix)
+
+
+# Perplexity
+
+
+def test_a_rise_of_perplexity_is_paired_by_text() -> None:
+    generator = np.random.default_rng(0)
+    rows = np.repeat(np.arange(50), 10)
+    reference = generator.gamma(2, 1, 50)[rows] + generator.normal(0, 0.1, 500)
+    found = paired_perplexity(reference, reference + 0.01, rows)
+    assert found.value == pytest.approx(math.exp(reference.mean() + 0.01))
+    assert found.reference == pytest.approx(math.exp(reference.mean()))
+    for rise in (found.rise, found.rise_low, found.rise_high):  # the same in all texts
+        assert rise == pytest.approx(100 * math.expm1(0.01))
+    spread = math.log(found.high / found.low) / 2
+    means = reference.reshape(50, 10).mean(axis=1)
+    assert spread == pytest.approx(1.96 * means.std() / math.sqrt(50), rel=0.15)
+
+
+# Training and export
+
+
+def test_distillation_brings_back_what_dropping_a_layer_cost(
+    splits: Splits, tmp_path: Path
+) -> None:
+    model = make_decoder()
+    context = context_of(splits, tmp_path, model)
+    student = DropLayers(num_layers=2).run(model, context).model
+    distill = Distill(epochs=4, batch_size=16, learning_rate=3e-3, augmentation=0.0)
+    found = distill.run(student, context).model
+    teacher = answer(model, splits.validation).classes
+    before, after = (
+        float((answer(each, splits.validation).classes == teacher).mean())
+        for each in (student, found)
+    )
+    assert after > before + 0.1
+
+
+def test_finetuning_lowers_the_perplexity(splits: Splits, tmp_path: Path) -> None:
+    model = make_decoder("gpt2")
+    pass_ = Finetune(epochs=4, batch_size=16, learning_rate=5e-3, train_word_embeddings=True)
+    context = context_of(splits, tmp_path, model)
+    pass_.requires(model, context)
+    tuned = pass_.run(model, context).model
+    assert isinstance(tuned, TorchModel)
+    assert found_perplexity(tuned, splits) < found_perplexity(model, splits) / 2
+    tied: Any = tuned.module
+    assert tied.lm_head.weight is tied.transformer.wte.weight
+
+
+def test_an_exported_model_gives_the_same_perplexity(
+    decoder: TorchModel, splits: Splits, tmp_path: Path
+) -> None:
+    context = context_of(splits, tmp_path, decoder)
+    exported = Export().run(decoder, context).model
+    assert isinstance(exported, OnnxModel)
+    expected = found_perplexity(decoder, splits)
+    assert found_perplexity(exported, splits) == pytest.approx(expected, rel=1e-4)
+    quantized = Quantize(method="weights").run(exported, context).model
+    assert isinstance(quantized, OnnxModel)
+    assert quantized.size_bytes < exported.size_bytes
+    assert found_perplexity(quantized, splits) == pytest.approx(expected, rel=0.1)
+
+
+@pytest.mark.parametrize("chunk", [1, 100, 23 * 7])
+def test_the_divergence_of_many_logits_is_that_of_its_parts(
+    chunk: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    student, teacher = (torch.randn(40, 23, generator=generator) for _ in range(2))
+    found: list[Callable[[], Any]] = []
+    for limit in (2**23, chunk):
+        monkeypatch.setattr(losses, "_CHUNK", limit)
+        logits = student.clone().requires_grad_()
+        loss = logits_kl(logits, teacher, temperature=2.0)
+        loss.backward()  # type: ignore[no-untyped-call]
+        found.append((loss.detach(), logits.grad))  # type: ignore[arg-type]
+    for whole, parts in zip(*found, strict=True):  # type: ignore[call-overload]
+        torch.testing.assert_close(parts, whole)

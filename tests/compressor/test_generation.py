@@ -1,0 +1,238 @@
+"""Language models that keep their keys and values: each runtime writes what transformers writes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from compressor.architecture import Architecture
+from compressor.errors import PassError
+from compressor.model import OnnxModel, TorchModel
+from compressor.passes.base import PassContext
+from compressor.passes.export import Export
+from compressor.passes.quantize import Quantize
+from compressor.pruning.slicing import Kept, keep_units
+from compressor.tasks import get_task
+from targets.base import Source
+from targets.bundle import SCHEMA_VERSION, Bundle, Manifest
+from targets.errors import BundleError, InputError, TargetError, UnsupportedModelError
+from targets.generation import Generator, load_generator
+from targets.registry import get, open_session
+from targets.signature import Signature, StateSpec, TensorSpec
+from targets.worker import Commands
+from tests.compressor.conftest import Outcome
+from tests.compressor.decoders import TASK, make_decoder, plain_splits
+
+TARGETS = ("onnxruntime", "openvino")
+FAMILIES = ("llama", "gpt2")
+PROMPT = [5, 9, 12, 7]
+
+
+def pruned_llama() -> TorchModel:
+    """Layers of unlike heads, so that what is kept differs by layer."""
+    model = make_decoder("llama")
+    ids = {"input_ids": torch.tensor([PROMPT]), "attention_mask": torch.ones(1, 4).long()}
+    kept = Kept([(0, 2), (1, 2, 3), (3,)], [range(48)] * 3)
+    return replace(model, module=keep_units(model.module, kept, ids))
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def model(request: pytest.FixtureRequest) -> TorchModel:
+    return pruned_llama() if request.param == "llama" else make_decoder(request.param)
+
+
+@pytest.fixture(scope="module")
+def exported(model: TorchModel, tmp_path_factory: pytest.TempPathFactory) -> OnnxModel:
+    context = PassContext(
+        splits=plain_splits(),
+        load_original=lambda: model,
+        seed=0,
+        folder=tmp_path_factory.mktemp("export"),
+    )
+    export = Export(cache=True, max_batch=4)
+    result = export.run(model, context)
+    export.ensures(model, result, context)
+    assert isinstance(result.model, OnnxModel)
+    result.model.save(result.model.folder)
+    return result.model
+
+
+def lower(model: OnnxModel, target: str, folder: Path) -> Bundle:
+    folder.mkdir(parents=True, exist_ok=True)
+    source = Source(model.path, model.signature, model.precision, model.ranges)
+    lowered = get(target).lower(source, folder)
+    task = get_task(TASK)
+    for path in task.processor_files(model.folder):
+        (folder / path.name).write_bytes(path.read_bytes())
+    manifest = Manifest(
+        schema_version=SCHEMA_VERSION, name="test", task=TASK, target=target, target_settings={},
+        precision=model.precision, signature=model.signature, model=lowered.model,
+        options=dict(lowered.options), labels=(), answers=task.answers, files={},
+        preprocessing=task.preprocessing(model.folder, model.max_length),
+    )  # fmt: skip
+    return Bundle.create(folder, manifest)
+
+
+@pytest.fixture(scope="module", params=TARGETS)
+def bundle(
+    request: pytest.FixtureRequest, exported: OnnxModel, tmp_path_factory: pytest.TempPathFactory
+) -> Bundle:
+    return lower(exported, request.param, tmp_path_factory.mktemp(request.param))
+
+
+def logits_of(model: TorchModel, ids: list[list[int]], mask: Any = None) -> Any:
+    given = torch.tensor(ids)
+    kept = torch.ones_like(given) if mask is None else torch.tensor(mask)
+    with torch.inference_mode():
+        return model.module(input_ids=given, attention_mask=kept).logits.numpy()
+
+
+def feeds(ids: list[list[int]], total: int) -> dict[str, Any]:
+    return {
+        "input_ids": np.array(ids, dtype=np.int64),
+        "attention_mask": np.ones((len(ids), total), dtype=np.int64),
+    }
+
+
+def test_a_run_begins_anew_and_extend_goes_on(model: TorchModel, bundle: Bundle) -> None:
+    ids = [[5, 9, 12, 7, 8, 3], [6, 14, 3, 19, 4, 11]]
+    expected = logits_of(model, ids)
+    session = open_session(bundle, threads=1)
+    for _ in range(2):
+        found = [session.run(feeds([row[:3] for row in ids], 3))["logits"]]
+        found.append(session.extend(feeds([row[3:4] for row in ids], 4))["logits"])
+        found.append(session.extend(feeds([row[4:] for row in ids], 6))["logits"])
+        np.testing.assert_allclose(np.concatenate(found, axis=1), expected, atol=2e-4)
+    one = session.run(feeds(ids[:1], 6))["logits"]
+    np.testing.assert_allclose(one, expected[:1], atol=2e-4)
+    session.close()
+    with pytest.raises(TargetError, match="the session is closed"):
+        session.extend(feeds(ids, 6))
+
+
+def test_padded_rows_are_read_as_without_padding(model: TorchModel, bundle: Bundle) -> None:
+    ids, mask = [[5, 9, 12, 7], [6, 14, 2, 2]], [[1, 1, 1, 1], [1, 1, 0, 0]]
+    session = open_session(bundle, threads=1)
+    given = {"input_ids": np.array(ids), "attention_mask": np.array(mask)}
+    found = session.run(given)["logits"]
+    np.testing.assert_allclose(found[1, :2], logits_of(model, [[6, 14]])[0], atol=2e-4)
+    session.close()
+
+
+def test_greedy_writing_is_that_of_transformers(model: TorchModel, bundle: Bundle) -> None:
+    module: Any = model.module
+    expected = module.generate(
+        torch.tensor([PROMPT]), max_new_tokens=12, do_sample=False, eos_token_id=None
+    )[0, len(PROMPT) :].tolist()
+    with load_generator(bundle.folder) as generator:
+        generator.end = None
+        assert list(generator.tokens(PROMPT, max_tokens=12)) == expected
+        words = generator.tokenizer.decode(expected)
+        prompt = generator.tokenizer.decode(PROMPT)
+        assert "".join(generator.stream(prompt, max_tokens=12)) == words
+        generator.end = expected[3]
+        stop = expected.index(expected[3])
+        assert list(generator.tokens(PROMPT, max_tokens=12)) == expected[:stop]
+        generator.end = None
+        generator.max_length = len(PROMPT) + 5
+        assert list(generator.tokens(PROMPT, max_tokens=12)) == expected[:5]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "message"),
+    [([], "the text to go on from is empty"), ([3] * 24, "the text is too long to go on")],
+)
+def test_a_prompt_that_leaves_no_room_is_refused(
+    bundle: Bundle, prompt: list[int], message: str
+) -> None:
+    with load_generator(bundle.folder) as generator:
+        assert generator.end == 2
+        with pytest.raises(InputError, match=message) as caught:
+            next(generator.tokens(prompt, max_tokens=1))
+    assert "1 to 23 tokens" in str(caught.value.fix)
+
+
+def test_weights_of_8_bits_keep_their_state(
+    model: TorchModel, exported: OnnxModel, tmp_path: Path
+) -> None:
+    context = PassContext(
+        splits=plain_splits(), load_original=lambda: model, seed=0, folder=tmp_path / "work"
+    )
+    context.folder.mkdir()
+    quantized = Quantize(method="weights").run(exported, context).model
+    assert isinstance(quantized, OnnxModel)
+    for target in TARGETS:
+        session = open_session(lower(quantized, target, tmp_path / target), threads=1)
+        session.run(feeds([PROMPT[:3]], 3))
+        found = session.extend(feeds([PROMPT[3:]], 4))["logits"][0, -1]
+        expected = logits_of(model, [PROMPT])[0, -1]
+        assert np.corrcoef(found, expected)[0, 1] > 0.99
+        session.close()
+
+
+def test_a_bundle_without_a_state_writes_nothing(exported: OnnxModel, tmp_path: Path) -> None:
+    bundle = lower(exported, "onnxruntime", tmp_path)
+    plain = bundle.manifest.signature.model_copy(update={"state": ()})
+    without = Bundle(
+        bundle.folder, bundle.manifest.model_copy(update={"signature": plain}), tmp_path
+    )
+    session = open_session(without, threads=1)
+    with pytest.raises(BundleError, match="does not write texts") as caught:
+        Generator(without, session)
+    assert "cache: true" in str(caught.value.fix)
+    with pytest.raises(TargetError, match="keeps nothing from one run to the next"):
+        session.extend(feeds([PROMPT], 4))
+
+
+def test_other_targets_refuse_a_state(exported: OnnxModel, tmp_path: Path) -> None:
+    from targets.protocol import source_to_json
+
+    source = Source(exported.path, exported.signature, exported.precision, exported.ranges)
+    with pytest.raises(UnsupportedModelError, match="does not run models that keep a state"):
+        Commands().lower(
+            target="tensorrt_rtx",
+            settings={},
+            source=source_to_json(source),
+            folder=str(tmp_path),
+        )
+
+
+def test_only_language_models_have_something_to_keep(word_model: Any) -> None:
+    architecture = Architecture.of(word_model().module)
+    with pytest.raises(PassError, match="only language models have keys and values to keep"):
+        Export(cache=True).plan(architecture)
+    task = get_task("text-classification")
+    with pytest.raises(PassError, match="keep nothing from one run to the next"):
+        task.with_state(word_model(), task.signature(word_model()))
+
+
+def test_a_signature_without_a_state_is_written_as_before() -> None:
+    ids = TensorSpec(name="ids", dtype="int64", shape=("batch", 4))
+    state = StateSpec(name="past", output="now", dtype="float32", shape=("batch", 2, "past", 3))
+    plain = Signature(inputs=(ids,), outputs=(ids,))
+    assert set(plain.model_dump(mode="json")) == {"inputs", "outputs"}
+    assert plain.initial_state(5) == {}
+    kept = Signature(inputs=(ids,), outputs=(ids,), state=(state,))
+    assert Signature.model_validate(kept.model_dump(mode="json")) == kept
+    assert kept.initial_state(5)["past"].shape == (5, 2, 0, 3)
+
+
+def test_a_text_is_streamed_on_the_command_line(
+    model: TorchModel, bundle: Bundle, compressor: Callable[..., Outcome]
+) -> None:
+    with load_generator(bundle.folder) as generator:
+        expected = "".join(generator.stream("w2 w6", max_tokens=5))
+    found = compressor(
+        "predict", bundle.folder, "--text", "w2 w6", "--stream", "--max-tokens", "5"
+    )  # fmt: skip
+    assert found.code == 0, found.err
+    assert found.out == expected + "\n"
+    found = compressor("predict", bundle.folder, "--stream")
+    assert found.code == 2
+    assert "--stream goes on from one text" in found.err
