@@ -201,10 +201,10 @@ def to_onnx(
 
 def _with_past(example: Tensors, signature: Signature) -> dict[str, torch.Tensor]:
     """The inputs as those of a later run, after some others."""
-    before = {PAST: _EXAMPLE_PAST}
     rows = len(example[IDS])
+    sizes: dict[int | str, int] = {"batch": rows, PAST: _EXAMPLE_PAST}
     past = {
-        spec.name: torch.zeros([before.get(str(dim), dim) for dim in (rows, *spec.shape[1:])])  # type: ignore[misc]
+        spec.name: torch.zeros([sizes.get(dim, 0) or int(dim) for dim in spec.shape])
         for spec in signature.state
     }
     read = torch.ones((rows, _EXAMPLE_PAST), dtype=torch.long)
