@@ -202,11 +202,11 @@ def to_onnx(
 def _with_past(example: Tensors, signature: Signature) -> dict[str, torch.Tensor]:
     """The inputs as those of a later run, after some others."""
     rows = len(example[IDS])
-
-    def size(dimension: int | str) -> int:
-        return _EXAMPLE_PAST if dimension == PAST else int(dimension)
-
-    past = {spec.name: torch.zeros([rows, *map(size, spec.shape[1:])]) for spec in signature.state}
+    sizes: dict[int | str, int] = {"batch": rows, PAST: _EXAMPLE_PAST}
+    past = {
+        spec.name: torch.zeros([sizes.get(dim, 0) or int(dim) for dim in spec.shape])
+        for spec in signature.state
+    }
     read = torch.ones((rows, _EXAMPLE_PAST), dtype=torch.long)
     return {**example, MASK: torch.cat([read, example[MASK]], dim=1), **past}
 

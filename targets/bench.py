@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from targets.benchmark import BenchmarkCase, BenchmarkSettings, CaseResult, Shape, benchmark
 from targets.bundle import Bundle
@@ -16,6 +16,7 @@ from targets.environment import Environment
 from targets.scratch import ScratchFolder
 from targets.sustained import Sustained, sustained_run
 from targets.workloads import bundle_texts
+from targets.writing import Writing, check_writes, measure_writing
 
 __all__ = ["BenchEntry", "BenchReport", "Sweep", "bench"]
 
@@ -39,6 +40,8 @@ class Sweep(_Frozen):
     """Whether to run real texts as well, with and without their tokenization."""
     num_cold_starts: int = 0
     """Starts of a process to time to their first answer."""
+    num_written: int = Field(default=0, ge=0, exclude_if=lambda count: not count)
+    """Tokens that language models write after a text of each length; 0 leaves it out."""
     sustained_s: float = 0.0
     """Length of a run without a pause, in seconds, at the first of each of the above."""
 
@@ -67,6 +70,8 @@ class BenchEntry(_Frozen):
     result: CaseResult
     cold_start: ColdStart | None = None
     sustained: Sustained | None = None
+    writing: tuple[Writing, ...] = Field(default=(), exclude_if=lambda found: not found)
+    """One for each length of the prompt."""
 
 
 class BenchReport(_Frozen):
@@ -104,9 +109,15 @@ def bench(
         on_progress: Called with (fraction done, one line).
 
     Raises:
-        BundleError: Real texts are asked for, and a bundle carries none.
-        TargetError: A cold start or a sustained run was refused by the runtime.
+        BundleError: Real texts are asked for, and a bundle carries none; or writing, and it is
+            none of a language model that keeps a state.
+        InputError: What is to be written would become too long.
+        TargetError: Writing, a cold start or a sustained run was refused by the runtime.
     """
+    if sweep.num_written:
+        for bundle in bundles.values():
+            longest = max(sweep.sequence_lengths)
+            check_writes(bundle, prompt_tokens=longest, num_tokens=sweep.num_written)
     with ScratchFolder("bench") as scratch:
         cases = {
             (name, threads): BenchmarkCase(
@@ -123,10 +134,17 @@ def bench(
             lambda done, total, line: on_progress(done / total, line),
             shapes=sweep.shapes,
         )
+    written = _written(bundles, sweep, settings, on_progress) if sweep.num_written else {}
     entries = []
     for (name, threads), result in zip(cases, results.values(), strict=True):
         bundle = bundles[name]
-        entry = BenchEntry(bundle=name, identity=bundle.identity, threads=threads, result=result)
+        entry = BenchEntry(
+            bundle=name,
+            identity=bundle.identity,
+            threads=threads,
+            result=result,
+            writing=tuple(written.get((name, threads), ())),
+        )
         if not result.failures:
             entry = entry.model_copy(update=_alone(bundle, threads, sweep, on_progress))
         entries.append(entry)
@@ -137,6 +155,29 @@ def bench(
         sweep=sweep,
         entries=tuple(entries),
     )
+
+
+def _written(
+    bundles: Mapping[str, Bundle],
+    sweep: Sweep,
+    settings: BenchmarkSettings,
+    on_progress: Callable[[float, str], None],
+) -> dict[tuple[str, int], list[Writing]]:
+    """What each bundle wrote with each number of threads, by the length of the prompt."""
+    found: dict[tuple[str, int], list[Writing]] = {}
+    for threads in sweep.threads:
+        for length in sweep.sequence_lengths:
+            measured = measure_writing(
+                bundles,
+                threads=threads,
+                prompt_tokens=length,
+                num_tokens=sweep.num_written,
+                num_rounds=settings.rounds,
+                on_progress=lambda done, total, line: on_progress(done / total, line),
+            )
+            for name, writing in measured.items():
+                found.setdefault((name, threads), []).append(writing)
+    return found
 
 
 def _alone(

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
@@ -23,9 +23,19 @@ from targets.measurement import Measurement, Round
 from targets.preprocessing import FIXED_SIZE
 from targets.protocol import ErrorRecord
 from targets.worker_client import Opened, Timed, Worker
-from targets.workloads import TextsSpec
+from targets.workloads import TextsSpec, Workload
 
-__all__ = ["BenchmarkCase", "BenchmarkSettings", "CaseResult", "Failure", "Shape", "benchmark"]
+__all__ = [
+    "BenchmarkCase",
+    "BenchmarkSettings",
+    "CaseResult",
+    "Failure",
+    "Shape",
+    "alternate",
+    "benchmark",
+]
+
+T = TypeVar("T")
 
 # One run alone would hide a hiccup; more than the upper number of runs says nothing new.
 MIN_RUNS = 2
@@ -154,7 +164,7 @@ class _Lane:
     measurements: list[Measurement] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
 
-    def workload(self, shape: Shape) -> FeedsSpec | TextsSpec:
+    def workload(self, shape: Shape) -> Workload:
         if shape.sequence_length is None:
             assert self.texts is not None
             return TextsSpec(
@@ -261,7 +271,7 @@ def _measure(
         )
         timed[lane.name] = []
     for index in range(settings.rounds):
-        for lane in _order([lane for lane in lanes if lane.name in timed], index):
+        for lane in alternate([lane for lane in lanes if lane.name in timed], index):
             steps.next(f"measuring {lane.name} ({shape}), round {index + 1}")
             time.sleep(settings.pause_s)
             reference_ns = reference_work_ns()
@@ -313,8 +323,8 @@ def _length_of(warm_up_ns: Sequence[int], min_round_s: float, *, num_requests: i
     )
 
 
-def _order(lanes: Sequence[_Lane], index: int) -> list[_Lane]:
-    """Begin with another lane each round, and go the other way every second one.
+def alternate(lanes: Sequence[T], index: int) -> list[T]:
+    """The order of a round: begin with another lane each, and go the other way every second one.
 
     So no lane always runs first, nor always after the same neighbour.
     """

@@ -27,16 +27,15 @@ from targets.base import Session
 from targets.bundle import Bundle
 from targets.errors import ToolkitError, UnsupportedModelError, WorkerError
 from targets.evaluation_pack import EvaluationPack
-from targets.feeds import FeedsSpec
 from targets.interference import CpuSample, peak_memory_bytes, round_between
 from targets.measurement import warm_up_until_stable
 from targets.protocol import ErrorRecord, decode, encode, source_from_json
 from targets.registry import get, open_session
-from targets.workloads import Request, TextsSpec, requests
+from targets.workloads import Request, Workload, requests
 
 __all__ = ["Commands", "serve"]
 
-WORKLOAD: TypeAdapter[FeedsSpec | TextsSpec] = TypeAdapter(FeedsSpec | TextsSpec)
+WORKLOAD: TypeAdapter[Workload] = TypeAdapter(Workload)
 
 
 class Commands:
@@ -45,7 +44,7 @@ class Commands:
     def __init__(self) -> None:
         self._session: Session | None = None
         self._bundle: Bundle | None = None
-        self._requests: dict[FeedsSpec | TextsSpec, list[Request]] = {}
+        self._requests: dict[Workload, list[Request]] = {}
         self._threads = 1
 
     def lower(

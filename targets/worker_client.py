@@ -21,14 +21,13 @@ from safetensors.numpy import load_file
 import targets
 from targets.base import Lowered, Source, Target
 from targets.errors import WorkerError
-from targets.feeds import FeedsSpec
 from targets.load_result import LoadResult
 from targets.load_scenario import LoadSettings
 from targets.measurement import Round
 from targets.protocol import ErrorRecord, decode, encode, source_to_json
 from targets.scratch import ScratchFolder
 from targets.signature import Arrays
-from targets.workloads import TextsSpec
+from targets.workloads import Workload
 
 __all__ = ["Opened", "Timed", "WarmedUp", "Worker", "worker_environment"]
 
@@ -180,14 +179,12 @@ class Worker:
         outputs.unlink()
         return arrays
 
-    def warm_up(self, workload: FeedsSpec | TextsSpec) -> WarmedUp:
+    def warm_up(self, workload: Workload) -> WarmedUp:
         """Run until the times are stable."""
         answer = self._ask("warm_up", workload=workload.model_dump(mode="json"))
         return WarmedUp.model_validate(answer)
 
-    def round(
-        self, workload: FeedsSpec | TextsSpec, *, num_runs: int, settle_runs: int = 1
-    ) -> Timed:
+    def round(self, workload: Workload, *, num_runs: int, settle_runs: int = 1) -> Timed:
         """Time ``num_runs`` runs in a row, after ``settle_runs`` that bring the caches back.
 
         A workload of several requests takes them in turn.

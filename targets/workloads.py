@@ -1,4 +1,4 @@
-"""What a measurement runs again and again: a synthetic batch, or requests of real texts."""
+"""What a measurement runs again and again: a synthetic batch, requests of texts, or writing."""
 
 from __future__ import annotations
 
@@ -15,9 +15,18 @@ from targets.errors import BundleError, InputError
 from targets.evaluation_pack import EvaluationPack
 from targets.feeds import FeedsSpec, synthetic_feeds
 from targets.predictor import Predictor
-from targets.preprocessing.text import IDS, TextEncoder
+from targets.preprocessing.text import IDS, MASK, TextEncoder
 
-__all__ = ["NUM_REQUESTS", "Request", "TextsSpec", "bundle_texts", "read_texts", "requests"]
+__all__ = [
+    "NUM_REQUESTS",
+    "Request",
+    "TextsSpec",
+    "Workload",
+    "WritingSpec",
+    "bundle_texts",
+    "read_texts",
+    "requests",
+]
 
 NUM_REQUESTS = 32
 """Different requests of a workload of real texts: enough for the spread of their lengths."""
@@ -40,7 +49,22 @@ class TextsSpec(BaseModel):
     seed: int = 0
 
 
-def requests(spec: FeedsSpec | TextsSpec, session: Session, bundle: Bundle) -> list[Request]:
+class WritingSpec(BaseModel):
+    """One text that is read, and then tokens that are written after it, a run each."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    prompt: FeedsSpec
+    """What is read: one sample."""
+    num_tokens: int = Field(ge=1)
+    """How many are written; the first of them comes with the reading."""
+
+
+Workload = FeedsSpec | TextsSpec | WritingSpec
+"""What a worker can be asked to run."""
+
+
+def requests(spec: Workload, session: Session, bundle: Bundle) -> list[Request]:
     """The requests of a workload, in the order in which to run them.
 
     Args:
@@ -55,6 +79,8 @@ def requests(spec: FeedsSpec | TextsSpec, session: Session, bundle: Bundle) -> l
     if isinstance(spec, FeedsSpec):
         feeds = synthetic_feeds(session.signature, spec)
         return [lambda: session.run(feeds)]
+    if isinstance(spec, WritingSpec):
+        return _writing(spec, session)
     predictor = Predictor(bundle, session=session, batch_size=spec.batch_size)
     made: list[Request] = []
     for texts in _batches(json.loads(spec.texts.read_bytes()), predictor, spec):
@@ -63,6 +89,20 @@ def requests(spec: FeedsSpec | TextsSpec, session: Session, bundle: Bundle) -> l
         else:
             [batch] = predictor.encode(texts).batches(spec.batch_size, session.signature)
             made.append(lambda feeds=batch.feeds: session.run(feeds))  # type: ignore[misc]
+    return made
+
+
+def _writing(spec: WritingSpec, session: Session) -> list[Request]:
+    """The reading of a prompt first, then a run for each further token, whatever it is."""
+    prompt = synthetic_feeds(session.signature, spec.prompt)
+    read = prompt[IDS].shape[1]
+    made: list[Request] = [lambda: session.run(prompt)]
+    for number in range(1, spec.num_tokens):
+        feeds = {
+            IDS: prompt[IDS][:, number % read : number % read + 1],
+            MASK: np.ones((1, read + number), dtype=np.int64),
+        }
+        made.append(lambda feeds=feeds: session.extend(feeds))  # type: ignore[misc]
     return made
 
 

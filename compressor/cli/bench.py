@@ -14,7 +14,7 @@ from targets.bench import BenchEntry, BenchReport, Sweep, bench
 from targets.benchmark import BenchmarkSettings, Failure
 from targets.bundle import Bundle
 from targets.feeds import usual_length
-from targets.measurement import Measurement
+from targets.measurement import Interval, Measurement
 from targets.wording import plural
 from targets.workloads import read_texts
 
@@ -137,6 +137,13 @@ def _more(entry: BenchEntry, number: int) -> list[str]:
             f"answer, {len(start.starts)} starts"
             + (", files out of the page cache" if start.evicted else ", files in the page cache")
         )
+    for each in entry.writing:
+        lines.append(
+            f"{title}, {each.prompt_tokens} tokens: first token after "
+            f"{milliseconds(each.first_token_ms)} ms ({_ends(each.first_token_interval)}), reads "
+            f"{significant(each.read_per_s)} tokens/s ({_ends(each.read_interval)}), writes "
+            f"{significant(each.written_per_s)} tokens/s ({_ends(each.written_interval)})"
+        )
     run = entry.sustained
     if run is not None:
         lines.append(
@@ -144,6 +151,10 @@ def _more(entry: BenchEntry, number: int) -> list[str]:
             f"the last third takes {run.slowdown:.2f}x the time of the first"
         )
     return lines
+
+
+def _ends(interval: Interval) -> str:
+    return f"{significant(interval.low)}-{significant(interval.high)}"
 
 
 def _slowed(report: BenchReport) -> Iterator[str]:

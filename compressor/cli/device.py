@@ -224,6 +224,14 @@ def bench(
     cold_starts: Annotated[
         int, typer.Option(min=0, help="Time so many starts of a process to the first answer.")
     ] = 0,
+    write: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            metavar="TOKENS",
+            help="Time language models as they write so many tokens after a text of each length.",
+        ),
+    ] = 0,
     sustained: Annotated[
         float, typer.Option(min=0, help="Run this many seconds without a pause; tells throttling.")
     ] = 0.0,
@@ -290,10 +298,17 @@ def bench(
         sequence_lengths=tuple(dict.fromkeys(sequence_length or ())),
         real_texts=real_texts or texts is not None,
         num_cold_starts=cold_starts,
+        num_written=_written(write),
         sustained_s=sustained,
     )
     ok = bench_bundles(bundles, sweep, rounds=rounds, texts=texts, output=output)
     raise typer.Exit(0 if ok else 6)
+
+
+def _written(count: int) -> int:
+    if count == 1:
+        raise typer.BadParameter("--write: the first token comes with the reading; use at least 2")
+    return count
 
 
 def _single(given: list[int] | None, flag: str) -> int | None:

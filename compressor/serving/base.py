@@ -47,6 +47,11 @@ class Format(Component, ABC):
     targets: ClassVar[tuple[str, ...]]
     """Targets whose bundles the server can run."""
 
+    keeps_state: ClassVar[bool] = False
+    """Whether it runs models that keep a state between runs; see `targets.base.Session.extend`."""
+    needs_state: ClassVar[bool] = False
+    """Whether it runs those alone."""
+
     served_name: str | None = Field(default=None, pattern=SERVED_NAME)
     """Name of the model on the server; by default the nearest one to the name of the bundle."""
 
@@ -115,7 +120,8 @@ class Format(Component, ABC):
         """Refuse a bundle that the server cannot run.
 
         Raises:
-            PackageError: Names the target of the bundle, and those that will do.
+            PackageError: Names the target of the bundle, and those that will do; or it keeps a
+                state.
         """
         manifest = bundle.manifest
         if manifest.target not in self.targets:
@@ -124,6 +130,20 @@ class Format(Component, ABC):
                 where=bundle.source,
                 given=manifest.target,
                 fix=f"package a bundle for {' or '.join(self.targets)}",
+            )
+        if manifest.signature.state and not self.keeps_state:
+            raise PackageError(
+                f"{self.name} does not run models that keep a state between runs",
+                where=bundle.source,
+                given=f"{len(manifest.signature.state)} tensors of state",
+                fix="leave out cache: true of the pass export, or use --for docker",
+            )
+        if self.needs_state and not manifest.signature.state:
+            raise PackageError(
+                f"{self.name} runs language models that keep a state between runs",
+                where=bundle.source,
+                given=f"task {manifest.task}, a signature without state",
+                fix="build the bundle of a language model, with cache: true in the pass export",
             )
 
 

@@ -38,6 +38,7 @@ class Docker(Format):
 
     name = "docker"
     targets: ClassVar[tuple[str, ...]] = tuple(_CPU)
+    keeps_state: ClassVar[bool] = True
 
     wheel: Path | None = None
     """The wheel of this toolkit; by default one of the code that packages."""

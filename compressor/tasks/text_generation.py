@@ -101,7 +101,7 @@ class TextGeneration(TokenLevel):
         return [{**row, LABELS: next_tokens(row[IDS]).tolist()} for row in rows]
 
     def evaluated(self, outputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """See the base class: what `NextTokenAnswers.reduced` keeps; all would not fit in memory."""
+        """See the base class: what `NextTokenAnswers.reduced` keeps."""
         from torch import stack
         from torch.nn import functional
 

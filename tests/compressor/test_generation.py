@@ -12,20 +12,24 @@ import pytest
 import torch
 
 from compressor.architecture import Architecture
-from compressor.errors import PassError
+from compressor.errors import PackageError, PassError
 from compressor.model import OnnxModel, TorchModel
 from compressor.passes.base import PassContext
 from compressor.passes.export import Export
 from compressor.passes.quantize import Quantize
 from compressor.pruning.slicing import Kept, keep_units
+from compressor.serving import available_formats
 from compressor.tasks import get_task
 from targets.base import Source
+from targets.bench import BenchReport
 from targets.bundle import SCHEMA_VERSION, Bundle, Manifest
 from targets.errors import BundleError, InputError, TargetError, UnsupportedModelError
 from targets.generation import Generator, load_generator
+from targets.measurement import Round
 from targets.registry import get, open_session
 from targets.signature import Signature, StateSpec, TensorSpec
 from targets.worker import Commands
+from targets.writing import Writing, check_writes, measure_writing
 from tests.compressor.conftest import Outcome
 from tests.compressor.decoders import TASK, make_decoder, plain_splits
 
@@ -203,6 +207,17 @@ def test_other_targets_refuse_a_state(exported: OnnxModel, tmp_path: Path) -> No
         )
 
 
+def test_servers_of_models_alone_refuse_a_state(bundle: Bundle) -> None:
+    formats = available_formats()
+    keeping = {name for name, each in formats.items() if each.keeps_state}
+    assert keeping == {"docker", "openvino_genai"}
+    formats["docker"]().check_target(bundle)
+    for name in ("triton", "ovms"):
+        with pytest.raises(PackageError, match="does not run models that keep a state") as caught:
+            formats[name]().check_target(bundle)
+        assert "--for docker" in str(caught.value.fix)
+
+
 def test_only_language_models_have_something_to_keep(word_model: Any) -> None:
     architecture = Architecture.of(word_model().module)
     with pytest.raises(PassError, match="only language models have keys and values to keep"):
@@ -236,3 +251,74 @@ def test_a_text_is_streamed_on_the_command_line(
     found = compressor("predict", bundle.folder, "--stream")
     assert found.code == 2
     assert "--stream goes on from one text" in found.err
+
+
+# How fast they write
+
+
+def rounds_of(*run_ms: tuple[float, ...]) -> tuple[Round, ...]:
+    return tuple(
+        Round(run_ns=tuple(int(1e6 * each) for each in times), cpu_ns=1) for times in run_ms
+    )
+
+
+def test_reading_and_writing_are_told_apart() -> None:
+    found = Writing(
+        threads=1,
+        prompt_tokens=100,
+        num_tokens=3,
+        rounds=rounds_of((50, 9, 11), (40, 4, 6), (100, 19, 21)),
+    )
+    assert found.first_token_ms == 50
+    assert found.first_token_interval == (40, 100)
+    assert found.read_per_s == pytest.approx(2000)
+    assert found.read_interval == pytest.approx((1000, 2500))
+    assert found.written_per_s == pytest.approx(100)
+    assert found.written_interval == pytest.approx((50, 200))
+
+
+def test_bundles_write_side_by_side(bundle: Bundle) -> None:
+    lines: list[str] = []
+    found = measure_writing(
+        {"a": bundle, "b": bundle},
+        threads=1,
+        prompt_tokens=8,
+        num_tokens=4,
+        num_rounds=3,
+        on_progress=lambda done, total, line: lines.append(line),
+    )
+    assert list(found) == ["a", "b"]
+    for each in found.values():
+        assert [len(each.run_ns) for each in each.rounds] == [4, 4, 4]
+        assert (each.prompt_tokens, each.num_tokens) == (8, 4)
+    assert [line[0] for line in lines if "round" in line] == ["a", "b", "a", "b", "a", "b"]
+
+
+def test_what_cannot_be_written_is_refused_before_any_work(bundle: Bundle) -> None:
+    with pytest.raises(InputError, match="longer than the bundle was built for") as caught:
+        check_writes(bundle, prompt_tokens=20, num_tokens=5)
+    assert caught.value.given == "20 tokens read and 5 written"
+    assert caught.value.fix == "use at most 24 in all"
+    plain = bundle.manifest.signature.model_copy(update={"state": ()})
+    without = Bundle(bundle.folder, bundle.manifest.model_copy(update={"signature": plain}))
+    with pytest.raises(BundleError, match="does not write texts"):
+        check_writes(without, prompt_tokens=4, num_tokens=5)
+
+
+def test_bench_tells_how_fast_a_bundle_writes(
+    bundle: Bundle, tmp_path: Path, compressor: Callable[..., Outcome]
+) -> None:
+    arguments = ("bench", bundle.folder, "--sequence-length", "8", "--batch-size", "1")
+    found = compressor(
+        *arguments, "--rounds", "2", "--write", "4", "--output", tmp_path / "times.json"
+    )
+    assert found.code == 0, found.err
+    said = " ".join((found.out + found.err).split())
+    assert "1 with 1 thread, 8 tokens: first token after" in said
+    assert "tokens/s" in said
+    report = BenchReport.model_validate_json((tmp_path / "times.json").read_bytes())
+    [writing] = report.entries[0].writing
+    assert (writing.prompt_tokens, writing.num_tokens, len(writing.rounds)) == (8, 4, 2)
+    refused = compressor(*arguments, "--write", "1")
+    assert refused.code == 2
+    assert "use at least 2" in " ".join(refused.err.replace("│", " ").split())

@@ -15,7 +15,7 @@ from targets.benchmark import (
     Failure,
     Shape,
     _length_of,
-    _order,
+    alternate,
     benchmark,
 )
 from targets.measurement import Measurement, speedup
@@ -149,7 +149,7 @@ def test_settings_survive_a_round_trip() -> None:
 
 
 def test_order_gives_every_lane_every_place_and_both_directions() -> None:
-    orders = [_order(list("ABC"), index) for index in range(6)]  # type: ignore[arg-type]
+    orders = [alternate(list("ABC"), index) for index in range(6)]
     assert ["".join(order) for order in orders] == ["ABC", "ACB", "CAB", "CBA", "BCA", "BAC"]  # type: ignore[arg-type]
 
 

@@ -11,7 +11,16 @@ from compressor.gate.budget import Budget, Limits
 from compressor.gate.limits import check_row, target_label
 from compressor.gate.verdict import choose, judge, judge_rows
 from compressor.passes import advice_for
-from compressor.report.schema import Change, Comparison, Group, OnDevice, Row, Verdict
+from compressor.report.schema import (
+    Change,
+    Check,
+    Comparison,
+    Group,
+    OnDevice,
+    Perplexity,
+    Row,
+    Verdict,
+)
 from targets.measurement import Measurement, Round, Speedup
 
 SHAPE = "1x128"
@@ -75,6 +84,15 @@ def comparison(drop: float) -> Comparison:
         max_probability_difference=0.25,
         calibration_error=0.04,
         reference_calibration_error=0.02,
+        perplexity=Perplexity(
+            value=25.5,
+            low=24,
+            high=27,
+            reference=25,
+            rise=2,
+            rise_low=1,
+            rise_high=3,
+        ),
     )
 
 
@@ -221,6 +239,7 @@ IMPOSSIBLE = Budget.model_validate(
     {
         "max_accuracy_drop": 0,
         "max_relative_drop": 0,
+        "max_perplexity_rise": 0,
         "max_metric_drop": {"macro_f1": 0},
         "max_class_drop": 0,
         "max_slice_drop": 0,
@@ -264,6 +283,20 @@ def test_what_could_not_be_measured_is_a_miss() -> None:
 def test_only_the_primary_shape_counts() -> None:
     slow = row(latency={"8x128": measurement(50), SHAPE: measurement(1)})
     assert shortfalls(slow, Budget(max_latency_ms=2), comparison(0), SHAPE) == {}
+
+
+def test_a_rise_of_the_perplexity_is_judged_in_percent() -> None:
+    def checked(**limits: Any) -> Check:
+        [check] = check_row(row(), Budget.model_validate(limits), comparison(0), SHAPE)
+        return check
+
+    assert checked(max_perplexity_rise=2.5).met
+    missed = checked(max_perplexity_rise=1.5)
+    assert not missed.met
+    assert missed.text == "changes the perplexity by +2.00%, allowed +1.5%"
+    upper = checked(max_perplexity_rise=2.5, drop_at="upper")
+    assert not upper.met
+    assert upper.found == 3
 
 
 def test_a_loss_below_0_is_a_gain() -> None:

@@ -21,7 +21,7 @@ Required = dict[str, dict[str, Any]]
 Digests = Callable[[Path], dict[str, str]]
 MakeBundle = Callable[..., Bundle]
 
-FORMATS = sorted(available_formats())
+FORMATS = sorted(name for name, each in available_formats().items() if not each.needs_state)
 HOSTILE = (
     "../../etc/passwd",
     "a/b\\c",

@@ -1,0 +1,60 @@
+"""A folder for openvino.genai: a language model that keeps a state, and its tokenizer."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import ClassVar
+
+from compressor.serving.base import Format, version_notes
+from compressor.tasks import get_task
+from targets.bundle import Bundle
+from targets.runtimes._openvino_tokenizer import write_tokenizer
+from targets.runtimes.openvino import OpenVINO
+
+__all__ = ["OpenVINOGenAI"]
+
+_HONEST = {
+    "INFERENCE_PRECISION_HINT": "f32",
+    "KV_CACHE_PRECISION": "f32",
+    "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0,
+}
+"""Without these openvino.genai rounds more than the bundle does that was measured."""
+
+
+class OpenVINOGenAI(Format):
+    """openvino.genai: a folder for its LLMPipeline."""
+
+    name = "openvino_genai"
+    targets: ClassVar[tuple[str, ...]] = (OpenVINO.name,)
+    keeps_state: ClassVar[bool] = True
+    needs_state: ClassVar[bool] = True
+
+    def write(self, bundle: Bundle, folder: Path, name: str) -> Sequence[str]:
+        """Write ``openvino_model.xml``, both tokenizers, and the files of transformers."""
+        manifest = bundle.manifest
+        for path in (bundle.model_path, bundle.model_path.with_suffix(".bin")):
+            shutil.copyfile(path, folder / f"openvino_model{path.suffix}")
+        task = get_task(manifest.task)
+        tokenizer = task.load_processor(bundle.folder)
+        for path in task.processor_files(bundle.folder):
+            shutil.copyfile(path, folder / path.name)
+        write_tokenizer(tokenizer, folder)
+        config = {"eos_token_id": tokenizer.eos_token_id}
+        (folder / "generation_config.json").write_text(json.dumps(config), encoding="utf-8")
+        settings = ", ".join(f"{key}={value}" for key, value in _HONEST.items())
+        return (
+            f"as the bundle was measured: {settings}; without, less is computed in float32",
+            *version_notes(manifest),
+        )
+
+    def command(self, output: Path, name: str) -> str:
+        """How it is tried on the folder, for people."""
+        settings = ", ".join(f"{key}={value!r}" for key, value in _HONEST.items())
+        return (
+            'python -c "import openvino_genai as g; '
+            f"p = g.LLMPipeline({str(output)!r}, 'CPU', {settings}); "
+            "print(p.generate('Once upon a time', max_new_tokens=64))\""
+        )

@@ -1,0 +1,161 @@
+"""How fast language models read a prompt and write after it, side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
+
+from targets.benchmark import alternate
+from targets.bundle import Bundle
+from targets.errors import BundleError, InputError
+from targets.feeds import bundle_feeds
+from targets.measurement import Interval, Round, median_interval
+from targets.worker_client import Worker
+from targets.workloads import WritingSpec
+
+__all__ = ["Writing", "check_writes", "measure_writing"]
+
+_NS_PER_MS = 1e6
+
+
+class Writing(BaseModel):
+    """Rounds in which a bundle read one text and wrote tokens after it, one by one.
+
+    Each number is the median of its values in the rounds, with a 95% interval from order
+    statistics; see `targets.measurement.median_interval`. What stands around the model, such as
+    tokenization and the choice of the token, is not in them.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    threads: int
+    prompt_tokens: int
+    num_tokens: int = Field(ge=2)
+    """Written, the one that comes with the reading included."""
+    rounds: tuple[Round, ...] = Field(min_length=1)
+    """The first run of each reads the prompt, the others write a token each."""
+
+    @property
+    def first_token_ms(self) -> float:
+        """Time to the first token: that of the reading, in milliseconds."""
+        return float(np.median(self._reading_ms))
+
+    @property
+    def first_token_interval(self) -> Interval:
+        """Of :attr:`first_token_ms`."""
+        return median_interval(self._reading_ms)
+
+    @property
+    def read_per_s(self) -> float:
+        """Tokens of the prompt a second (prefill)."""
+        return 1e3 * self.prompt_tokens / self.first_token_ms
+
+    @property
+    def read_interval(self) -> Interval:
+        """Of :attr:`read_per_s`."""
+        return _rates(self.prompt_tokens, self.first_token_interval)
+
+    @property
+    def written_per_s(self) -> float:
+        """Tokens a second after the first (decode)."""
+        return 1e3 / float(np.median(self._token_ms))
+
+    @property
+    def written_interval(self) -> Interval:
+        """Of :attr:`written_per_s`."""
+        return _rates(1, median_interval(self._token_ms))
+
+    @property
+    def _reading_ms(self) -> list[float]:
+        return [each.run_ns[0] / _NS_PER_MS for each in self.rounds]
+
+    @property
+    def _token_ms(self) -> list[float]:
+        """Mean time of a token in each round: later ones have more to attend to."""
+        return [float(np.mean(each.run_ns[1:])) / _NS_PER_MS for each in self.rounds]
+
+
+def check_writes(bundle: Bundle, *, prompt_tokens: int, num_tokens: int) -> None:
+    """Check that a bundle can write so much after so much, before any work.
+
+    Raises:
+        BundleError: It is none of a language model that keeps a state.
+        InputError: That is longer than the longest text it was built for.
+    """
+    if not bundle.manifest.signature.state:
+        raise BundleError(
+            "the bundle does not write texts: its model keeps nothing from token to token",
+            where=bundle.source,
+            given=f"task {bundle.manifest.task}",
+            fix="build it of a language model, with cache: true in the pass export",
+        )
+    longest = bundle.manifest.preprocessing.longest
+    if prompt_tokens + num_tokens > longest:
+        raise InputError(
+            "the text would become longer than the bundle was built for",
+            where=bundle.source,
+            given=f"{prompt_tokens} tokens read and {num_tokens} written",
+            fix=f"use at most {longest} in all",
+        )
+
+
+def measure_writing(
+    bundles: Mapping[str, Bundle],
+    *,
+    threads: int,
+    prompt_tokens: int,
+    num_tokens: int,
+    num_rounds: int,
+    on_progress: Callable[[int, int, str], None] = lambda done, total, line: None,
+) -> dict[str, Writing]:
+    """Let every bundle read and write in a process of its own, in rounds that alternate.
+
+    Args:
+        bundles: Name -> bundle.
+        threads: CPU threads of each.
+        prompt_tokens: Tokens that are read, drawn at random.
+        num_tokens: Tokens that are written, the first one included; at least 2.
+        num_rounds: Texts that each writes.
+        on_progress: Called with the steps done, all steps, and a line on what is being done.
+
+    Raises:
+        BundleError: One of them writes no texts.
+        InputError: One of them takes no texts that long.
+        TargetError: Its runtime failed.
+    """
+    for bundle in bundles.values():
+        check_writes(bundle, prompt_tokens=prompt_tokens, num_tokens=num_tokens)
+    rounds: dict[str, list[Round]] = {name: [] for name in bundles}
+    total, done = num_rounds * len(bundles), 0
+    with ExitStack() as stack:
+        lanes = []
+        for name, bundle in bundles.items():
+            worker = stack.enter_context(Worker(threads=threads))
+            worker.open(bundle.folder.resolve())
+            feeds = bundle_feeds(bundle, batch_size=1, sequence_length=prompt_tokens)
+            workload = WritingSpec(prompt=feeds, num_tokens=num_tokens)
+            on_progress(done, total, f"warming up {name}")
+            worker.round(workload, num_runs=num_tokens, settle_runs=0)
+            lanes.append((name, worker, workload))
+        for index in range(num_rounds):
+            for name, worker, workload in alternate(lanes, index):
+                on_progress(done, total, f"{name} writes, round {index + 1}")
+                timed = worker.round(workload, num_runs=num_tokens, settle_runs=1)
+                rounds[name].append(timed.round)
+                done += 1
+    return {
+        name: Writing(
+            threads=threads,
+            prompt_tokens=prompt_tokens,
+            num_tokens=num_tokens,
+            rounds=tuple(found),
+        )
+        for name, found in rounds.items()
+    }
+
+
+def _rates(tokens: int, times_ms: Interval) -> Interval:
+    return Interval(1e3 * tokens / times_ms.high, 1e3 * tokens / times_ms.low)
