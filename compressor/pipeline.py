@@ -343,7 +343,7 @@ class _Run:
                     share = f"{significant(100 * unknown)}%"
                     self.notes[each.key] = f"{share} of the tokens of the {last} split are unknown"
                 found = accuracy(self.task, predictions[each.key], last)
-                line = f"{last} accuracy {100 * found.value:.1f}%"
+                line = f"{last} {found.measure} {100 * found.value:.1f}%"
                 self.progress.finish(line, cached=step.cached)
         return predictions, failures
 
