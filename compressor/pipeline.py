@@ -344,7 +344,7 @@ class _Run:
                     share = f"{significant(100 * unknown)}%"
                     self.notes[each.key] = f"{share} of the tokens of the {last} split are unknown"
                 found = accuracy(self.task, predictions[each.key], last)
-                line = f"{last} accuracy {100 * found.value:.1f}%"
+                line = f"{last} {found.measure} {100 * found.value:.1f}%"
                 losses = predictions[each.key][last].losses
                 if losses is not None:
                     line = f"{last} perplexity {significant(perplexity(losses))}"

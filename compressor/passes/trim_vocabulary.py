@@ -114,7 +114,7 @@ class TrimVocabulary(Pass):
         )
 
     def ensures(self, model: Model, result: PassResult, context: PassContext) -> None:
-        """See the base class. Covered text must get the same tokens, rows and logits."""
+        """See the base class. Covered text must get the same tokens, rows and outputs."""
         from compressor.vocabulary import covered_texts, kept_tokens
 
         before, after = cast("TorchModel", model), cast("TorchModel", result.model)
@@ -129,7 +129,7 @@ class TrimVocabulary(Pass):
                 given=f"{len(wrong)} such texts",
                 fix="report the tokenizer; leave this pass out",
             )
-        _check_logits(before, after, covered[:: max(1, len(covered) // _NUM_COMPARED_TEXTS)])
+        _check_outputs(before, after, covered[:: max(1, len(covered) // _NUM_COMPARED_TEXTS)])
 
     def _choose(self, model: TorchModel, context: PassContext) -> NDArray[np.int64]:
         """Ids of the tokens to keep, sorted."""
@@ -175,23 +175,23 @@ def _check_weights(before: TorchModel, after: TorchModel, kept: NDArray[np.int64
             )
 
 
-def _check_logits(before: TorchModel, after: TorchModel, texts: list[str]) -> None:
-    """Covered texts give the same logits, bit for bit."""
+def _check_outputs(before: TorchModel, after: TorchModel, texts: list[str]) -> None:
+    """Covered texts give the same outputs, bit for bit."""
     import torch
 
     from compressor.tasks import get_task
 
     if not texts:
         return
-    logits = []
+    outputs = []
     for model in (before, after):
         task = get_task(model.task)
         batch = task.collate(model, task.encode(model, texts))
         feeds = {name: torch.from_numpy(array) for name, array in batch.items()}
         with torch.no_grad():
-            logits.append(model.module(**feeds)[0])
-    if not torch.equal(*logits):
-        difference = (logits[0] - logits[1]).abs().max().item()
+            outputs.append(model.module(**feeds)[0])
+    if not torch.equal(*outputs):
+        difference = (outputs[0] - outputs[1]).abs().max().item()
         raise PassError(
             "the outputs of text of kept tokens have changed",
             given=f"largest difference {difference:.2g}",

@@ -112,7 +112,7 @@ def test_a_checkpoint_without_preprocessing_is_refused(
         ({"architectures": ["ViTForImageClassification"]}, None, "image-classification"),
         ({"architectures": ["BertForSequenceClassification"]}, None, "text-classification"),
         ({"architectures": ["Dinov2Model"], "model_type": "dinov2"}, None, "image-classification"),
-        ({"architectures": ["BertModel"], "vocab_size": 5}, None, "text-classification"),
+        ({"architectures": ["BertModel"], "vocab_size": 5}, None, "text-embedding"),
         ({"model_type": "bert", "vocab_size": 5}, None, "text-classification"),
         ({"model_type": "clip"}, {"size": 224}, "image-classification"),
         (None, None, "text-classification"),

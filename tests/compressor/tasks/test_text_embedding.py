@@ -361,7 +361,7 @@ def test_data_that_cannot_be_used_is_named(
 def test_a_folder_is_no_data_of_texts(tmp_path: Path) -> None:
     (tmp_path / "train.csv").mkdir()
     write(tmp_path / "test.csv", "text", "a", "b", "c")
-    with pytest.raises(DataError, match="without labels stand in a table"):
+    with pytest.raises(DataError, match="texts stand in a table"):
         read(tmp_path)
 
 
