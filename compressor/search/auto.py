@@ -16,7 +16,7 @@ from compressor.answering import answer
 from compressor.architecture import Architecture
 from compressor.errors import BudgetError
 from compressor.gate.budget import Budget
-from compressor.model import load_model
+from compressor.model import TorchModel, load_model
 from compressor.passes import Pass
 from compressor.passes.distill import Distill
 from compressor.passes.export import Export
@@ -34,6 +34,7 @@ from compressor.search.probing import Prober
 from compressor.search.solver import ImportanceCurves, Solution, solve
 from compressor.store import RunStore
 from compressor.tasks import get_task
+from compressor.training.distillation import read_unlabeled
 
 __all__ = ["AutoSettings", "Search", "Trial", "search"]
 
@@ -64,7 +65,8 @@ class AutoSettings(BaseModel):
     short_epochs: int = 4
     """Of the training that chooses between numbers of layers."""
     epochs: int = 24
-    """Of the training of a shape that was chosen."""
+    """Of the training of a shape that was chosen. Fewer where there is more to train on than the
+    labelled data: trainings take as long."""
     keep_first: int | None = None
     """Of the vocabulary; see `compressor.passes.trim_vocabulary`. None follows from the size in the
     budget."""
@@ -174,7 +176,17 @@ class _Searcher:
             self.keep_first = settings.keep_first
         self.prepared = prepare(recipe, plan, store=store, progress=progress)
         self.manager = self.prepared.manager()
+        self.labelled_share = self._labelled_share()
         self.seconds_an_epoch: float | None = None
+
+    def _labelled_share(self) -> float:
+        """Of the rows that a training reads; an epoch with more rows counts for more."""
+        path = self.settings.unlabeled
+        if path is None:
+            return 1.0
+        model = TorchModel.load(self.prepared.original.folder)
+        labelled = len(self.prepared.splits().train)
+        return labelled / (labelled + len(read_unlabeled(path, model)))
 
     def search(self) -> Search:
         prober = Prober(
@@ -291,6 +303,7 @@ class _Searcher:
         return candidates
 
     def _train(self, found: Search, solution: Solution, epochs: int) -> Trial:
+        epochs = max(1, round(epochs * self.labelled_share))
         passes = self._passes(solution, epochs)
         self._check_time(epochs)
         started = time.monotonic()
@@ -327,7 +340,6 @@ class _Searcher:
 
     def _curves(self) -> ImportanceCurves:
         def make(files: Path, work: Path) -> dict[str, Any]:
-            from compressor.model import TorchModel
             from compressor.pruning.importance import taylor_scores
             from compressor.pruning.prune import TAYLOR_BATCH, sample_batches
 

@@ -99,6 +99,24 @@ def test_a_latency_gives_a_shape_that_is_predicted_to_keep_it(
 
 
 @pytest.mark.slow
+def test_texts_without_labels_are_trained_on_in_fewer_epochs(
+    home: Any, recipe: Recipe, store: RunStore, tmp_path: Any
+) -> None:
+    more = tmp_path / "more.txt"
+    labelled = len((home / "train.csv").read_text().splitlines()) - 1
+    more.write_text("the birds sing\n" * 3 * labelled)
+    settings = AutoSettings(epochs=8, short_epochs=4, unlabeled=more)
+    limit = Budget(max_accuracy_drop=100.0, max_latency_ms=1e3)
+    wanted = recipe.model_copy(update={"budget": limit})
+    found = search(wanted, settings, store=store, progress=Silent())
+    assert [trial.epochs for trial in found.trials] == [1] * (len(found.trials) - 1) + [2]
+    assert found.best is not None
+    distill = found.best.passes[-1]
+    assert isinstance(distill, Distill)
+    assert distill.unlabeled == more
+
+
+@pytest.mark.slow
 def test_a_latency_that_no_shape_can_keep(recipe: Recipe, store: RunStore) -> None:
     budget = Budget(max_latency_ms=1e-6)
     wanted = recipe.model_copy(update={"budget": budget})
