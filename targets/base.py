@@ -24,7 +24,7 @@ __all__ = ["Alternative", "Form", "Lowered", "Precision", "Session", "Source", "
 Form = Literal["onnx", "torch"]
 """The form in which a target takes a model: an ONNX file, or a folder with a torch checkpoint."""
 
-Precision = Literal["fp32", "fp16", "bf16", "int8", "int8-dynamic", "int8-weights"]
+Precision = Literal["fp32", "fp16", "bf16", "int8", "int8-dynamic", "int8-weights", "int4-weights"]
 """The number format in which the matrix products of a model run.
 
 It lives in the model as Q/DQ nodes or casts; the one exception is ``bf16``, which the model only

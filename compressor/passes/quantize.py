@@ -35,7 +35,8 @@ _METHODS_WITH: dict[str, tuple[str, ...]] = {
     "num_samples": ("static",),
     "smooth_quant": ("static",),
     "activation_matmuls": ("static",),
-    "weight_bits": ("static", "dynamic"),
+    "weight_bits": ("static", "dynamic", "weights"),
+    "group_size": ("weights",),
     "table_bits": ("static", "dynamic", "weights"),
     "exclude": ("static", "dynamic", "weights", "fp16"),
     "keep_float": ("static",),
@@ -76,8 +77,12 @@ class Quantize(Pass):
     """SmoothQuant's migration strength alpha; none leaves activations as they are."""
     activation_matmuls: bool = False
     """Whether static int8 also covers products of two activations, as in attention."""
-    weight_bits: Literal[7, 8] = 8
-    """7 keeps products from saturating on x86 CPUs without VNNI."""
+    weight_bits: Literal[4, 7, 8] = 8
+    """7 keeps products from saturating on x86 CPUs without VNNI; 4 is for the method ``weights``,
+    with a scale and a centre for each group of inputs."""
+    group_size: Literal[16, 32, 64, 128] = Field(default=32, exclude_if=lambda value: value == 32)
+    """Inputs that share a scale and a centre, with weights of 4 bits: less loses less, and takes
+    more bytes."""
     table_bits: TableBits = Field(default=8, exclude_if=lambda value: value == 8)
     """Of large embedding tables: half of the bytes of a small language model. 4 halves them."""
     exclude: tuple[str, ...] = ()
@@ -100,6 +105,10 @@ class Quantize(Pass):
                     f"{setting} has no effect with method {self.method}; "
                     f"it belongs to {', '.join(methods)}"
                 )
+        if self.weight_bits == (7 if self.method == "weights" else 4):
+            raise ValueError(f"method {self.method} has no weights of {self.weight_bits} bits")
+        if "group_size" in changed and self.weight_bits != 4:
+            raise ValueError(f"group_size has no effect with weight_bits {self.weight_bits}")
         if "percentile" in changed and self.calibration != "percentile":
             raise ValueError(f"percentile has no effect with calibration {self.calibration}")
         return self
@@ -107,7 +116,7 @@ class Quantize(Pass):
     @property
     def precision(self) -> Precision:
         """See the base class."""
-        return _PRECISIONS[self.method]
+        return "int4-weights" if self.weight_bits == 4 else _PRECISIONS[self.method]
 
     def requires(self, model: Model, context: PassContext) -> None:
         """Check that the model is still float and that excluded nodes exist."""
@@ -158,6 +167,17 @@ class Quantize(Pass):
     ) -> QuantizationSummary:
         from compressor import quantization
 
+        if self.method == "weights":
+            assert self.weight_bits != 7
+            return quantization.quantize_weights(
+                model.path,
+                destination,
+                exclude=self.exclude,
+                bits=self.weight_bits,
+                group_size=self.group_size,
+                table_bits=self.table_bits,
+            )
+        assert self.weight_bits != 4
         if self.method == "static":
             return quantization.quantize_static(
                 model.path,
@@ -179,10 +199,6 @@ class Quantize(Pass):
                 weight_bits=self.weight_bits,
                 exclude=self.exclude,
                 table_bits=self.table_bits,
-            )
-        if self.method == "weights":
-            return quantization.quantize_weights(
-                model.path, destination, exclude=self.exclude, table_bits=self.table_bits
             )
         if self.method == "fp16":
             return quantization.convert_fp16(model.path, destination, exclude=self.exclude)

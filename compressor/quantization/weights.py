@@ -1,15 +1,18 @@
-"""Weights alone as int8: small on disk, computed in float32."""
+"""Weights alone as integers of 8 or 4 bits: small on disk, computed in floats."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import onnx
 
 from compressor.onnx_io import Graph, load_model, save_model, set_opset
 from compressor.quantization.channels import dequantized_weight
 from compressor.quantization.gemm import split_gemms
+from compressor.quantization.groups import GROUP_OPSET, GroupedProducts
 from compressor.quantization.summary import QuantizationSummary
 from compressor.quantization.tables import TableBits, quantize_tables
 
@@ -21,27 +24,43 @@ def quantize_weights(
     destination: Path,
     *,
     exclude: Sequence[str] = (),
+    bits: Literal[4, 8] = 8,
+    group_size: int = 32,
     table_bits: TableBits = 8,
 ) -> QuantizationSummary:
-    """Store weights and embedding tables as int8; the arithmetic stays float32.
+    """Store weights and embedding tables as integers; the arithmetic stays that of floats.
+
+    With 4 bits convolutions, products whose weights do not fall into even groups, and those that
+    give an output of the model keep 8: of a language model that is the one over the vocabulary.
 
     Args:
         source: A float32 model; stays as it is.
         destination: Where to write the quantized one.
         exclude: Names of nodes whose weights stay float32.
+        bits: Of the weights of matrix products.
+        group_size: Inputs that share a scale and a centre, with 4 bits.
         table_bits: Of large embedding tables.
 
     Raises:
         PassError: A name in ``exclude`` is no node's.
     """
-    model = split_gemms(set_opset(load_model(source), 13), exclude)
+    opset = GROUP_OPSET if bits == 4 else 13
+    model = split_gemms(set_opset(load_model(source), opset), exclude)
     graph = Graph(model)
+    grouped = GroupedProducts(graph, group_size) if bits == 4 else None
+    outputs = {each.name for each in model.graph.output}
     nodes: list[onnx.NodeProto] = []
     stored: dict[tuple[str, int], str] = {}
     quantized: set[str] = set()
     for node in model.graph.node:
+        is_linear = node.name not in exclude and graph.is_linear(node)
+        is_inner = is_linear and node.output[0] not in outputs
+        if grouped is not None and is_inner and grouped.fits(node):
+            nodes += grouped.product(node)
+            quantized.add(node.name)
+            continue
         is_conv = node.op_type == "Conv" and graph.is_weight(node.input[1])
-        if node.name not in exclude and (is_conv or graph.is_linear(node)):
+        if is_linear or (is_conv and node.name not in exclude):
             key = (node.input[1], 0 if is_conv else 1)
             if key not in stored:
                 dequantize, stored[key] = dequantized_weight(graph, key[0], axis=key[1])
@@ -49,7 +68,8 @@ def quantize_weights(
             node.input[1] = stored[key]
             quantized.add(node.name)
         nodes.append(node)
+    summary = QuantizationSummary.of(model, quantized)
     graph.replace_nodes(nodes)
     tables = quantize_tables(model, exclude, bits=table_bits)
     save_model(model, destination)
-    return QuantizationSummary.of(model, quantized, tables)
+    return replace(summary, tables=tables)

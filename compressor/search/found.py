@@ -49,6 +49,7 @@ def found_recipe(recipe: Recipe, found: Search) -> Recipe:
 def _in_int8(distill: Pass, quantize: Quantize) -> Distill:
     """A short training like the one before it, with the rounding of the quantization after it."""
     assert isinstance(distill, Distill)
+    assert quantize.weight_bits != 4
     rounding = QuantizationAware(percentile=quantize.percentile, weight_bits=quantize.weight_bits)
     return distill.model_copy(
         update={

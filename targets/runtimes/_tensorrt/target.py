@@ -37,7 +37,8 @@ class TensorRTTarget(Target):
     """The Python module of the runtime."""
 
     refuses: ClassVar[Mapping[Precision, str]] = {
-        "int8-dynamic": "it has no integers with scales computed at run time"
+        "int8-dynamic": "it has no integers with scales computed at run time",
+        "int4-weights": "weights of 4 bits are not lowered to it",
     }
 
     cuda_graph: bool = True

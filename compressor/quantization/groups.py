@@ -1,0 +1,143 @@
+"""Round weights to 4 bits with a scale and a centre for each group of inputs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import ml_dtypes
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from compressor.onnx_io import Graph
+
+__all__ = ["GROUP_OPSET", "GroupedProducts", "quantize_groups"]
+
+GROUP_OPSET = 21
+"""The first opset with integers of 4 bits and scales of groups."""
+_LOWEST, _HIGHEST = -8, 7
+_ROUNDS = 4
+
+Array = NDArray[np.float32]
+
+
+def quantize_groups(weight: Array, *, size: int) -> tuple[NDArray[np.int8], Array, Array]:
+    """Round a matrix to integers times a scale plus a centre, in groups along its first axis.
+
+    The range of a group begins as that of its values; then its scale and centre are fitted to the
+    integers by least squares and the integers are rounded anew, as often as that lowers the error
+    (the alternation of Lloyd, "Least squares quantization in PCM", 1982, on an even grid).
+
+    Args:
+        weight: (K, N), finite.
+        size: Values of a group; divides K.
+
+    Returns:
+        The integers, -8 to 7, (K, N); the scales, (K / size, N); the centres, (K / size, N).
+    """
+    groups = weight.reshape(-1, size, weight.shape[1])
+    low, high = groups.min(axis=1), groups.max(axis=1)
+    scales = (high - low) / (_HIGHEST - _LOWEST)
+    scales = np.where(scales > 0, np.maximum(scales, np.finfo(np.float32).tiny), 1).astype(
+        np.float32
+    )
+    centres = low - _LOWEST * scales
+    best = _rounded(groups, scales, centres)
+    for _ in range(_ROUNDS):
+        integers, error = best[0], best[3]
+        tried = _rounded(groups, *_fitted(groups, integers, scales))
+        better = tried[3] < error
+        best = tuple(
+            np.where(better if each.ndim == 2 else better[:, None], new, each)
+            for new, each in zip(tried, best, strict=True)
+        )
+        scales = best[1]
+    integers, scales, centres, _ = best
+    return integers.reshape(weight.shape).astype(np.int8), scales, centres
+
+
+def _rounded(groups: Array, scales: Array, centres: Array) -> tuple[Array, ...]:
+    """Integers (G, size, N), scales (G, N), centres (G, N), and squared errors (G, N)."""
+    steps = np.rint((groups - centres[:, None]) / scales[:, None])
+    integers = np.clip(steps, _LOWEST, _HIGHEST)
+    error = ((integers * scales[:, None] + centres[:, None] - groups) ** 2).sum(axis=1)
+    return integers, scales, centres, error
+
+
+def _fitted(groups: Array, integers: Array, scales: Array) -> tuple[Array, Array]:
+    """The scales and centres that bring integers nearest to the values."""
+    means, mean_integers = groups.mean(axis=1), integers.mean(axis=1)
+    centred = integers - mean_integers[:, None]
+    spread = (centred**2).sum(axis=1)
+    fitted = (centred * (groups - means[:, None])).sum(axis=1)
+    found = np.divide(fitted, spread, out=scales.copy(), where=spread > 0)
+    found = np.where(found > 0, found, scales)
+    return found, means - found * mean_integers
+
+
+@dataclass
+class GroupedProducts:
+    """Writes matrix products with weights of 4 bits into a graph.
+
+    A product is that with the integers times their scales, which runtimes have kernels for, plus
+    that of the sums of the inputs of each group with the centres. An integer for the centre, as
+    formats with zero points have it, would be half a step off.
+
+    Attributes:
+        graph: Is changed.
+        size: Values of a group.
+    """
+
+    graph: Graph
+    size: int
+    _sums: dict[str, str] = field(default_factory=dict)
+    _adders: dict[int, str] = field(default_factory=dict)
+
+    def fits(self, node: onnx.NodeProto) -> bool:
+        """Whether the groups come out even."""
+        inputs: int = self.graph.weight(node.input[1]).shape[0]
+        return inputs % self.size == 0
+
+    def product(self, node: onnx.NodeProto) -> list[onnx.NodeProto]:
+        """The nodes in the place of a ``MatMul`` of (..., K) with a weight (K, N)."""
+        graph, make = self.graph, onnx.helper.make_node
+        name, tensor = node.input[1], node.input[0]
+        integers, scales, centres = quantize_groups(graph.weight(name), size=self.size)
+        stored = graph.add_initializer(f"{name}_int4", integers.astype(ml_dtypes.int4))
+        scale = graph.add_initializer(f"{name}_scale", scales)
+        centre = graph.add_initializer(f"{name}_centre", centres)
+        restored, scaled, shift = (
+            graph.new_name(f"{name}_{part}") for part in ("restored", "scaled", "shift")
+        )
+        nodes = self._group_sums(tensor, len(integers))
+        nodes += [
+            make(
+                "DequantizeLinear",
+                [stored, scale],
+                [restored],
+                name=graph.new_name(f"{name}_DequantizeLinear"),
+                axis=0,
+                block_size=self.size,
+            ),
+            make("MatMul", [tensor, restored], [scaled], name=node.name),
+            make(
+                "MatMul",
+                [self._sums[tensor], centre],
+                [shift],
+                name=graph.new_name(f"{node.name}_centres"),
+            ),
+            make("Add", [scaled, shift], [node.output[0]], name=graph.new_name(f"{node.name}_sum")),
+        ]
+        return nodes
+
+    def _group_sums(self, tensor: str, width: int) -> list[onnx.NodeProto]:
+        """The node that adds up the inputs of each group, where no product before had it."""
+        if tensor in self._sums:
+            return []
+        if width not in self._adders:
+            # A product with ones: it takes tensors of any number of dimensions.
+            ones = np.repeat(np.eye(width // self.size, dtype=np.float32), self.size, axis=0)
+            self._adders[width] = self.graph.add_initializer(f"groups_of_{width}", ones)
+        sums = self._sums[tensor] = self.graph.new_name(f"{tensor}_group_sums")
+        name = self.graph.new_name(f"{tensor}_add_up")
+        return [onnx.helper.make_node("MatMul", [tensor, self._adders[width]], [sums], name=name)]
