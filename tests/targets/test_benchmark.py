@@ -59,8 +59,8 @@ def test_every_case_is_measured_on_every_shape(make_bundle: MakeBundle) -> None:
         assert each.size_bytes > 0
         assert each.peak_memory_bytes > 1e6
     slow, fast = measured(results["slow"]), measured(results["fast"])
-    assert slow.min_ms == pytest.approx(4, rel=0.25)
-    assert fast.min_ms == pytest.approx(2, rel=0.25)
+    assert slow.min_ms >= 4  # a sleep is never shorter
+    assert fast.min_ms >= 2
     assert speedup(slow, fast).ratio > 1
 
 

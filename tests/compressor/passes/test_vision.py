@@ -312,7 +312,7 @@ def test_the_residual_stream_stays_as_wide_as_it_is(
         lambda: step.plan(Architecture.of(model.module)),
         lambda: step.requires(model, context),
     ):
-        with pytest.raises(PassError, match="narrowed in models of text only") as caught:
+        with pytest.raises(PassError, match="narrowed in encoders of text only") as caught:
             check()
         assert caught.value.given == f"0.25, model_type {family}"
         assert caught.value.fix == "leave hidden at 0"
