@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from itertools import chain, groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from targets.errors import InputError
 from targets.preprocessing.base import Encoded
@@ -71,6 +73,17 @@ class QuestionEncoder(TextEncoder):
             tuple(bool(each.overflowing) for each in found),
             found,
         )
+
+    def decode(self, rows: Sequence[NDArray[np.generic]]) -> list[str]:
+        """See the base class: JSON objects."""
+        around = set(self.tokenizer.encode("", "").ids)
+        parts = []
+        for row in rows:
+            runs = groupby(row.tolist(), key=around.__contains__)
+            question, *rest = (list(ids) for is_around, ids in runs if not is_around)
+            parts += [question, list(chain(*rest))]
+        texts = iter(self.decode_parts(parts))
+        return [json.dumps(Question(*pair)._asdict()) for pair in zip(texts, texts, strict=True)]
 
     def _tokens(self, questions: Sequence[Question]) -> list[Encoding]:
         try:

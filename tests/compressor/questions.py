@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 import transformers
-from tokenizers import Tokenizer, processors
+from tokenizers import Tokenizer, decoders, processors
 from transformers import PreTrainedTokenizerFast
 
 from compressor.data import DataSpec, Splits, read_splits
@@ -24,6 +24,7 @@ _PLACES = [("[CLS]", 2), ("[SEP]", 3)]
 def make_pair_tokenizer() -> PreTrainedTokenizerFast:
     """Words and letters, as BERT puts question and context together."""
     tokenizer: Tokenizer = make_wordpiece().backend_tokenizer
+    tokenizer.decoder = decoders.WordPiece()
     tokenizer.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]",
         pair="[CLS] $A [SEP] $B:1 [SEP]:1",

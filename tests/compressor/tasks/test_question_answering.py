@@ -15,14 +15,14 @@ from transformers import AutoModelForQuestionAnswering
 from compressor.answering import answer
 from compressor.architecture import Architecture
 from compressor.data import Split
-from compressor.errors import CheckpointError
+from compressor.errors import CheckpointError, PassError
 from compressor.export import export_onnx
 from compressor.means import mean_drop
 from compressor.model import TorchModel
 from compressor.parity import measure_parity
 from compressor.tasks import get_task, infer_task
 from compressor.training.batches import collator, encode
-from compressor.training.distillation import distillation_loss
+from compressor.training.distillation import distill, distillation_loss
 from compressor.training.finetuning import new_classifier
 from compressor.training.settings import DistillSettings
 from compressor.training.taps import TappedOutputs
@@ -164,6 +164,16 @@ def test_rows_without_answers_are_learnt_from_by_their_context(model: TorchModel
     assert (row["labels"][row["labels"] != IGNORED] & 0xFFFF == 0).all()
     total, count = TASK.loss(torch.zeros(1, len(row["labels"]), 2), collator(model)([row]))
     assert (float(total), int(count)) == (0, 0)
+
+
+def test_a_teacher_that_is_told_more_is_refused(model: TorchModel, tmp_path: Path) -> None:
+    student = TASK.load_checkpoint(save_network(tmp_path, "DistilBert"))
+    with pytest.raises(PassError, match="do not take the same inputs") as raised:
+        distill(
+            student, model, squad_splits(), DistillSettings(), layer_map=None, seed=0,
+            folder=tmp_path, progress=lambda fraction, line: None,
+        )  # fmt: skip
+    assert "teacher input_ids, attention_mask, token_type_ids" in str(raised.value)
 
 
 # Comparisons

@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerFast
 
 from targets.errors import InputError
 from targets.preprocessing import Encoder, Question, QuestionPreprocessing
+from targets.preprocessing.question import QuestionEncoder
 from targets.signature import Signature, TensorSpec
 from tests.compressor.questions import make_pair_tokenizer
 
@@ -85,3 +86,15 @@ def test_what_is_no_question_is_named(
 def test_a_single_question_is_refused(tokenizer: tuple[Path, PreTrainedTokenizerFast]) -> None:
     with pytest.raises(InputError, match="takes a list of questions"):
         opened(tokenizer[0], 20).encode("{}")
+
+
+def test_tokens_give_questions_of_the_same_tokens(
+    tokenizer: tuple[Path, PreTrainedTokenizerFast],
+) -> None:
+    encoder = opened(tokenizer[0], 40)
+    assert isinstance(encoder, QuestionEncoder)
+    rows = encoder.encode([QUESTION, Question("where", "w ~ a")]).rows["input_ids"]
+    found = encoder.decode(rows)
+    assert json.loads(found[0]) == QUESTION._asdict()
+    again = encoder.encode(found).rows["input_ids"]
+    assert [each.tolist() for each in again] == [each.tolist() for each in rows]
