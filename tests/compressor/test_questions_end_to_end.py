@@ -25,7 +25,7 @@ task: question-answering
 data: {train: train.json, test: test.json, slices: [title]}
 passes:
   - {pass: trim_vocabulary, keep_first: 0}
-  - {pass: prune, ffn: 0.5, steps: 1, recovery: null, examples: 8}
+  - {pass: prune, ffn: 0.5, hidden: 0.5, steps: 1, recovery: null, examples: 8}
   - {pass: drop_layers, num_layers: 1, strategy: importance, examples: 8}
   - {pass: distill, epochs: 2, batch_size: 8, unlabeled: more.jsonl}
   - export
