@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import string
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +37,22 @@ def tokenizer() -> Tokenizer:
         models.WordPiece({each: number for number, each in enumerate(names)}, unk_token=unknown)
     )
     found.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    return found
+
+
+def byte_level() -> Tokenizer:
+    """Bytes, in the words of RoBERTa, of which all but the first hold the space before them."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    found = Tokenizer(models.BPE({each: number for number, each in enumerate(alphabet)}, []))
+    found.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    return found
+
+
+def metaspace() -> Tokenizer:
+    """Characters, in words that end at spaces only."""
+    alphabet = dict.fromkeys("\u2581" + string.printable)
+    found = Tokenizer(models.BPE({each: number for number, each in enumerate(alphabet)}, []))
+    found.pre_tokenizer = pre_tokenizers.Metaspace()
     return found
 
 
@@ -114,9 +131,11 @@ def test_f1_of_words_by_hand(
     assert max(text_f1(given, each) for each in wanted) == pytest.approx(value)
 
 
-def test_tokens_score_as_the_texts_that_they_stand_for() -> None:
-    """Every two parts of a text between word pieces, against SQuAD's evaluation of strings."""
-    (tokens,) = encoder().encode([QUESTION]).tokens
+@pytest.mark.parametrize("make", [tokenizer, byte_level, metaspace])
+def test_tokens_score_as_the_texts_that_they_stand_for(make: Callable[[], Tokenizer]) -> None:
+    """Parts of a text that begin and end with a word, against SQuAD's evaluation of strings."""
+    how = QuestionPreprocessing(max_length=400, pad_token_id=0)
+    (tokens,) = QuestionEncoder(how, make()).encode([QUESTION]).tokens
     words = sorted(
         {
             (word, span)
@@ -178,6 +197,17 @@ def test_the_best_span_is_that_of_transformers(longest: int) -> None:
             assert span.score == pytest.approx(chance)
 
 
+def test_an_answer_begins_behind_the_space_before_it() -> None:
+    how = QuestionPreprocessing(max_length=400, pad_token_id=0)
+    for make in (byte_level, metaspace):
+        encoded = QuestionEncoder(how, make()).encode([QUESTION])
+        start = CONTEXT.index("million")
+        logits = spread(encoded.tokens[0], start, start + 3)
+        (found,) = SpanAnswers().predictions(logits, (), [QUESTION], encoded)
+        assert CONTEXT[found.start : found.end] == found.answer
+        assert found.answer.strip(",") == "million"
+
+
 def test_an_answer_is_whole_words_of_the_context() -> None:
     encoded = encoder().encode([QUESTION, QUESTION])
     first, second = encoded.tokens
@@ -216,6 +246,10 @@ def test_an_answer_beyond_what_is_read_counts_as_wrong() -> None:
     units = answers.judged(np.zeros((3, 40, 2)), np.stack(placed))
     assert units.labels.tolist() == [[0, 0], [-1, -1], [0, 0]]
     assert answers.values(units).tolist()[1] == 0
+    cut = encoded.tokens[0].offsets[-1][1]
+    for end, is_read in ((cut, True), (cut + 1, False)):
+        codes = place_answers(CONTEXT, [(0, end)], encoded.tokens[0])
+        assert bool((codes[codes != IGNORED] & 1).any()) is is_read
     (found,) = answers.predictions(np.zeros((40, 2)), (), [QUESTION], encoded)
     assert found.truncated
 
