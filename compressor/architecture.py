@@ -55,7 +55,7 @@ _NUM_HEADS = ("num_attention_heads", "num_heads")
 _DECODERS = ("ForCausalLM", "LMHeadModel")
 """How the class names of networks end that write text."""
 
-_HEADS_OF_ONE_LAYER = ("ForTokenClassification",)
+_HEADS_OF_ONE_LAYER = ("ForTokenClassification", "ForQuestionAnswering")
 """How the class names of networks end that give classes straight from the last hidden states."""
 
 _WITHOUT_HEAD = ("Model",)

@@ -17,7 +17,9 @@ from compressor.cells import as_data_error, read_cell
 from compressor.class_names import check_labels, class_indices, label_text, sorted_names
 from compressor.errors import DataError, nearest
 from compressor.masks import Masked, check_classes, class_names, read_classes
+from compressor.questions import read_questions
 from compressor.tables import FLAT, read_columns, require_columns
+from targets.answers.spans import ENDS
 from targets.answers.token_labels import join_words
 from targets.bundle import hash_file
 from targets.errors import InputError
@@ -38,9 +40,10 @@ __all__ = [
 Kind: TypeAlias = str
 """Of the inputs: a key of `targets.preprocessing.KINDS`, and the field of its column."""
 
-LabelField = Literal["label", "tags", "mask", "text"]
-"""Of a `DataSpec`: a label for each input, for each of its words, or for each of its pixels; or the
-text itself, where what is answered is how it goes on. None in its place: there are no labels."""
+LabelField = Literal["label", "tags", "mask", "text", "answers"]
+"""Of a `DataSpec`: a label for each input, for each of its words, or for each of its pixels; the
+text itself, where what is answered is how it goes on; or parts of the context of a question. None
+in its place: there are no labels."""
 
 LEAST_UNLABELLED = 3
 """Inputs of a split without labels: an order of the others takes two of them."""
@@ -81,6 +84,13 @@ class DataSpec(BaseModel):
     mask: str = Field(default="mask", exclude_if=lambda name: name == "mask")
     """Column with the mask of an image, where each pixel has a label: in the same way, an image of
     the same size with a byte a pixel, the index of its class; 255 counts for nothing."""
+    question: str = Field(default="question", exclude_if=lambda name: name == "question")
+    """Column with the question, where the model answers questions about a text."""
+    context: str = Field(default="context", exclude_if=lambda name: name == "context")
+    """Column with the text that it is about."""
+    answers: str = Field(default="answers", exclude_if=lambda name: name == "answers")
+    """Column with the right answers, as SQuAD has them: an object with the lists ``text`` and
+    ``answer_start``, where each begins in the context, in characters."""
     slices: tuple[str, ...] = ()
     """Columns by whose values the accuracy is broken down, such as the source of a text. The test
     file has to have them; where the validation data lacks one, it has no part in the choice."""
@@ -100,10 +110,12 @@ class Split:
 
     Attributes:
         inputs: N texts, or texts of words, see `targets.answers.token_labels.join_words`; or N
-            images or recordings, each the path or the content of a file.
+            questions, see `targets.preprocessing.Question`; or N images or recordings, each the
+            path or the content of a file.
         labels: (N,) int64 indices into the label names; N arrays, one index a word; or N masks,
-            each the path or the content of a file. Where the data has none, (N, 0); or (N, size),
-            what the untouched model answers.
+            each the path or the content of a file; or of N questions the right answers, each
+            (start, end) in characters of the context. Where the data has none, (N, 0); or
+            (N, size), what the untouched model answers.
         slices: Column -> its N values as text.
     """
 
@@ -197,7 +209,10 @@ def data_fingerprint(
     hashes = split_hashes(spec, kind, labels) if hashes is None else hashes
     parts = [f"{name} {value}" for name, value in sorted(hashes.items())]
     set_apart = None if spec.validation is not None else (seed, VALIDATION_FRACTION)
+    columns: tuple[str | None, ...]
     columns = (_input_column(spec, kind, labels), None if labels is None else getattr(spec, labels))
+    if labels == "answers":
+        columns = (*columns, spec.context)
     parts.append(repr((*columns, spec.max_length, set_apart)))
     if spec.slices:
         parts.append(repr(spec.slices))
@@ -233,6 +248,8 @@ def read_splits(
         return _set_validation_apart(_read_all_unlabelled(spec, kind), (), seed)
     if labels == "mask":
         return _set_validation_apart(*_read_all_masked(spec, label_names), seed)
+    if labels == "answers":
+        return _set_validation_apart(_read_all_questions(spec), ENDS, seed)
     if labels == "text":
         return _set_validation_apart(_read_all_unlabelled(spec, kind, least=1), (), seed)
     tagged = labels == "tags"
@@ -303,6 +320,18 @@ def _read_unlabelled(path: Path, spec: DataSpec, kind: Kind) -> Split:
             )
         inputs.append(found)
     return Split(tuple(inputs), np.empty((len(inputs), 0), np.float32), _sliced(spec, values))
+
+
+def _read_all_questions(spec: DataSpec) -> dict[str, Split]:
+    """Splits of questions."""
+    columns = {"question": spec.question, "context": spec.context, "answers": spec.answers}
+    found = {name: read_questions(path, columns, spec.slices) for name, path in spec.files.items()}
+    splits = {
+        name: Split(each.inputs, each.answers, _sliced(spec, each.slices))
+        for name, each in found.items()
+    }
+    _check_slices(spec, splits["test"].slices)
+    return splits
 
 
 def _read_all_masked(

@@ -249,7 +249,7 @@ def _simplest_form(network: nn.Module, example: Tensors, output: str, task: Task
         return task.answered(network(**form.arguments(example))[output], example)
 
     expected = answers(InputForm())
-    for form in _forms(network):
+    for form in _forms(network, example):
         try:
             found = answers(form)
         except Exception:  # noqa: S112  (a form that the network does not take: try the next)
@@ -259,10 +259,10 @@ def _simplest_form(network: nn.Module, example: Tensors, output: str, task: Task
     return InputForm()
 
 
-def _forms(network: nn.Module) -> Iterator[InputForm]:
+def _forms(network: nn.Module, example: Tensors) -> Iterator[InputForm]:
     """Candidates, the smallest graph first."""
     accepted = inspect.signature(network.forward).parameters
-    types = "token_type_ids" in accepted
+    types = "token_type_ids" in accepted and "token_type_ids" not in example
     config: Any = network.config
     if "position_ids" in accepted:
         # RoBERTa's positions begin behind the padding token's id, everybody else's at 0.

@@ -63,7 +63,7 @@ def finetune_checkpoint(
         output: Gets the checkpoint, ``curves.json`` and ``curves.svg``.
         task: Name of the task; the default is that of what the model reads.
         column: Column with the input; the default is its kind, or ``tokens``.
-        label: Column with the label; the default is ``label``, ``tags`` or ``mask``.
+        label: Column with the label; the default is the field of the task, such as ``label``.
         max_length: Longest input, such as in tokens; the default is the model's limit.
         image_size: Side of the images in pixels; the default is that of the model.
         seed: Of every random choice.
@@ -122,7 +122,10 @@ def finetune_checkpoint(
         split: Accuracy.model_validate(found)
         for split, found in step.record.facts["accuracy"].items()
     }
-    progress.finish(f"test accuracy {100 * accuracies['test'].value:.1f}%", cached=step.cached)
+    progress.finish(
+        f"test {accuracies['test'].measure} {100 * accuracies['test'].value:.1f}%",
+        cached=step.cached,
+    )
     largest = step.record.facts["largest_class"]
     if accuracies["test"].value <= largest:
         progress.warn(
@@ -191,9 +194,11 @@ def _train(
     (files / "finetune.json").write_text(
         json.dumps({"settings": settings.settings(), "seed": seed, "accuracy": found}, indent=2)
     )
+    labels = answers["test"].labels
+    is_classes = labels.ndim == 1
     return {
         "accuracy": found,
-        "largest_class": float(np.bincount(answers["test"].labels).max() / len(answers["test"])),
+        "largest_class": float(np.bincount(labels).max() / len(labels)) if is_classes else 0.0,
         "metrics": dict(result.metrics),
     }
 

@@ -31,12 +31,12 @@ from targets.shapes import (
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-__all__ = ["AUTO_CLASSES", "load_module", "save_module", "update_config"]
+__all__ = ["AUTO_CLASSES", "auto_class", "load_module", "save_module", "update_config"]
 
 AUTO_CLASSES: Mapping[str, str] = {
     "text-classification": "AutoModelForSequenceClassification",
     "token-classification": "AutoModelForTokenClassification",
-    "question-answering": "AutoModelForQuestionAnswering",
+    "question-answering": "targets.networks.question_answering.AutoModelForQuestionAnswering",
     "fill-mask": "AutoModelForMaskedLM",
     "feature-extraction": "AutoModel",
     "text-embedding": "targets.networks.text_embedding.AutoModelForTextEmbedding",
@@ -80,6 +80,12 @@ def save_module(module: nn.Module, folder: Path) -> None:
         manifest.write(folder)
 
 
+def auto_class(task: str) -> Any:
+    """The class that loads the models of a task."""
+    module, _, name = AUTO_CLASSES[task].rpartition(".")
+    return getattr(importlib.import_module(module or "transformers"), name)
+
+
 def load_module(folder: Path, task: str) -> nn.Module:
     """Read a checkpoint: float32, eval mode, eager attention, tied weights tied.
 
@@ -95,16 +101,14 @@ def load_module(folder: Path, task: str) -> nn.Module:
     if task not in AUTO_CLASSES:
         known = ", ".join(AUTO_CLASSES)
         raise CheckpointError(f"no model class is known for the task {task!r}", fix=f"use {known}")
-    module_name, _, name = AUTO_CLASSES[task].rpartition(".")
-    auto_class = getattr(importlib.import_module(module_name or "transformers"), name)
     register_network(folder)
     manifest = ShapeManifest.read(folder)
     found = tensor_shapes(folder)
     with _quiet_transformers(), torch.random.fork_rng(devices=[]):
         module: nn.Module = (
-            _load_plain(folder, auto_class)
+            _load_plain(folder, auto_class(task))
             if manifest is None
-            else _load_resized(folder, auto_class, manifest, found)
+            else _load_resized(folder, auto_class(task), manifest, found)
         )
     return module.eval()
 
@@ -222,11 +226,11 @@ def _constructible(config: Any) -> Any:
     return config
 
 
-def _load_plain(folder: Path, auto_class: Any) -> nn.Module:
+def _load_plain(folder: Path, network: Any) -> nn.Module:
     import torch
 
     try:
-        module, report = auto_class.from_pretrained(
+        module, report = network.from_pretrained(
             folder,
             dtype=torch.float32,
             attn_implementation="eager",
@@ -253,15 +257,13 @@ def _load_plain(folder: Path, auto_class: Any) -> nn.Module:
     return loaded
 
 
-def _load_resized(
-    folder: Path, auto_class: Any, manifest: ShapeManifest, found: Shapes
-) -> nn.Module:
+def _load_resized(folder: Path, network: Any, manifest: ShapeManifest, found: Shapes) -> nn.Module:
     from safetensors.torch import load_file
     from transformers import AutoConfig
 
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        module: nn.Module = auto_class.from_config(
+        module: nn.Module = network.from_config(
             _constructible(config), attn_implementation="eager", trust_remote_code=False
         )
     except (OSError, ValueError, KeyError, TypeError) as error:

@@ -132,14 +132,8 @@ def bundle_texts(bundle: Bundle) -> list[str]:
             given=f"a model of {preprocessing.noun}s",
             fix="leave real texts out: its inputs do not differ in the work that they are",
         )
-    pack, tokenizer = EvaluationPack.load(bundle.path(name)), encoder.tokenizer
-    around = set(tokenizer.encode("").ids)  # what is put around every text
-    rows = [
-        [int(token) for token in row if token not in around]
-        for row in np.split(pack.inputs[IDS], pack.offsets[1:])
-    ]
-    # Unknown tokens stay, as "[UNK]" or the like, for the sake of the length.
-    return list(tokenizer.decode_batch(rows, skip_special_tokens=False))
+    pack = EvaluationPack.load(bundle.path(name))
+    return encoder.decode(np.split(pack.inputs[IDS], pack.offsets[1:]))
 
 
 def read_texts(path: Path) -> list[str]:

@@ -178,7 +178,7 @@ def finetune(
             overwrite=overwrite,
         )
     for split, accuracy in accuracies.items():
-        typer.echo(f"{split} accuracy: {accuracy}")
+        typer.echo(f"{split} {accuracy.measure}: {accuracy}")
     typer.echo(f"checkpoint: {output}")
 
 

@@ -67,10 +67,11 @@ def predict(
     max_tokens: Annotated[int, typer.Option(min=1, help="Most tokens that --stream writes.")] = 128,
     threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 1,
 ) -> None:
-    """Classify or embed texts, or classify files such as images. Prints JSON lines.
+    """Classify or embed texts, answer questions, classify files such as images. Prints JSON lines.
 
     They are given with --text or --file, or one text or path a line on standard input. A language
-    model gives the perplexity of texts; with --stream it writes how one goes on.
+    model gives the perplexity of texts; with --stream it writes how one goes on. A question is
+    an object, {"question": "...", "context": "..."}.
     """
     from targets.answers import ClassMapPrediction, EmbeddingPrediction
     from targets.predictor import load, predict_lines, read_jsonl
@@ -87,7 +88,7 @@ def predict(
         embeddings = []
         mask_files = _mask_files(predictor.bundle.manifest.answers, given, masks)
         lines: Iterable[str | list[str]] = given or sys.stdin
-        if jsonl and not given:
+        if jsonl and not given and not preprocessing.reads_objects:
             lists = preprocessing.reads_lists or predictor.bundle.manifest.answers.of_words
             lines = read_jsonl(sys.stdin, field or preprocessing.kind, lists=lists)
         for prediction in predict_lines(predictor, lines):

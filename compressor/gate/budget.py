@@ -9,6 +9,7 @@ from pydantic_core import PydanticCustomError
 
 from compressor.metrics import ENTITY_METRICS, METRICS
 from compressor.similarity import SIMILARITY_METRICS
+from targets.answers.spans import SPAN_METRICS
 
 __all__ = ["Budget", "DeviceLimits", "Limits"]
 
@@ -31,10 +32,12 @@ Metric = Literal[
     "entity_f1",
     "rank_correlation",
     "recall_at_10",
+    "f1",
+    "exact_match",
 ]
 
 assert set(Metric.__args__) == {  # type: ignore[attr-defined]
-    *METRICS, *ENTITY_METRICS, *SIMILARITY_METRICS
+    *METRICS, *ENTITY_METRICS, *SIMILARITY_METRICS, *SPAN_METRICS
 }  # fmt: skip
 
 

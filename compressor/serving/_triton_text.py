@@ -45,7 +45,7 @@ def write_text_models(
         PackageError: The model takes no text, or an input that text does not provide.
     """
     preprocessing = bundle.manifest.preprocessing
-    if not isinstance(preprocessing, TextPreprocessing):
+    if not isinstance(preprocessing, TextPreprocessing) or preprocessing.kind != "text":
         raise PackageError(
             "the model takes no text",
             where="preprocessing",

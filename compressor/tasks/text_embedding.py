@@ -122,7 +122,7 @@ class TextEmbedding(TextTask):
         rows: NDArray[np.int64] | None,
     ) -> tuple[float, float, float]:
         """See the base class: of the rank correlation."""
-        from compressor.similarity import mean_drop
+        from compressor.means import mean_drop
 
         return mean_drop(before, after)
 

@@ -77,6 +77,7 @@ def distill(
     """
     check_batch(settings.batch_size)
     _check_classes(student, teacher)
+    _check_inputs(student, teacher)
     settings.check_labels(len(student.labels))
     train = partial(
         _train,
@@ -239,6 +240,16 @@ def _check_classes(student: TorchModel, teacher: TorchModel) -> None:
             "student and teacher do not have the same classes",
             given=f"student {', '.join(student.labels)}; teacher {', '.join(teacher.labels)}",
             fix="fine-tune the teacher on the student's classes, in the same order",
+        )
+
+
+def _check_inputs(student: TorchModel, teacher: TorchModel) -> None:
+    ours, theirs = input_names(student), input_names(teacher)
+    if ours != theirs:
+        raise PassError(
+            "student and teacher do not take the same inputs",
+            given=f"student {', '.join(ours)}; teacher {', '.join(theirs)}",
+            fix="distil from a teacher of a family that takes the student's",
         )
 
 

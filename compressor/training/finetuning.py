@@ -20,7 +20,7 @@ from compressor.training.checkpoints import identity
 from compressor.training.loop import TrainingResult, quiet, run_training, seeded
 from compressor.training.settings import FinetuneSettings
 from compressor.training.trainer import OnEvaluation, Progress, SteadyTrainer
-from targets.checkpoint import AUTO_CLASSES
+from targets.checkpoint import auto_class
 from targets.networks import register_network
 
 __all__ = ["finetune", "new_classifier"]
@@ -184,11 +184,8 @@ def _load_encoder(folder: Path) -> tuple[nn.Module, Any]:
 
 
 def _classifier(config: Any, folder: Path, task: str) -> Any:
-    import transformers
-
-    auto_class = getattr(transformers, AUTO_CLASSES[task])
     try:
-        return auto_class.from_config(config, attn_implementation="eager")
+        return auto_class(task).from_config(config, attn_implementation="eager")
     except ValueError as error:
         raise CheckpointError(
             f"this kind of model has no head for {task}",

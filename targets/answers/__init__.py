@@ -19,6 +19,7 @@ from targets.answers.embeddings import EmbeddingAnswers, EmbeddingPrediction
 from targets.answers.labels import LabelAnswers, Prediction
 from targets.answers.next_token import NextTokenAnswers, ScoredText
 from targets.answers.pixel_labels import ClassMapPrediction, PixelLabelAnswers
+from targets.answers.spans import SpanAnswers, SpanPrediction
 from targets.answers.token_labels import LabelledWord, TokenLabelAnswers, WordsPrediction
 
 __all__ = [
@@ -35,6 +36,8 @@ __all__ = [
     "PixelLabelAnswers",
     "Prediction",
     "ScoredText",
+    "SpanAnswers",
+    "SpanPrediction",
     "TokenLabelAnswers",
     "Units",
     "WordsPrediction",
@@ -44,7 +47,12 @@ __all__ = [
 ]
 
 AnyAnswers = Annotated[
-    LabelAnswers | TokenLabelAnswers | PixelLabelAnswers | NextTokenAnswers | EmbeddingAnswers,
+    LabelAnswers
+    | TokenLabelAnswers
+    | PixelLabelAnswers
+    | NextTokenAnswers
+    | EmbeddingAnswers
+    | SpanAnswers,
     Field(discriminator="kind"),
 ]
 """What a manifest may hold. A new kind is a file in this package and a name here."""

@@ -10,6 +10,7 @@ from pydantic import Field
 from targets.preprocessing.audio import AudioPreprocessing
 from targets.preprocessing.base import FIXED_SIZE, Encoded, Encoder, Preprocessing, Rows
 from targets.preprocessing.image import ImagePreprocessing
+from targets.preprocessing.question import Question, QuestionPreprocessing
 from targets.preprocessing.series import SeriesPreprocessing
 from targets.preprocessing.text import TextPreprocessing
 from targets.preprocessing.video import VideoPreprocessing
@@ -23,6 +24,8 @@ __all__ = [
     "Encoder",
     "ImagePreprocessing",
     "Preprocessing",
+    "Question",
+    "QuestionPreprocessing",
     "Rows",
     "SeriesPreprocessing",
     "TextPreprocessing",
@@ -35,6 +38,7 @@ _Union = (
     | AudioPreprocessing
     | SeriesPreprocessing
     | VideoPreprocessing
+    | QuestionPreprocessing
 )
 """A new kind is a file in this package and a name here."""
 

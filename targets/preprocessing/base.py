@@ -95,6 +95,8 @@ class Preprocessing(BaseModel, ABC):
     """Of files that hold one raw input each, the usual one first; empty where inputs are texts."""
     reads_lists: ClassVar[bool] = False
     """Whether a list, as JSON has it, is a raw input as well."""
+    reads_objects: ClassVar[bool] = False
+    """Whether a raw input is a JSON object."""
     folders: ClassVar[bool] = False
     """Whether a folder of files is a raw input as well."""
 

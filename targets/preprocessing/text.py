@@ -115,6 +115,21 @@ class TextEncoder(Encoder):
             found,
         )
 
+    def decode(self, rows: Sequence[NDArray[np.generic]]) -> list[str]:
+        """Inputs that are as long as those that were read, as a user may give them.
+
+        Args:
+            rows: Of each its token ids.
+        """
+        around = set(self.tokenizer.encode("").ids)  # what is put around every text
+        return self.decode_parts(
+            [[int(token) for token in row if token not in around] for row in rows]
+        )
+
+    def decode_parts(self, parts: Sequence[Sequence[int]]) -> list[str]:
+        """Texts out of token ids. Unknown tokens stay, as "[UNK]" or the like, for the length."""
+        return list(self.tokenizer.decode_batch(parts, skip_special_tokens=False))
+
 
 def read_tokenizer(path: Path, *, where: Path | None = None) -> Tokenizer:
     """Read a tokenizer that neither pads nor cuts.

@@ -17,6 +17,7 @@ from compressor.serving import Packaged
 from compressor.serving._pbtxt import Message, to_text
 from compressor.serving.triton import Triton
 from targets import Bundle, Signature, TensorSpec
+from targets.preprocessing import QuestionPreprocessing
 
 MakeBundle = Callable[..., Bundle]
 Package = Callable[..., tuple[Path, Packaged]]
@@ -320,6 +321,14 @@ def test_an_input_that_is_no_text_is_refused(make_bundle: MakeBundle, package: P
     with pytest.raises(PackageError, match="input that text does not provide") as caught:
         package(make_bundle(signature=signature), "triton", text=True)
     assert caught.value.given == "x"
+
+
+def test_a_model_of_questions_takes_no_text(make_bundle: MakeBundle, package: Package) -> None:
+    how = QuestionPreprocessing(max_length=24, pad_token_id=0)
+    with pytest.raises(PackageError, match="takes no text") as caught:
+        package(make_bundle(preprocessing=how), "triton", text=True)
+    assert caught.value.given == "a model of questions"
+    assert caught.value.fix == "leave text=true out"
 
 
 # The published definition

@@ -1,0 +1,101 @@
+"""What is lost from one model to another where every answer has a value, and no class is right."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from compressor.evaluation import sign_flip_p_value
+from compressor.report.schema import Change, Comparison, Group
+from targets.scoring import resampled_means
+
+__all__ = ["Values", "compare_means", "mean_drop"]
+
+MAX_VALUES = 50
+"""Of a column that the data is sliced by; the most frequent count."""
+_MILLIONTHS = 1e6
+
+Values = NDArray[np.floating]
+
+
+def compare_means(
+    metrics: Mapping[str, tuple[Values, Values]],
+    *,
+    agreement: float,
+    rows: NDArray[np.int64],
+    slices: Mapping[str, Sequence[str]],
+) -> Comparison:
+    """Compare two models by the values of their answers to the same rows.
+
+    Args:
+        metrics: Name -> (M,) of the untouched model, and of the other one. The first is the one
+            that is lost or kept, and broken down.
+        agreement: Share of the rows that got the same answer.
+        rows: (M,) which rows of the data they are.
+        slices: Column -> its values, one a row.
+    """
+    before, after = next(iter(metrics.values()))
+    points, low, high = mean_drop(before, after)
+    return Comparison(
+        drop_points=points,
+        low_points=low,
+        high_points=high,
+        p_value=sign_flip_p_value(np.rint(_MILLIONTHS * (before - after)).astype(np.int64)),
+        agreement=agreement,
+        reference_accuracy=float(before.mean()),
+        metrics={name: _change(*each) for name, each in metrics.items()},
+        groups=tuple(
+            Group(
+                column=column,
+                value=str(value),
+                num_rows=int(part.sum()),
+                accuracy=float(after[part].mean()),
+                reference=float(before[part].mean()),
+                drop_points=lost.drop_points,
+                low_points=lost.low_points,
+                high_points=lost.high_points,
+            )
+            for column, value, part in _parts(slices, rows)
+            for lost in [_change(before[part], after[part])]
+        ),
+    )
+
+
+def mean_drop(before: Values, after: Values) -> tuple[float, float, float]:
+    """What a mean loses from one model to another, in points: estimate and 95% interval.
+
+    The texts are drawn anew for the interval; see `targets.scoring.resampled_means`.
+
+    Args:
+        before: (M,) a value a text.
+        after: (M,) of the same texts.
+    """
+    differences = 100 * (before.astype(np.float64) - after)
+    low, high = np.percentile(resampled_means(differences), [2.5, 97.5])
+    return float(differences.mean()), float(low), float(high)
+
+
+def _change(before: Values, after: Values) -> Change:
+    points, low, high = mean_drop(before, after)
+    return Change(
+        value=float(after.mean()),
+        reference=float(before.mean()),
+        drop_points=points,
+        low_points=low,
+        high_points=high,
+    )
+
+
+def _parts(
+    slices: Mapping[str, Sequence[str]], rows: NDArray[np.int64]
+) -> list[tuple[str, str, NDArray[np.bool_]]]:
+    """Column, value, and which texts have it; the most frequent first."""
+    found = []
+    for column, values in slices.items():
+        each = np.asarray(values)[rows]
+        names, counts = np.unique(each, return_counts=True)
+        frequent = names[np.argsort(-counts, kind="stable")][:MAX_VALUES]
+        found += [(column, str(name), each == name) for name in frequent]
+    return found
