@@ -95,7 +95,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         every = base.model_copy(update={"variants": found})
         report = run(every, store=store, progress=progress, measure_again=options.measure_again)
         progress.start("measure texts of real lengths")
-        real = _real_texts(report, base.output, progress)
+        real = _real_texts(report, base, progress)
         progress.finish("", cached=False)
     name = f"{options.task.replace('-', '_')}_seed{options.seed}.json"
     publish(report, options.results / f"pareto_{name}")
@@ -135,14 +135,16 @@ def _found(
     return variants
 
 
-def _real_texts(report: Report, folder: Path, progress: Progress) -> BenchReport:
+def _real_texts(report: Report, base: Recipe, progress: Progress) -> BenchReport:
     """Every bundle on texts of the lengths of the test data, in one run."""
     shown = [row for row in report.rows if row.status == "measured" and _is_shown(row)]
     bundles = {
-        _title(row): Bundle.open(folder / row.bundle) for row in shown if row.bundle is not None
+        _title(row): Bundle.open(base.output / row.bundle)
+        for row in shown
+        if row.bundle is not None
     }
     sweep = Sweep(threads=(THREADS,), batch_sizes=(1, 8), sequence_lengths=(), real_texts=True)
-    return bench(bundles, sweep, report.benchmark, on_progress=progress.update)
+    return bench(bundles, sweep, base.benchmark, on_progress=progress.update)
 
 
 def _fp32(report: Report) -> float:
