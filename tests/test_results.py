@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 
 from benchmarks.compare import table
+from benchmarks.pareto import real_table
 from benchmarks.pareto import table as every_speed
 from compressor.recipe import load_recipe
 from compressor.report.files import read_report
+from targets.bench import BenchReport
 
 RESULTS = Path(__file__).parents[1] / "benchmarks" / "results"
 README = Path(__file__).parents[1] / "README.md"
@@ -51,6 +53,17 @@ def test_the_tables_of_every_speed_are_those_of_the_published_runs(path: Path) -
     published = COMPARISON.read_text()
     for line in every_speed(read_report(path)):
         assert line in published.splitlines()
+
+
+@pytest.mark.parametrize(
+    "path", sorted(RESULTS.glob("real_texts_*.json")), ids=lambda path: path.stem
+)
+def test_the_tables_of_real_texts_are_those_of_the_published_runs(path: Path) -> None:
+    published = COMPARISON.read_text().splitlines()
+    lines = list(real_table(BenchReport.model_validate_json(path.read_text())))
+    assert len(lines) > 3
+    for line in lines:
+        assert line in published
 
 
 def test_what_is_compared_is_the_recipe_as_it_is_shipped() -> None:
