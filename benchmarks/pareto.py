@@ -174,20 +174,27 @@ def _title(row: Row) -> str:
 
 def table(report: Report) -> Iterator[str]:
     """Every shape on the target it was found for, in Markdown."""
-    reference = _at(_untouched(report), report)
+    reference_row = _untouched(report)
+    reference = _at(reference_row, report)
     eager = next(
-        (_at(row, report) for row in report.rows if row.kind == "baseline" and row.target == EAGER),
+        (
+            _at(row, report)
+            for row in report.rows
+            if row.kind == "reference" and row.target == EAGER
+        ),
         None,
     )
+    *_, several = reference_row.latency
+    size = reference_row.latency[several].batch_size
     yield (
-        "| asked for | measured (95%) | against eager PyTorch | latency, ms | texts/s at batch 8 "
-        "| accuracy | lost, points (95%) | size, MB |"
+        "| asked for | measured (95%) | against eager PyTorch | latency, ms "
+        f"| texts/s at batch {size} | accuracy | lost, points (95%) | size, MB |"
     )
     yield "|---|---|---|---|---|---|---|---|"
     for row in report.rows:
         if row.status != "measured" or not _is_shown(row):
             continue
-        measured, batch = _at(row, report), row.latency[list(row.latency)[1]]
+        measured, batch = _at(row, report), row.latency[several]
         assert row.test is not None
         assert row.size_bytes is not None
         assert row.test_comparison is not None
@@ -196,7 +203,7 @@ def table(report: Report) -> Iterator[str]:
         yield (
             f"| {_title(row)} | {speedup(reference, measured)} "
             f"| {speedup(eager, measured) if eager is not None else ''} "
-            f"| {measured.median_ms:.2f}{mark} | {8000 / batch.median_ms:.0f} "
+            f"| {measured.median_ms:.2f}{mark} | {1000 * size / batch.median_ms:.0f} "
             f"| {100 * row.test.value:.1f}% | {points(drop.drop_points)} ({drop_interval(drop)}) "
             f"| {row.size_bytes / 1e6:.1f} |"
         )
