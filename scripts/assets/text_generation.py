@@ -51,7 +51,8 @@ def brown_texts(package: Archive, folder: Path) -> dict[str, object]:
 
 def cut_texts(sentences: Sequence[Sequence[str]], *, least_words: int) -> list[str]:
     """Texts of whole sentences with at least so many words; what is left at the end goes."""
-    texts, words = [], []
+    texts: list[str] = []
+    words: list[str] = []
     for sentence in sentences:
         words += sentence
         if len(words) >= least_words:
