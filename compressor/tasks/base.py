@@ -344,7 +344,6 @@ class Task(ABC):
         """
         return np.asarray(self.answers.values(units), dtype=np.float32)
 
-    @abstractmethod
     def drop(
         self,
         before: NDArray[Any],
@@ -354,12 +353,17 @@ class Task(ABC):
     ) -> tuple[float, float, float]:
         """What is lost from one model to another, in points: estimate and 95% interval.
 
+        Of the mean of what was kept, where a task says nothing else.
+
         Args:
             before: What was :meth:`kept` of the first.
             after: And of the second, of the same units.
             labels: Of the units, where they are classes.
             rows: The row of the data that each unit belongs to; None where each is one.
         """
+        from compressor.means import mean_drop
+
+        return mean_drop(before, after)
 
     @abstractmethod
     def compare(

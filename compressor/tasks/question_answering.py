@@ -189,18 +189,6 @@ class QuestionAnswering(TextTask):
 
     # Comparisons
 
-    def drop(
-        self,
-        before: NDArray[Any],
-        after: NDArray[Any],
-        labels: NDArray[Any] | None,
-        rows: NDArray[np.int64] | None,
-    ) -> tuple[float, float, float]:
-        """See the base class: of the F1."""
-        from compressor.means import mean_drop
-
-        return mean_drop(before, after)
-
     def compare(
         self,
         reference: Units,

@@ -114,18 +114,6 @@ class TextEmbedding(TextTask):
         distances = _distances(student, teacher)
         return global_mean(distances.sum(), len(distances))
 
-    def drop(
-        self,
-        before: NDArray[Any],
-        after: NDArray[Any],
-        labels: NDArray[Any] | None,
-        rows: NDArray[np.int64] | None,
-    ) -> tuple[float, float, float]:
-        """See the base class: of the rank correlation."""
-        from compressor.means import mean_drop
-
-        return mean_drop(before, after)
-
     def compare(
         self,
         reference: Units,
