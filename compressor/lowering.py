@@ -21,7 +21,7 @@ from targets.worker_client import Worker
 
 __all__ = ["Candidate", "lower"]
 
-LOWER_VERSION = 4  # goes up when the same model gives another bundle
+LOWER_VERSION = 5  # goes up when the same model gives another bundle
 HAND_OVER_VERSION = 1  # goes up when a target leaves something else for another machine
 _HERE = "<here>"  # in the store: where what is handed over will lie
 
@@ -210,4 +210,6 @@ def _copy_compact(source: Path, destination: Path) -> None:
 def _source(model: Model, folder: Path) -> Source:
     if isinstance(model, OnnxModel):
         return Source(model.path, model.signature, model.precision, model.ranges)
-    return Source(folder, get_task(model.task).signature(model))
+    task = get_task(model.task)
+    signature = task.signature(model)
+    return Source(folder, task.with_state(model, signature) if task.keeps_state else signature)

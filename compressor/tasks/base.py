@@ -56,6 +56,9 @@ class Task(ABC):
     fresh_head: ClassVar[bool] = True
     """Whether fine-tuning begins with a new head; else with the one that the checkpoint has."""
 
+    keeps_state: ClassVar[bool] = False
+    """Whether its models go on from what they computed before; see :meth:`with_state`."""
+
     preprocessing_type: ClassVar[type[Preprocessing]]
     """How the device half reads the same inputs."""
 

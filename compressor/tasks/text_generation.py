@@ -42,6 +42,7 @@ class TextGeneration(TokenLevel):
     answers: ClassVar[AnyAnswers] = NextTokenAnswers()
     label_field: ClassVar[LabelField] = "text"
     fresh_head: ClassVar[bool] = False
+    keeps_state: ClassVar[bool] = True
 
     def load_checkpoint(self, folder: Path, *, max_length: int | None = None) -> TorchModel:
         """See the base class; the length is one to judge texts by, and may be below the limit."""

@@ -6,7 +6,7 @@ import importlib.util
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +33,7 @@ class PyTorch(Target):
     extra: ClassVar[str] = "build"
     form: ClassVar[Form] = "torch"
     libraries: ClassVar[tuple[str, ...]] = ("torch", "transformers")
+    keeps_state: ClassVar[bool] = True
 
     def cannot_lower(self) -> str | None:
         """Nothing: lowering copies files."""
@@ -117,12 +118,30 @@ class PyTorch(Target):
 class _PyTorchSession(Session):
     def __init__(self, signature: Signature, module: torch.nn.Module) -> None:
         super().__init__(signature)
-        self._module = module
+        self._module: torch.nn.Module | None = module
+        self._kept: Any = None
+
+    def close(self) -> None:
+        """Free the module and what it has kept."""
+        self._module = self._kept = None
 
     def _run(self, feeds: Mapping[str, NDArray[np.generic]]) -> Arrays:
+        if not self.signature.state:
+            return self._computed(feeds)
+        self._kept = None
+        return self._extend(feeds)
+
+    def _extend(self, feeds: Mapping[str, NDArray[np.generic]]) -> Arrays:
+        return self._computed(feeds, past_key_values=self._kept, use_cache=True)
+
+    def _computed(self, feeds: Mapping[str, NDArray[np.generic]], **more: Any) -> Arrays:
         import torch
 
+        if self._module is None:
+            raise TargetError("the session is closed", fix="load the bundle again")
         with torch.inference_mode():
             # Copies, since torch warns about arrays that must not be written to.
-            outputs = self._module(**{name: torch.tensor(value) for name, value in feeds.items()})
-            return {spec.name: outputs[spec.name].numpy() for spec in self.signature.outputs}
+            tensors = {name: torch.tensor(value) for name, value in feeds.items()}
+            outputs = self._module(**tensors, **more)
+        self._kept = outputs.get("past_key_values")
+        return {spec.name: outputs[spec.name].numpy() for spec in self.signature.outputs}

@@ -68,26 +68,39 @@ def exported(model: TorchModel, tmp_path_factory: pytest.TempPathFactory) -> Onn
 
 
 def lower(model: OnnxModel, target: str, folder: Path) -> Bundle:
-    folder.mkdir(parents=True, exist_ok=True)
     source = Source(model.path, model.signature, model.precision, model.ranges)
+    return build(source, model.folder, model.max_length, target, folder)
+
+
+def build(source: Source, model: Path, max_length: int, target: str, folder: Path) -> Bundle:
+    folder.mkdir(parents=True, exist_ok=True)
     lowered = get(target).lower(source, folder)
     task = get_task(TASK)
-    for path in task.processor_files(model.folder):
+    for path in task.processor_files(model):
         (folder / path.name).write_bytes(path.read_bytes())
     manifest = Manifest(
         schema_version=SCHEMA_VERSION, name="test", task=TASK, target=target, target_settings={},
-        precision=model.precision, signature=model.signature, model=lowered.model,
+        precision=source.precision, signature=source.signature, model=lowered.model,
         options=dict(lowered.options), labels=(), answers=task.answers, files={},
-        preprocessing=task.preprocessing(model.folder, model.max_length),
+        preprocessing=task.preprocessing(model, max_length),
     )  # fmt: skip
     return Bundle.create(folder, manifest)
 
 
-@pytest.fixture(scope="module", params=TARGETS)
+@pytest.fixture(scope="module", params=(*TARGETS, "pytorch"))
 def bundle(
-    request: pytest.FixtureRequest, exported: OnnxModel, tmp_path_factory: pytest.TempPathFactory
+    request: pytest.FixtureRequest,
+    model: TorchModel,
+    exported: OnnxModel,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Bundle:
-    return lower(exported, request.param, tmp_path_factory.mktemp(request.param))
+    folder = tmp_path_factory.mktemp(request.param)
+    if request.param != "pytorch":
+        return lower(exported, request.param, folder)
+    checkpoint = tmp_path_factory.mktemp("checkpoint")
+    model.save(checkpoint)
+    source = Source(checkpoint, exported.signature)
+    return build(source, checkpoint, model.max_length, request.param, folder)
 
 
 def logits_of(model: TorchModel, ids: list[list[int]], mask: Any = None) -> Any:
@@ -207,7 +220,8 @@ def test_other_targets_refuse_a_state(exported: OnnxModel, tmp_path: Path) -> No
         )
 
 
-def test_servers_of_models_alone_refuse_a_state(bundle: Bundle) -> None:
+def test_servers_of_models_alone_refuse_a_state(exported: OnnxModel, tmp_path: Path) -> None:
+    bundle = lower(exported, "onnxruntime", tmp_path)
     formats = available_formats()
     keeping = {name for name, each in formats.items() if each.keeps_state}
     assert keeping == {"docker", "openvino_genai"}
