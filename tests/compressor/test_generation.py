@@ -224,7 +224,7 @@ def test_servers_of_models_alone_refuse_a_state(exported: OnnxModel, tmp_path: P
     bundle = lower(exported, "onnxruntime", tmp_path)
     formats = available_formats()
     keeping = {name for name, each in formats.items() if each.keeps_state}
-    assert keeping == {"docker", "openvino_genai"}
+    assert keeping == {"docker", "onnxruntime_genai", "openvino_genai"}
     formats["docker"]().check_target(bundle)
     for name in ("triton", "ovms"):
         with pytest.raises(PackageError, match="does not run models that keep a state") as caught:
