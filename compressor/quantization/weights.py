@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from compressor.onnx_io import Graph, load_model, save_model, set_opset
+from compressor.onnx_io import Graph, open_model, save_model, set_opset
 from compressor.quantization.awq import scale_salient
 from compressor.quantization.channels import dequantized_weight
 from compressor.quantization.gemm import split_gemms
@@ -60,7 +60,7 @@ def quantize_weights(
         PassError: A name in ``exclude`` is no node's.
     """
     opset = GROUP_OPSET if bits == 4 else 13
-    model = split_gemms(set_opset(load_model(source), opset), exclude)
+    model = split_gemms(set_opset(open_model(source), opset), exclude)
     outputs = {each.name for each in model.graph.output}
 
     def fits(graph: Graph, node: onnx.NodeProto) -> bool:
