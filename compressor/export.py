@@ -158,7 +158,8 @@ def export_onnx(
     path.parent.mkdir(parents=True, exist_ok=True)
     data = path.with_name(path.name + DATA_SUFFIX)
     data.unlink(missing_ok=True)
-    onnx_ir.save(exported, path, external_data=data.name)  # tensor by tensor, from torch's memory
+    # Tensor by tensor, from torch's memory.
+    onnx_ir.save(exported, path, external_data=data.name, max_workers=1)
     graph = onnx.load(path, load_external_data=False)
     del graph.graph.value_info[:]
     path.write_bytes(graph.SerializeToString())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import os
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -94,7 +95,6 @@ def save_model(
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     data = path.with_name(path.name + DATA_SUFFIX)
-    data.unlink(missing_ok=True)
     if weights_size_bytes(model) <= single_file_limit_bytes:
         whole = model
         if any(map(uses_external_data, model.graph.initializer)):
@@ -103,9 +103,11 @@ def save_model(
                 if uses_external_data(tensor):
                     tensor.CopyFrom(numpy_helper.from_array(_value(tensor), tensor.name))
         path.write_bytes(whole.SerializeToString())
+        data.unlink(missing_ok=True)
         return
     slim = _without_weights(model)
-    with data.open("wb") as stream:
+    written = data.with_name(data.name + ".tmp")  # what the model reads may be the file itself
+    with written.open("wb") as stream:
         for tensor, full in zip(slim.graph.initializer, model.graph.initializer, strict=True):
             if not _lies_outside(full):
                 tensor.CopyFrom(full)
@@ -114,6 +116,7 @@ def save_model(
             begin = stream.tell()
             stream.write(_bytes(full))
             _refer(tensor, data.name, begin, stream.tell() - begin)
+    os.replace(written, data)
     path.write_bytes(slim.SerializeToString())
 
 

@@ -40,6 +40,7 @@ _METHODS_WITH: dict[str, tuple[str, ...]] = {
     "awq": ("weights",),
     "scale_estimation": ("weights",),
     "table_bits": ("static", "dynamic", "weights"),
+    "kv_cache": ("static", "dynamic", "weights"),
     "exclude": ("static", "dynamic", "weights", "fp16"),
     "keep_float": ("static",),
 }
@@ -94,6 +95,9 @@ class Quantize(Pass):
     calibration."""
     table_bits: TableBits = Field(default=8, exclude_if=lambda value: value == 8)
     """Of large embedding tables: half of the bytes of a small language model. 4 halves them."""
+    kv_cache: Literal["int8"] | None = Field(default=None, exclude_if=lambda value: value is None)
+    """How a language model that was exported with `cache` keeps keys and values: in a quarter of
+    the memory of floats, with a scale for each channel by calibration."""
     exclude: tuple[str, ...] = ()
     """Names of ONNX nodes that stay float."""
     keep_float: int = Field(default=0, ge=0, exclude_if=lambda value: value == 0)
@@ -119,11 +123,11 @@ class Quantize(Pass):
         for setting in ("group_size", "awq", "scale_estimation"):
             if setting in changed and self.weight_bits != 4:
                 raise ValueError(f"{setting} has no effect with weight_bits {self.weight_bits}")
-        calibrates = self.method == "static" or self.awq or self.scale_estimation
+        calibrates = self.method == "static" or self.awq or self.scale_estimation or self.kv_cache
         if "num_samples" in changed and not calibrates:
             raise ValueError(
                 "num_samples has no effect where nothing is calibrated; "
-                "it belongs to method static, awq and scale_estimation"
+                "it belongs to method static, awq, scale_estimation and kv_cache"
             )
         if "percentile" in changed and self.calibration != "percentile":
             raise ValueError(f"percentile has no effect with calibration {self.calibration}")
@@ -147,6 +151,13 @@ class Quantize(Pass):
                 given=model.precision,
                 fix="keep one quantize in the chain; put alternatives under variants",
             )
+        if self.kv_cache and not model.signature.state:
+            raise PassError(
+                "the model keeps no keys and values",
+                where=f"{self.name}.kv_cache",
+                given="a signature without state",
+                fix="set cache: true in the pass export, or leave kv_cache out",
+            )
         if self.exclude:
             names = {node.name for node in load_model(model.path).graph.node}
             unknown = [name for name in self.exclude if name not in names]
@@ -169,6 +180,8 @@ class Quantize(Pass):
         result.save(destination)
         result = replace(result, folder=destination)
         summary = self._quantize(model, result.path, context)
+        if self.kv_cache:
+            result = self._with_small_cache(model, result, context)
         return PassResult(
             model=result,
             metrics={
@@ -222,6 +235,20 @@ class Quantize(Pass):
         if self.method == "fp16":
             return quantization.convert_fp16(model.path, destination, exclude=self.exclude)
         return quantization.request_bf16(model.path, destination)
+
+    def _with_small_cache(
+        self, model: OnnxModel, result: OnnxModel, context: PassContext
+    ) -> OnnxModel:
+        from dataclasses import replace
+
+        from compressor.quantization import quantize_cache
+
+        batches = self._batches(model, context)
+        state = quantize_cache(model.path, result.path, model.signature.state, batches)
+        signature = model.signature.model_copy(update={"state": state})
+        result = replace(result, signature=signature)
+        result.save(result.folder)
+        return result
 
     def _batches(self, model: OnnxModel, context: PassContext) -> Iterator[Arrays]:
         """Calibration batches of similar lengths, so that padding does not shape the ranges."""

@@ -77,6 +77,17 @@ def test_an_opened_model_leaves_its_weights_in_their_file(
     )
 
 
+def test_an_opened_model_can_be_saved_over_itself(tmp_path, make_encoder, make_feeds):
+    path = tmp_path / "big.onnx"
+    save_model(make_encoder(), path, single_file_limit_bytes=1000)
+    expected = ReferenceEvaluator(make_encoder()).run(None, make_feeds())[0]
+    for limit in (1000, 10**9):
+        save_model(open_model(path), path, single_file_limit_bytes=limit)
+        found = ReferenceEvaluator(load_model(path)).run(None, make_feeds())[0]
+        np.testing.assert_array_equal(found, expected)
+    assert [each.name for each in tmp_path.iterdir()] == ["big.onnx"]
+
+
 @pytest.mark.parametrize("method", ["weights", "dynamic", "static", "bf16"])
 def test_models_with_weights_elsewhere_are_quantized_alike(
     tmp_path, make_encoder, make_feeds, method
