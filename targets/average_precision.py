@@ -31,7 +31,7 @@ _CELLS = 2**23  # of a table of weights that is held at once
 _RIGHT, _WRONG, _IGNORED = 1, 0, -1
 
 Boxes = NDArray[np.floating]
-Weights = NDArray[np.floating]
+Weights = NDArray[np.floating] | NDArray[np.integer]
 
 
 @dataclass(frozen=True)

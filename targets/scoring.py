@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from targets.wording import plural
 
 __all__ = [
+    "RESAMPLES",
     "Z_95",
     "Accuracy",
     "accuracy",

@@ -113,14 +113,15 @@ class BoxAnswers(Answers):
         Of one without objects 1 where nothing was found with at least `LEAST_SCORE`, else 0.
         """
         alone = np.eye(len(units), dtype=np.float32)
-        values = mean_precisions(box_matches(units), alone)[:, 0]
+        values = mean_precisions(box_matches(units).precisions(alone))[:, 0]
         nothing = ~(units.scores[..., SCORE] >= LEAST_SCORE).any(axis=1)
         return np.where(np.isnan(values), nothing, values)
 
     def overall(self, units: Units) -> float:
         """See the base class: the mean average precision."""
         whole = np.ones((1, len(units)), dtype=np.float32)
-        return float(np.nan_to_num(mean_precisions(box_matches(units), whole)[0, 0]))
+        found = mean_precisions(box_matches(units).precisions(whole))[0, 0]
+        return float(np.nan_to_num(found))
 
     def score(self, units: Units) -> Accuracy:
         """See the base class: the mean average precision; its interval is that of the images.
@@ -128,7 +129,7 @@ class BoxAnswers(Answers):
         They are drawn anew 1000 times; see `targets.scoring.resamples`.
         """
         matches = box_matches(units)
-        drawn = [mean_precisions(matches, each)[:, 0] for each in resamples(len(units))]
+        drawn = [mean_precisions(matches.precisions(each))[:, 0] for each in resamples(len(units))]
         low, high = np.nan_to_num(np.nanpercentile(np.concatenate(drawn), [2.5, 97.5]))
         value = self.overall(units)
         return Accuracy(
@@ -204,21 +205,19 @@ def box_matches(units: Units) -> BoxMatches:
     return BoxMatches(units.scores, units.labels)
 
 
-def mean_precisions(matches: BoxMatches, weights: NDArray[np.floating]) -> NDArray[np.float64]:
+def mean_precisions(precisions: NDArray[np.float64]) -> NDArray[np.float64]:
     """The metrics of `BOX_METRICS`, means over the classes that are wanted.
 
     Args:
-        matches: Of some images.
-        weights: (B, images); see `BoxMatches.precisions`.
+        precisions: (B, classes, overlaps); see `BoxMatches.precisions`.
 
     Returns:
         (B, metrics); NaN where nothing is wanted.
     """
-    found = matches.precisions(weights)
-    wanted = ~np.isnan(found[..., 0])
+    wanted = ~np.isnan(precisions[..., 0])
+    count = wanted.sum(axis=1)
     columns = []
     for overlaps in BOX_METRICS.values():
-        each = np.where(wanted, found[..., overlaps].mean(axis=-1), 0.0).sum(axis=1)
-        count = wanted.sum(axis=1)
+        each = np.where(wanted, precisions[..., overlaps].mean(axis=-1), 0.0).sum(axis=1)
         columns.append(np.divide(each, count, out=np.full(len(each), np.nan), where=count > 0))
     return np.stack(columns, axis=1)

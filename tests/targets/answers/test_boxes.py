@@ -94,7 +94,9 @@ def test_the_score_is_that_of_pycocotools_and_its_interval_holds_it() -> None:
     ap, ap50, _ = reference(units.scores, units.labels)
     found = ANSWERS.score(units)
     assert found.value == ANSWERS.overall(units) == pytest.approx(ap, abs=1e-9)
-    assert mean_precisions(box_matches(units), np.ones((1, 40)))[0, 1] == pytest.approx(ap50)
+    assert mean_precisions(box_matches(units).precisions(np.ones((1, 40))))[0, 1] == pytest.approx(
+        ap50
+    )
     assert found.low < found.value < found.high
     assert 0.02 < found.high - found.low < 0.4
     assert (found.measure, found.num_rows, found.num_units) == ("mAP", 40, None)
