@@ -75,14 +75,19 @@ def make_network(
             **more,
         )
         found = auto_class("object-detection").from_config(config, attn_implementation="eager")
-        with torch.no_grad():  # tokens of positions that are not all alike
-            for name, each in found.named_parameters():
-                if "position_embeddings" in name or "tokens" in name:
-                    each.normal_(std=0.5)
+        _tell_apart(found)
     processor = ImagePreprocessing(
         height=SIDE, width=SIDE, resample="bilinear", mean=(0.5,) * 3, std=(0.25,) * 3
     )
     return TorchModel(found.eval(), processor, "object-detection", 0)
+
+
+def _tell_apart(module: torch.nn.Module) -> None:
+    """Give places and queries another vector each."""
+    with torch.no_grad():
+        for name, each in module.named_parameters():
+            if "position_embeddings" in name or "tokens" in name:
+                each.normal_(std=0.5)
 
 
 def make_scene(seed: int, *, side: int = SIDE) -> tuple[NDArray[np.uint8], list[list[float]]]:
@@ -142,5 +147,7 @@ def write_encoder(folder: Path, **more: Any) -> None:
     """A YOLOS without a head, and its preprocessing."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        YolosModel(yolos_config(**more)).save_pretrained(folder)
+        encoder = YolosModel(yolos_config(**more))
+        _tell_apart(encoder)
+    encoder.save_pretrained(folder)
     YolosImageProcessorPil(size={"height": SIDE, "width": SIDE}).save_pretrained(folder)

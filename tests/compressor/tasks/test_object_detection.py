@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import openvino
 import pytest
 import torch
 from transformers import AutoModelForObjectDetection
@@ -20,20 +21,27 @@ from transformers.loss.loss_for_object_detection import (
 
 from compressor.answering import answer
 from compressor.architecture import Architecture
+from compressor.data import Splits
 from compressor.errors import CheckpointError, PassError
 from compressor.export import export_onnx
 from compressor.inspection import inspect_checkpoint
 from compressor.model import TorchModel
 from compressor.parity import measure_parity
 from compressor.passes import PassContext
+from compressor.passes.distill import Distill
+from compressor.passes.export import Export
+from compressor.passes.finetune import Finetune
 from compressor.passes.prune import Prune
+from compressor.passes.quantize import Quantize
 from compressor.passes.student import Student
 from compressor.pruning.layers import select_layers
 from compressor.tasks import get_task, infer_task
 from compressor.tasks.base import LABELS
 from compressor.tasks.object_detection import _distances
-from compressor.training.batches import collator, encode
+from compressor.training.batches import collator, encode, lengths
 from compressor.training.finetuning import new_classifier
+from compressor.training.taps import TappedEncoder
+from compressor.training.teacher import Teacher
 from targets.answers import IGNORED
 from targets.checkpoint import load_module
 from targets.encoder import encoder_layers
@@ -78,6 +86,10 @@ def test_networks_answer_as_those_of_transformers_and_as_their_exports(
     export_onnx(model, signature, tmp_path / "model.onnx")
     parity = measure_parity(model, tmp_path / "model.onnx", SPLIT.inputs)
     assert parity.max_abs_difference < 1e-4
+    exact = {"INFERENCE_PRECISION_HINT": "f32"}
+    compiled = openvino.compile_model(tmp_path / "model.onnx", "CPU", exact)
+    for count in (1, 6):
+        np.testing.assert_allclose(compiled(pixels[:count].numpy())[0], given[:count], atol=1e-4)
     assert Architecture.read(tmp_path) == Architecture.of(loaded.module)
     assert type(pickle.loads(pickle.dumps(loaded.module))) is type(loaded.module)  # noqa: S301
 
@@ -181,6 +193,48 @@ def test_queries_are_compared_with_themselves_and_objects_by_their_boxes() -> No
     assert divergence(moved_object) == pytest.approx(float(apart), rel=0.01)
 
 
+def test_a_teacher_recalls_what_it_found() -> None:
+    model = make_network("yolos")
+    rows = [{**row, "slot": slot} for slot, row in enumerate(encode(model, SPLIT))]
+    encoder = TappedEncoder(model.module, hidden_layers=(0, 2))
+    teacher = Teacher(encoder, ("pixel_values",), None)
+    batch = collator(model)([rows[4], rows[0]])
+    live = teacher.outputs(batch)
+    assert teacher.remember(rows, lengths(model, rows), collator(model), limit_bytes=2**30)
+    found = teacher.outputs(batch)
+    torch.testing.assert_close(found.logits, live.logits, rtol=2e-2, atol=2e-2)
+    assert found.hidden[1].shape == live.hidden[1].shape
+
+
+@pytest.mark.parametrize("family", ["yolos-middle", "detr"])
+def test_networks_learn_and_are_quantized(family: str, tmp_path: Path) -> None:
+    model = make_network(family)
+    splits = Splits(make_scenes(24, 1), SPLIT, SPLIT.take(()), NAMES)
+    context = PassContext(splits, load_original=lambda: model, seed=0, folder=tmp_path / "work")
+    quick = {"epochs": 2, "batch_size": 8, "learning_rate": 1e-3}
+    tuned = Finetune(**quick).run(model, context)
+    rows = collator(model)(encode(model, splits.train))
+    with torch.no_grad():
+        before, after = (
+            float(TASK.loss(each.module(rows["pixel_values"]).logits, rows)[0])
+            for each in (model, tuned.model)
+        )
+    assert after < before
+    context = replace(context, folder=tmp_path / "more")
+    taught = Distill(**quick, labels_weight=0.5, augmentation_copies=1).run(tuned.model, context)
+    context = replace(context, folder=tmp_path / "export")
+    context.folder.mkdir()
+    exported = Export().run(taught.model, context).model
+    units = answer(taught.model, SPLIT)
+    for method in ("static", "dynamic"):
+        context = replace(context, folder=tmp_path / method)
+        context.folder.mkdir()
+        rounded = Quantize(method=method).run(exported, context).model
+        found = answer(rounded, SPLIT)
+        assert not np.array_equal(found.scores, units.scores)
+        np.testing.assert_allclose(found.scores[..., 1:], units.scores[..., 1:], atol=0.1)
+
+
 # Other shapes
 
 
@@ -189,8 +243,8 @@ def test_heads_neurons_and_layers_of_yolos_go(family: str, tmp_path: Path) -> No
     model = make_network(family)
     pixels = batch_of(model)["pixel_values"]
     assert len(encoder_layers(model.module)) == 3
-    splits = type("Splits", (), {"train": SPLIT, "validation": SPLIT})()
-    context = PassContext(splits, load_original=lambda: model, seed=0, folder=tmp_path / "w")  # type: ignore[arg-type]
+    splits = Splits(SPLIT, SPLIT, SPLIT.take(()), NAMES)
+    context = PassContext(splits, load_original=lambda: model, seed=0, folder=tmp_path / "w")
     pruned = Prune(ratio=0.5).run(model, context).model
     assert isinstance(pruned, TorchModel)
     assert {each.num_heads for each in encoder_layers(pruned.module)} == {2}
@@ -249,8 +303,8 @@ def test_no_other_network_takes_the_place_of_one(tmp_path: Path) -> None:
     model = make_network("yolos")
     make_network("yolos", seed=1).save(tmp_path / "other")
     step = Student(checkpoint=tmp_path / "other")
-    splits = type("Splits", (), {"train": SPLIT, "validation": SPLIT})()
-    context = PassContext(splits, load_original=lambda: model, seed=0, folder=tmp_path / "w")  # type: ignore[arg-type]
+    splits = Splits(SPLIT, SPLIT, SPLIT.take(()), NAMES)
+    context = PassContext(splits, load_original=lambda: model, seed=0, folder=tmp_path / "w")
     with pytest.raises((CheckpointError, PassError), match="look for objects in other places"):
         step.run(model, context)
 
