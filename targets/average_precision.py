@@ -80,10 +80,14 @@ class BoxMatches:
         wanted = weights.astype(np.float64) @ self.counts
         found = np.zeros((*wanted.shape, len(OVERLAPS)))
         for place, rankings in enumerate(self._rankings):
-            for level, ranking in enumerate(rankings):
-                for part in _parts(len(weights), len(ranking.images)):
+            for part in _parts(len(weights), len(rankings[0].images)):
+                images, given = None, np.zeros((0, 0))
+                for level, ranking in enumerate(rankings):
+                    if ranking.images is not images:  # most often all have the same
+                        images = ranking.images
+                        given = np.cumsum(weights[part][:, images], axis=1, dtype=np.float64)
                     found[part, place, level] = _average_precision(
-                        ranking, weights[part], wanted[part, place]
+                        ranking, weights[part], given, wanted[part, place]
                     )
         found[wanted == 0] = np.nan
         return found
@@ -95,18 +99,17 @@ def _parts(count: int, width: int) -> Iterator[slice]:
 
 
 def _average_precision(
-    ranking: _Ranking, weights: Weights, wanted: NDArray[np.float64]
+    ranking: _Ranking, weights: Weights, given: NDArray[np.float64], wanted: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """(B,) for weights (B, images) and so many wanted boxes (B,).
+    """(B,) for weights (B, images), their sums along the ranking and so many wanted boxes (B,).
 
     The mean over 101 recalls of the largest precision at this or a larger recall. It is largest
     where a box is right, so that the precision at those is enough.
     """
     if not len(ranking.hits):
         return np.zeros(len(weights))
-    rows = weights[:, ranking.images].astype(np.float64)
-    right = np.cumsum(rows[:, ranking.hits], axis=1)
-    given = np.cumsum(rows, axis=1)[:, ranking.hits]
+    right = np.cumsum(weights[:, ranking.images[ranking.hits]], axis=1, dtype=np.float64)
+    given = given[:, ranking.hits]
     precision = np.divide(right, given, out=np.zeros_like(right), where=given > 0)
     best = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
     recall = right / np.maximum(wanted, 1)[:, None]
@@ -118,10 +121,9 @@ def _rank(name: int, found: Boxes, wanted: Boxes) -> list[_Ranking]:
     """The ranking of a class at each overlap."""
     lines, images = [], []
     outcomes = []
-    for image, (ours, theirs) in enumerate(zip(found, wanted, strict=True)):
-        ours, theirs = ours[ours[:, CLASS] == name], theirs[theirs[:, CLASS] == name]
-        if not len(ours):
-            continue
+    own, others = (each[..., CLASS] == name for each in (found, wanted))
+    for image in np.flatnonzero(own.any(axis=1)):
+        ours, theirs = found[image, own[image]], wanted[image, others[image]]
         ours = ours[np.argsort(-ours[:, SCORE], kind="stable")][:MOST_FOUND]
         lines.append(ours)
         images.append(np.full(len(ours), image))
@@ -135,7 +137,7 @@ def _rank(name: int, found: Boxes, wanted: Boxes) -> list[_Ranking]:
     for outcome in np.concatenate(outcomes, axis=1)[:, order]:
         counted = outcome != _IGNORED
         hits = np.flatnonzero(outcome[counted] == _RIGHT)
-        rankings.append(_Ranking(rows[counted].astype(np.int64), hits))
+        rankings.append(_Ranking(rows if counted.all() else rows[counted], hits))
     return rankings
 
 

@@ -32,6 +32,7 @@ __all__ = ["ObjectDetection"]
 FAMILIES = ("yolos", "detr", "table-transformer")
 """Networks whose queries have a class for no object; those of others are learnt in other ways."""
 _OF_TIMM = "timm_backbone"
+_PROCESSORS: image_processor.Defaults = {"Yolos": {"resample": 2}, "Detr": {"resample": 2}}
 _SIDES = 4
 _NO_OBJECT_WEIGHT = 0.1
 _DISTANCE_WEIGHT = 5.0
@@ -238,9 +239,6 @@ class ObjectDetection(ImageClassification):
     ) -> tuple[ChangedExample, ...]:
         """See the base class: none, for an image has no one label."""
         return ()
-
-
-_PROCESSORS: image_processor.Defaults = {"Yolos": {"resample": 2}, "Detr": {"resample": 2}}
 
 
 def _wanted(table: Tensor) -> dict[str, Tensor]:
