@@ -18,7 +18,7 @@ from targets.answers.boxes import MAX_BOXES
 from targets.errors import InputError
 from targets.preprocessing.image import image_size
 
-__all__ = ["Boxed", "image_files", "read_boxed", "tables_of"]
+__all__ = ["Box", "Boxed", "image_files", "read_boxed", "tables_of"]
 
 _LISTS = ("images", "annotations", "categories")
 _COCO = (

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 __all__ = ["BOX", "CLASS", "OVERLAPS", "SCORE", "BoxMatches", "match_boxes"]
 
-CLASS, SCORE = 0, 5
+CLASS = 0
+SCORE = 5
 BOX = slice(1, 5)
 """Where in the line of a box its class, its score and its sides stand."""
 OVERLAPS = np.linspace(0.5, 0.95, 10)

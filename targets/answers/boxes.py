@@ -119,9 +119,7 @@ class BoxAnswers(Answers):
 
     def overall(self, units: Units) -> float:
         """See the base class: the mean average precision."""
-        whole = np.ones((1, len(units)), dtype=np.float32)
-        found = mean_precisions(box_matches(units).precisions(whole))[0, 0]
-        return float(np.nan_to_num(found))
+        return _overall(box_matches(units))
 
     def score(self, units: Units) -> Accuracy:
         """See the base class: the mean average precision; its interval is that of the images.
@@ -131,7 +129,7 @@ class BoxAnswers(Answers):
         matches = box_matches(units)
         drawn = [mean_precisions(matches.precisions(each))[:, 0] for each in resamples(len(units))]
         low, high = np.nan_to_num(np.nanpercentile(np.concatenate(drawn), [2.5, 97.5]))
-        value = self.overall(units)
+        value = _overall(matches)
         return Accuracy(
             value=value,
             low=min(float(low), value),
@@ -198,6 +196,11 @@ def place_boxes(labels: Sequence[NDArray[Any]] | NDArray[Any]) -> NDArray[np.flo
     for place, boxes in zip(placed, labels, strict=True):
         place[: len(boxes)] = boxes
     return placed
+
+
+def _overall(matches: BoxMatches) -> float:
+    whole = np.ones((1, len(matches.counts)), dtype=np.float32)
+    return float(np.nan_to_num(mean_precisions(matches.precisions(whole))[0, 0]))
 
 
 def box_matches(units: Units) -> BoxMatches:
