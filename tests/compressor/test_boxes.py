@@ -10,10 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from typer import BadParameter
 
 from compressor.boxes import read_boxed, tables_of
+from compressor.cli.device import _check_min_score
 from compressor.data import DataSpec, data_fingerprint, read_splits
 from compressor.errors import DataError
+from targets.answers import BoxAnswers, LabelAnswers
 from targets.answers.boxes import MAX_BOXES
 
 WIDTH, HEIGHT = 40, 20
@@ -218,6 +221,27 @@ def test_other_json_is_refused(path: Path, text: str, what: str) -> None:
     path.write_text(text)
     with pytest.raises(DataError, match=what):
         read_boxed(path)
+
+
+@pytest.mark.parametrize(("option", "name"), [("--label", "kind"), ("--input", "photo")])
+def test_finetuning_names_no_columns_of_boxes(
+    compressor: Callable[..., Any], path: Path, tmp_path: Path, option: str, name: str
+) -> None:
+    path.with_name("test.json").write_text(path.read_text())
+    found = compressor(
+        "finetune", tmp_path / "model", tmp_path, "--task", "object-detection",
+        "--output", tmp_path / "out", "--store", tmp_path / "store", option, name,
+    )  # fmt: skip
+    assert found.code == 3
+    assert "which have no columns" in found.err
+    assert f"given: {name}" in found.err
+
+
+def test_a_least_score_is_for_boxes() -> None:
+    _check_min_score(BoxAnswers(), 0.3)
+    _check_min_score(LabelAnswers(), None)
+    with pytest.raises(BadParameter, match="finds no objects: leave out --min-score"):
+        _check_min_score(LabelAnswers(), 0.3)
 
 
 def test_other_files_are_refused(tmp_path: Path) -> None:
