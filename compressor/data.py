@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
+from compressor.boxes import image_files, read_boxed, tables_of
 from compressor.cells import as_data_error, read_cell
 from compressor.class_names import check_labels, class_indices, label_text, sorted_names
 from compressor.errors import DataError, nearest
@@ -40,10 +41,11 @@ __all__ = [
 Kind: TypeAlias = str
 """Of the inputs: a key of `targets.preprocessing.KINDS`, and the field of its column."""
 
-LabelField = Literal["label", "tags", "mask", "text", "answers"]
+LabelField = Literal["label", "tags", "mask", "text", "answers", "boxes"]
 """Of a `DataSpec`: a label for each input, for each of its words, or for each of its pixels; the
-text itself, where what is answered is how it goes on; or parts of the context of a question. None
-in its place: there are no labels."""
+text itself, where what is answered is how it goes on; or parts of the context of a question. Boxes
+stand in files of their own kind, see `compressor.boxes`, and have no column. None in its place:
+there are no labels."""
 
 LEAST_UNLABELLED = 3
 """Inputs of a split without labels: an order of the others takes two of them."""
@@ -57,7 +59,7 @@ class DataSpec(BaseModel):
 
     train: Path
     """Training file: .csv, .tsv, .json, .jsonl or .parquet. Of images and other files also a
-    folder with one folder a class."""
+    folder with one folder a class. Of images with boxes .json as COCO has it."""
     test: Path
     """Held-out file; every reported accuracy comes from all of it."""
     validation: Path | None = None
@@ -91,6 +93,9 @@ class DataSpec(BaseModel):
     answers: str = Field(default="answers", exclude_if=lambda name: name == "answers")
     """Column with the right answers, as SQuAD has them: an object with the lists ``text`` and
     ``answer_start``, where each begins in the context, in characters."""
+    images: Path | None = Field(default=None, exclude_if=lambda folder: folder is None)
+    """Folder that the images of files as COCO has them are read from; by default that of each
+    file."""
     slices: tuple[str, ...] = ()
     """Columns by whose values the accuracy is broken down, such as the source of a text. The test
     file has to have them; where the validation data lacks one, it has no part in the choice."""
@@ -114,7 +119,8 @@ class Split:
             path or the content of a file.
         labels: (N,) int64 indices into the label names; N arrays, one index a word; or N masks,
             each the path or the content of a file; or of N questions the right answers, each
-            (start, end) in characters of the context. Where the data has none, (N, 0); or
+            (start, end) in characters of the context; or N tables of boxes, see
+            `targets.average_precision`, in shares of the image. Where the data has none, (N, 0); or
             (N, size), what the untouched model answers.
         slices: Column -> its N values as text.
     """
@@ -173,6 +179,10 @@ def _hash(path: Path, spec: DataSpec, kind: Kind, labels: LabelField | None) -> 
             hashes = (hash_file(Path(each)) for each in pair if isinstance(each, str))
             digest.update(f"{' '.join(hashes)}\n".encode())
         return digest.hexdigest()
+    if labels == "boxes":
+        for each in image_files(path, spec.images):
+            digest.update(f"{hash_file(each)}\n".encode())
+        return digest.hexdigest()
     rows = _read_rows(path, spec, kind)
     for value, (label,) in zip(rows.inputs, rows.labels, strict=True):
         if isinstance(value, str):
@@ -210,7 +220,7 @@ def data_fingerprint(
     parts = [f"{name} {value}" for name, value in sorted(hashes.items())]
     set_apart = None if spec.validation is not None else (seed, VALIDATION_FRACTION)
     columns: tuple[str | None, ...]
-    columns = (_input_column(spec, kind, labels), None if labels is None else getattr(spec, labels))
+    columns = (_input_column(spec, kind, labels), labels and getattr(spec, labels, labels))
     if labels == "answers":
         columns = (*columns, spec.context)
     parts.append(repr((*columns, spec.max_length, set_apart)))
@@ -248,6 +258,8 @@ def read_splits(
         return _set_validation_apart(_read_all_unlabelled(spec, kind), (), seed)
     if labels == "mask":
         return _set_validation_apart(*_read_all_masked(spec, label_names), seed)
+    if labels == "boxes":
+        return _set_validation_apart(*_read_all_boxed(spec, label_names), seed)
     if labels == "answers":
         return _set_validation_apart(_read_all_questions(spec), ENDS, seed)
     if labels == "text":
@@ -332,6 +344,24 @@ def _read_all_questions(spec: DataSpec) -> dict[str, Split]:
     }
     _check_slices(spec, splits["test"].slices)
     return splits
+
+
+def _read_all_boxed(
+    spec: DataSpec, label_names: Sequence[str] | None
+) -> tuple[dict[str, Split], Sequence[str]]:
+    """Splits of images with boxes, and the names of the classes."""
+    found = {name: read_boxed(path, spec.images, spec.slices) for name, path in spec.files.items()}
+    _check_slices(spec, found["test"].slices, found["test"].fields)
+    names = found["train"].names if label_names is None else label_names
+    splits = {
+        name: Split(
+            each.images,
+            tables_of(each, names, spec.files[name]),
+            _sliced(spec, each.slices),
+        )
+        for name, each in found.items()
+    }
+    return splits, names
 
 
 def _read_all_masked(
@@ -524,10 +554,14 @@ def _is_input(path: Path, preprocessing: type[Preprocessing]) -> bool:
     return is_file or (preprocessing.folders and path.is_dir())
 
 
-def _check_slices(spec: DataSpec, found: Collection[str]) -> None:
+def _check_slices(
+    spec: DataSpec, found: Collection[str], names: Sequence[str] | None = None
+) -> None:
+    """Refuse columns that the test file lacks; ``names`` are all it has, where that is known."""
     missing = [name for name in spec.slices if name not in found]
     if missing:
-        names = () if spec.test.is_dir() else read_columns(spec.test, ()).names
+        if names is None:
+            names = () if spec.test.is_dir() else read_columns(spec.test, ()).names
         guess = nearest(missing[0], names)
         raise DataError(
             f"the column {missing[0]!r} of data.slices is missing",

@@ -115,6 +115,7 @@ def new_classifier(
     found = get_task(task)
     if not found.fresh_head:
         return found.load_checkpoint(folder, max_length=max_length)
+    found.check_network(folder)
     with seeded(seed), quiet():
         encoder, config = _load_encoder(folder)
         config.architectures = []  # the usual class of its kind, not one with a second head

@@ -15,6 +15,7 @@ from targets.answers.base import (
     most_probable,
     softmax,
 )
+from targets.answers.boxes import BoxAnswers, BoxesPrediction, DetectedBox
 from targets.answers.embeddings import EmbeddingAnswers, EmbeddingPrediction
 from targets.answers.labels import LabelAnswers, Prediction
 from targets.answers.next_token import NextTokenAnswers, ScoredText
@@ -27,7 +28,10 @@ __all__ = [
     "Answers",
     "AnyAnswers",
     "BasePrediction",
+    "BoxAnswers",
+    "BoxesPrediction",
     "ClassMapPrediction",
+    "DetectedBox",
     "EmbeddingAnswers",
     "EmbeddingPrediction",
     "LabelAnswers",
@@ -52,7 +56,8 @@ AnyAnswers = Annotated[
     | PixelLabelAnswers
     | NextTokenAnswers
     | EmbeddingAnswers
-    | SpanAnswers,
+    | SpanAnswers
+    | BoxAnswers,
     Field(discriminator="kind"),
 ]
 """What a manifest may hold. A new kind is a file in this package and a name here."""
