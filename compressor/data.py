@@ -40,10 +40,10 @@ __all__ = [
 Kind: TypeAlias = str
 """Of the inputs: a key of `targets.preprocessing.KINDS`, and the field of its column."""
 
-LabelField = Literal["label", "tags", "mask", "text", "answers"]
+LabelField = Literal["label", "tags", "mask", "text", "answers", "target"]
 """Of a `DataSpec`: a label for each input, for each of its words, or for each of its pixels; the
-text itself, where what is answered is how it goes on; or parts of the context of a question. None
-in its place: there are no labels."""
+text itself, where what is answered is how it goes on; parts of the context of a question; or a text
+that is to be written. None in its place: there are no labels."""
 
 LEAST_UNLABELLED = 3
 """Inputs of a split without labels: an order of the others takes two of them."""
@@ -91,6 +91,9 @@ class DataSpec(BaseModel):
     answers: str = Field(default="answers", exclude_if=lambda name: name == "answers")
     """Column with the right answers, as SQuAD has them: an object with the lists ``text`` and
     ``answer_start``, where each begins in the context, in characters."""
+    target: str = Field(default="target", exclude_if=lambda name: name == "target")
+    """Column with the text that the model is to write: what is said in a recording, or the
+    translation or summary of a text."""
     slices: tuple[str, ...] = ()
     """Columns by whose values the accuracy is broken down, such as the source of a text. The test
     file has to have them; where the validation data lacks one, it has no part in the choice."""
@@ -114,7 +117,8 @@ class Split:
             path or the content of a file.
         labels: (N,) int64 indices into the label names; N arrays, one index a word; or N masks,
             each the path or the content of a file; or of N questions the right answers, each
-            (start, end) in characters of the context. Where the data has none, (N, 0); or
+            (start, end) in characters of the context; or N texts to write. Where the data has none,
+            (N, 0); or
             (N, size), what the untouched model answers.
         slices: Column -> its N values as text.
     """
@@ -173,7 +177,7 @@ def _hash(path: Path, spec: DataSpec, kind: Kind, labels: LabelField | None) -> 
             hashes = (hash_file(Path(each)) for each in pair if isinstance(each, str))
             digest.update(f"{' '.join(hashes)}\n".encode())
         return digest.hexdigest()
-    rows = _read_rows(path, spec, kind)
+    rows = (_read_written if labels == "target" else _read_rows)(path, spec, kind)
     for value, (label,) in zip(rows.inputs, rows.labels, strict=True):
         if isinstance(value, str):
             digest.update(f"{label}\n{_hash_input(Path(value))}\n".encode())
@@ -250,6 +254,8 @@ def read_splits(
         return _set_validation_apart(*_read_all_masked(spec, label_names), seed)
     if labels == "answers":
         return _set_validation_apart(_read_all_questions(spec), ENDS, seed)
+    if labels == "target":
+        return _set_validation_apart(_read_all_written(spec, kind), (), seed)
     if labels == "text":
         return _set_validation_apart(_read_all_unlabelled(spec, kind, least=1), (), seed)
     tagged = labels == "tags"
@@ -320,6 +326,37 @@ def _read_unlabelled(path: Path, spec: DataSpec, kind: Kind) -> Split:
             )
         inputs.append(found)
     return Split(tuple(inputs), np.empty((len(inputs), 0), np.float32), _sliced(spec, values))
+
+
+def _read_all_written(spec: DataSpec, kind: Kind) -> dict[str, Split]:
+    """Splits of inputs with the texts that are to be written."""
+    found = {name: _read_written(path, spec, kind) for name, path in spec.files.items()}
+    _check_slices(spec, found["test"].slices)
+    return {
+        name: Split(each.inputs, tuple(each.all_labels), each.slices)
+        for name, each in found.items()
+    }
+
+
+def _read_written(path: Path, spec: DataSpec, kind: Kind) -> _Rows:
+    source = _input_column(spec, kind)
+    if path.is_dir():
+        raise _no_table(path, kind, f"the columns {source} and {spec.target}")
+    values = require_columns(path, {kind: source, "target": spec.target}, spec.slices)
+    inputs, texts = [], []
+    for row, (cell, text) in enumerate(zip(values[source], values[spec.target], strict=True), 1):
+        where = f"{path}, row {row}"
+        found = read_cell(cell, kind, path.parent, where)
+        if found is None or not isinstance(text, str) or not text.strip():
+            raise DataError(
+                f"a row has no {kind} or no text to write",
+                where=where,
+                given=f"{source}={cell!r:.100}, {spec.target}={text!r:.100}",
+                fix=f"remove the row, or write {KINDS[kind].wanted} and a text",
+            )
+        inputs.append(found)
+        texts.append((text,))
+    return _Rows(tuple(inputs), texts, _sliced(spec, values))
 
 
 def _read_all_questions(spec: DataSpec) -> dict[str, Split]:

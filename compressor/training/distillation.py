@@ -328,7 +328,9 @@ def _taught(
         vocabulary_table(student, teacher),
         get_task(student.task).answers.rows_at_once,
     )
-    if noise.copies is not None and settings.cache_mib:
+    # Of a model with a decoder there are too many: every token of the vocabulary at each token.
+    reads_context = bool(get_task(student.task).signature(student).context)
+    if noise.copies is not None and settings.cache_mib and not reads_context:
         variants = noise.variants(train)
         progress(0.0, f"the teacher labels {len(variants)} rows")
         taught.remember(

@@ -8,6 +8,7 @@ from pydantic import Field
 
 from targets.answers.base import (
     IGNORED,
+    Answering,
     Answers,
     BasePrediction,
     Units,
@@ -21,9 +22,16 @@ from targets.answers.next_token import NextTokenAnswers, ScoredText
 from targets.answers.pixel_labels import ClassMapPrediction, PixelLabelAnswers
 from targets.answers.spans import SpanAnswers, SpanPrediction
 from targets.answers.token_labels import LabelledWord, TokenLabelAnswers, WordsPrediction
+from targets.answers.written import (
+    TranscriptAnswers,
+    TranslationAnswers,
+    WrittenAnswers,
+    WrittenText,
+)
 
 __all__ = [
     "IGNORED",
+    "Answering",
     "Answers",
     "AnyAnswers",
     "BasePrediction",
@@ -39,8 +47,12 @@ __all__ = [
     "SpanAnswers",
     "SpanPrediction",
     "TokenLabelAnswers",
+    "TranscriptAnswers",
+    "TranslationAnswers",
     "Units",
     "WordsPrediction",
+    "WrittenAnswers",
+    "WrittenText",
     "classes_of",
     "most_probable",
     "softmax",
@@ -52,7 +64,9 @@ AnyAnswers = Annotated[
     | PixelLabelAnswers
     | NextTokenAnswers
     | EmbeddingAnswers
-    | SpanAnswers,
+    | SpanAnswers
+    | TranscriptAnswers
+    | TranslationAnswers,
     Field(discriminator="kind"),
 ]
 """What a manifest may hold. A new kind is a file in this package and a name here."""
