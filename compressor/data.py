@@ -343,7 +343,8 @@ def _read_written(path: Path, spec: DataSpec, kind: Kind) -> _Rows:
     if path.is_dir():
         raise _no_table(path, kind, f"the columns {source} and {spec.target}")
     values = require_columns(path, {kind: source, "target": spec.target}, spec.slices)
-    inputs, texts = [], []
+    inputs: list[Any] = []
+    texts: list[tuple[str, ...]] = []
     for row, (cell, text) in enumerate(zip(values[source], values[spec.target], strict=True), 1):
         where = f"{path}, row {row}"
         found = read_cell(cell, kind, path.parent, where)

@@ -86,6 +86,13 @@ class Distill(Pass, DistillSettings):
         self.check_labels(architecture.num_labels)
         if not architecture.layers and self.num_layers is None and self.layers is None:
             return architecture
+        if architecture.writes and (self.num_layers is not None or self.layers is not None):
+            raise PassError(
+                "the model has an encoder and a decoder, and either has layers",
+                where=f"{self.name}.{'layers' if self.num_layers is None else 'num_layers'}",
+                given=architecture.describe(),
+                fix="put the pass drop_layers before this one, with its stack",
+            )
         keep = self._kept_layers(len(architecture.layers))
         return replace(architecture, layers=tuple(architecture.layers[layer] for layer in keep))
 

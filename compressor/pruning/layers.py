@@ -16,6 +16,7 @@ __all__ = [
     "check_layers",
     "first_layers",
     "layer_map",
+    "pair_layers",
     "require_layers",
     "select_layers",
     "spread_layers",
@@ -73,6 +74,18 @@ def layer_map(num_student: int, num_teacher: int) -> tuple[tuple[int, int], ...]
         return tuple(enumerate(spread_layers(num_student, num_teacher)))
     spread = spread_layers(num_teacher, num_student)
     return tuple((student, teacher) for teacher, student in enumerate(spread))
+
+
+def pair_layers(student: nn.Module, teacher: nn.Module) -> tuple[tuple[int, int], ...]:
+    """The pairs of :func:`layer_map`, those of an encoder and those of a decoder after it apart."""
+    from targets.encoder import layer_stacks
+
+    pairs: list[tuple[int, int]] = []
+    ours = theirs = 0
+    for own, other in zip(layer_stacks(student), layer_stacks(teacher), strict=False):
+        pairs += [(ours + here, theirs + there) for here, there in layer_map(len(own), len(other))]
+        ours, theirs = ours + len(own), theirs + len(other)
+    return tuple(pairs)
 
 
 def select_layers(module: nn.Module, keep: Sequence[int]) -> nn.Module:

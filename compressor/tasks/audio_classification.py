@@ -138,8 +138,7 @@ class AudioClassification(Classification):
 
     def collate(self, model: Model, rows: Sequence[Row]) -> Arrays:
         """See the base class."""
-        is_torch = isinstance(model, TorchModel)
-        signature = self.signature(model) if is_torch else model.signature
+        signature = self.signature(model) if isinstance(model, TorchModel) else model.signature
         feeds: Arrays = model.processor.feeds({SAMPLES: [row[SAMPLES] for row in rows]}, signature)
         return feeds
 

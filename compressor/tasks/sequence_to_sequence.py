@@ -19,7 +19,7 @@ from compressor.tasks.generation_config import (
     write_writing,
 )
 from compressor.tasks.text_classification import TextClassification
-from targets.answers import IGNORED, Units, WrittenAnswers
+from targets.answers import IGNORED, TranscriptAnswers, TranslationAnswers, Units
 from targets.answers.written import as_codes
 from targets.preprocessing import AnyPreprocessing
 from targets.preprocessing.base import DECODER_IDS
@@ -64,7 +64,7 @@ class SequenceToSequence(Task):
 
     source: ClassVar[Task]
     """Reads the inputs."""
-    answers: ClassVar[WrittenAnswers]
+    answers: ClassVar[TranscriptAnswers | TranslationAnswers]
     label_field: ClassVar[LabelField] = "target"
     fresh_head: ClassVar[bool] = False
 
@@ -95,7 +95,7 @@ class SequenceToSequence(Task):
         files = (*self.source.processor_files(folder), *_TEXTS.processor_files(folder))
         return [*dict.fromkeys(files), folder / GENERATION]
 
-    def answers_with(self, processor: Processor) -> WrittenAnswers:
+    def answers_with(self, processor: Processor) -> TranscriptAnswers | TranslationAnswers:
         """See the base class."""
         writing = processor.writing
         return self.answers.model_copy(

@@ -15,7 +15,7 @@ from compressor.data import Splits
 from compressor.distributed import check_batch, together
 from compressor.errors import PassError
 from compressor.model import TorchModel
-from compressor.pruning.layers import layer_map as derive_layer_map
+from compressor.pruning.layers import pair_layers
 from compressor.tasks import Task, get_task
 from compressor.tasks.base import LABELS
 from compressor.training.augmentation import Noise
@@ -266,7 +266,7 @@ def _pairs(
     asked = {"hidden_weight", "relation_weight"} & settings.model_fields_set or layer_map
     if not asked and not (ours and theirs):
         return ()  # a network without layers of that kind learns from the logits
-    pairs = derive_layer_map(len(ours), len(theirs)) if layer_map is None else layer_map
+    pairs = pair_layers(student.module, teacher.module) if layer_map is None else layer_map
     wrong = [
         pair for pair in pairs if not (0 <= pair[0] < len(ours) and 0 <= pair[1] < len(theirs))
     ]

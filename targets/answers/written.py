@@ -189,7 +189,7 @@ class TranscriptAnswers(WrittenAnswers):
     def values(self, units: Units) -> NDArray[Any]:
         """See the base class: 1 minus the word error rate of each recording."""
         errors, words = self.errors(units).T
-        return 1 - errors / np.maximum(words, 1)
+        return np.asarray(1 - errors / np.maximum(words, 1))
 
     def mean(self, units: Units) -> float:
         """See the base class: of all words."""
