@@ -35,6 +35,8 @@ class Writing(BaseModel):
     threads: int
     prompt_tokens: int
     """Length of what is read, in the unit of the inputs, such as tokens."""
+    unit: str = Field(default="tokens", exclude_if=lambda unit: unit == "tokens")
+    """Of that length."""
     num_tokens: int = Field(ge=2)
     """Written, the one that comes with the reading included."""
     rounds: tuple[Round, ...] = Field(min_length=1)
@@ -162,6 +164,7 @@ def measure_writing(
         name: Writing(
             threads=threads,
             prompt_tokens=prompt_tokens,
+            unit=bundles[name].manifest.preprocessing.unit or "tokens",
             num_tokens=num_tokens,
             rounds=tuple(found),
         )

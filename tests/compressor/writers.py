@@ -32,9 +32,6 @@ from compressor.tasks.feature_extractor import write_extractor
 from compressor.tasks.sequence_to_sequence import Processor
 from targets.preprocessing import AudioPreprocessing
 from targets.preprocessing.audio import LogMel
-from targets.preprocessing.base import DECODER_IDS as DECODED
-
-__all__ = ["DECODED", "END", "FAMILIES", "make_splits", "make_writer", "write_writer"]
 
 SPEECH, TRANSLATION = "automatic-speech-recognition", "translation"
 WORDS = tuple(f"w{number}" for number in range(20))

@@ -75,7 +75,15 @@ def test_long_recordings_count_more_than_short_ones() -> None:
 
 
 def test_capitals_and_punctuation_do_not_count() -> None:
-    assert words_of("Don't hang up -- it's 3-D, OK?") == ["dont", "hang", "up", "its", "3", "d", "ok"]
+    assert words_of("Don't hang up -- it's 3-D, OK?") == [
+        "dont",
+        "hang",
+        "up",
+        "its",
+        "3",
+        "d",
+        "ok",
+    ]
     assert words_of("Don\u2019t") == ["dont"]
     assert word_errors(words_of(" Good-bye."), words_of("good bye")) == (0, 2)
     answers = TranscriptAnswers()
