@@ -18,9 +18,10 @@ from compressor.passes.export import Export
 from compressor.tasks import get_task
 from targets.bundle import SCHEMA_VERSION, Bundle, Manifest
 from targets.errors import InputError, TargetError
+from targets.preprocessing.base import DECODER_IDS
 from targets.registry import get, open_session
 from targets.signature import Arrays
-from tests.compressor.writers import DECODED, END, FAMILIES, make_splits, make_writer
+from tests.compressor.writers import END, FAMILIES, make_splits, make_writer
 
 TARGETS = ("onnxruntime", "openvino", "pytorch")
 
@@ -86,7 +87,7 @@ def test_what_is_written_is_what_transformers_writes(model: TorchModel, bundle: 
     feeds, writing = feeds_of(model), model.processor.writing
     module: Any = model.module
     given = {name: torch.from_numpy(each) for name, each in feeds.items()}
-    start = given.pop(DECODED)
+    start = given.pop(DECODER_IDS)
     module.generation_config.update(forced_bos_token_id=None, bos_token_id=None)
     expected = GenerationMixin.generate(
         module,
@@ -114,23 +115,23 @@ def test_a_run_begins_anew_and_extend_goes_on(model: TorchModel, bundle: Bundle)
     feeds = feeds_of(model)
     ids = np.array([[1, 4, 8, 9, 12], [1, 4, 5, 20, 6], [1, 4, 7, 7, 11]])
     with torch.inference_mode():
-        given = {name: torch.from_numpy(each) for name, each in {**feeds, DECODED: ids}.items()}
+        given = {name: torch.from_numpy(each) for name, each in {**feeds, DECODER_IDS: ids}.items()}
         expected = model.module(**given).logits.numpy()
     session = open_session(bundle, threads=1)
     for _ in range(2):
-        found = [session.run({**feeds, DECODED: ids[:, :2]})["logits"]]
-        found += [session.extend({DECODED: ids[:, i : i + 1]})["logits"] for i in (2, 3)]
-        found.append(session.extend({DECODED: ids[:, 4:]})["logits"])
+        found = [session.run({**feeds, DECODER_IDS: ids[:, :2]})["logits"]]
+        found += [session.extend({DECODER_IDS: ids[:, i : i + 1]})["logits"] for i in (2, 3)]
+        found.append(session.extend({DECODER_IDS: ids[:, 4:]})["logits"])
         np.testing.assert_allclose(np.concatenate(found, axis=1), expected, atol=2e-4)
     one = {name: each[1:2] for name, each in feeds.items()}
     np.testing.assert_allclose(
-        session.run({**one, DECODED: ids[1:2]})["logits"], expected[1:2], atol=2e-4
+        session.run({**one, DECODER_IDS: ids[1:2]})["logits"], expected[1:2], atol=2e-4
     )
     with pytest.raises(InputError, match="unknown input"):
-        session.extend({**one, DECODED: ids[1:2]})
+        session.extend({**one, DECODER_IDS: ids[1:2]})
     session.close()
     with pytest.raises(TargetError, match="the session is closed"):
-        session.extend({DECODED: ids[1:2]})
+        session.extend({DECODER_IDS: ids[1:2]})
 
 
 def test_the_encoder_has_the_keys_and_values_of_the_cross_attention(

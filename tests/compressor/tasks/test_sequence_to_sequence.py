@@ -24,8 +24,8 @@ from compressor.pruning.slicing import Kept, keep_units
 from compressor.tasks import get_task, infer_task
 from targets.answers import IGNORED, TranscriptAnswers
 from targets.answers.written import as_codes
+from targets.preprocessing.base import DECODER_IDS
 from tests.compressor.writers import (
-    DECODED,
     END,
     QUIET,
     SPEECH,
@@ -48,23 +48,23 @@ def test_rows_are_the_tokens_up_to_each_that_is_to_be_written(whisper: TorchMode
     task, split = get_task(SPEECH), make_split(SPEECH, 3, 1)
     [row, *_] = task.encode_labelled(whisper, split)
     words = [5 + int(word[1:]) for word in split.labels[0].split()]
-    assert row[DECODED] == [START, QUIET, *words]
+    assert row[DECODER_IDS] == [START, QUIET, *words]
     assert row["labels"] == [IGNORED, *words, END]
     [plain, *_] = task.encode(whisper, split.inputs)
-    assert plain[DECODED] == [START, QUIET]
+    assert plain[DECODER_IDS] == [START, QUIET]
 
 
 def test_a_text_is_cut_where_the_decoder_ends(whisper: TorchModel) -> None:
     split = replace(make_split(SPEECH, 1, 1), labels=(" ".join(["w1"] * 50),))
     [row] = get_task(SPEECH).encode_labelled(whisper, split)
     longest = whisper.processor.writing.longest
-    assert len(row["labels"]) == len(row[DECODED]) == longest + 1
+    assert len(row["labels"]) == len(row[DECODER_IDS]) == longest + 1
 
 
 def test_what_is_to_be_answered_is_not_given(whisper: TorchModel) -> None:
     task = get_task(SPEECH)
     rows = task.encode_labelled(whisper, make_split(SPEECH, 2, 1))
-    assert task.collate_unanswered(whisper, rows)[DECODED].tolist() == [[START, QUIET]] * 2
+    assert task.collate_unanswered(whisper, rows)[DECODER_IDS].tolist() == [[START, QUIET]] * 2
 
 
 def test_padding_has_no_part_in_the_loss(whisper: TorchModel) -> None:
