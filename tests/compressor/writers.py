@@ -8,7 +8,7 @@ import random
 import wave
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -200,11 +200,11 @@ def make_splits(task: str) -> Splits:
     return Splits(make_split(task, 48, 1), make_split(task, 12, 100), make_split(task, 12, 200), ())
 
 
-def write_writer(folder: Path, family: str = "whisper", *, module: Any = None) -> None:
+def write_writer(folder: Path, family: str = "whisper") -> None:
     """A checkpoint as a user has it, and data to compress it with."""
     model = make_writer(family)
     target = folder / "model"
-    (model.module if module is None else module).save_pretrained(target)
+    cast("Any", model.module).save_pretrained(target)
     model.processor.tokenizer.save_pretrained(target)
     text = json.dumps(settings_of(family))
     (target / "generation_config.json").write_text(text, encoding="utf-8")
