@@ -12,7 +12,7 @@ TEXTS = """; Core sounds
 hello: Hello there.
 again: hello, there!
 beep: [this is a beep]
-vm/bye:  Good-bye  
+vm/bye:  Good-bye
 unrecorded: Nobody read this.
 empty: ...
 """
