@@ -10,6 +10,7 @@ from pydantic_core import PydanticCustomError
 from compressor.metrics import ENTITY_METRICS, METRICS
 from compressor.similarity import SIMILARITY_METRICS
 from targets.answers.spans import SPAN_METRICS
+from targets.answers.written import WRITTEN_METRICS
 
 __all__ = ["Budget", "DeviceLimits", "Limits"]
 
@@ -34,10 +35,12 @@ Metric = Literal[
     "recall_at_10",
     "f1",
     "exact_match",
+    "word_accuracy",
+    "chrf",
 ]
 
 assert set(Metric.__args__) == {  # type: ignore[attr-defined]
-    *METRICS, *ENTITY_METRICS, *SIMILARITY_METRICS, *SPAN_METRICS
+    *METRICS, *ENTITY_METRICS, *SIMILARITY_METRICS, *SPAN_METRICS, *WRITTEN_METRICS
 }  # fmt: skip
 
 

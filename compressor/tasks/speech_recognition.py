@@ -12,6 +12,7 @@ from compressor.tasks.audio_classification import AudioClassification
 from compressor.tasks.base import Task
 from compressor.tasks.sequence_to_sequence import SequenceToSequence
 from targets.answers import TranscriptAnswers, Units
+from targets.answers.written import WRITTEN_METRICS
 from targets.preprocessing import AudioPreprocessing, Preprocessing
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ class SpeechRecognition(SequenceToSequence):
         (wrong, words), (now, _) = (self.answers.errors(each).T for each in (reference, candidate))
         same = self.answers.given(reference) == self.answers.given(candidate)
         return compare_means(
-            {"word_accuracy": (words - wrong, words - now)},
+            {WRITTEN_METRICS[0]: (words - wrong, words - now)},
             weights=words,
             agreement=float(same.mean()),
             rows=candidate.rows,

@@ -9,6 +9,7 @@ from compressor.tasks.base import Task
 from compressor.tasks.sequence_to_sequence import SequenceToSequence
 from compressor.tasks.text_classification import TextClassification
 from targets.answers import TranslationAnswers, Units
+from targets.answers.written import WRITTEN_METRICS
 from targets.preprocessing import Preprocessing, TextPreprocessing
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ class Translation(SequenceToSequence):
         before, after = (self.answers.values(each) for each in (reference, candidate))
         same = self.answers.given(reference) == self.answers.given(candidate)
         return compare_means(
-            {"chrf": (before, after)},
+            {WRITTEN_METRICS[1]: (before, after)},
             agreement=float(same.mean()),
             rows=candidate.rows,
             slices=slices,

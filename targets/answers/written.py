@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from targets.signature import Arrays
 
 __all__ = [
+    "WRITTEN_METRICS",
     "TranscriptAnswers",
     "TranslationAnswers",
     "WrittenAnswers",
@@ -45,6 +46,8 @@ __all__ = [
     "words_of",
 ]
 
+WRITTEN_METRICS = ("word_accuracy", "chrf")
+"""What reports call what is lost of transcripts and of translations."""
 _ORDER = 6
 """Longest runs of characters that :func:`chrf` counts."""
 _HASH_BYTES = 7  # what fits into 64 bits without a sign

@@ -36,12 +36,13 @@ variants:
 targets: {targets}
 budget: {{max_accuracy_drop: 100, require: any}}
 bundle: {{evaluation_data: true}}
-benchmark: {{rounds: 2, min_round_s: 0.001, pause_s: 0, batch_sizes: [1]}}
+benchmark:
+  {{rounds: 2, min_round_s: 0.001, pause_s: 0, batch_sizes: [1], sequence_length: {length}}}
 output: out
 """
 FAMILIES = {
-    "whisper": (SPEECH, "[onnxruntime, openvino, pytorch, tensorrt_rtx]", "word accuracy"),
-    "bart": (TRANSLATION, "[onnxruntime, openvino]", "chrF"),
+    "whisper": (SPEECH, "[onnxruntime, openvino, pytorch, tensorrt_rtx]", "word accuracy", 8000),
+    "bart": (TRANSLATION, "[onnxruntime, openvino]", "chrF", 16),
 }
 
 
@@ -58,8 +59,9 @@ def home(
 ) -> Path:
     folder = tmp_path_factory.mktemp(family)
     write_writer(folder, family)
-    task, names, _ = FAMILIES[family]
-    (folder / "recipe.yaml").write_text(RECIPE.format(task=task, targets=names))
+    task, names, _, length = FAMILIES[family]
+    recipe = RECIPE.format(task=task, targets=names, length=length)
+    (folder / "recipe.yaml").write_text(recipe)
     outcome = compressor("run", folder / "recipe.yaml", "--store", folder / "store")
     assert outcome.code == 0, outcome.err + outcome.out
     return folder
@@ -124,9 +126,10 @@ def _cut(line: str) -> tuple[str, str, str]:
     return line.partition(":")
 
 
-def test_writing_is_timed(home: Path, compressor: Callable[..., Outcome]) -> None:
+def test_writing_is_timed(home: Path, family: str, compressor: Callable[..., Outcome]) -> None:
     bundle = bundles(home)[0]
-    outcome = compressor("bench", bundle, "--write", 3, "--rounds", 2, "--batch-size", 1)
+    length = ("--sequence-length", FAMILIES[family][3])
+    outcome = compressor("bench", bundle, "--write", 3, "--rounds", 2, "--batch-size", 1, *length)
     assert outcome.code == 0, outcome.err
     assert "first token after" in outcome.out
     longest = Bundle.open(bundle).manifest.answers.longest  # type: ignore[union-attr]
