@@ -190,6 +190,11 @@ class Architecture:
         return bool(self.vocabulary_size) and not self.is_decoder and not self.writes
 
     @property
+    def has_labels(self) -> bool:
+        """Whether data says what is right: a class, or the tokens of a text."""
+        return bool(self.num_labels) or self.is_decoder or self.writes
+
+    @property
     def num_parameters(self) -> int:
         """Number of weights with a head.
 

@@ -131,7 +131,7 @@ class Prune(Pass):
             check_batch(self.recovery.batch_size)
             self.recovery.check_compared(len(architecture.layers))
             self.recovery.check_unlabeled()
-            self.recovery.check_labels(architecture.num_labels)
+            self.recovery.check_labels(has_labels=architecture.has_labels)
         if not architecture.layers:
             left = (1 - self._channel_ratio()) ** 2
             weights = round((architecture.num_other_parameters or 0) * left)

@@ -78,7 +78,7 @@ def distill(
     check_batch(settings.batch_size)
     _check_classes(student, teacher)
     _check_inputs(student, teacher)
-    settings.check_labels(len(student.labels))
+    settings.check_labels(has_labels=get_task(student.task).label_field is not None)
     train = partial(
         _train,
         student.clone(),
