@@ -13,19 +13,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
+import onnx
 import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
 from compressor.errors import PassError
-from compressor.onnx_io import SINGLE_FILE_LIMIT_BYTES, save_model
+from compressor.onnx_io import DATA_SUFFIX, SINGLE_FILE_LIMIT_BYTES, save_model
 from compressor.simplify import simplify
 from compressor.tasks import Task, get_task
 from targets.preprocessing.text import IDS, MASK
 from targets.signature import PAST, TOTAL, Signature, TensorSpec
 
 if TYPE_CHECKING:
-    import onnx
     from torch.onnx import ONNXProgram
 
     from compressor.model import TorchModel
@@ -156,8 +156,21 @@ def export_onnx(
     Raises:
         PassError: torch's exporter refused the model.
     """
-    proto, form = to_onnx(model, signature, opset=opset)
-    save_model(proto, path, single_file_limit_bytes=single_file_limit_bytes)
+    import onnx_ir
+
+    exported, form = _exported(model, signature, opset)
+    size_bytes = sum(each.const_value.nbytes for each in exported.graph.initializers.values())
+    if size_bytes <= single_file_limit_bytes:
+        save_model(_serialized(exported), path, single_file_limit_bytes=single_file_limit_bytes)
+        return form
+    path.parent.mkdir(parents=True, exist_ok=True)
+    data = path.with_name(path.name + DATA_SUFFIX)
+    data.unlink(missing_ok=True)
+    # Tensor by tensor, from torch's memory.
+    onnx_ir.save(exported, path, external_data=data.name, max_workers=1)
+    graph = onnx.load(path, load_external_data=False)
+    del graph.graph.value_info[:]
+    path.write_bytes(graph.SerializeToString())
     return form
 
 
@@ -165,8 +178,20 @@ def to_onnx(
     model: TorchModel, signature: Signature, *, opset: int = OPSET
 ) -> tuple[onnx.ModelProto, InputForm]:
     """Like :func:`export_onnx`, in memory."""
+    exported, form = _exported(model, signature, opset)
+    return _serialized(exported), form
+
+
+def _serialized(exported: Any) -> onnx.ModelProto:
     import onnx_ir
 
+    proto = onnx_ir.serde.serialize_model(exported)
+    del proto.graph.value_info[:]  # repeats the shapes of the weights
+    return proto
+
+
+def _exported(model: TorchModel, signature: Signature, opset: int) -> tuple[Any, InputForm]:
+    """The model in the exporter's own form, whose weights are torch's."""
     if len(signature.outputs) != 1:
         raise PassError(
             "only models with one output can be exported",
@@ -194,9 +219,7 @@ def to_onnx(
             example = _with_past(example, signature)
         exported = _run_exporter(_Exportable(network, form, signature), example, signature, opset)
         simplify(exported, root=_ROOT, shapes={spec.name: spec.shape for spec in specs})
-        proto = onnx_ir.serde.serialize_model(exported)
-        del proto.graph.value_info[:]  # repeats the shapes of the weights
-        return proto, form
+        return exported, form
     except Exception as error:  # the exporter and the model may raise anything
         raise PassError(
             "the model cannot be exported to ONNX",

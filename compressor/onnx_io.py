@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import os
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -13,7 +14,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import numpy_helper
-from onnx.external_data_helper import uses_external_data
+from onnx.external_data_helper import ExternalDataInfo, uses_external_data
 
 from compressor.errors import CheckpointError
 from targets.scratch import ScratchFolder
@@ -25,6 +26,7 @@ __all__ = [
     "infer_shapes",
     "load_model",
     "node_types",
+    "open_model",
     "prune_unused",
     "save_model",
     "set_opset",
@@ -38,6 +40,9 @@ DATA_SUFFIX = ".data"
 SINGLE_FILE_LIMIT_BYTES = 1_800_000_000
 """Protobuf refuses messages of 2 GiB; this leaves room for the graph and for rewriting it."""
 
+_SMALLEST_OUTSIDE = 1024  # bytes; smaller tensors, such as the shapes of others, stay in the graph
+_ALIGNMENT = 4096  # where tensors begin in a file of weights, so that it can be mapped
+
 
 def load_model(path: Path) -> onnx.ModelProto:
     """Load a model with its external weights.
@@ -45,8 +50,30 @@ def load_model(path: Path) -> onnx.ModelProto:
     Raises:
         CheckpointError: The file is absent or is no ONNX model.
     """
+    return _read(path, external=True)
+
+
+def open_model(path: Path) -> onnx.ModelProto:
+    """Load a model whose external weights stay where they are; `Graph.weight` reads them.
+
+    They are not in memory but where one is looked at: a model may be larger than that. Copies of
+    the model share them, and `save_model` copies them from file to file. The file has to stay.
+
+    Raises:
+        CheckpointError: The file is absent or is no ONNX model.
+    """
+    model = _read(path, external=False)
+    for tensor in model.graph.initializer:
+        if uses_external_data(tensor):
+            found = ExternalDataInfo(tensor)
+            place = path.parent.resolve() / found.location
+            _refer(tensor, str(place), found.offset or 0, found.length)
+    return model
+
+
+def _read(path: Path, *, external: bool) -> onnx.ModelProto:
     try:
-        return onnx.load(path)
+        return onnx.load(path, load_external_data=external)
     except Exception as error:  # protobuf's DecodeError has no public, stable home
         raise CheckpointError(
             "this is not an ONNX model that can be read",
@@ -68,22 +95,95 @@ def save_model(
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     data = path.with_name(path.name + DATA_SUFFIX)
-    data.unlink(missing_ok=True)  # onnx appends to a file that is there
     if weights_size_bytes(model) <= single_file_limit_bytes:
-        onnx.save(model, path)
+        whole = model
+        if any(map(uses_external_data, model.graph.initializer)):
+            whole = copy_model(model)
+            for tensor in whole.graph.initializer:
+                if uses_external_data(tensor):
+                    tensor.CopyFrom(numpy_helper.from_array(_value(tensor), tensor.name))
+        path.write_bytes(whole.SerializeToString())
+        data.unlink(missing_ok=True)
         return
-    # Saving moves the weights of the object that is passed out of it: put them back afterwards.
-    onnx.save(model, path, save_as_external_data=True, location=data.name, size_threshold=1024)
-    onnx.external_data_helper.load_external_data_for_model(model, str(path.parent))
+    slim = _without_weights(model)
+    written = data.with_name(data.name + ".tmp")  # what the model reads may be the file itself
+    with written.open("wb") as stream:
+        for tensor, full in zip(slim.graph.initializer, model.graph.initializer, strict=True):
+            if not _lies_outside(full):
+                tensor.CopyFrom(full)
+                continue
+            stream.write(b"\0" * (-stream.tell() % _ALIGNMENT))
+            begin = stream.tell()
+            stream.write(_bytes(full))
+            _refer(tensor, data.name, begin, stream.tell() - begin)
+    os.replace(written, data)
+    path.write_bytes(slim.SerializeToString())
+
+
+def _without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy with the names, types and shapes of its initializers alone."""
+    slim = onnx.ModelProto()
+    for part, value in model.ListFields():
+        if part.name != "graph":
+            _set(slim, part.name, value)
+    for part, value in model.graph.ListFields():
+        if part.name != "initializer":
+            _set(slim.graph, part.name, value)
+    for tensor in model.graph.initializer:
+        slim.graph.initializer.add(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
+    return slim
+
+
+def _refer(tensor: onnx.TensorProto, location: str, offset: int, length: int) -> None:
+    """Let a tensor without values have those in a file, of a length in bytes."""
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    del tensor.external_data[:]
+    for key, value in (("location", location), ("offset", offset), ("length", length)):
+        tensor.external_data.add(key=key, value=str(value))
+
+
+def _set(message: Any, name: str, value: Any) -> None:
+    """Set a field of a protobuf message of any kind."""
+    field = getattr(message, name)
+    if hasattr(field, "CopyFrom"):
+        field.CopyFrom(value)
+    elif hasattr(field, "extend"):
+        field.extend(value)
+    else:
+        setattr(message, name, value)
+
+
+def _lies_outside(tensor: onnx.TensorProto) -> bool:
+    """Whether a tensor is large enough for the file of weights, where there is one."""
+    return uses_external_data(tensor) or len(tensor.raw_data) >= _SMALLEST_OUTSIDE
+
+
+def _bytes(tensor: onnx.TensorProto) -> Any:
+    """The values of a tensor as they lie in a file."""
+    if not uses_external_data(tensor):
+        return tensor.raw_data
+    found = ExternalDataInfo(tensor)
+    return np.memmap(found.location, np.uint8, "r", offset=found.offset or 0, shape=(found.length,))
+
+
+def _value(tensor: onnx.TensorProto) -> NDArray[Any]:
+    """The values of a tensor; of those outside of the model a view of their file."""
+    if not uses_external_data(tensor):
+        return np.asarray(numpy_helper.to_array(tensor))
+    dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
+    values: NDArray[Any] = _bytes(tensor).view(dtype).reshape(tuple(tensor.dims))
+    return values
 
 
 def weights_size_bytes(model: onnx.ModelProto) -> int:
     """Size of all initializers of the main graph."""
     total = 0
     for tensor in model.graph.initializer:
-        if tensor.raw_data:
+        if uses_external_data(tensor):
+            total += ExternalDataInfo(tensor).length or 0
+        elif tensor.raw_data:
             total += len(tensor.raw_data)
-        elif not uses_external_data(tensor):
+        else:
             total += numpy_helper.to_array(tensor).nbytes
     return total
 
@@ -181,7 +281,7 @@ class Graph:
 
     def weight(self, name: str) -> NDArray[np.float32]:
         """Value of a float32 initializer."""
-        return np.asarray(numpy_helper.to_array(self.initializers[name]), dtype=np.float32)
+        return np.asarray(_value(self.initializers[name]), dtype=np.float32)
 
     def is_linear(self, node: onnx.NodeProto) -> bool:
         """Whether a node is a ``MatMul`` with a constant (K, N) matrix on its right."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 import ast
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -77,7 +76,8 @@ def _strip_prefix(graph: ir.Graph, root: str) -> None:
 def _fold_weight_transposes(graph: ir.Graph) -> None:
     """Store linear weights as (in, out), under the parameter's name.
 
-    The general constant folding would do the same under a name that says nothing.
+    The general constant folding would do the same under a name that says nothing. What is stored is
+    made when the model is saved, one weight at a time: a copy of all would double a large model.
     """
     for node in list(graph):
         source = node.inputs[0] if node.inputs else None
@@ -87,22 +87,35 @@ def _fold_weight_transposes(graph: ir.Graph) -> None:
         if weight is None:
             continue
         permutation = node.attributes["perm"].as_ints()
-        array = np.ascontiguousarray(weight.numpy().transpose(permutation))
         only_reader = len(source.uses()) == 1
         if only_reader:
             name = _name(source)
             del graph.initializers[name]
         else:
             name = f"{source.name}.transposed"
-        folded = graph.initializers.get(name) or _initializer(graph, name, array)
+        folded = graph.initializers.get(name) or _transposed(graph, name, weight, permutation)
         node.outputs[0].replace_all_uses_with(folded)
         graph.remove(node, safe=True)
 
 
-def _initializer(graph: ir.Graph, name: str, array: np.ndarray[Any, Any]) -> ir.Value:
-    tensor = ir.tensor(array, name=name)
+def _transposed(
+    graph: ir.Graph, name: str, weight: ir.TensorProtocol, permutation: Sequence[int]
+) -> ir.Value:
+    def made() -> ir.TensorProtocol:
+        array = np.ascontiguousarray(weight.numpy().transpose(permutation))
+        return ir.tensor(array, name=name)
+
+    sizes = weight.shape.numpy()
+    shape = ir.Shape([sizes[axis] for axis in permutation])
+    return _initializer(graph, name, ir.LazyTensor(made, weight.dtype, shape, name=name))
+
+
+def _initializer(graph: ir.Graph, name: str, tensor: ir.TensorProtocol) -> ir.Value:
     value = ir.Value(
-        name=name, const_value=tensor, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype)
+        name=name,
+        const_value=tensor,
+        shape=ir.Shape(tensor.shape.numpy()),
+        type=ir.TensorType(tensor.dtype),
     )
     graph.initializers[name] = value
     return value
@@ -125,7 +138,7 @@ def _make_reshapes_constant(graph: ir.Graph) -> None:
             continue
         name = f"reshape {target}"  # equal targets share one constant
         constant = graph.initializers.get(name) or _initializer(
-            graph, name, np.array(target, np.int64)
+            graph, name, ir.tensor(np.array(target, np.int64), name=name)
         )
         node.replace_input_with(1, constant)
         node.attributes["allowzero"] = ir.AttrInt64("allowzero", 0)

@@ -32,12 +32,15 @@ _PRECISIONS: dict[str, Precision] = {
 _METHODS_WITH: dict[str, tuple[str, ...]] = {
     "calibration": ("static",),
     "percentile": ("static",),
-    "num_samples": ("static",),
+    "num_samples": ("static", "weights"),
     "smooth_quant": ("static",),
     "activation_matmuls": ("static",),
     "weight_bits": ("static", "dynamic", "weights"),
     "group_size": ("weights",),
+    "awq": ("weights",),
+    "scale_estimation": ("weights",),
     "table_bits": ("static", "dynamic", "weights"),
+    "kv_cache": ("static", "dynamic", "weights"),
     "exclude": ("static", "dynamic", "weights", "fp16"),
     "keep_float": ("static",),
 }
@@ -56,7 +59,8 @@ class Quantize(Pass):
     produces: ClassVar[Form] = "onnx"
     paper: ClassVar[str] = (
         "Jacob et al., Quantization and Training of Neural Networks for Efficient "
-        "Integer-Arithmetic-Only Inference, 2018; Xiao et al., SmoothQuant, 2022"
+        "Integer-Arithmetic-Only Inference, 2018; Xiao et al., SmoothQuant, 2022; "
+        "Lin et al., AWQ, 2024"
     )
     libraries: ClassVar[tuple[str, ...]] = ("onnx", "onnxruntime")
     advice: ClassVar[Mapping[Goal, Advice]] = {
@@ -83,8 +87,17 @@ class Quantize(Pass):
     group_size: Literal[16, 32, 64, 128] = Field(default=32, exclude_if=lambda value: value == 32)
     """Inputs that share a scale and a centre, with weights of 4 bits: less loses less, and takes
     more bytes."""
+    awq: bool = Field(default=False, exclude_if=lambda value: not value)
+    """With weights of 4 bits: give the inputs that matter more of the grid, by calibration
+    (activation-aware weight quantization)."""
+    scale_estimation: bool = Field(default=False, exclude_if=lambda value: not value)
+    """With weights of 4 bits: fit the scales to what the inputs make of the errors, by
+    calibration."""
     table_bits: TableBits = Field(default=8, exclude_if=lambda value: value == 8)
     """Of large embedding tables: half of the bytes of a small language model. 4 halves them."""
+    kv_cache: Literal["int8"] | None = Field(default=None, exclude_if=lambda value: value is None)
+    """How a language model that was exported with `cache` keeps keys and values: in a quarter of
+    the memory of floats, with a scale for each channel by calibration."""
     exclude: tuple[str, ...] = ()
     """Names of ONNX nodes that stay float."""
     keep_float: int = Field(default=0, ge=0, exclude_if=lambda value: value == 0)
@@ -107,8 +120,15 @@ class Quantize(Pass):
                 )
         if self.weight_bits == (7 if self.method == "weights" else 4):
             raise ValueError(f"method {self.method} has no weights of {self.weight_bits} bits")
-        if "group_size" in changed and self.weight_bits != 4:
-            raise ValueError(f"group_size has no effect with weight_bits {self.weight_bits}")
+        for setting in ("group_size", "awq", "scale_estimation"):
+            if setting in changed and self.weight_bits != 4:
+                raise ValueError(f"{setting} has no effect with weight_bits {self.weight_bits}")
+        calibrates = self.method == "static" or self.awq or self.scale_estimation or self.kv_cache
+        if "num_samples" in changed and not calibrates:
+            raise ValueError(
+                "num_samples has no effect where nothing is calibrated; "
+                "it belongs to method static, awq, scale_estimation and kv_cache"
+            )
         if "percentile" in changed and self.calibration != "percentile":
             raise ValueError(f"percentile has no effect with calibration {self.calibration}")
         return self
@@ -130,6 +150,13 @@ class Quantize(Pass):
                 where=self.name,
                 given=model.precision,
                 fix="keep one quantize in the chain; put alternatives under variants",
+            )
+        if self.kv_cache and not model.signature.state:
+            raise PassError(
+                "the model keeps no keys and values",
+                where=f"{self.name}.kv_cache",
+                given="a signature without state",
+                fix="set cache: true in the pass export, or leave kv_cache out",
             )
         if self.exclude:
             names = {node.name for node in load_model(model.path).graph.node}
@@ -153,6 +180,8 @@ class Quantize(Pass):
         result.save(destination)
         result = replace(result, folder=destination)
         summary = self._quantize(model, result.path, context)
+        if self.kv_cache:
+            result = self._with_small_cache(model, result, context)
         return PassResult(
             model=result,
             metrics={
@@ -172,9 +201,12 @@ class Quantize(Pass):
             return quantization.quantize_weights(
                 model.path,
                 destination,
+                self._batches(model, context) if self.awq or self.scale_estimation else (),
                 exclude=self.exclude,
                 bits=self.weight_bits,
                 group_size=self.group_size,
+                awq=self.awq,
+                scale_estimation=self.scale_estimation,
                 table_bits=self.table_bits,
             )
         assert self.weight_bits != 4
@@ -203,6 +235,20 @@ class Quantize(Pass):
         if self.method == "fp16":
             return quantization.convert_fp16(model.path, destination, exclude=self.exclude)
         return quantization.request_bf16(model.path, destination)
+
+    def _with_small_cache(
+        self, model: OnnxModel, result: OnnxModel, context: PassContext
+    ) -> OnnxModel:
+        from dataclasses import replace
+
+        from compressor.quantization import quantize_cache
+
+        batches = self._batches(model, context)
+        state = quantize_cache(model.path, result.path, model.signature.state, batches)
+        signature = model.signature.model_copy(update={"state": state})
+        result = replace(result, signature=signature)
+        result.save(result.folder)
+        return result
 
     def _batches(self, model: OnnxModel, context: PassContext) -> Iterator[Arrays]:
         """Calibration batches of similar lengths, so that padding does not shape the ranges."""

@@ -1,5 +1,6 @@
 """Quantize ONNX models: int8 by calibration, int8 on the fly, int8 weights, and narrower floats."""
 
+from compressor.quantization.cache import quantize_cache
 from compressor.quantization.channels import WeightBits
 from compressor.quantization.dynamic import quantize_dynamic
 from compressor.quantization.floats import convert_fp16, request_bf16
@@ -14,6 +15,7 @@ __all__ = [
     "TableBits",
     "WeightBits",
     "convert_fp16",
+    "quantize_cache",
     "quantize_dynamic",
     "quantize_static",
     "quantize_weights",

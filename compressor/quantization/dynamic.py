@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from compressor.onnx_io import Graph, load_model, save_model, set_opset
+from compressor.onnx_io import Graph, open_model, save_model, set_opset
 from compressor.quantization.channels import WeightBits, quantize_channels
 from compressor.quantization.gemm import split_gemms
 from compressor.quantization.summary import QuantizationSummary
@@ -41,7 +41,7 @@ def quantize_dynamic(
     Raises:
         PassError: A name in ``exclude`` is no node's.
     """
-    model = split_gemms(set_opset(load_model(source), 13), exclude)
+    model = split_gemms(set_opset(open_model(source), 13), exclude)
     graph = Graph(model)
     nodes: list[onnx.NodeProto] = []
     quantized: set[str] = set()
@@ -61,7 +61,7 @@ def quantize_dynamic(
     graph.replace_nodes(nodes)
     tables = quantize_tables(model, exclude, bits=table_bits)
     save_model(model, destination)
-    return QuantizationSummary.of(load_model(source), quantized, tables)
+    return QuantizationSummary.of(open_model(source), quantized, tables)
 
 
 def _integer_product(

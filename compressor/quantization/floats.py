@@ -7,7 +7,7 @@ from pathlib import Path
 
 import onnx
 
-from compressor.onnx_io import infer_shapes, load_model, save_model, sort_nodes
+from compressor.onnx_io import infer_shapes, load_model, open_model, save_model, sort_nodes
 from compressor.quantization.gemm import check_names, name_nodes
 from compressor.quantization.summary import QUANTIZABLE, QuantizationSummary
 
@@ -75,7 +75,7 @@ def request_bf16(source: Path, destination: Path) -> QuantizationSummary:
         source: A float32 model; stays as it is.
         destination: Where to write the copy.
     """
-    model = load_model(source)
+    model = open_model(source)
     _set_metadata(model, "bf16")
     save_model(model, destination)
     names = {node.name for node in model.graph.node if node.op_type in QUANTIZABLE}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import ml_dtypes
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 
 from compressor.onnx_io import Graph
 
-__all__ = ["GROUP_OPSET", "GroupedProducts", "quantize_groups"]
+__all__ = ["GROUP_OPSET", "GroupedProducts", "quantize_groups", "restore_groups"]
 
 GROUP_OPSET = 21
 """The first opset with integers of 4 bits and scales of groups."""
@@ -21,7 +22,9 @@ _ROUNDS = 4
 Array = NDArray[np.float32]
 
 
-def quantize_groups(weight: Array, *, size: int) -> tuple[NDArray[np.int8], Array, Array]:
+def quantize_groups(
+    weight: Array, *, size: int, importance: Array | None = None, rounds: int | None = None
+) -> tuple[NDArray[np.int8], Array, Array]:
     """Round a matrix to integers times a scale plus a centre, in groups along its first axis.
 
     The range of a group begins as that of its values; then its scale and centre are fitted to the
@@ -31,21 +34,24 @@ def quantize_groups(weight: Array, *, size: int) -> tuple[NDArray[np.int8], Arra
     Args:
         weight: (K, N), finite.
         size: Values of a group; divides K.
+        importance: What the squared error of each row counts, (K,) at least 0; by default the same.
+        rounds: How often to fit at most; 0 leaves it at the range.
 
     Returns:
         The integers, -8 to 7, (K, N); the scales, (K / size, N); the centres, (K / size, N).
     """
     groups = weight.reshape(-1, size, weight.shape[1])
+    counts = _counts(importance, groups)
     low, high = groups.min(axis=1), groups.max(axis=1)
     scales = (high - low) / (_HIGHEST - _LOWEST)
     scales = np.where(scales > 0, np.maximum(scales, np.finfo(np.float32).tiny), 1).astype(
         np.float32
     )
     centres = low - _LOWEST * scales
-    best = _rounded(groups, scales, centres)
-    for _ in range(_ROUNDS):
+    best = _rounded(groups, scales, centres, counts)
+    for _ in range(_ROUNDS if rounds is None else rounds):
         integers, error = best[0], best[3]
-        tried = _rounded(groups, *_fitted(groups, integers, scales))
+        tried = _rounded(groups, *_fitted(groups, integers, scales, counts), counts)
         better = tried[3] < error
         best = tuple(
             np.where(better if each.ndim == 2 else better[:, None], new, each)
@@ -56,20 +62,36 @@ def quantize_groups(weight: Array, *, size: int) -> tuple[NDArray[np.int8], Arra
     return integers.reshape(weight.shape).astype(np.int8), scales, centres
 
 
-def _rounded(groups: Array, scales: Array, centres: Array) -> tuple[Array, ...]:
+def restore_groups(integers: NDArray[np.int8], scales: Array, centres: Array) -> Array:
+    """The matrix that integers, scales and centres stand for; see :func:`quantize_groups`."""
+    groups = integers.reshape(len(scales), -1, integers.shape[1])
+    return np.asarray(groups * scales[:, None] + centres[:, None]).reshape(integers.shape)
+
+
+def _counts(importance: Array | None, groups: Array) -> Array:
+    """What each value of a group counts, 1 in all, (G, size, 1)."""
+    counts = np.ones((*groups.shape[:2], 1), dtype=np.float32)
+    if importance is not None:
+        given = importance.reshape(counts.shape)
+        counts = np.where(given.sum(axis=1, keepdims=True) > 0, given, counts)
+    return np.asarray(counts / counts.sum(axis=1, keepdims=True), dtype=np.float32)
+
+
+def _rounded(groups: Array, scales: Array, centres: Array, counts: Array) -> tuple[Array, ...]:
     """Integers (G, size, N), scales (G, N), centres (G, N), and squared errors (G, N)."""
     steps = np.rint((groups - centres[:, None]) / scales[:, None])
     integers = np.clip(steps, _LOWEST, _HIGHEST)
-    error = ((integers * scales[:, None] + centres[:, None] - groups) ** 2).sum(axis=1)
+    change = integers * scales[:, None] + centres[:, None] - groups
+    error = (counts * change**2).sum(axis=1)
     return integers, scales, centres, error
 
 
-def _fitted(groups: Array, integers: Array, scales: Array) -> tuple[Array, Array]:
+def _fitted(groups: Array, integers: Array, scales: Array, counts: Array) -> tuple[Array, Array]:
     """The scales and centres that bring integers nearest to the values."""
-    means, mean_integers = groups.mean(axis=1), integers.mean(axis=1)
+    means, mean_integers = (counts * groups).sum(axis=1), (counts * integers).sum(axis=1)
     centred = integers - mean_integers[:, None]
-    spread = (centred**2).sum(axis=1)
-    fitted = (centred * (groups - means[:, None])).sum(axis=1)
+    spread = (counts * centred**2).sum(axis=1)
+    fitted = (counts * centred * (groups - means[:, None])).sum(axis=1)
     found = np.divide(fitted, spread, out=scales.copy(), where=spread > 0)
     found = np.where(found > 0, found, scales)
     return found, means - found * mean_integers
@@ -86,23 +108,23 @@ class GroupedProducts:
     Attributes:
         graph: Is changed.
         size: Values of a group.
+        importance: Tensor -> what the errors of the weights of each of its channels count; see
+            :func:`quantize_groups`.
     """
 
     graph: Graph
     size: int
+    importance: Mapping[str, Array] = field(default_factory=dict)
     _sums: dict[str, str] = field(default_factory=dict)
     _adders: dict[int, str] = field(default_factory=dict)
-
-    def fits(self, node: onnx.NodeProto) -> bool:
-        """Whether the groups come out even."""
-        inputs: int = self.graph.weight(node.input[1]).shape[0]
-        return inputs % self.size == 0
 
     def product(self, node: onnx.NodeProto) -> list[onnx.NodeProto]:
         """The nodes in the place of a ``MatMul`` of (..., K) with a weight (K, N)."""
         graph, make = self.graph, onnx.helper.make_node
         name, tensor = node.input[1], node.input[0]
-        integers, scales, centres = quantize_groups(graph.weight(name), size=self.size)
+        integers, scales, centres = quantize_groups(
+            graph.weight(name), size=self.size, importance=self.importance.get(tensor)
+        )
         stored = graph.add_initializer(f"{name}_int4", integers.astype(ml_dtypes.int4))
         scale = graph.add_initializer(f"{name}_scale", scales)
         centre = graph.add_initializer(f"{name}_centre", centres)

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Observations", "observe"]
 
+_ROWS = 32  # of a batch, of what samples are kept
+
 
 @dataclass
 class Observations:
@@ -31,11 +33,13 @@ class Observations:
     Attributes:
         histograms: Tensor name -> histogram of its magnitudes.
         channel_maxima: Tensor name -> largest magnitude in each channel of its last dimension.
+        samples: Tensor name -> some of its values, evenly out of every batch, (S, channels).
         num_batches: How many batches were run.
     """
 
     histograms: dict[str, Histogram] = field(default_factory=dict)
     channel_maxima: dict[str, NDArray[np.float32]] = field(default_factory=dict)
+    samples: dict[str, NDArray[np.float32]] = field(default_factory=dict)
     num_batches: int = 0
 
 
@@ -45,6 +49,7 @@ def observe(
     *,
     histograms: Sequence[str] = (),
     channel_maxima: Sequence[str] = (),
+    samples: Sequence[str] = (),
     threads: int = 1,
 ) -> Observations:
     """Run ``model`` once for each batch and collect statistics of the named tensors.
@@ -56,12 +61,14 @@ def observe(
         batches: Inputs, by name.
         histograms: Tensors of which to collect a histogram of magnitudes.
         channel_maxima: Tensors of which to collect the largest magnitude of each channel.
+        samples: Tensors of which to keep some rows of each batch.
         threads: CPU threads to run with.
 
     Raises:
         PassError: There were no batches, or a tensor took a value that is not finite.
     """
-    names = list(dict.fromkeys([*histograms, *channel_maxima]))
+    names = list(dict.fromkeys([*histograms, *channel_maxima, *samples]))
+    kept: dict[str, list[NDArray[np.float32]]] = {name: [] for name in samples}
     result = Observations(histograms={name: Histogram.empty() for name in histograms})
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "observed.onnx"
@@ -76,11 +83,16 @@ def observe(
                     maxima = np.abs(values).reshape(-1, values.shape[-1]).max(0)
                     seen = result.channel_maxima.get(name, maxima)
                     result.channel_maxima[name] = np.maximum(seen, maxima)
+                if name in kept:
+                    rows = values.reshape(-1, values.shape[-1])
+                    chosen = np.linspace(0, len(rows) - 1, min(_ROWS, len(rows)), dtype=np.int64)
+                    kept[name].append(rows[chosen])
             result.num_batches += 1
     if result.num_batches == 0:
         raise PassError(
             "calibration got no data", fix="pass at least one batch of representative inputs"
         )
+    result.samples = {name: np.concatenate(parts) for name, parts in kept.items()}
     return result
 
 

@@ -8,8 +8,9 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from compressor.onnx_io import Graph, copy_model
+from compressor.onnx_io import Graph
 from compressor.quantization.observe import observe
+from compressor.quantization.scaling import readers_of, scale_channels
 from targets.signature import Arrays
 
 __all__ = ["smooth", "smoothing_factors"]
@@ -27,9 +28,8 @@ def smooth(
 ) -> onnx.ModelProto:
     """Scale the inputs of matrix products down and their weights up, channel by channel.
 
-    The model's outputs stay what they were, but for rounding. Products that read one tensor share
-    one set of factors. The division goes into the normalisation in front when nothing else reads
-    that, and is a ``Mul`` otherwise.
+    Products that read one tensor share one set of factors; see
+    :func:`compressor.quantization.scaling.scale_channels`.
 
     Xiao et al., "SmoothQuant: Accurate and Efficient Post-Training Quantization for Large Language
     Models", ICML 2023.
@@ -41,34 +41,15 @@ def smooth(
         exclude: Names of nodes to leave out.
         threads: CPU threads to calibrate with.
     """
-    changed = copy_model(model)
-    graph = Graph(changed)
-    groups: dict[str, list[onnx.NodeProto]] = {}
-    for node in changed.graph.node:
-        if node.name not in exclude and graph.is_linear(node):
-            groups.setdefault(node.input[0], []).append(node)
-    observed = observe(model, batches, channel_maxima=list(groups), threads=threads)
-    before: dict[str, onnx.NodeProto] = {}
-    for tensor, readers in groups.items():
-        weights = [graph.weight(node.input[1]) for node in readers]
-        factors = smoothing_factors(
-            observed.channel_maxima[tensor],
-            np.max([np.abs(weight).max(1) for weight in weights], axis=0),
-            strength,
-        )
-        for node, weight in zip(readers, weights, strict=True):
-            node.input[1] = graph.add_initializer(
-                f"{node.input[1]}_smoothed", weight * factors[:, None]
-            )
-        if not _fold_into_normalisation(graph, tensor, readers, factors):
-            before[readers[0].name] = _divide(graph, tensor, readers, factors)
-    nodes: list[onnx.NodeProto] = []
-    for node in changed.graph.node:
-        if node.name in before:
-            nodes.append(before[node.name])
-        nodes.append(node)
-    graph.replace_nodes(nodes)
-    return changed
+    graph = Graph(model)
+    readers = readers_of(graph, exclude)
+    observed = observe(model, batches, channel_maxima=list(readers), threads=threads)
+    factors = {}
+    for tensor, nodes in readers.items():
+        weights = [np.abs(graph.weight(node.input[1])).max(1) for node in nodes]
+        maxima = observed.channel_maxima[tensor]
+        factors[tensor] = smoothing_factors(maxima, np.max(weights, axis=0), strength)
+    return scale_channels(model, factors, exclude=exclude)
 
 
 def smoothing_factors(
@@ -89,33 +70,3 @@ def smoothing_factors(
     factors = activations**strength / weights ** (1 - strength)
     seen = (activation_maxima > _SMALLEST) & (weight_maxima > _SMALLEST)
     return np.where(seen, factors, 1.0).astype(np.float32)
-
-
-def _fold_into_normalisation(
-    graph: Graph, tensor: str, readers: list[onnx.NodeProto], factors: NDArray[np.float32]
-) -> bool:
-    producer = graph.producers.get(tensor)
-    if producer is None or producer.op_type != "LayerNormalization":
-        return False
-    is_output = any(value.name == tensor for value in graph.model.graph.output)
-    names = list(producer.input)[1:]
-    if is_output or len(graph.consumers[tensor]) != len(readers):
-        return False
-    if not all(graph.is_weight(name) and graph.weight(name).size == factors.size for name in names):
-        return False
-    for index, name in enumerate(names, start=1):
-        producer.input[index] = graph.add_initializer(
-            f"{name}_smoothed", graph.weight(name) / factors
-        )
-    return True
-
-
-def _divide(
-    graph: Graph, tensor: str, readers: list[onnx.NodeProto], factors: NDArray[np.float32]
-) -> onnx.NodeProto:
-    inverse = graph.add_initializer(f"{tensor}_smoothing", (1 / factors).astype(np.float32))
-    output = graph.new_name(f"{tensor}_smoothed")
-    for node in readers:
-        node.input[0] = output
-    name = graph.new_name(f"{tensor}_Smooth")
-    return onnx.helper.make_node("Mul", [tensor, inverse], [output], name=name)

@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 import onnx
 
-from compressor.onnx_io import Graph, copy_model, load_model, save_model, set_opset
+from compressor.onnx_io import Graph, copy_model, open_model, save_model, set_opset
 from compressor.quantization.channels import WeightBits, dequantized_weight
 from compressor.quantization.gemm import split_gemms
 from compressor.quantization.histogram import (
@@ -91,7 +91,7 @@ def quantize_static(
         PassError: No calibration data, values that are not finite, or an unknown name in
             ``exclude``.
     """
-    model = split_gemms(set_opset(load_model(source), _OPSET), exclude)
+    model = split_gemms(set_opset(open_model(source), _OPSET), exclude)
     inputs = list(batches) if smooth_quant is not None or keep_float else batches
     if smooth_quant is not None:
         model = smooth(model, inputs, strength=smooth_quant, exclude=exclude, threads=threads)

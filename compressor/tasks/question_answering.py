@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from compressor.tasks.base import LABELS, Row
 from compressor.tasks.text import TextTask
+from compressor.tasks.token_level import AtTokens
 from targets.answers import IGNORED, SpanAnswers, Units
 from targets.answers.spans import ENDS, SPAN_METRICS
 from targets.preprocessing import Encoded, Preprocessing, QuestionPreprocessing
@@ -32,7 +32,7 @@ _FIRST_ANSWER = 1
 """Its bit in the code of a token; see `targets.answers.spans.place_answers`."""
 
 
-class QuestionAnswering(TextTask):
+class QuestionAnswering(AtTokens, TextTask):
     """Spans of a context, found with a transformer encoder; `targets.networks.question_answering`.
 
     The raw inputs are values of `targets.preprocessing.Question`, or what it is made of. The labels
@@ -125,17 +125,6 @@ class QuestionAnswering(TextTask):
         encoded = self._encoded(model, inputs)
         placed = self.answers.place(answers, inputs, encoded)
         return [{**row, LABELS: codes} for row, codes in zip(_rows(encoded), placed, strict=True)]
-
-    def collate_labels(self, rows: Sequence[Row]) -> NDArray[np.int64]:
-        """See the base class.  # (N, longest)"""
-        labels = np.full((len(rows), max(map(self.length, rows))), IGNORED, dtype=np.int64)
-        for index, row in enumerate(rows):
-            labels[index, : len(row[LABELS])] = row[LABELS]
-        return labels
-
-    def answered(self, outputs: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
-        """See the base class: every token."""
-        return outputs[batch[MASK] != 0]
 
     # Losses
 

@@ -18,29 +18,19 @@ if TYPE_CHECKING:
 
     from compressor.model import Model
 
-__all__ = ["TokenLevel"]
+__all__ = ["AtTokens", "TokenLevel"]
 
 
-class TokenLevel(TextClassification):
-    """A label, or none, for each token of a text."""
-
-    def encode_unlabeled(self, model: Model, inputs: Sequence[Any]) -> list[dict[str, Any]]:
-        """See the base class."""
-        rows = self.encode(model, inputs)
-        return [{**row, LABELS: [IGNORED] * self.length(row)} for row in rows]
+class AtTokens:
+    """The labels of rows, and what is answered, stand at their tokens: for tasks of texts."""
 
     def collate_labels(self, rows: Sequence[Row]) -> NDArray[np.int64]:
         """See the base class.  # (N, longest)"""
-        longest = max(map(self.length, rows))
+        longest = max(len(row[LABELS]) for row in rows)
         labels = np.full((len(rows), longest), IGNORED, dtype=np.int64)
         for index, row in enumerate(rows):
             labels[index, : len(row[LABELS])] = row[LABELS]
         return labels
-
-    def judged(self, logits: Tensor, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """See the base class: the tokens that have a label."""
-        counted = batch[LABELS] != IGNORED
-        return logits[counted], batch[LABELS][counted]
 
     def answered(self, outputs: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
         """See the base class: every token.
@@ -49,3 +39,17 @@ class TokenLevel(TextClassification):
         begin, and the teacher has an answer at every token.
         """
         return outputs[batch[MASK] != 0]
+
+
+class TokenLevel(AtTokens, TextClassification):
+    """A label, or none, for each token of a text."""
+
+    def encode_unlabeled(self, model: Model, inputs: Sequence[Any]) -> list[dict[str, Any]]:
+        """See the base class."""
+        rows = self.encode(model, inputs)
+        return [{**row, LABELS: [IGNORED] * self.length(row)} for row in rows]
+
+    def judged(self, logits: Tensor, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """See the base class: the tokens that have a label."""
+        counted = batch[LABELS] != IGNORED
+        return logits[counted], batch[LABELS][counted]

@@ -193,6 +193,49 @@ def test_weights_of_8_bits_keep_their_state(
         session.close()
 
 
+@pytest.mark.parametrize("target", TARGETS)
+def test_a_cache_of_8_bits_takes_a_quarter(
+    model: TorchModel, exported: OnnxModel, tmp_path: Path, target: str
+) -> None:
+    context = PassContext(
+        splits=plain_splits(), load_original=lambda: model, seed=0, folder=tmp_path
+    )
+    quantized = Quantize(method="weights", kv_cache="int8", num_samples=32)
+    quantized.requires(exported, context)
+    smaller = quantized.run(exported, context).model
+    assert isinstance(smaller, OnnxModel)
+    assert OnnxModel.load(smaller.folder).signature == smaller.signature
+    assert {spec.dtype for spec in smaller.signature.state} == {"uint8"}
+    session = open_session(lower(smaller, target, tmp_path / target), threads=1)
+    ids = [[5, 9, 12, 7, 8, 3], [6, 14, 3, 19, 4, 11]]
+    whole = session.run(feeds(ids, 6))["logits"]
+    folder = tmp_path / "floats"
+    folder.mkdir()
+    floats = Quantize(method="weights").run(exported, replace(context, folder=folder)).model
+    assert isinstance(floats, OnnxModel)
+    other = open_session(lower(floats, target, folder / target), threads=1)
+    wanted = other.run(feeds(ids, 6))["logits"]
+    other.close()
+    difference = np.abs(whole - wanted)
+    assert difference.mean() < 0.06
+    assert 1e-4 < difference.max() < 0.3  # rounded, and well
+    found = [session.run(feeds([row[:3] for row in ids], 3))["logits"]]
+    found.append(session.extend(feeds([row[3:] for row in ids], 6))["logits"])
+    np.testing.assert_allclose(np.concatenate(found, axis=1), whole, atol=2e-3)
+    session.close()
+
+
+def test_a_cache_that_is_not_there_is_not_quantized(word_model: Any, tmp_path: Path) -> None:
+    signature = Signature(inputs=(), outputs=())
+    plain = OnnxModel(tmp_path, signature, "fp32", "text-classification", ("a", "b"), 8, {})
+    context = PassContext(
+        splits=plain_splits(), load_original=lambda: word_model(), seed=0, folder=tmp_path
+    )
+    with pytest.raises(PassError, match="keeps no keys and values") as caught:
+        Quantize(kv_cache="int8").requires(plain, context)
+    assert "cache: true" in str(caught.value.fix)
+
+
 def test_a_bundle_without_a_state_writes_nothing(exported: OnnxModel, tmp_path: Path) -> None:
     bundle = lower(exported, "onnxruntime", tmp_path)
     plain = bundle.manifest.signature.model_copy(update={"state": ()})
@@ -224,7 +267,7 @@ def test_servers_of_models_alone_refuse_a_state(exported: OnnxModel, tmp_path: P
     bundle = lower(exported, "onnxruntime", tmp_path)
     formats = available_formats()
     keeping = {name for name, each in formats.items() if each.keeps_state}
-    assert keeping == {"docker", "openvino_genai"}
+    assert keeping == {"docker", "onnxruntime_genai", "openvino_genai"}
     formats["docker"]().check_target(bundle)
     for name in ("triton", "ovms"):
         with pytest.raises(PackageError, match="does not run models that keep a state") as caught:

@@ -7,10 +7,17 @@ from compressor.errors import CheckpointError
 from compressor.onnx_io import (
     Graph,
     load_model,
+    open_model,
     prune_unused,
     save_model,
     sort_nodes,
     weights_size_bytes,
+)
+from compressor.quantization import (
+    quantize_dynamic,
+    quantize_static,
+    quantize_weights,
+    request_bf16,
 )
 
 
@@ -44,6 +51,63 @@ def test_a_small_model_leaves_no_stale_weights_behind(tmp_path, make_encoder):
     save_model(make_encoder(), path, single_file_limit_bytes=1000)
     save_model(make_encoder(), path)
     assert [each.name for each in tmp_path.iterdir()] == ["model.onnx"]
+
+
+@pytest.mark.parametrize("limit", [0, 10**9])
+def test_an_opened_model_leaves_its_weights_in_their_file(
+    tmp_path, make_encoder, make_feeds, limit
+):
+    path, again = tmp_path / "big.onnx", tmp_path / "elsewhere" / "again.onnx"
+    save_model(make_encoder(), path, single_file_limit_bytes=1000)
+    model = open_model(path)
+    assert len(model.SerializeToString()) < 20_000
+    assert weights_size_bytes(model) == weights_size_bytes(make_encoder())
+    names = {each.name for each in make_encoder().graph.initializer}
+    for name in names & set(Graph(make_encoder()).initializers):
+        if Graph(model).is_weight(name):
+            expected = Graph(make_encoder()).weight(name)
+            np.testing.assert_array_equal(Graph(model).weight(name), expected)
+    save_model(model, again, single_file_limit_bytes=limit)
+    assert (again.parent / "again.onnx.data").exists() == (limit == 0)
+    path.unlink()
+    (tmp_path / "big.onnx.data").unlink()
+    np.testing.assert_array_equal(
+        ReferenceEvaluator(load_model(again)).run(None, make_feeds())[0],
+        ReferenceEvaluator(make_encoder()).run(None, make_feeds())[0],
+    )
+
+
+def test_an_opened_model_can_be_saved_over_itself(tmp_path, make_encoder, make_feeds):
+    path = tmp_path / "big.onnx"
+    save_model(make_encoder(), path, single_file_limit_bytes=1000)
+    expected = ReferenceEvaluator(make_encoder()).run(None, make_feeds())[0]
+    for limit in (1000, 10**9):
+        save_model(open_model(path), path, single_file_limit_bytes=limit)
+        found = ReferenceEvaluator(load_model(path)).run(None, make_feeds())[0]
+        np.testing.assert_array_equal(found, expected)
+    assert [each.name for each in tmp_path.iterdir()] == ["big.onnx"]
+
+
+@pytest.mark.parametrize("method", ["weights", "dynamic", "static", "bf16"])
+def test_models_with_weights_elsewhere_are_quantized_alike(
+    tmp_path, make_encoder, make_feeds, method
+):
+    paths = [tmp_path / "one.onnx", tmp_path / "two.onnx"]
+    for path, limit in zip(paths, (10**9, 1000), strict=True):
+        save_model(make_encoder(), path, single_file_limit_bytes=limit)
+    quantized = []
+    for path in paths:
+        found = tmp_path / f"{path.stem}-{method}.onnx"
+        if method == "weights":
+            quantize_weights(path, found, bits=4, group_size=16)
+        elif method == "dynamic":
+            quantize_dynamic(path, found)
+        elif method == "static":
+            quantize_static(path, found, [make_feeds()], smooth_quant=0.5)
+        else:
+            request_bf16(path, found)
+        quantized.append(found.read_bytes())
+    assert quantized[0] == quantized[1]
 
 
 @pytest.mark.parametrize("content", [None, b"not a model"])

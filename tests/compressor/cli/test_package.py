@@ -55,7 +55,11 @@ def test_options_are_given_as_settings_are(
     ("arguments", "code", "words"),
     [
         (("--for", "tritn"), 6, ("no such format", "tritn", "did you mean 'triton'")),
-        (("--for", "zzz"), 6, ("known: docker, kserve, openvino_genai, ovms, triton",)),
+        (
+            ("--for", "zzz"),
+            6,
+            ("known: docker, kserve, onnxruntime_genai, openvino_genai, ovms, triton",),
+        ),
         (
             ("--for", "triton", "--set", "max_batch=3"),
             3,

@@ -159,3 +159,23 @@ def test_excluded_products_stay_as_they_were(encoder_path: Path, tmp_path: Path)
     assert first.name in summary.float_nodes
     again = next(node for node in onnx.load(path).graph.node if node.name == first.name)
     assert again == first
+
+
+def test_errors_count_by_importance() -> None:
+    weight = normal(64, 30)
+    importance = np.where(np.arange(64) % 8 == 0, 100.0, 1.0).astype(np.float32)
+
+    def error(**settings: Any) -> NDArray[np.float64]:
+        change = restored(*quantize_groups(weight, size=32, **settings)) - weight
+        return np.asarray((importance[:, None] * change**2).sum(axis=1)).reshape(2, 32).sum(axis=1)
+
+    assert (error(importance=importance) < 0.8 * error()).all()
+    np.testing.assert_allclose(error(importance=importance), error(importance=7 * importance))
+    np.testing.assert_array_equal(error(importance=np.zeros(64, np.float32)), error())
+
+
+def test_without_rounds_groups_have_their_plain_range() -> None:
+    weight = normal(32, 10)
+    _, scales, centres = quantize_groups(weight, size=32, rounds=0)
+    np.testing.assert_allclose(scales[0], np.ptp(weight, axis=0) / 15, rtol=1e-5)
+    np.testing.assert_allclose(centres[0] - 8 * scales[0], weight.min(axis=0), atol=1e-5)
