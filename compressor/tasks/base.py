@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from compressor.training.augmentation import Noise
     from compressor.training.settings import DistillSettings
 
-__all__ = ["LABELS", "Row", "Task", "keep_whole"]
+__all__ = ["LABELS", "Row", "Task", "keep_whole", "padded"]
 
 LABELS = "labels"
 """What rows and batches that have labels call them."""
@@ -442,6 +442,14 @@ class Task(ABC):
             place: Which of its parts, from 0.
         """
         return str(value)
+
+
+def padded(rows: Sequence[Any], value: int) -> NDArray[np.int64]:
+    """Rows of whole numbers side by side, filled up with a value.  # (N, longest)"""
+    filled = np.full((len(rows), max(map(len, rows))), value, dtype=np.int64)
+    for index, row in enumerate(rows):
+        filled[index, : len(row)] = row
+    return filled
 
 
 def keep_whole(network: nn.Module) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compressor.errors import CheckpointError, PassError
-from compressor.tasks.base import LABELS, Row, Task
+from compressor.tasks.base import LABELS, Row, Task, padded
 from compressor.tasks.generation_config import (
     GENERATION,
     Writing,
@@ -219,7 +219,7 @@ class SequenceToSequence(Task):
     def collate(self, model: Model, rows: Sequence[Row]) -> Arrays:
         """See the base class."""
         read = self.source.collate(_reading(model), rows)
-        return {**read, DECODER_IDS: _filled([row[DECODER_IDS] for row in rows], 0)}
+        return {**read, DECODER_IDS: padded([row[DECODER_IDS] for row in rows], 0)}
 
     def collate_unanswered(self, model: Model, rows: Sequence[Row]) -> Arrays:
         """See the base class: with what the decoder goes on from."""
@@ -228,7 +228,7 @@ class SequenceToSequence(Task):
 
     def collate_labels(self, rows: Sequence[Row]) -> NDArray[np.int64]:
         """See the base class: of each token that is to be written.  # (N, longest)"""
-        return _filled([row[LABELS] for row in rows], IGNORED)
+        return padded([row[LABELS] for row in rows], IGNORED)
 
     def length(self, row: Row) -> int:
         """See the base class: in tokens that are written."""
@@ -354,11 +354,3 @@ def _state(model: TorchModel) -> tuple[StateSpec, ...]:
         for part, kept in (("key", layer.keys), ("value", layer.values))
         for _, heads, _, size in [kept.shape]
     )
-
-
-def _filled(rows: Sequence[Any], value: int) -> NDArray[np.int64]:
-    """Rows of numbers side by side.  # (N, longest)"""
-    filled = np.full((len(rows), max(map(len, rows))), value, dtype=np.int64)
-    for index, row in enumerate(rows):
-        filled[index, : len(row)] = row
-    return filled
