@@ -41,9 +41,8 @@ Kind: TypeAlias = str
 """Of the inputs: a key of `targets.preprocessing.KINDS`, and the field of its column."""
 
 LabelField = Literal["label", "tags", "mask", "text", "answers", "target"]
-"""Of a `DataSpec`: a label for each input, for each of its words, or for each of its pixels; the
-text itself, where what is answered is how it goes on; parts of the context of a question; or a text
-that is to be written. None in its place: there are no labels."""
+"""Of a `DataSpec`: a label for each input, word or pixel; the text itself, where what is answered is
+how it goes on; parts of the context of a question; or a text to write. None: there are no labels."""
 
 LEAST_UNLABELLED = 3
 """Inputs of a split without labels: an order of the others takes two of them."""
@@ -343,8 +342,7 @@ def _read_written(path: Path, spec: DataSpec, kind: Kind) -> _Rows:
     if path.is_dir():
         raise _no_table(path, kind, f"the columns {source} and {spec.target}")
     values = require_columns(path, {kind: source, "target": spec.target}, spec.slices)
-    inputs: list[Any] = []
-    texts: list[tuple[str, ...]] = []
+    rows: list[tuple[Any, str]] = []
     for row, (cell, text) in enumerate(zip(values[source], values[spec.target], strict=True), 1):
         where = f"{path}, row {row}"
         found = read_cell(cell, kind, path.parent, where)
@@ -355,9 +353,9 @@ def _read_written(path: Path, spec: DataSpec, kind: Kind) -> _Rows:
                 given=f"{source}={cell!r:.100}, {spec.target}={text!r:.100}",
                 fix=f"remove the row, or write {KINDS[kind].wanted} and a text",
             )
-        inputs.append(found)
-        texts.append((text,))
-    return _Rows(tuple(inputs), texts, _sliced(spec, values))
+        rows.append((found, text))
+    inputs, texts = zip(*rows, strict=True)
+    return _Rows(inputs, [(text,) for text in texts], _sliced(spec, values))
 
 
 def _read_all_questions(spec: DataSpec) -> dict[str, Split]:

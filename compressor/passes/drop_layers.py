@@ -129,7 +129,11 @@ class DropLayers(Pass):
 
     def requires(self, model: Model, context: PassContext) -> None:
         """See the base class."""
-        self._check_count(len(self._stack(Architecture.of(model.module))))  # type: ignore[union-attr]
+        from targets.encoder import encoder_layers
+
+        module = model.module  # type: ignore[union-attr]
+        require_layers(len(encoder_layers(module)))
+        self._check_count(len(self._stack(Architecture.of(module))))
 
     def run(self, model: TorchModel, context: PassContext) -> PassResult:
         """See the base class."""
