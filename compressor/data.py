@@ -41,8 +41,8 @@ Kind: TypeAlias = str
 """Of the inputs: a key of `targets.preprocessing.KINDS`, and the field of its column."""
 
 LabelField = Literal["label", "tags", "mask", "text", "answers", "target"]
-"""Of a `DataSpec`: a label for each input, word or pixel; the text itself, where what is answered is
-how it goes on; parts of the context of a question; or a text to write. None: there are no labels."""
+"""Of a `DataSpec`: a label for each input, word or pixel; the text itself, where its own tokens are
+what is answered; parts of the context of a question; or a text to write. None: there are none."""
 
 LEAST_UNLABELLED = 3
 """Inputs of a split without labels: an order of the others takes two of them."""

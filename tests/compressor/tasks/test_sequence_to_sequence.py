@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -27,6 +28,7 @@ from targets.answers.written import as_codes
 from targets.preprocessing.base import DECODER_IDS
 from tests.compressor.writers import (
     END,
+    LONGEST,
     QUIET,
     SPEECH,
     START,
@@ -187,6 +189,32 @@ def test_a_student_writes_the_tokens_of_the_model(whisper: TorchModel) -> None:
     with pytest.raises(CheckpointError, match="writes other tokens than the model"):
         get_task(SPEECH).adopt(student, whisper)
     assert get_task(SPEECH).adopt(whisper, whisper).writing == whisper.processor.writing
+
+
+def test_a_shorter_window_leaves_the_decoder_as_it_is(tmp_path: Path) -> None:
+    """A window that is half as long: the positions of the encoder go, and no others."""
+    model, task = make_writer("whisper"), get_task(SPEECH)
+    model = replace(
+        model,
+        processor=replace(
+            model.processor,
+            reader=model.processor.reader.model_copy(
+                update={"sampling_rate": 8000, "max_samples": 16_000}
+            ),
+        ),
+    )
+    processor = task.shortened(model.module, model.processor, 8000)
+    short = replace(model, processor=processor, max_length=8000)
+    module: Any = short.module
+    assert module.model.encoder.embed_positions.num_embeddings == 25
+    assert module.model.decoder.embed_positions.num_embeddings == LONGEST
+    feeds = task.collate(short, task.encode(short, [np.zeros(8000, np.int16)]))
+    assert feeds["input_features"].shape == (1, 8, 50)
+    short.save(tmp_path)
+    again = TorchModel.load(tmp_path)
+    given = {name: torch.from_numpy(each) for name, each in feeds.items()}
+    with torch.inference_mode():
+        torch.testing.assert_close(again.module(**given)[0], module(**given)[0])
 
 
 # Passes
