@@ -158,6 +158,13 @@ class Quantize(Pass):
                 given="a signature without state",
                 fix="set cache: true in the pass export, or leave kv_cache out",
             )
+        if self.kv_cache and model.signature.context:
+            raise PassError(
+                "keys and values in 8 bits are for language models",
+                where=f"{self.name}.kv_cache",
+                given=f"task {model.task}",
+                fix="leave kv_cache out",
+            )
         if self.exclude:
             names = {node.name for node in load_model(model.path).graph.node}
             unknown = [name for name in self.exclude if name not in names]

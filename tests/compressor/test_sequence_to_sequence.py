@@ -11,10 +11,12 @@ import pytest
 import torch
 from transformers import GenerationMixin
 
+from compressor.errors import PassError
 from compressor.lowering import _source
 from compressor.model import Model, OnnxModel, TorchModel
 from compressor.passes.base import PassContext
 from compressor.passes.export import Export
+from compressor.passes.quantize import Quantize
 from compressor.tasks import get_task
 from targets.bundle import SCHEMA_VERSION, Bundle, Manifest
 from targets.errors import InputError, TargetError
@@ -132,6 +134,17 @@ def test_a_run_begins_anew_and_extend_goes_on(model: TorchModel, bundle: Bundle)
     session.close()
     with pytest.raises(TargetError, match="the session is closed"):
         session.extend({DECODER_IDS: ids[1:2]})
+
+
+def test_keys_and_values_of_8_bits_are_refused(exported: OnnxModel, tmp_path: Path) -> None:
+    context = PassContext(
+        splits=make_splits(exported.task),
+        load_original=lambda: None,  # type: ignore[arg-type, return-value]
+        seed=0,
+        folder=tmp_path,
+    )
+    with pytest.raises(PassError, match="keys and values in 8 bits are for language models"):
+        Quantize(method="weights", kv_cache="int8").requires(exported, context)
 
 
 def test_the_encoder_has_the_keys_and_values_of_the_cross_attention(
