@@ -16,7 +16,14 @@ from targets.shapes import LayerShape, ShapeManifest, tensor_shapes
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["TAPPED_LAYERS", "Architecture", "LayerShape", "kind_read", "reads_sound"]
+__all__ = [
+    "MID_POSITIONS",
+    "TAPPED_LAYERS",
+    "Architecture",
+    "LayerShape",
+    "kind_read",
+    "reads_sound",
+]
 
 _OF_AN_ENCODER = {
     "hidden_size": "d_model",
@@ -52,7 +59,10 @@ _KEY_HEADS = "num_key_value_heads"
 TAPPED_LAYERS = "backbone_out_indices"
 """Where configs name the layers that another part of the network reads."""
 
-_NUM_HEADS = ("num_attention_heads", "num_heads")
+MID_POSITIONS = "mid_position_embeddings"
+"""The parameter of YOLOS with positions that are added behind each layer but the last."""
+
+_NUM_HEADS = ("num_attention_heads", "num_heads", "encoder_attention_heads")
 """How configs call the numbers of heads of networks that attend."""
 
 _DECODERS = ("ForCausalLM", "LMHeadModel")

@@ -11,7 +11,7 @@ from compressor.data import Kind
 from compressor.errors import CheckpointError
 from targets.shapes import tensor_shapes, weight_files
 
-__all__ = ["check_checkpoint", "check_weights", "label_names"]
+__all__ = ["check_checkpoint", "check_weights", "label_names", "read_config"]
 
 _FLOATS = frozenset({"F64", "F32", "F16", "BF16"})  # as safetensors names them
 _NUM_NAMED = 5  # tensors that an error names before it counts the rest
@@ -42,7 +42,7 @@ def check_checkpoint(folder: Path, *, head: str | tuple[str, ...], kind: Kind = 
             where=folder,
             fix="pass a Hugging Face folder with config.json, model.safetensors and tokenizer.json",
         )
-    config = _read_config(folder / "config.json")
+    config = read_config(folder / "config.json")
     _refuse_pickles(folder)
     heads = (head,) if isinstance(head, str) else head
     architectures = config.get("architectures")
@@ -93,7 +93,12 @@ def check_weights(folder: Path) -> None:
         )
 
 
-def _read_config(path: Path) -> dict[str, object]:
+def read_config(path: Path) -> dict[str, object]:
+    """The config of a checkpoint.
+
+    Raises:
+        CheckpointError: There is none, or it cannot be read.
+    """
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
@@ -138,7 +143,7 @@ def label_names(folder: Path) -> tuple[str, ...]:
     Raises:
         CheckpointError: The config names none.
     """
-    config = _read_config(folder / "config.json")
+    config = read_config(folder / "config.json")
     names = config.get("id2label")
     if not isinstance(names, dict) or not names:
         raise CheckpointError(

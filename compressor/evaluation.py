@@ -9,9 +9,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from compressor.metrics import resamples
 from compressor.report.schema import Comparison, Perplexity
-from targets.scoring import Z_95, design_effect
+from targets.scoring import Z_95, design_effect, resamples
 
 __all__ = [
     "Drop",

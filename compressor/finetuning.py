@@ -15,7 +15,7 @@ import numpy as np
 
 from compressor.checkpoint import check_checkpoint, label_names
 from compressor.data import DataSpec, Splits, data_fingerprint, read_splits
-from compressor.errors import CheckpointError, StoreError
+from compressor.errors import CheckpointError, DataError, StoreError
 from compressor.passes import PassContext
 from compressor.passes.finetune import Finetune
 from compressor.progress import Progress
@@ -88,6 +88,13 @@ def finetune_checkpoint(
             where=f"task {name}",
             given=model,
             fix="compress the checkpoint as it is, or name the task that the labels are for",
+        )
+    if labels == "boxes" and (column or label):
+        raise DataError(
+            "images with boxes stand in files as COCO has them, which have no columns",
+            where="--input" if column else "--label",
+            given=column or label,
+            fix="leave it out",
         )
     fields = ("tokens" if labels == "tags" else kind, labels)
     columns = {field: given for field, given in zip(fields, (column, label), strict=True) if given}

@@ -120,7 +120,7 @@ def _parts(model: TorchModel, feeds: Mapping[str, Any]) -> tuple[Part, ...]:
     from torch.utils.flop_counter import FlopCounterMode
 
     counter = FlopCounterMode(display=False)
-    with torch.inference_mode(), counter:
+    with torch.no_grad(), counter:  # the counter asks parameters for their derivatives
         model.module(**feeds)
     names = _names(model.module)
     parameters: dict[str, int] = defaultdict(int)

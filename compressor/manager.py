@@ -258,7 +258,7 @@ def _facts(
         facts["num_parameters"] = model.num_parameters
         facts["architecture"] = Architecture.read(files).describe()
         judged = answer(model, splits.validation)
-        facts["metrics"]["validation_accuracy"] = get_task(model.task).answers.mean(judged)
+        facts["metrics"]["validation_accuracy"] = get_task(model.task).answers.overall(judged)
         if judged.losses is not None:
             facts["metrics"]["validation_perplexity"] = perplexity(judged.losses)
     return facts

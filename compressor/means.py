@@ -16,7 +16,7 @@ from compressor.evaluation import sign_flip_p_value
 from compressor.report.schema import Change, Comparison, Group
 from targets.scoring import resampled_ratios
 
-__all__ = ["Values", "compare_means", "mean_drop"]
+__all__ = ["Values", "compare_means", "frequent_parts", "mean_drop"]
 
 MAX_VALUES = 50
 """Of a column that the data is sliced by; the most frequent count."""
@@ -65,7 +65,7 @@ def compare_means(
                 low_points=lost.low_points,
                 high_points=lost.high_points,
             )
-            for column, value, part in _parts(slices, rows)
+            for column, value, part in frequent_parts(slices, rows)
             for lost in [_change(before[part], after[part], weights[part])]
         ),
     )
@@ -104,10 +104,15 @@ def _change(before: Values, after: Values, weights: NDArray[Any]) -> Change:
     )
 
 
-def _parts(
+def frequent_parts(
     slices: Mapping[str, Sequence[str]], rows: NDArray[np.int64]
 ) -> list[tuple[str, str, NDArray[np.bool_]]]:
-    """Column, value, and which texts have it; the most frequent first."""
+    """Column, value, and which answers belong to it; the most frequent first.
+
+    Args:
+        slices: Column -> its values, one a row.
+        rows: (M,) the row of each answer.
+    """
     found = []
     for column, values in slices.items():
         each = np.asarray(values)[rows]

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,6 +10,7 @@ from numpy.typing import NDArray
 
 from compressor.entities import count_entities, is_iob2
 from targets.answers import most_probable
+from targets.scoring import resamples
 
 __all__ = [
     "ENTITY_METRICS",
@@ -18,14 +18,10 @@ __all__ = [
     "MetricChange",
     "expected_calibration_error",
     "metric_changes",
-    "resamples",
 ]
 
 Weights = NDArray[np.float64]
 Counts = NDArray[np.float32]
-
-RESAMPLES = 1000
-_CHUNK = 20_000_000  # cells of the table of weights that are held at once
 
 
 def _accuracy(right: Weights, wanted: Weights, given: Weights) -> Weights:
@@ -177,26 +173,3 @@ def expected_calibration_error(
     bins = np.minimum((confidence * num_bins).astype(int), num_bins - 1)
     gaps = np.bincount(bins, weights=confidence - right, minlength=num_bins)
     return float(np.abs(gaps).sum() / len(labels))
-
-
-def resamples(count: int) -> Iterator[NDArray[np.float32]]:
-    """How often each row is drawn in 1000 bootstrap samples, always the same, (B, count) a time."""
-    if count * RESAMPLES <= _CHUNK:
-        yield _drawn(count)
-        return
-    generator = np.random.default_rng(0)
-    step = max(1, _CHUNK // count)
-    for start in range(0, RESAMPLES, step):
-        yield _draw(generator, min(step, RESAMPLES - start), count)
-
-
-@functools.lru_cache(maxsize=4)
-def _drawn(count: int) -> NDArray[np.float32]:
-    return _draw(np.random.default_rng(0), RESAMPLES, count)
-
-
-def _draw(generator: np.random.Generator, size: int, count: int) -> NDArray[np.float32]:
-    drawn = generator.integers(0, count, size=(size, count))
-    drawn += np.arange(size)[:, None] * count
-    counts = np.bincount(drawn.ravel(), minlength=size * count)
-    return counts.reshape(size, count).astype(np.float32)

@@ -130,6 +130,7 @@ def _read_architecture(recipe: Recipe, problems: list[ToolkitError]) -> Architec
         task = get_task(recipe.task)
         _check_kind(recipe, task)
         check_checkpoint(recipe.model, head=task.heads, kind=task.kind)
+        task.check_network(recipe.model)
         check_weights(recipe.model)
         task.check_processor(recipe.model)
         return Architecture.read(recipe.model)

@@ -45,7 +45,7 @@ _ORIGIN = {"name", "task", "seed"}
 
 _OUTSIDE: dict[str, bool | dict[str, bool]] = {
     "model": True,
-    "data": {"train": True, "validation": True, "test": True},
+    "data": {"train": True, "validation": True, "test": True, "images": True},
     "devices": True,
     "output": True,
     "budget": True,

@@ -42,6 +42,7 @@ AUTO_CLASSES: Mapping[str, str] = {
     "text-embedding": "targets.networks.text_embedding.AutoModelForTextEmbedding",
     "image-classification": "AutoModelForImageClassification",
     "semantic-segmentation": "AutoModelForSemanticSegmentation",
+    "object-detection": "targets.networks.object_detection.AutoModelForObjectDetection",
     "audio-classification": "AutoModelForAudioClassification",
     "video-classification": "AutoModelForVideoClassification",
     "time-series-classification": "AutoModelForSequenceClassification",

@@ -215,8 +215,9 @@ def layer_stacks(module: nn.Module) -> tuple[nn.ModuleList, ...]:
         if isinstance(part, nn.ModuleList)
         if len(part) and all(_read_layer(layer) is not None for layer in part)
     ]
-    writes = len(found) == len(SIDES) and getattr(config, "is_encoder_decoder", False)
-    return tuple(found) if writes or len(found) == 1 else ()
+    # Networks that look for objects have two stacks as well, and no vocabulary.
+    writes = getattr(config, "is_encoder_decoder", False) and hasattr(config, "vocab_size")
+    return tuple(found) if len(found) == 1 or (writes and len(found) == len(SIDES)) else ()
 
 
 def encoder_layers(module: nn.Module) -> tuple[EncoderLayer, ...]:

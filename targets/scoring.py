@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from targets.wording import plural
 
 __all__ = [
+    "RESAMPLES",
     "Z_95",
     "Accuracy",
     "accuracy",
@@ -22,12 +24,14 @@ __all__ = [
     "perplexity",
     "ratio_score",
     "resampled_ratios",
+    "resamples",
     "wilson_interval",
 ]
 
 Z_95 = 1.959963984540054  # standard normal quantile for a two-sided 95% interval
 RESAMPLES = 1000
 _CHUNK = 2**22  # lines of a table that are sorted at once
+_CELLS = 20_000_000  # of a table of weights that are held at once
 
 
 class Accuracy(BaseModel):
@@ -228,3 +232,26 @@ def wilson_interval(hits: float, count: float, z: float = Z_95) -> tuple[float, 
     scale = 1 + z * z / count
     low, high = (center - spread) / scale, (center + spread) / scale
     return max(0.0, min(low, share)), min(1.0, max(high, share))  # rounding must not leave it out
+
+
+def resamples(count: int) -> Iterator[NDArray[np.float32]]:
+    """How often each row is drawn in 1000 bootstrap samples, always the same, (B, count) a time."""
+    if count * RESAMPLES <= _CELLS:
+        yield _drawn(count)
+        return
+    generator = np.random.default_rng(0)
+    step = max(1, _CELLS // count)
+    for start in range(0, RESAMPLES, step):
+        yield _draw(generator, min(step, RESAMPLES - start), count)
+
+
+@functools.lru_cache(maxsize=4)
+def _drawn(count: int) -> NDArray[np.float32]:
+    return _draw(np.random.default_rng(0), RESAMPLES, count)
+
+
+def _draw(generator: np.random.Generator, size: int, count: int) -> NDArray[np.float32]:
+    drawn = generator.integers(0, count, size=(size, count))
+    drawn += np.arange(size)[:, None] * count
+    counts = np.bincount(drawn.ravel(), minlength=size * count)
+    return counts.reshape(size, count).astype(np.float32)

@@ -60,6 +60,16 @@ def predict(
             help="Write embeddings here, a row an input, and print no JSON lines.",
         ),
     ] = None,
+    min_score: Annotated[
+        float | None,
+        typer.Option(
+            "--min-score",
+            min=0,
+            max=1,
+            help="Least score of the boxes around objects.",
+            show_default="0.5",
+        ),
+    ] = None,
     stream: Annotated[
         bool,
         typer.Option("--stream", help="Write how the text goes on, as its tokens come."),
@@ -67,13 +77,13 @@ def predict(
     max_tokens: Annotated[int, typer.Option(min=1, help="Most tokens that --stream writes.")] = 128,
     threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 1,
 ) -> None:
-    """Classify or embed texts, answer questions, classify files such as images. Prints JSON lines.
+    """Classify or embed texts, answer questions, classify files, find objects. Prints JSON lines.
 
     They are given with --text or --file, or one text or path a line on standard input. A language
     model gives the perplexity of texts; with --stream it writes how one goes on. A question is
     an object, {"question": "...", "context": "..."}.
     """
-    from targets.answers import ClassMapPrediction, EmbeddingPrediction
+    from targets.answers import BoxesPrediction, ClassMapPrediction, EmbeddingPrediction
     from targets.predictor import load, predict_lines, read_jsonl
 
     if stream:
@@ -86,12 +96,15 @@ def predict(
         given = _inputs(preprocessing, text, file)
         _check_output(predictor.bundle.manifest.answers, output)
         embeddings = []
+        _check_min_score(predictor.bundle.manifest.answers, min_score)
         mask_files = _mask_files(predictor.bundle.manifest.answers, given, masks)
         lines: Iterable[str | list[str]] = given or sys.stdin
         if jsonl and not given and not preprocessing.reads_objects:
             lists = preprocessing.reads_lists or predictor.bundle.manifest.answers.of_words
             lines = read_jsonl(sys.stdin, field or preprocessing.kind, lists=lists)
         for prediction in predict_lines(predictor, lines):
+            if min_score is not None and isinstance(prediction, BoxesPrediction):
+                prediction = prediction.above(min_score)
             if output is not None and isinstance(prediction, EmbeddingPrediction):
                 embeddings.append(prediction.embedding)
             else:
@@ -153,6 +166,18 @@ def _check_output(answers: Answers, output: Path | None) -> None:
         raise typer.BadParameter(f"--output: {output} does not end with .npy")
     if not output.parent.is_dir():
         raise typer.BadParameter(f"--output: there is no folder {output.parent}")
+
+
+def _check_min_score(answers: Answers, min_score: float | None) -> None:
+    """Refuse a least score of boxes where there are none.
+
+    Raises:
+        BadParameter: There are none.
+    """
+    from targets.answers import BoxAnswers
+
+    if min_score is not None and not isinstance(answers, BoxAnswers):
+        raise typer.BadParameter("the bundle finds no objects: leave out --min-score")
 
 
 def _write_array(path: Path, rows: Sequence[Sequence[float]]) -> None:

@@ -9,6 +9,7 @@ from pydantic_core import PydanticCustomError
 
 from compressor.metrics import ENTITY_METRICS, METRICS
 from compressor.similarity import SIMILARITY_METRICS
+from targets.answers.boxes import BOX_METRICS
 from targets.answers.spans import SPAN_METRICS
 from targets.answers.written import WRITTEN_METRICS
 
@@ -35,12 +36,19 @@ Metric = Literal[
     "recall_at_10",
     "f1",
     "exact_match",
+    "map",
+    "map_50",
     "word_accuracy",
     "chrf",
 ]
 
 assert set(Metric.__args__) == {  # type: ignore[attr-defined]
-    *METRICS, *ENTITY_METRICS, *SIMILARITY_METRICS, *SPAN_METRICS, *WRITTEN_METRICS
+    *METRICS,
+    *ENTITY_METRICS,
+    *SIMILARITY_METRICS,
+    *SPAN_METRICS,
+    *BOX_METRICS,
+    *WRITTEN_METRICS,
 }  # fmt: skip
 
 
@@ -92,8 +100,9 @@ class Limits(DeviceLimits):
     max_metric_drop: dict[Metric, Points] = Field(default_factory=dict)
     """Metric -> loss against the untouched model, in percentage points."""
     max_class_drop: Points | None = None
-    """Recall lost on any class, in points. A loss that may be chance (its 95% interval holds 0)
-    does not count, so that a class with few rows neither fails by one row nor collapses unseen."""
+    """Recall lost on any class, in points; of boxes its average precision. A loss that may be
+    chance (its 95% interval holds 0) does not count, so that a class with few rows neither fails
+    by one row nor collapses unseen."""
     max_slice_drop: Points | None = None
     """Accuracy lost on any value of a column in `data.slices`, in points; judged as a class is."""
     min_speedup_eager: Positive | None = None

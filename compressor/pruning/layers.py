@@ -6,7 +6,7 @@ import copy
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, cast
 
-from compressor.architecture import TAPPED_LAYERS
+from compressor.architecture import MID_POSITIONS, TAPPED_LAYERS
 from compressor.errors import PassError
 
 if TYPE_CHECKING:
@@ -132,6 +132,10 @@ def select_layers(module: nn.Module, keep: Sequence[int]) -> nn.Module:
             for name, child in parent.named_children():
                 if child is layers:
                     setattr(parent, name, kept)
+    for part in selected.modules():
+        table = getattr(part, MID_POSITIONS, None)
+        if table is not None:
+            setattr(part, MID_POSITIONS, nn.Parameter(table.detach()[list(keep[:-1])]))
     config = cast("Any", selected.config)
     if getattr(config, "layer_types", None):  # some name the kind of attention of each layer
         config.layer_types = [config.layer_types[layer] for layer in keep]

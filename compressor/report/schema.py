@@ -96,7 +96,7 @@ class Group(_Frozen):
     num_rows: int
     """How many are judged: rows of the data, or what a row has several of, such as words."""
     accuracy: float
-    """Of the row, in [0, 1]; for a class this is its recall."""
+    """Of the row, in [0, 1]; for a class this is its recall, of boxes its average precision."""
     reference: float
     """Of the untouched model."""
     drop_points: float
@@ -165,10 +165,11 @@ class Comparison(_Frozen):
     """95% interval of the drop, from the paired differences."""
     p_value: float
     """Chance of a difference this large if the two were equally good. McNemar's exact test; where a
-    row has several units, that of random signs of the differences of rows."""
+    row has several units, that of random signs of the differences of rows; of boxes, that of a
+    random exchange of the answers to images."""
     agreement: float
     """Share of examples with the same answer as the untouched model, in [0, 1]: the same label, or
-    of embeddings the same nearest other text."""
+    of embeddings the same nearest other text; of boxes the same objects."""
     reference_accuracy: float | None = None
     """Of the untouched model, in [0, 1]."""
     metrics: dict[str, Change] = {}

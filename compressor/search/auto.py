@@ -232,7 +232,7 @@ class _Searcher:
         model = load_model(self.manager.run(chain)[-1].folder)
         answers = get_task(model.task).answers
         units = answer(model, self.prepared.splits().validation)
-        return self._drop(answers.mean(units))
+        return self._drop(answers.overall(units))
 
     def _drop(self, accuracy: float) -> float:
         """Points that are lost on the validation data."""

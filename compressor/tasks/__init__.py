@@ -13,6 +13,7 @@ from compressor.errors import PassError, nearest
 from compressor.tasks.audio_classification import AudioClassification
 from compressor.tasks.base import Row, Task
 from compressor.tasks.image_classification import ImageClassification
+from compressor.tasks.object_detection import ObjectDetection
 from compressor.tasks.question_answering import QuestionAnswering
 from compressor.tasks.semantic_segmentation import SemanticSegmentation
 from compressor.tasks.speech_recognition import SpeechRecognition
@@ -33,6 +34,7 @@ TASKS: dict[str, type[Task]] = {
         TokenClassification,
         ImageClassification,
         SemanticSegmentation,
+        ObjectDetection,
         AudioClassification,
         TimeSeriesClassification,
         VideoClassification,

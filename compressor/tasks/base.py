@@ -78,6 +78,7 @@ class Task(ABC):
         from targets.checkpoint import load_module
 
         check_checkpoint(folder, head=self.heads, kind=self.kind)
+        self.check_network(folder)
         check_weights(folder)
         processor = self.load_processor(folder)
         limit = self.longest(folder, processor)
@@ -90,6 +91,14 @@ class Task(ABC):
             task=self.name,
             max_length=min(max_length or limit, limit),
         )
+
+    def check_network(self, folder: Path) -> None:
+        """Check cheaply, by its config, that the network of a checkpoint is one that is known.
+
+        Raises:
+            CheckpointError: It is not, or there is no config.
+        """
+        return
 
     @abstractmethod
     def check_processor(self, folder: Path) -> None:
@@ -307,7 +316,7 @@ class Task(ABC):
             kept: What :meth:`evaluated` kept of all batches, (N, ...).
             labels: Of all, (N, ...).
         """
-        return self.answers.mean(self.answers.judged(kept, labels))
+        return self.answers.overall(self.answers.judged(kept, labels))
 
     def judged_rows(
         self, kept: NDArray[Any], rows: Sequence[Row], split: Split, places: NDArray[np.int64]

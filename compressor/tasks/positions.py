@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from compressor.architecture import MID_POSITIONS
 from compressor.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -24,10 +25,11 @@ def resize_positions(network: nn.Module, image_size: int) -> None:
     Raises:
         CheckpointError: The size is no multiple.
     """
-    import torch
     from torch import nn
-    from torch.nn import functional
 
+    grid: tuple[int, int] | None = None
+    wanted = 0
+    num_last = getattr(network.config, "num_detection_tokens", 0)
     for part in network.modules():
         table = getattr(part, "position_embeddings", None)
         patches: Any = getattr(part, "patch_embeddings", None)
@@ -43,21 +45,46 @@ def resize_positions(network: nn.Module, image_size: int) -> None:
             )
         wanted = image_size // patch
         height, width = (side // patch for side in patches.image_size)
-        # The tokens before those of the patches have positions too.
-        num_first = table.shape[1] - height * width
-        squares = table[:, num_first:].reshape(1, height, width, -1).permute(0, 3, 1, 2)
-        with torch.no_grad():
-            moved = functional.interpolate(
-                squares, size=(wanted, wanted), mode="bicubic", align_corners=False
-            )
-            joined = torch.cat([table[:, :num_first], moved.flatten(2).transpose(1, 2)], dim=1)
-        part.position_embeddings = nn.Parameter(joined)
+        grid = height, width
+        part.position_embeddings = _resized(table, grid, wanted, num_last)
         for each in (part, patches):  # networks compare them with what they are given
             if hasattr(each, "image_size"):
                 each.image_size = (image_size, image_size)
         patches.num_patches = wanted**2
-    if hasattr(network.config, "image_size"):
-        network.config.image_size = image_size
+    for part in network.modules():
+        table = getattr(part, MID_POSITIONS, None)
+        if table is not None and grid is not None:
+            setattr(part, MID_POSITIONS, _resized(table, grid, wanted, num_last))
+    before = getattr(network.config, "image_size", None)
+    if before is not None:
+        is_one = isinstance(before, int)
+        network.config.image_size = image_size if is_one else [image_size, image_size]  # type: ignore[union-attr]
+
+
+def _resized(
+    table: nn.Parameter, grid: tuple[int, int], wanted: int, num_last: int
+) -> nn.Parameter:
+    """A table of positions, (..., tokens, hidden), for a square of so many patches.
+
+    The tokens before those of the patches and the last ones have positions too, and keep them.
+    """
+    import torch
+    from torch import nn
+    from torch.nn import functional
+
+    *_, tokens, hidden = table.shape
+    count = grid[0] * grid[1]
+    rows = table.reshape(-1, tokens, hidden)
+    begin, end = tokens - num_last - count, tokens - num_last
+    squares = rows[:, begin:end].reshape(-1, *grid, hidden).permute(0, 3, 1, 2)
+    with torch.no_grad():
+        moved = functional.interpolate(
+            squares, size=(wanted, wanted), mode="bicubic", align_corners=False
+        )
+        joined = torch.cat(
+            [rows[:, :begin], moved.flatten(2).transpose(1, 2), rows[:, end:]], dim=1
+        )
+    return nn.Parameter(joined.reshape(*table.shape[:-2], -1, hidden))
 
 
 def shorten_positions(network: nn.Module, share: float) -> None:

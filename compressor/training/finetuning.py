@@ -119,6 +119,7 @@ def new_classifier(
         if max_length is None:
             return model
         return replace(model, processor=found.shortened(model.module, model.processor, max_length))
+    found.check_network(folder)
     with seeded(seed), quiet():
         encoder, config = _load_encoder(folder)
         config.architectures = []  # the usual class of its kind, not one with a second head

@@ -19,7 +19,8 @@ class TappedOutputs(NamedTuple):
 
     Attributes:
         logits: (N, classes); of every token, (N, L, classes); or of places of an image,
-            (N, classes, height, width). Where there are no classes, the embeddings, (N, size).
+            (N, classes, height, width); or of queries, (N, queries, classes + 1 + 4). Where there
+            are no classes, the embeddings, (N, size).
         hidden: One (N, L, d) a tapped layer.
         projections: Queries, keys and values, (N, L, heads * head_size) each, or nothing.
     """

@@ -101,7 +101,7 @@ class Teacher:
             outputs = self._run(batch)
             tokens = [*outputs.hidden, *outputs.projections]
             if logits is None:
-                by_token = outputs.logits.ndim == 3
+                by_token = outputs.logits.ndim == 3 and max(lengths) != FIXED_SIZE
                 longest = max(lengths[slot] for slot in slots)
                 sizes = list(lengths)
                 if tokens and tokens[0].shape[1] != longest:

@@ -16,6 +16,7 @@ from targets.answers.base import (
     most_probable,
     softmax,
 )
+from targets.answers.boxes import BoxAnswers, BoxesPrediction, DetectedBox
 from targets.answers.embeddings import EmbeddingAnswers, EmbeddingPrediction
 from targets.answers.labels import LabelAnswers, Prediction
 from targets.answers.next_token import NextTokenAnswers, ScoredText
@@ -35,7 +36,10 @@ __all__ = [
     "Answers",
     "AnyAnswers",
     "BasePrediction",
+    "BoxAnswers",
+    "BoxesPrediction",
     "ClassMapPrediction",
+    "DetectedBox",
     "EmbeddingAnswers",
     "EmbeddingPrediction",
     "LabelAnswers",
@@ -65,6 +69,7 @@ AnyAnswers = Annotated[
     | NextTokenAnswers
     | EmbeddingAnswers
     | SpanAnswers
+    | BoxAnswers
     | TranscriptAnswers
     | TranslationAnswers,
     Field(discriminator="kind"),

@@ -248,12 +248,12 @@ class Answers(BaseModel, ABC):
         """
         return units.right
 
-    def mean(self, units: Units) -> float:
-        """The value of :meth:`score` without its interval."""
+    def overall(self, units: Units) -> float:
+        """How good all answers are together: the mean of the values, where they have one."""
         return float(self.values(units).mean())
 
     def score(self, units: Units) -> Accuracy:
-        """The mean of the values with its interval: what reports show and budgets limit."""
+        """The same with its interval: what reports show and budgets limit."""
         return accuracy(units.right, units.rows, unit=self.unit)
 
     def given(self, units: Units) -> NDArray[np.int64]:

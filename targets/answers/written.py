@@ -194,7 +194,7 @@ class TranscriptAnswers(WrittenAnswers):
         errors, words = self.errors(units).T
         return np.asarray(1 - errors / np.maximum(words, 1))
 
-    def mean(self, units: Units) -> float:
+    def overall(self, units: Units) -> float:
         """See the base class: of all words."""
         errors, words = self.errors(units).sum(axis=0)
         return float(1 - errors / max(words, 1))

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from sklearn.metrics import accuracy_score, f1_score, jaccard_score, recall_score
 
-from compressor import metrics
 from compressor.metrics import METRICS, expected_calibration_error, metric_changes
+from targets import scoring
 
 CLASSES = 4
 
@@ -79,7 +79,7 @@ def test_large_data_is_resampled_in_parts(monkeypatch: pytest.MonkeyPatch) -> No
     labels, reference = answers(400, 0.8, 5)
     _, candidate = answers(400, 0.7, 6)
     whole = metric_changes(reference, candidate, labels, num_classes=CLASSES)
-    monkeypatch.setattr(metrics, "_CHUNK", 400 * 300)
+    monkeypatch.setattr(scoring, "_CELLS", 400 * 300)
     parts = metric_changes(reference, candidate, labels, num_classes=CLASSES)
     for name in METRICS:
         assert parts[name].low == pytest.approx(whole[name].low, abs=0.02)
