@@ -50,7 +50,6 @@ EXAMPLES: dict[str, tuple[dict[str, Any], ...]] = {
         {"method": "fp16"},
         {"method": "bf16"},
     ),
-    "shorten": ({"max_length": 8},),
     "student": ({"checkpoint": CHECKPOINT},),
     "trim_vocabulary": ({"keep_first": 0},),
 }
