@@ -140,6 +140,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 progress.finish(f"{lost:.1f} points lost", cached=False)
             # Every seed is whole before it counts.
             path = options.results / RESULT
+            path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(json.dumps(document) + "\n", encoding="utf-8")
     print("\n".join(table(document)))
     return 0

@@ -108,6 +108,7 @@ def publish(report: Report, path: Path) -> None:
     recipe["targets"] = [{"target": each["target"]} for each in recipe["targets"]]
     document["predictions"] = None
     document["rows"] = [row for row in document["rows"] if row["status"] == "measured"]
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(document) + "\n", encoding="utf-8")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 import os
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -318,17 +318,18 @@ def prune_unused(model: onnx.ModelProto) -> None:
     read = {name for node in graph.node for name in _all_inputs(node)}
     read |= {value.name for value in graph.output}
     made = {name for node in graph.node for name in node.output}
-    _keep(graph.initializer, [each for each in graph.initializer if each.name in read])
-    _keep(graph.value_info, [each for each in graph.value_info if each.name in made])
+    _keep(graph.initializer, read)
+    _keep(graph.value_info, made)
 
 
-def _keep(field: Any, kept: Sequence[Any]) -> None:
-    """Set a repeated protobuf field, whose type has no public name, to some of its entries."""
-    if len(kept) == len(field):
-        return
-    copies = [type(each).FromString(each.SerializeToString()) for each in kept]
-    del field[:]
-    field.extend(copies)
+def _keep(field: Any, names: Collection[str]) -> None:
+    """Leave the entries with these names in a repeated protobuf field, where they are.
+
+    Protobuf frees no memory before the whole message goes: copies of weights would stay.
+    """
+    for index in range(len(field) - 1, -1, -1):
+        if field[index].name not in names:
+            del field[index]
 
 
 def _all_inputs(node: onnx.NodeProto) -> set[str]:

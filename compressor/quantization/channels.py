@@ -14,6 +14,8 @@ __all__ = ["WeightBits", "dequantized_weight", "largest_level", "quantize_channe
 
 WeightBits = Literal[7, 8]
 
+_VALUES_AT_ONCE = 2**22
+
 
 def largest_level(bits: WeightBits) -> int:
     """The largest integer that weights are rounded to: 127, or 63 with 7 bits."""
@@ -34,14 +36,21 @@ def quantize_channels(
         The integers, of the same shape, and the scales, (weight.shape[axis],).
     """
     largest = largest_level(bits)
-    others = tuple(index for index in range(weight.ndim) if index != axis)
-    maxima = np.abs(weight).max(axis=others)
-    smallest = np.finfo(np.float32).tiny  # below it a scale loses digits, and then is 0
-    scales = np.where(maxima > 0, np.maximum(maxima / largest, smallest), 1.0).astype(np.float32)
-    shape = [1] * weight.ndim
-    shape[axis] = -1
-    levels = np.rint(weight / scales.reshape(shape))
-    return np.clip(levels, -largest, largest).astype(np.int8), scales
+    integers = np.empty(weight.shape, np.int8)
+    scales = np.empty(weight.shape[axis], np.float32)
+    # Some channels at a time: what is in between would take several times the memory of a table.
+    step = max(1, _VALUES_AT_ONCE * weight.shape[axis] // max(weight.size, 1))
+    by_channel, rounded = np.moveaxis(weight, axis, 0), np.moveaxis(integers, axis, 0)
+    for begin in range(0, len(scales), step):
+        part = by_channel[begin : begin + step]
+        maxima = np.abs(part).max(axis=tuple(range(1, part.ndim)))
+        smallest = np.finfo(np.float32).tiny  # below it a scale loses digits, and then is 0
+        found = np.where(maxima > 0, np.maximum(maxima / largest, smallest), 1.0)
+        scales[begin : begin + step] = found
+        levels = part / scales[begin : begin + step].reshape(-1, *[1] * (part.ndim - 1))
+        np.rint(levels, out=levels)
+        rounded[begin : begin + step] = np.clip(levels, -largest, largest, out=levels)
+    return integers, scales
 
 
 def dequantized_weight(

@@ -132,7 +132,8 @@ class TextGeneration(TokenLevel):
     def probes(self, model: TorchModel, rows: Sequence[Row]) -> Mapping[str, Arrays]:
         """See the base class; no longer than fits in memory with the scores of a vocabulary."""
         length = min(model.max_length, _LONGEST_PROBE)
-        cut = [{name: values[:length] for name, values in row.items()} for row in rows]
+        few = rows[: self.answers.rows_at_once]
+        cut = [{name: values[:length] for name, values in row.items()} for row in few]
         return super().probes(replace(model, max_length=length), cut)
 
 

@@ -4,6 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from compressor.quantization import channels
 from compressor.quantization.channels import quantize_channels
 from compressor.quantization.smooth import smoothing_factors
 
@@ -29,6 +30,17 @@ def test_a_channel_of_zeros_has_a_scale_that_divides():
     integers, scales = quantize_channels(np.zeros((2, 3), np.float32), axis=0)
     assert not integers.any()
     assert (scales == 1).all()
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_large_weights_are_rounded_some_channels_at_a_time(axis, monkeypatch):
+    weight = np.random.default_rng(0).standard_normal((30, 50)).astype(np.float32)
+    weight.setflags(write=False)  # as those of a mapped file
+    whole = quantize_channels(weight, axis=axis)
+    monkeypatch.setattr(channels, "_VALUES_AT_ONCE", 110)
+    parts = quantize_channels(weight, axis=axis)
+    for found, expected in zip(parts, whole, strict=True):
+        np.testing.assert_array_equal(found, expected)
 
 
 @pytest.mark.parametrize("strength", [0.0, 0.5, 1.0])
