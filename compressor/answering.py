@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from compressor.model import Model, TorchModel
 from compressor.tasks import get_task
 from targets.answers import Units
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from compressor.data import Split
-    from targets.signature import Arrays
+    from targets.base import Session
 
 __all__ = ["answer"]
 
@@ -36,36 +35,28 @@ def answer(model: Model, split: Split) -> Units:
     rows = task.encode_labelled(model, split)
     order = sorted(range(len(rows)), key=lambda index: task.length(rows[index]))
     is_torch = isinstance(model, TorchModel)
-    at_once = min(BATCH, task.answers.rows_at_once)
-    run, size = (_torch(model), at_once) if is_torch else (_onnx(model), 1)
+    size = min(BATCH, task.answers.rows_at_once) if is_torch else 1
+    session = _torch(model) if is_torch else _onnx(model)
+    name = session.signature.outputs[0].name
     parts = []
+    with TemporaryDirectory() as folder:
+        task.save_processor(model.processor, Path(folder))
+        answer_batch = task.answers_with(model.processor).open(Path(folder))
     for start in range(0, len(order), size):
         chosen = order[start : start + size]
         batch = [rows[index] for index in chosen]
-        feeds = task.collate(model, batch)
-        scores = task.answers.reduced(run(feeds), feeds)
-        parts.append(task.answers.judged(scores, task.collate_labels(batch), np.asarray(chosen)))
+        found = answer_batch(session, task.collate_unanswered(model, batch))
+        parts.append(task.judged_rows(found[name], batch, split, np.asarray(chosen)))
     return Units.joined(parts)
 
 
-def _torch(model: Any) -> Callable[[Arrays], NDArray[np.float32]]:
-    import torch
+def _torch(model: Any) -> Session:
+    from targets.runtimes.pytorch import PyTorchSession
 
-    def run(feeds: Arrays) -> NDArray[np.float32]:
-        with torch.inference_mode():
-            tensors = {name: torch.from_numpy(array) for name, array in feeds.items()}
-            return np.asarray(model.module(**tensors)[0].float().numpy())
-
-    return run
+    return PyTorchSession(get_task(model.task).signature(model), model.module)
 
 
-def _onnx(model: Any) -> Callable[[Arrays], NDArray[np.float32]]:
-    from targets.runtimes.onnxruntime import create_session
+def _onnx(model: Any) -> Session:
+    from targets.runtimes.onnxruntime import open_model
 
-    session = create_session(model.path, threads=1)
-
-    def run(feeds: Arrays) -> NDArray[np.float32]:
-        state = model.signature.initial_state(len(next(iter(feeds.values()))))
-        return np.asarray(session.run(None, {**feeds, **state})[0])
-
-    return run
+    return open_model(model.path, model.signature)

@@ -25,6 +25,14 @@ __all__ = [
     "reads_sound",
 ]
 
+_OF_AN_ENCODER = {
+    "hidden_size": "d_model",
+    "num_hidden_layers": "encoder_layers",
+    "num_attention_heads": "encoder_attention_heads",
+    "intermediate_size": "encoder_ffn_dim",
+}
+"""A field's usual name -> that in configs of an encoder and a decoder."""
+
 _OTHER_NAMES: Mapping[str, Mapping[str, str]] = {
     "distilbert": {
         "hidden_size": "dim",
@@ -34,12 +42,7 @@ _OTHER_NAMES: Mapping[str, Mapping[str, str]] = {
     },
     "gpt2": {"max_position_embeddings": "n_positions"},
     "patchtst": {"hidden_size": "d_model", "intermediate_size": "ffn_dim"},
-    "whisper": {
-        "hidden_size": "d_model",
-        "num_hidden_layers": "encoder_layers",
-        "num_attention_heads": "encoder_attention_heads",
-        "intermediate_size": "encoder_ffn_dim",
-    },
+    "whisper": _OF_AN_ENCODER,
 }
 """Family -> a field's usual name -> its own."""
 
@@ -64,6 +67,12 @@ _NUM_HEADS = ("num_attention_heads", "num_heads", "encoder_attention_heads")
 
 _DECODERS = ("ForCausalLM", "LMHeadModel")
 """How the class names of networks end that write text."""
+
+_WRITERS = ("ForConditionalGeneration", "MTModel")
+"""Of networks that read an input whole, and then write a text about it."""
+
+_LONGEST_TEXT = 512
+"""Longest input in tokens of a network whose positions have no end."""
 
 _HEADS_OF_ONE_LAYER = ("ForTokenClassification", "ForQuestionAnswering")
 """How the class names of networks end that give classes straight from the last hidden states."""
@@ -101,6 +110,9 @@ class Architecture:
         is_decoder: Whether it writes text: what it gives is the next token. Its layers then have
             gates in their feed-forwards, no biases, and norms without a shift.
         queries_per_head: How many queries share the key and the value of a head.
+        writes: Whether it has a decoder after its encoder, which writes a text.
+        num_decoder_layers: So many of the layers are the decoder's, the last ones; each attends to
+            the encoder as well.
     """
 
     family: str
@@ -120,6 +132,8 @@ class Architecture:
     tapped_layers: tuple[int, ...] = ()
     is_decoder: bool = False
     queries_per_head: int = 1
+    writes: bool = False
+    num_decoder_layers: int = 0
 
     @classmethod
     def read(cls, folder: Path) -> Architecture:
@@ -155,7 +169,7 @@ class Architecture:
     @classmethod
     def of(cls, module: nn.Module) -> Architecture:
         """Measure a loaded network."""
-        from targets.encoder import encoder_layers
+        from targets.encoder import encoder_layers, layer_stacks
 
         config = module.config.to_dict()  # type: ignore[union-attr,operator]
         described = _from_config({**config, "architectures": [type(module).__name__]})
@@ -168,6 +182,8 @@ class Architecture:
                 queries_per_head=layers[0].queries_per_head,
                 hidden_size=layers[0].query.in_features,
             )
+            *_, decoder = map(len, layer_stacks(module))
+            described = replace(described, num_decoder_layers=decoder if described.writes else 0)
         if described._is_counted:
             return described
         # Tables that serve twice, as those of decoders may, are one tensor in a checkpoint.
@@ -181,7 +197,12 @@ class Architecture:
     @property
     def _is_counted(self) -> bool:
         """Whether all of its weights follow from the sizes."""
-        return bool(self.vocabulary_size) and not self.is_decoder
+        return bool(self.vocabulary_size) and not self.is_decoder and not self.writes
+
+    @property
+    def has_labels(self) -> bool:
+        """Whether data says what is right: a class, or the tokens of a text."""
+        return bool(self.num_labels) or self.is_decoder or self.writes
 
     @property
     def num_parameters(self) -> int:
@@ -214,7 +235,9 @@ class Architecture:
             total += (queries + bias) * hidden
             total += inputs * (hidden + bias) * layer.ffn_width + (layer.ffn_width + bias) * hidden
             total += 2 * norm * hidden
-        return total
+        # Attention to the encoder, with a norm; no head of it is ever pruned.
+        attention = 4 * (hidden + 1) * hidden - self.num_unbiased * hidden + 2 * hidden
+        return total + self.num_decoder_layers * attention
 
     def describe(self) -> str:
         """One line, such as ``6 layers x 12 heads x 1536 FFN, hidden 384, vocabulary 30522``."""
@@ -227,10 +250,9 @@ class Architecture:
             heads = f"{heads} heads"
         widths = _spread([layer.ffn_width for layer in self.layers])
         vocabulary = f", vocabulary {self.vocabulary_size}" if self.vocabulary_size else ""
-        return (
-            f"{len(self.layers)} layers x {heads} x {widths} FFN, "
-            f"hidden {self.hidden_size}{vocabulary}"
-        )
+        decoder = self.num_decoder_layers
+        number = f"{len(self.layers) - decoder} + {decoder}" if decoder else str(len(self.layers))
+        return f"{number} layers x {heads} x {widths} FFN, hidden {self.hidden_size}{vocabulary}"
 
 
 def _spread(values: list[int]) -> str:
@@ -242,6 +264,8 @@ def _from_config(config: Mapping[str, object]) -> Architecture:
     family = str(config["model_type"])
     if _names_head(config, _DECODERS):
         return _decoder(family, config)
+    if _names_head(config, _WRITERS):
+        return _writer(family, config)
     if "vocab_size" not in config or reads_sound(config):
         return _without_tokens(family, config)
     described = _transformer(family, config)
@@ -280,6 +304,31 @@ def _decoder(family: str, config: Mapping[str, object]) -> Architecture:
         max_positions=_number(config, "max_position_embeddings"),
         num_labels=0,
         is_decoder=True,
+    )
+
+
+def _writer(family: str, config: Mapping[str, object]) -> Architecture:
+    """A network with an encoder and a decoder; layers are known where they are those of BART."""
+    described = Architecture(family, (), 0, 0, 0, 0, FIXED_SIZE, has_unknown_layers=True)
+    if "decoder_ffn_dim" in config:
+        named = {usual: config.get(name) for usual, name in _OF_AN_ENCODER.items()}
+        described = _transformer("", named)
+        layer = LayerShape(described.layers[0].num_heads, _number(config, "decoder_ffn_dim"))
+        count = _number(config, "decoder_layers")
+        described = replace(
+            described,
+            family=family,
+            layers=(*described.layers, *(layer,) * count),
+            num_decoder_layers=count,
+            num_unbiased=_NUM_UNBIASED.get(family, 0),
+        )
+    longest = config.get("max_position_embeddings", _LONGEST_TEXT)
+    return replace(
+        described,
+        vocabulary_size=_number(config, "vocab_size"),
+        max_positions=FIXED_SIZE if reads_sound(config) else int(str(longest)),
+        num_labels=0,
+        writes=True,
     )
 
 

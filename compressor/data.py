@@ -14,16 +14,16 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from compressor.boxes import image_files, read_boxed, tables_of
-from compressor.cells import as_data_error, read_cell
+from compressor.cells import read_cell
 from compressor.class_names import check_labels, class_indices, label_text, sorted_names
 from compressor.errors import DataError, nearest
 from compressor.masks import Masked, check_classes, class_names, read_classes
 from compressor.questions import read_questions
-from compressor.tables import FLAT, read_columns, require_columns
+from compressor.tables import read_columns, require_columns
+from compressor.tagged import read_tagged
+from compressor.written import Written, read_written
 from targets.answers.spans import ENDS
-from targets.answers.token_labels import join_words
 from targets.bundle import hash_file
-from targets.errors import InputError
 from targets.preprocessing import KINDS, Preprocessing
 from targets.wording import plural
 
@@ -41,11 +41,10 @@ __all__ = [
 Kind: TypeAlias = str
 """Of the inputs: a key of `targets.preprocessing.KINDS`, and the field of its column."""
 
-LabelField = Literal["label", "tags", "mask", "text", "answers", "boxes"]
-"""Of a `DataSpec`: a label for each input, for each of its words, or for each of its pixels; the
-text itself, where what is answered is how it goes on; or parts of the context of a question. Boxes
-stand in files of their own kind, see `compressor.boxes`, and have no column. None in its place:
-there are no labels."""
+LabelField = Literal["label", "tags", "mask", "text", "answers", "boxes", "target"]
+"""Of a `DataSpec`: a label for each input, word or pixel; the text itself, where its own tokens are
+what is answered; parts of the context of a question; or a text to write. Boxes stand in files of
+their own kind, see `compressor.boxes`, and have no column. None: there are no labels."""
 
 LEAST_UNLABELLED = 3
 """Inputs of a split without labels: an order of the others takes two of them."""
@@ -93,6 +92,9 @@ class DataSpec(BaseModel):
     answers: str = Field(default="answers", exclude_if=lambda name: name == "answers")
     """Column with the right answers, as SQuAD has them: an object with the lists ``text`` and
     ``answer_start``, where each begins in the context, in characters."""
+    target: str = Field(default="target", exclude_if=lambda name: name == "target")
+    """Column with the text that the model is to write: what is said in a recording, or the
+    translation or summary of a text."""
     images: Path | None = Field(default=None, exclude_if=lambda folder: folder is None)
     """Folder that the images of files as COCO has them are read from; by default that of each
     file."""
@@ -119,8 +121,9 @@ class Split:
             path or the content of a file.
         labels: (N,) int64 indices into the label names; N arrays, one index a word; or N masks,
             each the path or the content of a file; or of N questions the right answers, each
-            (start, end) in characters of the context; or N tables of boxes, see
-            `targets.average_precision`, in shares of the image. Where the data has none, (N, 0); or
+            (start, end) in characters of the context; or N texts to write; or N tables of boxes,
+            see `targets.average_precision`, in shares of the image. Where the data has none,
+            (N, 0); or
             (N, size), what the untouched model answers.
         slices: Column -> its N values as text.
     """
@@ -183,8 +186,13 @@ def _hash(path: Path, spec: DataSpec, kind: Kind, labels: LabelField | None) -> 
         for each in image_files(path, spec.images):
             digest.update(f"{hash_file(each)}\n".encode())
         return digest.hexdigest()
-    rows = _read_rows(path, spec, kind)
-    for value, (label,) in zip(rows.inputs, rows.labels, strict=True):
+    if labels == "target":
+        written = _read_written(path, spec, kind)
+        pairs = list(zip(written.inputs, written.texts, strict=True))
+    else:
+        rows = _read_rows(path, spec, kind)
+        pairs = list(zip(rows.inputs, rows.all_labels, strict=True))
+    for value, label in pairs:
         if isinstance(value, str):
             digest.update(f"{label}\n{_hash_input(Path(value))}\n".encode())
     return digest.hexdigest()
@@ -262,6 +270,8 @@ def read_splits(
         return _set_validation_apart(*_read_all_boxed(spec, label_names), seed)
     if labels == "answers":
         return _set_validation_apart(_read_all_questions(spec), ENDS, seed)
+    if labels == "target":
+        return _set_validation_apart(_read_all_written(spec, kind), (), seed)
     if labels == "text":
         return _set_validation_apart(_read_all_unlabelled(spec, kind, least=1), (), seed)
     tagged = labels == "tags"
@@ -332,6 +342,22 @@ def _read_unlabelled(path: Path, spec: DataSpec, kind: Kind) -> Split:
             )
         inputs.append(found)
     return Split(tuple(inputs), np.empty((len(inputs), 0), np.float32), _sliced(spec, values))
+
+
+def _read_all_written(spec: DataSpec, kind: Kind) -> dict[str, Split]:
+    """Splits of inputs with the texts that are to be written."""
+    found = {name: _read_written(path, spec, kind) for name, path in spec.files.items()}
+    splits = {
+        name: Split(each.inputs, each.texts, _sliced(spec, each.slices))
+        for name, each in found.items()
+    }
+    _check_slices(spec, splits["test"].slices)
+    return splits
+
+
+def _read_written(path: Path, spec: DataSpec, kind: Kind) -> Written:
+    source = _input_column(spec, kind)
+    return read_written(path, kind, source=source, target=spec.target, slices=spec.slices)
 
 
 def _read_all_questions(spec: DataSpec) -> dict[str, Split]:
@@ -475,51 +501,8 @@ def _sliced(spec: DataSpec, values: Mapping[str, Sequence[Any]]) -> dict[str, tu
 
 def _read_tagged(path: Path, spec: DataSpec) -> _Rows:
     """A file whose rows have a list of words, and a list of the labels of these words."""
-    if path.is_dir() or path.suffix.lower() in FLAT:
-        raise DataError(
-            "lists of words and of their labels do not stand in "
-            + ("a folder of files" if path.is_dir() else "the cells of such a file"),
-            where=path,
-            given="a folder" if path.is_dir() else path.suffix,
-            fix="write them to .jsonl, .json or .parquet, such as "
-            f'{{"{spec.tokens}": ["Birds", "sing"], "{spec.tags}": ["NOUN", "VERB"]}}',
-        )
-    values = require_columns(path, {"tokens": spec.tokens, "tags": spec.tags}, spec.slices)
-    texts, tags = [], []
-    for row, (words, labels) in enumerate(
-        zip(values[spec.tokens], values[spec.tags], strict=True), 1
-    ):
-        where = f"{path}, row {row}"
-        for column, cell in ((spec.tokens, words), (spec.tags, labels)):
-            if not isinstance(cell, list):
-                raise DataError(
-                    f"a row has no list in the column {column!r}",
-                    where=where,
-                    given=f"{type(cell).__name__} {cell!r:.60}",
-                    fix="write a list of words, and a list of their labels",
-                )
-        if len(words) != len(labels):
-            raise DataError(
-                "a row has another number of labels than words",
-                where=where,
-                given=f"{len(words)} in {spec.tokens!r}, {len(labels)} in {spec.tags!r}",
-                fix="give each word of the row one label",
-            )
-        found = [label for each in labels if (label := label_text(each)) is not None]
-        if len(found) != len(labels):
-            wrong = next(each for each in labels if label_text(each) is None)
-            raise DataError(
-                "a word has no label",
-                where=where,
-                given=f"{wrong!r} in {spec.tags!r}",
-                fix="give each word a class name or index",
-            )
-        try:
-            texts.append(join_words(words, where=where))
-        except InputError as error:
-            raise as_data_error(error) from error
-        tags.append(tuple(found))
-    return _Rows(tuple(texts), tags, _sliced(spec, values))
+    found = read_tagged(path, tokens=spec.tokens, tags=spec.tags, slices=spec.slices)
+    return _Rows(found.texts, list(found.tags), _sliced(spec, found.slices))
 
 
 def _read_folder(folder: Path, spec: DataSpec, kind: Kind) -> _Rows:

@@ -85,6 +85,7 @@ class _Exportable(nn.Module):
         self.form = form
         self.names = [spec.name for spec in signature.inputs]
         self.output = signature.outputs[0].name
+        self.reads_context = bool(signature.context)
 
     def forward(self, *inputs: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, ...]:
         count = len(self.names)
@@ -95,20 +96,27 @@ class _Exportable(nn.Module):
         if not past:
             result: torch.Tensor = self.network(**arguments)[self.output]
             return result
-        found = self.network(**arguments, past_key_values=_cache(past), use_cache=True)
-        layers = found.past_key_values.layers
+        cache = _cache(past, of_decoder=self.reads_context)
+        found = self.network(**arguments, past_key_values=cache, use_cache=True)
+        cache = found.past_key_values
+        layers = (cache.self_attention_cache if self.reads_context else cache).layers
         kept = [part for layer in layers for part in (layer.keys, layer.values)]
         return (found[self.output], *kept)
 
 
-def _cache(past: Sequence[torch.Tensor]) -> Any:
-    """What a network has kept of the tokens before, out of keys and values in turn."""
-    from transformers import DynamicCache
+def _cache(past: Sequence[torch.Tensor], *, of_decoder: bool) -> Any:
+    """What a network has kept of the tokens before, out of keys and values in turn.
+
+    Args:
+        past: Of each layer.
+        of_decoder: Whether it attends to an encoder as well, whose keys and values it computes.
+    """
+    from transformers import DynamicCache, EncoderDecoderCache
 
     cache = DynamicCache()
     for layer, (keys, values) in enumerate(zip(past[::2], past[1::2], strict=True)):
         cache.update(keys, values, layer)
-    return cache
+    return EncoderDecoderCache(cache, DynamicCache()) if of_decoder else cache
 
 
 def kept_outputs(signature: Signature) -> tuple[TensorSpec, ...]:
@@ -205,10 +213,10 @@ def _exported(model: TorchModel, signature: Signature, opset: int) -> tuple[Any,
     specs = (*signature.inputs, *signature.state, *signature.outputs, *kept_outputs(signature))
     try:
         form = InputForm()
+        if signature.context or not signature.state:
+            form = _simplest_form(network, example, output, get_task(model.task))
         if signature.state:
             example = _with_past(example, signature)
-        else:
-            form = _simplest_form(network, example, output, get_task(model.task))
         exported = _run_exporter(_Exportable(network, form, signature), example, signature, opset)
         simplify(exported, root=_ROOT, shapes={spec.name: spec.shape for spec in specs})
         return exported, form
@@ -224,12 +232,14 @@ def _exported(model: TorchModel, signature: Signature, opset: int) -> tuple[Any,
 
 def _with_past(example: Tensors, signature: Signature) -> dict[str, torch.Tensor]:
     """The inputs as those of a later run, after some others."""
-    rows = len(example[IDS])
+    rows = len(next(iter(example.values())))
     sizes: dict[int | str, int] = {"batch": rows, PAST: _EXAMPLE_PAST}
     past = {
         spec.name: torch.zeros([sizes.get(dim, 0) or int(dim) for dim in spec.shape])
         for spec in signature.state
     }
+    if signature.context:  # its mask is that of the encoder
+        return {**example, **past}
     read = torch.ones((rows, _EXAMPLE_PAST), dtype=torch.long)
     return {**example, MASK: torch.cat([read, example[MASK]], dim=1), **past}
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from compressor.architecture import Architecture
 from compressor.passes import available_passes
 from compressor.tasks import get_task, infer_task
-from targets.encoder import encoder_layers, layer_list
+from targets.encoder import SIDES, encoder_layers, layer_stacks
 
 if TYPE_CHECKING:
     from torch import nn
@@ -145,28 +145,41 @@ def _parts(model: TorchModel, feeds: Mapping[str, Any]) -> tuple[Part, ...]:
 
 @dataclass(frozen=True)
 class _Names:
-    """Where the layers of an encoder lie; empty where there are none."""
+    """Where a stack of layers lies.
+
+    Attributes:
+        layers: Beginning of the names of its modules.
+        attentions: Beginnings of the names of the attentions, inside of a layer.
+        side: What stands before the names of its parts: of which of two stacks they are.
+    """
 
     layers: str
-    attention: str
+    attentions: tuple[str, ...]
+    side: str
 
 
-def _names(module: nn.Module) -> _Names:
-    layers = layer_list(module)
-    if layers is None:
-        return _Names("", "")
-    path = next(name for name, each in module.named_modules() if each is layers)
-    attention = encoder_layers(module)[0].attention
-    inner = next(name for name, each in layers[0].named_modules() if each is attention)
-    return _Names(path + ".", inner.partition(".")[0])
+def _names(module: nn.Module) -> tuple[_Names, ...]:
+    stacks = layer_stacks(module)
+    sides = [f"{side} " for side in SIDES] if len(stacks) > 1 else [""]
+    found = []
+    for side, layers in zip(sides, stacks, strict=False):
+        path = next(name for name, each in module.named_modules() if each is layers)
+        attention = encoder_layers(module)[0].attention
+        inner = (
+            name for name, each in layers[0].named_modules() if isinstance(each, type(attention))
+        )
+        attentions = tuple(name.partition(".")[0] for name in inner)
+        found.append(_Names(path + ".", attentions, side))
+    return tuple(found)
 
 
-def _part(name: str, names: _Names) -> str:
+def _part(name: str, stacks: tuple[_Names, ...]) -> str:
     """The part that a weight or a module belongs to."""
-    if names.layers and name.startswith(names.layers):
-        inside = name.removeprefix(names.layers).partition(".")[2]
-        if inside.startswith(names.attention):
-            return "attention"
-        return "norms" if "norm" in inside.lower().split(".")[0] else "feed-forward"
+    for names in stacks:
+        if name.startswith(names.layers):
+            first = name.removeprefix(names.layers).partition(".")[2].partition(".")[0]
+            if first in names.attentions:
+                return f"{names.side}attention"
+            return names.side + ("norms" if "norm" in first.lower() else "feed-forward")
     pieces = name.split(".")
     return pieces[1] if len(pieces) > 2 else pieces[0]

@@ -195,6 +195,7 @@ def _answers(
         "signature": signature,
         "precision": model.precision,
         "model": lowered.model,
+        "encoder": lowered.encoder,
         "options": dict(lowered.options),
         "cpu_features": lowered.cpu_features,
         "evaluation": None,

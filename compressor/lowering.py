@@ -21,7 +21,7 @@ from targets.worker_client import Worker
 
 __all__ = ["Candidate", "lower"]
 
-LOWER_VERSION = 5  # goes up when the same model gives another bundle
+LOWER_VERSION = 6  # goes up when the same model gives another bundle
 HAND_OVER_VERSION = 1  # goes up when a target leaves something else for another machine
 _HERE = "<here>"  # in the store: where what is handed over will lie
 
@@ -184,12 +184,13 @@ def _build(target: Target, step: StoredStep, variant: str, files: Path) -> Mappi
             precision=source.precision,
             signature=source.signature,
             model=lowered.model,
+            encoder=lowered.encoder,
             options=dict(lowered.options),
             cpu_features=lowered.cpu_features,
             notes=lowered.notes,
             labels=model.labels,
             preprocessing=task.preprocessing(step.folder, model.max_length),
-            answers=task.answers,
+            answers=task.answers_with(model.processor),
             provenance={"model": step.content_hash, "libraries": target.versions()},
             files={},
         ),

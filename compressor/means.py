@@ -1,15 +1,20 @@
-"""What is lost from one model to another where every answer has a value, and no class is right."""
+"""What is lost from one model to another where every answer has a value, and no class is right.
+
+A value may be that of a part of many, such as the right words of a recording: what is compared is
+then the ratio of two sums, of the values and of their weights.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from compressor.evaluation import sign_flip_p_value
 from compressor.report.schema import Change, Comparison, Group
-from targets.scoring import resampled_means
+from targets.scoring import resampled_ratios
 
 __all__ = ["Values", "compare_means", "frequent_parts", "mean_drop"]
 
@@ -17,13 +22,14 @@ MAX_VALUES = 50
 """Of a column that the data is sliced by; the most frequent count."""
 _MILLIONTHS = 1e6
 
-Values = NDArray[np.floating]
+Values = NDArray[Any]
 
 
 def compare_means(
     metrics: Mapping[str, tuple[Values, Values]],
     *,
     agreement: float,
+    weights: NDArray[Any] | None = None,
     rows: NDArray[np.int64],
     slices: Mapping[str, Sequence[str]],
 ) -> Comparison:
@@ -33,55 +39,65 @@ def compare_means(
         metrics: Name -> (M,) of the untouched model, and of the other one. The first is the one
             that is lost or kept, and broken down.
         agreement: Share of the rows that got the same answer.
+        weights: (M,) what the values are parts of; None where each is one.
         rows: (M,) which rows of the data they are.
         slices: Column -> its values, one a row.
     """
     before, after = next(iter(metrics.values()))
-    points, low, high = mean_drop(before, after)
+    weights = np.ones(len(before)) if weights is None else weights
+    points, low, high = mean_drop(before, after, weights)
     return Comparison(
         drop_points=points,
         low_points=low,
         high_points=high,
         p_value=sign_flip_p_value(np.rint(_MILLIONTHS * (before - after)).astype(np.int64)),
         agreement=agreement,
-        reference_accuracy=float(before.mean()),
-        metrics={name: _change(*each) for name, each in metrics.items()},
+        reference_accuracy=_mean(before, weights),
+        metrics={name: _change(*each, weights) for name, each in metrics.items()},
         groups=tuple(
             Group(
                 column=column,
                 value=str(value),
                 num_rows=int(part.sum()),
-                accuracy=float(after[part].mean()),
-                reference=float(before[part].mean()),
+                accuracy=lost.value,
+                reference=lost.reference,
                 drop_points=lost.drop_points,
                 low_points=lost.low_points,
                 high_points=lost.high_points,
             )
             for column, value, part in frequent_parts(slices, rows)
-            for lost in [_change(before[part], after[part])]
+            for lost in [_change(before[part], after[part], weights[part])]
         ),
     )
 
 
-def mean_drop(before: Values, after: Values) -> tuple[float, float, float]:
+def mean_drop(
+    before: Values, after: Values, weights: NDArray[Any] | None = None
+) -> tuple[float, float, float]:
     """What a mean loses from one model to another, in points: estimate and 95% interval.
 
-    The texts are drawn anew for the interval; see `targets.scoring.resampled_means`.
+    The texts are drawn anew for the interval; see `targets.scoring.resampled_ratios`.
 
     Args:
         before: (M,) a value a text.
         after: (M,) of the same texts.
+        weights: (M,) what the values are parts of; None where each is one.
     """
+    weights = np.ones(len(before)) if weights is None else weights
     differences = 100 * (before.astype(np.float64) - after)
-    low, high = np.percentile(resampled_means(differences), [2.5, 97.5])
-    return float(differences.mean()), float(low), float(high)
+    low, high = np.percentile(resampled_ratios(differences, weights), [2.5, 97.5])
+    return _mean(differences, weights), float(low), float(high)
 
 
-def _change(before: Values, after: Values) -> Change:
-    points, low, high = mean_drop(before, after)
+def _mean(values: Values, weights: NDArray[Any]) -> float:
+    return float(values.sum(dtype=np.float64) / max(weights.sum(), 1))
+
+
+def _change(before: Values, after: Values, weights: NDArray[Any]) -> Change:
+    points, low, high = mean_drop(before, after, weights)
     return Change(
-        value=float(after.mean()),
-        reference=float(before.mean()),
+        value=_mean(after, weights),
+        reference=_mean(before, weights),
         drop_points=points,
         low_points=low,
         high_points=high,

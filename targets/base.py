@@ -60,12 +60,15 @@ class Lowered:
         notes: One line each, for the report: what was rewritten, what was left as it was.
         cpu_features: Instruction sets of which the CPU that runs the model has to have one, as
             `targets.environment.cpu_features` names them; empty where every CPU will do.
+        encoder: Path of the part that reads the context, where the signature has one: it runs once,
+            and the main file goes on from what it gives.
     """
 
     model: str
     options: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     cpu_features: tuple[str, ...] = ()
+    encoder: str | None = None
 
 
 @dataclass(frozen=True)
@@ -92,6 +95,7 @@ class Session(ABC):
 
     def __init__(self, signature: Signature) -> None:
         self.signature = signature
+        self._going_on = signature.going_on
 
     def run(self, feeds: Mapping[str, NDArray[np.generic]]) -> Arrays:
         """Run the model once; one that keeps a state begins anew.
@@ -112,7 +116,7 @@ class Session(ABC):
         """Run the model on what follows the inputs of the last run, whose state it has kept.
 
         Args:
-            feeds: See :meth:`run`; a mask covers all inputs so far.
+            feeds: See :meth:`run`, without the context; a mask covers all inputs so far.
 
         Raises:
             InputError: The feeds do not match the signature.
@@ -124,7 +128,7 @@ class Session(ABC):
                 given="a signature without state",
                 fix="build it with cache: true in the pass export",
             )
-        self.signature.check(feeds)
+        self._going_on.check(feeds)
         return self._extend(feeds)
 
     def _extend(self, feeds: Mapping[str, NDArray[np.generic]]) -> Arrays:

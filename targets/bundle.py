@@ -138,6 +138,8 @@ class Manifest(_Frozen):
     precision: Precision
     signature: Signature
     model: str
+    encoder: str | None = Field(default=None, exclude_if=lambda name: name is None)
+    """The part of the model that reads the context; see `targets.signature.Signature`."""
     options: dict[str, Any] = Field(default_factory=dict)
     cpu_features: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
@@ -257,6 +259,12 @@ class Bundle:
     def model_path(self) -> Path:
         """The main file of the lowered model."""
         return self.path(self.manifest.model)
+
+    @property
+    def encoder_path(self) -> Path | None:
+        """The file of the part that reads the context; None where the model is in one file."""
+        name = self.manifest.encoder
+        return None if name is None else self.path(name)
 
     @property
     def size_bytes(self) -> int:
@@ -388,7 +396,9 @@ def parse_manifest(text: str, path: Path) -> Manifest:
 
 def _check_names(manifest: Manifest, path: Path) -> None:
     """Refuse file names that lead out of the folder."""
-    needed = [manifest.model, *manifest.preprocessing.files]
+    needed = [manifest.model, *manifest.preprocessing.files, *manifest.answers.files]
+    if manifest.encoder is not None:
+        needed.append(manifest.encoder)
     if manifest.evaluation is not None:
         needed.append(manifest.evaluation)
     for name in (*manifest.files, *needed):

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from targets.encoder import EncoderLayer, encoder_layers, set_head_counts
+from targets.encoder import SIDES, EncoderLayer, encoder_layers, layer_stacks, set_head_counts
 from targets.errors import CheckpointError
 from targets.networks import register_network
 from targets.shapes import (
@@ -47,6 +47,8 @@ AUTO_CLASSES: Mapping[str, str] = {
     "video-classification": "AutoModelForVideoClassification",
     "time-series-classification": "AutoModelForSequenceClassification",
     "text-generation": "AutoModelForCausalLM",
+    "automatic-speech-recognition": "AutoModelForSpeechSeq2Seq",
+    "translation": "AutoModelForSeq2SeqLM",
 }
 """Task -> the class that loads its models: of transformers, or of a module that is named."""
 
@@ -124,8 +126,14 @@ def update_config(module: nn.Module) -> None:
 
 def _set_sizes(config: Any, module: nn.Module) -> None:
     config.architectures = [type(module).__name__]
-    layers = encoder_layers(module)
+    layers, stacks = encoder_layers(module), layer_stacks(module)
     if not layers:
+        return
+    if len(stacks) > 1:
+        for side, stack in zip(SIDES, stacks, strict=True):
+            here, layers = layers[: len(stack)], layers[len(stack) :]
+            setattr(config, f"{side}_layers", len(stack))
+            setattr(config, f"{side}_ffn_dim", max(layer.ffn_width for layer in here))
         return
     config.hidden_size = layers[0].query.in_features
     config.num_hidden_layers = len(layers)
@@ -220,7 +228,7 @@ def _constructible(config: Any) -> Any:
     Networks that attend in stages have several numbers of heads, and keep all of their widths.
     """
     config = copy.deepcopy(config)
-    if hasattr(config, "num_key_value_heads"):
+    if hasattr(config, "num_key_value_heads") or config.is_encoder_decoder:
         return config  # it names the width of a head, and numbers of heads that it takes
     if isinstance(getattr(config, "num_attention_heads", None), int):
         config.num_attention_heads = 1

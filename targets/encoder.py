@@ -13,7 +13,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["EncoderLayer", "encoder_layers", "layer_list", "set_head_counts"]
+__all__ = ["SIDES", "EncoderLayer", "encoder_layers", "layer_stacks", "set_head_counts"]
+
+SIDES = ("encoder", "decoder")
+"""The stacks of a network that reads its input whole and then writes a text about it."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +87,7 @@ _FAMILIES = (
         num_heads="num_heads",
         head_size="head_dim",
     ),
-    # Whisper
+    # Whisper; the encoders and decoders of BART and Marian
     _Names(
         attention="self_attn",
         query="self_attn.q_proj",
@@ -195,28 +198,34 @@ class EncoderLayer:
         return self.ffn_input.out_features
 
 
-def layer_list(module: nn.Module) -> nn.ModuleList | None:
-    """The list of encoder layers, or None where the module is no such encoder.
+def layer_stacks(module: nn.Module) -> tuple[nn.ModuleList, ...]:
+    """The list of layers of a transformer; of one with a decoder after its encoder both of `SIDES`.
 
-    Nor is one with several lists, stages between which the width changes, nor one around a backbone
-    whose sizes are in a config of its own.
+    Empty where there is none: where several lists are stages between which the width changes, or
+    the network is one around a backbone whose sizes are in a config of its own.
     """
     from torch import nn
 
-    if getattr(getattr(module, "config", None), "backbone_config", None) is not None:
-        return None
+    config = getattr(module, "config", None)
+    if getattr(config, "backbone_config", None) is not None:
+        return ()
     found = [
         part
         for part in module.modules()
         if isinstance(part, nn.ModuleList)
         if len(part) and all(_read_layer(layer) is not None for layer in part)
     ]
-    return found[0] if len(found) == 1 else None
+    # Networks that look for objects have two stacks as well, and no vocabulary.
+    writes = getattr(config, "is_encoder_decoder", False) and hasattr(config, "vocab_size")
+    return tuple(found) if len(found) == 1 or (writes and len(found) == len(SIDES)) else ()
 
 
 def encoder_layers(module: nn.Module) -> tuple[EncoderLayer, ...]:
-    """The layers of an encoder, the first first; empty where it is no such encoder."""
-    found = (_read_layer(layer) for layer in layer_list(module) or ())
+    """The layers of a transformer, the first first; empty where none are known.
+
+    Those of a decoder follow those of the encoder before it.
+    """
+    found = (_read_layer(layer) for stack in layer_stacks(module) for layer in stack)
     return tuple(layer for layer in found if layer is not None)
 
 

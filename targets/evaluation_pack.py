@@ -16,6 +16,7 @@ from pydantic import TypeAdapter
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+from targets.answers.base import side_by_side
 from targets.errors import InputError
 from targets.feeds import FeedsSpec, synthetic_rows
 from targets.preprocessing import FIXED_SIZE, AnyPreprocessing, Rows, TextPreprocessing
@@ -252,7 +253,8 @@ class EvaluationPack:
 
         Returns:
             One array for each output of the signature. Outputs with one value a token lie end to
-            end without padding, as the inputs do.  # (samples, ...) or (tokens, ...)
+            end without padding, as the inputs do; other rows of unlike lengths are filled up with
+            0.  # (samples, ...) or (tokens, ...)
         """
         restored: Arrays = {}
         for spec in signature.outputs:
@@ -261,7 +263,9 @@ class EvaluationPack:
             for batch, outputs in answers:
                 for index, row in zip(batch.indices, outputs[spec.name], strict=True):
                     rows[index] = row[: self.lengths[index]] if per_token else row
-            restored[spec.name] = np.concatenate(rows) if per_token else np.stack(rows)
+            restored[spec.name] = (
+                np.concatenate(rows) if per_token else side_by_side([row[None] for row in rows])
+            )
         return restored
 
 

@@ -37,8 +37,15 @@ class Generator:
     """
 
     def __init__(self, bundle: Bundle, session: Session) -> None:
-        preprocessing = bundle.manifest.preprocessing
-        if not bundle.manifest.signature.state or not isinstance(preprocessing, TextPreprocessing):
+        preprocessing, signature = bundle.manifest.preprocessing, bundle.manifest.signature
+        if signature.context:
+            raise BundleError(
+                "the bundle writes a text about an input, and goes on with none",
+                where=bundle.source,
+                given=f"task {bundle.manifest.task}",
+                fix="use compressor predict without --stream, or targets.load",
+            )
+        if not signature.state or not isinstance(preprocessing, TextPreprocessing):
             raise BundleError(
                 "the bundle does not write texts: its model keeps nothing from token to token",
                 where=bundle.source,

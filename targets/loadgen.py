@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from targets.base import Session
-from targets.errors import MissingLibraryError
+from targets.errors import MissingLibraryError, TargetError
 from targets.evaluation_pack import EvaluationPack
 from targets.interference import CpuSample, peak_memory_bytes, round_between
 from targets.load_result import LoadResult, MachineState, read_logs
@@ -74,9 +74,15 @@ def run_load(
 
     Raises:
         MissingLibraryError: LoadGen is not installed.
-        TargetError: LoadGen left no complete log.
+        TargetError: LoadGen left no complete log, or an answer takes more than one run.
         Exception: Whatever the session raised while it answered.
     """
+    if session.signature.context:
+        raise TargetError(
+            "the bundle writes texts, and a query of a load scenario is answered with one run",
+            given=f"context {', '.join(session.signature.context)}",
+            fix="use compressor bench --write, or compressor evaluate",
+        )
     waits = settings.rules.waits
     assert waits or (settings.qps is not None and settings.p99_ms is not None)
     loadgen = import_loadgen()

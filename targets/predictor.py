@@ -47,6 +47,7 @@ class Predictor:
         self.bundle = bundle
         self.batch_size = batch_size
         self._encoder = _encoder(bundle)
+        self._answer = bundle.manifest.answers.open(bundle.folder)
         self._session = session or open_session(bundle, threads=threads)
         self._running = threading.Lock()
         self._executor: ThreadPoolExecutor | None = None
@@ -113,9 +114,10 @@ class Predictor:
         size = min(self.batch_size, self.bundle.manifest.answers.rows_at_once)
         for batch in samples.batches(size, signature):
             with self._running:
-                found = self._session.run(batch.feeds)[name]
-            if not whole:
-                found = self.bundle.manifest.answers.reduced(found, batch.feeds)
+                if whole:
+                    found = self._session.run(batch.feeds)[name]
+                else:
+                    found = self._answer(self._session, batch.feeds)[name]
             answers.append((batch, {name: found}))
         outputs = signature.model_copy(update={"outputs": signature.outputs[:1]})
         return samples.restore(answers, outputs)[name]

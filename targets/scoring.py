@@ -22,7 +22,8 @@ __all__ = [
     "design_effect",
     "mean_score",
     "perplexity",
-    "resampled_means",
+    "ratio_score",
+    "resampled_ratios",
     "resamples",
     "wilson_interval",
 ]
@@ -104,35 +105,50 @@ def accuracy(
 
 
 def mean_score(values: NDArray[np.floating], *, measure: str) -> Accuracy:
-    """The mean of one value a row, with its 95% interval; see :func:`resampled_means`.
+    """The mean of one value a row, with its 95% interval; see :func:`resampled_ratios`.
 
     Args:
         values: (M,) at most 1 each; M >= 1.
         measure: What the mean is called.
     """
-    low, high = np.percentile(resampled_means(values), [2.5, 97.5])
+    return ratio_score(values, np.ones(len(values)), measure=measure)
+
+
+def ratio_score(numerators: NDArray[Any], denominators: NDArray[Any], *, measure: str) -> Accuracy:
+    """The ratio of two sums over rows, with its 95% interval; see :func:`resampled_ratios`.
+
+    Args:
+        numerators: (M,) at most the denominators; M >= 1.
+        denominators: (M,) at least 0.
+        measure: What the ratio is called.
+    """
+    low, high = np.percentile(resampled_ratios(numerators, denominators), [2.5, 97.5])
     return Accuracy(
-        value=float(values.mean()),
+        value=float(numerators.sum() / max(denominators.sum(), 1)),
         low=float(low),
         high=float(high),
-        num_rows=len(values),
+        num_rows=len(numerators),
         measure=measure,
     )
 
 
-def resampled_means(values: NDArray[np.floating]) -> NDArray[np.float64]:
-    """The mean of as many rows drawn with replacement, 1000 times, always the same ones.
+def resampled_ratios(numerators: NDArray[Any], denominators: NDArray[Any]) -> NDArray[np.float64]:
+    """The ratio of two sums over as many rows, drawn with replacement 1000 times.
 
-    Efron and Tibshirani, An Introduction to the Bootstrap, 1993, section 13.3.
+    They are always the same ones: Efron and Tibshirani, An Introduction to the Bootstrap, 1993,
+    section 13.3.
 
     Args:
-        values: (M,) one a row; M >= 1.
+        numerators: (M,) one a row; M >= 1.
+        denominators: (M,) at least 0; a sum of less than 1 counts as 1.
     """
     generator = np.random.default_rng(0)
-    count = len(values)
-    return np.array(
-        [values[generator.integers(0, count, size=count)].mean() for _ in range(RESAMPLES)]
-    )
+    count = len(numerators)
+    found = []
+    for _ in range(RESAMPLES):
+        drawn = generator.integers(0, count, size=count)
+        found.append(numerators[drawn].sum() / max(denominators[drawn].sum(), 1))
+    return np.array(found)
 
 
 def count_equal(

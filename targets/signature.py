@@ -55,6 +55,15 @@ class Signature(BaseModel):
     outputs: tuple[TensorSpec, ...]
     state: tuple[StateSpec, ...] = Field(default=(), exclude_if=lambda state: not state)
     """Beside the inputs and outputs; empty where a run depends on its inputs alone."""
+    context: tuple[str, ...] = Field(default=(), exclude_if=lambda context: not context)
+    """Names of the inputs that are read once, when a run begins anew: those of the encoder, where a
+    decoder goes on from what it gave."""
+
+    @property
+    def going_on(self) -> Signature:
+        """What a run takes that goes on from the last one: all but the context."""
+        left = tuple(spec for spec in self.inputs if spec.name not in self.context)
+        return self.model_copy(update={"inputs": left, "context": ()})
 
     def initial_state(self, batch_size: int) -> Arrays:
         """The state before the first run, by the names of its inputs."""

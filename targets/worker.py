@@ -58,7 +58,9 @@ class Commands:
                 f"{lowering.label} does not run models that keep a state between runs",
                 where=model.path,
                 given=f"{len(model.signature.state)} tensors of state",
-                fix="leave out cache: true of the pass export, or use another target",
+                fix="use another target"
+                if model.signature.context
+                else "leave out cache: true of the pass export, or use another target",
             )
         lowering.requires(model)
         return dataclasses.asdict(lowering.lower(model, Path(folder)))
@@ -79,22 +81,21 @@ class Commands:
         return {"load_time_ms": load_time_s * 1e3, "peak_memory_bytes": peak_memory_bytes()}
 
     def predict(self, *, pack: str, outputs: str, batch_size: int) -> dict[str, Any]:
-        """Run an evaluation pack; writes the outputs in its order as safetensors.
+        """Let the model answer an evaluation pack; see `Answers.open`.
 
-        Of the first output only what `Answers.reduced` keeps.
+        Writes the outputs in the order of the pack, as safetensors.
         """
         from safetensors.numpy import save_file
 
         session, bundle = self._opened(), self._bundle
         assert bundle is not None
         samples = EvaluationPack.load(Path(pack))
-        first = session.signature.outputs[0].name
-        answers = []
         meaning = bundle.manifest.answers
-        for batch in samples.batches(min(batch_size, meaning.rows_at_once), session.signature):
-            found = session.run(batch.feeds)
-            kept = meaning.reduced(found[first], batch.feeds)
-            answers.append((batch, {**found, first: kept}))
+        answer = meaning.open(bundle.folder)
+        answers = [
+            (batch, answer(session, batch.feeds))
+            for batch in samples.batches(min(batch_size, meaning.rows_at_once), session.signature)
+        ]
         save_file(samples.restore(answers, session.signature), outputs)
         return {"num_samples": len(samples)}
 

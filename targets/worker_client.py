@@ -158,6 +158,7 @@ class Worker:
             options=answer["options"],
             notes=tuple(answer["notes"]),
             cpu_features=tuple(answer["cpu_features"]),
+            encoder=answer["encoder"],
         )
 
     def open(self, bundle: Path, *, options: Mapping[str, Any] | None = None) -> Opened:

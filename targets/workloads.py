@@ -15,6 +15,7 @@ from targets.errors import BundleError, InputError
 from targets.evaluation_pack import EvaluationPack
 from targets.feeds import FeedsSpec, synthetic_feeds
 from targets.predictor import Predictor
+from targets.preprocessing.base import DECODER_IDS
 from targets.preprocessing.text import IDS, MASK, TextEncoder
 
 __all__ = [
@@ -95,8 +96,11 @@ def requests(spec: Workload, session: Session, bundle: Bundle) -> list[Request]:
 def _writing(spec: WritingSpec, session: Session) -> list[Request]:
     """The reading of a prompt first, then a run for each further token, whatever it is."""
     prompt = synthetic_feeds(session.signature, spec.prompt)
-    read = prompt[IDS].shape[1]
     made: list[Request] = [lambda: session.run(prompt)]
+    if session.signature.context:
+        last = {DECODER_IDS: prompt[DECODER_IDS][:, -1:]}
+        return made + [lambda: session.extend(last)] * (spec.num_tokens - 1)
+    read = prompt[IDS].shape[1]
     for number in range(1, spec.num_tokens):
         feeds = {
             IDS: prompt[IDS][:, number % read : number % read + 1],

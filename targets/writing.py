@@ -1,4 +1,4 @@
-"""How fast language models read a prompt and write after it, side by side."""
+"""How fast models read an input and write after it, side by side."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from contextlib import ExitStack
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
+from targets.answers import WrittenAnswers
 from targets.benchmark import alternate
 from targets.bundle import Bundle
 from targets.errors import BundleError, InputError
@@ -33,6 +34,9 @@ class Writing(BaseModel):
 
     threads: int
     prompt_tokens: int
+    """Length of what is read, in the unit of the inputs, such as tokens."""
+    unit: str = Field(default="tokens", exclude_if=lambda unit: unit == "tokens")
+    """Of that length."""
     num_tokens: int = Field(ge=2)
     """Written, the one that comes with the reading included."""
     rounds: tuple[Round, ...] = Field(min_length=1)
@@ -82,9 +86,19 @@ def check_writes(bundle: Bundle, *, prompt_tokens: int, num_tokens: int) -> None
     """Check that a bundle can write so much after so much, before any work.
 
     Raises:
-        BundleError: It is none of a language model that keeps a state.
+        BundleError: It is none of a model that writes and keeps a state.
         InputError: That is longer than the longest text it was built for.
     """
+    answers = bundle.manifest.answers
+    if isinstance(answers, WrittenAnswers):
+        if num_tokens > answers.longest:
+            raise InputError(
+                "the text would become longer than those that the model writes",
+                where=bundle.source,
+                given=f"{num_tokens} tokens",
+                fix=f"use at most {answers.longest}",
+            )
+        return
     if not bundle.manifest.signature.state:
         raise BundleError(
             "the bundle does not write texts: its model keeps nothing from token to token",
@@ -150,6 +164,7 @@ def measure_writing(
         name: Writing(
             threads=threads,
             prompt_tokens=prompt_tokens,
+            unit=bundles[name].manifest.preprocessing.unit or "tokens",
             num_tokens=num_tokens,
             rounds=tuple(found),
         )

@@ -138,11 +138,14 @@ def _more(entry: BenchEntry, number: int) -> list[str]:
             + (", files out of the page cache" if start.evicted else ", files in the page cache")
         )
     for each in entry.writing:
+        reads = ""
+        if each.unit == "tokens":
+            read = significant(each.read_per_s)
+            reads = f"reads {read} tokens/s ({_ends(each.read_interval)}), "
         lines.append(
-            f"{title}, {each.prompt_tokens} tokens: first token after "
-            f"{milliseconds(each.first_token_ms)} ms ({_ends(each.first_token_interval)}), reads "
-            f"{significant(each.read_per_s)} tokens/s ({_ends(each.read_interval)}), writes "
-            f"{significant(each.written_per_s)} tokens/s ({_ends(each.written_interval)})"
+            f"{title}, {each.prompt_tokens} {each.unit}: first token after "
+            f"{milliseconds(each.first_token_ms)} ms ({_ends(each.first_token_interval)}), {reads}"
+            f"writes {significant(each.written_per_s)} tokens/s ({_ends(each.written_interval)})"
         )
     run = entry.sustained
     if run is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import typer
@@ -9,6 +10,7 @@ import typer
 from targets.bundle import Bundle
 from targets.errors import BundleError
 from targets.evaluation_pack import EvaluationPack
+from targets.preprocessing import AudioPreprocessing
 from targets.scoring import Accuracy, perplexity
 from targets.worker_client import Worker
 
@@ -33,8 +35,11 @@ def evaluate_bundle(path: Path, *, threads: int) -> Accuracy:
     pack = bundle.path(manifest.evaluation)
     with Worker(threads=threads) as worker:
         worker.open(bundle.folder)
+        start = time.perf_counter()
         outputs = worker.predict(pack)[manifest.signature.outputs[0].name]
-    units = manifest.answers.units(outputs, EvaluationPack.load(pack))
+        seconds = time.perf_counter() - start
+    samples = EvaluationPack.load(pack)
+    units = manifest.answers.units(outputs, samples)
     found = manifest.answers.score(units)
     here, built = f"{found.measure} here:", "when it was built:"
     width = max(len(here), len(built))
@@ -44,4 +49,7 @@ def evaluate_bundle(path: Path, *, threads: int) -> Accuracy:
     recorded = None if manifest.measured is None else manifest.measured.accuracy
     if recorded is not None:
         typer.echo(f"{built:<{width}} {recorded}")
+    if isinstance(samples.preprocessing, AudioPreprocessing):
+        heard = float(samples.lengths.sum()) / samples.preprocessing.sampling_rate
+        typer.echo(f"{heard:.0f} s of sound in {seconds:.1f} s: {heard / seconds:.1f}x real time")
     return found

@@ -11,6 +11,7 @@ from compressor.metrics import ENTITY_METRICS, METRICS
 from compressor.similarity import SIMILARITY_METRICS
 from targets.answers.boxes import BOX_METRICS
 from targets.answers.spans import SPAN_METRICS
+from targets.answers.written import WRITTEN_METRICS
 
 __all__ = ["Budget", "DeviceLimits", "Limits"]
 
@@ -37,10 +38,17 @@ Metric = Literal[
     "exact_match",
     "map",
     "map_50",
+    "word_accuracy",
+    "chrf",
 ]
 
 assert set(Metric.__args__) == {  # type: ignore[attr-defined]
-    *METRICS, *ENTITY_METRICS, *SIMILARITY_METRICS, *SPAN_METRICS, *BOX_METRICS
+    *METRICS,
+    *ENTITY_METRICS,
+    *SIMILARITY_METRICS,
+    *SPAN_METRICS,
+    *BOX_METRICS,
+    *WRITTEN_METRICS,
 }  # fmt: skip
 
 

@@ -83,9 +83,16 @@ class Distill(Pass, DistillSettings):
         check_batch(self.batch_size)
         self.check_compared(len(architecture.layers))
         self.check_unlabeled()
-        self.check_labels(architecture.num_labels)
+        self.check_labels(has_labels=architecture.has_labels)
         if not architecture.layers and self.num_layers is None and self.layers is None:
             return architecture
+        if architecture.writes and (self.num_layers is not None or self.layers is not None):
+            raise PassError(
+                "the model has an encoder and a decoder, and either has layers",
+                where=f"{self.name}.{'layers' if self.num_layers is None else 'num_layers'}",
+                given=architecture.describe(),
+                fix="put the pass drop_layers before this one, with its stack",
+            )
         keep = self._kept_layers(len(architecture.layers))
         return replace(architecture, layers=tuple(architecture.layers[layer] for layer in keep))
 

@@ -1,8 +1,8 @@
-"""Remove whole layers of an encoder."""
+"""Remove whole layers of a transformer."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
@@ -29,7 +29,7 @@ _BATCH_SIZE = 32
 
 
 class DropLayers(Pass):
-    """Keep some layers of the encoder and drop the others."""
+    """Keep some layers of a transformer and drop the others."""
 
     name: ClassVar[str] = "drop_layers"
     consumes: ClassVar[Form] = "torch"
@@ -51,6 +51,10 @@ class DropLayers(Pass):
     strategy: Literal["spread", "first", "importance"] = "spread"
     """Evenly spread with the last among them, the lowest ones, or those whose removal raises the
     loss on validation data the most."""
+    stack: Literal["encoder", "decoder"] | None = Field(
+        default=None, exclude_if=lambda stack: stack is None
+    )
+    """Of a model that has both: whose layers. The other one keeps all of its own."""
     examples: int = Field(default=256, ge=8)
     """Validation rows on which the strategy "importance" measures the loss."""
 
@@ -76,42 +80,87 @@ class DropLayers(Pass):
 
     def plan(self, architecture: Architecture, *, width_multiple: int = 8) -> Architecture:
         """See the base class. With strategy "importance" layers of unlike sizes may differ."""
-        num_layers = len(architecture.layers)
-        self._check_count(num_layers)
-        keep = self._chosen(num_layers) or spread_layers(self.num_layers or 1, num_layers)
-        return replace(architecture, layers=tuple(architecture.layers[layer] for layer in keep))
+        stack = self._stack(architecture)
+        self._check_count(len(stack))
+        keep = self._chosen(len(stack)) or spread_layers(self.num_layers or 1, len(stack))
+        decoder = architecture.num_decoder_layers
+        return replace(
+            architecture,
+            layers=tuple(
+                architecture.layers[layer] for layer in self._all(architecture, stack, keep)
+            ),
+            num_decoder_layers=len(keep) if self.stack == "decoder" else decoder,
+        )
+
+    def _stack(self, architecture: Architecture) -> range:
+        """The numbers of the layers that are chosen from.
+
+        Raises:
+            PassError: The model has two stacks and none is named, or one and one is.
+        """
+        total, decoder = len(architecture.layers), architecture.num_decoder_layers
+        if (self.stack is None) == bool(decoder):
+            raise PassError(
+                "the model has an encoder and a decoder, and either has layers"
+                if decoder
+                else "the model has one stack of layers",
+                where=f"{self.name}.stack",
+                given=self.stack or "nothing",
+                fix="set stack to encoder or decoder, in a pass each"
+                if decoder
+                else "leave stack out",
+            )
+        return {
+            None: range(total),
+            "encoder": range(total - decoder),
+            "decoder": range(total - decoder, total),
+        }[self.stack]
+
+    def _all(
+        self, architecture: Architecture, stack: range, keep: Sequence[int]
+    ) -> tuple[int, ...]:
+        """The numbers of all layers that stay, those of the other stack too."""
+        kept = {stack[layer] for layer in keep}
+        return tuple(
+            layer
+            for layer in range(len(architecture.layers))
+            if layer in kept or layer not in stack
+        )
 
     def requires(self, model: Model, context: PassContext) -> None:
         """See the base class."""
         from targets.encoder import encoder_layers
 
-        self._check_count(len(encoder_layers(model.module)))  # type: ignore[union-attr]
+        module = model.module  # type: ignore[union-attr]
+        require_layers(len(encoder_layers(module)))
+        self._check_count(len(self._stack(Architecture.of(module))))
 
     def run(self, model: TorchModel, context: PassContext) -> PassResult:
         """See the base class."""
-        from targets.encoder import encoder_layers
-
-        num_layers = len(encoder_layers(model.module))
+        architecture = Architecture.of(model.module)
+        stack = self._stack(architecture)
+        num_layers = len(stack)
         metrics: dict[str, float] = {}
         keep = self._chosen(num_layers)
         if keep is None:
-            keep, metrics = self._by_importance(model, num_layers, context)
+            keep, metrics = self._by_importance(model, architecture, stack, context)
         dropped = [layer for layer in range(num_layers) if layer not in keep]
-        pruned = replace(model, module=select_layers(model.module, keep))
+        chosen = self._all(architecture, stack, keep)
+        pruned = replace(model, module=select_layers(model.module, chosen))
         metrics["num_parameters_before"] = model.num_parameters
         metrics["num_parameters_after"] = pruned.num_parameters
         metrics["num_layers_before"] = num_layers
         metrics["num_layers_after"] = len(keep)
         kept = ", ".join(map(str, keep))
-        note = f"kept layers {kept} of {num_layers}, dropped {', '.join(map(str, dropped))}"
+        of = f"{num_layers}" if self.stack is None else f"the {num_layers} of the {self.stack}"
+        note = f"kept layers {kept} of {of}, dropped {', '.join(map(str, dropped))}"
         return PassResult(model=pruned, metrics=metrics, notes=(note,))
 
     def ensures(self, model: Model, result: PassResult, context: PassContext) -> None:
         """See the base class."""
         from compressor.pruning.prune import check_finite
-        from targets.encoder import encoder_layers
 
-        found = len(encoder_layers(result.model.module))  # type: ignore[union-attr]
+        found = len(self._stack(Architecture.of(result.model.module)))  # type: ignore[union-attr]
         expected = self.num_layers or len(self.keep or ())
         if found != expected:
             raise PassError(
@@ -154,7 +203,7 @@ class DropLayers(Pass):
         )
 
     def _by_importance(
-        self, model: TorchModel, num_layers: int, context: PassContext
+        self, model: TorchModel, architecture: Architecture, stack: range, context: PassContext
     ) -> tuple[tuple[int, ...], dict[str, float]]:
         """Drop, one at a time, the layer whose absence raises the loss least."""
         from compressor.pruning.prune import mean_loss, sample_batches
@@ -166,14 +215,15 @@ class DropLayers(Pass):
             batch_size=_BATCH_SIZE,
             seed=context.seed,
         )
-        keep = tuple(range(num_layers))
+        keep = tuple(range(len(stack)))
         metrics = {"loss_before_nats": mean_loss(model, batches)}
-        num_drops = num_layers - (self.num_layers or 1)
+        num_drops = len(stack) - (self.num_layers or 1)
         for drop in range(num_drops):
             losses = {}
             for layer in keep:
                 rest = tuple(each for each in keep if each != layer)
-                trial = replace(model, module=select_layers(model.module, rest))
+                chosen = self._all(architecture, stack, rest)
+                trial = replace(model, module=select_layers(model.module, chosen))
                 losses[rest] = mean_loss(trial, batches)
             keep = min(losses, key=lambda rest: losses[rest])
             metrics["loss_after_nats"] = losses[keep]

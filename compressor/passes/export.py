@@ -13,6 +13,7 @@ from targets.base import Form
 
 if TYPE_CHECKING:
     from compressor.architecture import Architecture
+    from targets.answers import WrittenAnswers
     from targets.signature import Signature
 
 __all__ = ["Export"]
@@ -55,7 +56,9 @@ class Export(Pass):
         """See the base class."""
         if self.cache and not architecture.is_decoder:
             raise PassError(
-                "only language models have keys and values to keep",
+                "a model with a decoder keeps its keys and values always"
+                if architecture.writes
+                else "only language models have keys and values to keep",
                 where=f"{self.name}.cache",
                 given=architecture.describe(),
                 fix="leave cache out",
@@ -155,15 +158,20 @@ class Export(Pass):
 
         batch, *lengths = signature.free_dimensions
         ranges = {batch: (1, self.usual_batch, self.max_batch)}
+        task = get_task(model.task)
+        written = {dim for spec in signature.going_on.inputs for dim in spec.shape}
         for name in lengths:
+            if signature.context and name in written:
+                longest = cast("WrittenAnswers", task.answers_with(model.processor)).longest
+                ranges[name] = (1, 1, longest)
+                continue
             usual = self.usual_length
             if usual is None:
-                task = get_task(model.task)
                 found = sorted(
                     map(task.length, task.encode(model, context.splits.validation.inputs))
                 )
                 usual = found[len(found) // 2]
-            ranges[name] = (get_task(model.task).shortest(model), usual, model.max_length)
+            ranges[name] = (task.shortest(model), usual, model.max_length)
         return ranges
 
 

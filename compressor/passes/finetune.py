@@ -32,7 +32,7 @@ class Finetune(Pass, FinetuneSettings):
     @classmethod
     def unsuited(cls, architecture: Architecture) -> str | None:
         """See the base class."""
-        return None if architecture.num_labels else "its data has no labels"
+        return None if architecture.has_labels else "its data has no labels"
 
     def plan(self, architecture: Architecture, *, width_multiple: int = 8) -> Architecture:
         """See the base class."""

@@ -131,7 +131,7 @@ class Prune(Pass):
             check_batch(self.recovery.batch_size)
             self.recovery.check_compared(len(architecture.layers))
             self.recovery.check_unlabeled()
-            self.recovery.check_labels(architecture.num_labels)
+            self.recovery.check_labels(has_labels=architecture.has_labels)
         if not architecture.layers:
             left = (1 - self._channel_ratio()) ** 2
             weights = round((architecture.num_other_parameters or 0) * left)
@@ -322,13 +322,12 @@ class Prune(Pass):
         self, student: TorchModel, context: PassContext, work: Path, step: int, tell: Any
     ) -> StepResult:
         from compressor.pruning.gradual import StepResult
-        from compressor.pruning.layers import layer_map
+        from compressor.pruning.layers import pair_layers
         from compressor.training.distillation import distill
-        from targets.encoder import encoder_layers
 
         assert self.recovery is not None
         teacher = context.load_original()
-        pairs = layer_map(len(encoder_layers(student.module)), len(encoder_layers(teacher.module)))
+        pairs = pair_layers(student.module, teacher.module)
         if self.shape is not None:
             pairs = tuple((number, each.layer) for number, each in enumerate(self.shape))
         result = distill(

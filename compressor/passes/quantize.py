@@ -158,6 +158,13 @@ class Quantize(Pass):
                 given="a signature without state",
                 fix="set cache: true in the pass export, or leave kv_cache out",
             )
+        if self.kv_cache and model.signature.context:
+            raise PassError(
+                "keys and values in 8 bits are for language models",
+                where=f"{self.name}.kv_cache",
+                given=f"task {model.task}",
+                fix="leave kv_cache out",
+            )
         if self.exclude:
             names = {node.name for node in load_model(model.path).graph.node}
             unknown = [name for name in self.exclude if name not in names]
@@ -255,9 +262,10 @@ class Quantize(Pass):
         from compressor.tasks import get_task
 
         task = get_task(model.task)
-        inputs = list(context.splits.train.inputs)
-        random.Random(context.seed).shuffle(inputs)
-        rows = sorted(task.encode(model, inputs[: self.num_samples]), key=task.length)
+        order = list(range(len(context.splits.train)))
+        random.Random(context.seed).shuffle(order)
+        chosen_rows = context.splits.train.take(order[: self.num_samples])
+        rows = sorted(task.encode_labelled(model, chosen_rows), key=task.length)
         for start in range(0, len(rows), 16):
             chosen = rows[start : start + 16]
             yield {**task.collate(model, chosen), **model.signature.initial_state(len(chosen))}

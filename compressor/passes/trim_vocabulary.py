@@ -59,7 +59,7 @@ class TrimVocabulary(Pass):
     @classmethod
     def unsuited(cls, architecture: Architecture) -> str | None:
         """See the base class."""
-        if architecture.is_decoder:
+        if architecture.is_decoder or architecture.writes:
             return "it writes text, and any token may be wanted"
         return None if architecture.vocabulary_size else "it reads no tokens"
 

@@ -16,6 +16,7 @@ __all__ = [
     "check_layers",
     "first_layers",
     "layer_map",
+    "pair_layers",
     "require_layers",
     "select_layers",
     "spread_layers",
@@ -75,8 +76,24 @@ def layer_map(num_student: int, num_teacher: int) -> tuple[tuple[int, int], ...]
     return tuple((student, teacher) for teacher, student in enumerate(spread))
 
 
+def pair_layers(student: nn.Module, teacher: nn.Module) -> tuple[tuple[int, int], ...]:
+    """The pairs of :func:`layer_map`, those of an encoder and those of a decoder after it apart."""
+    from targets.encoder import layer_stacks
+
+    pairs: list[tuple[int, int]] = []
+    ours = theirs = 0
+    for own, other in zip(layer_stacks(student), layer_stacks(teacher), strict=False):
+        pairs += [(ours + here, theirs + there) for here, there in layer_map(len(own), len(other))]
+        ours, theirs = ours + len(own), theirs + len(other)
+    return tuple(pairs)
+
+
 def select_layers(module: nn.Module, keep: Sequence[int]) -> nn.Module:
-    """A copy of an encoder with the layers ``keep`` only; nothing is shared with ``module``.
+    """A copy of a transformer with the layers ``keep`` only; nothing is shared with ``module``.
+
+    Args:
+        module: Stays as it is.
+        keep: Numbers of layers, from 0; those of a decoder follow those of the encoder before it.
 
     Raises:
         PassError: The module is no encoder, or ``keep`` does not name layers of it.
@@ -84,32 +101,37 @@ def select_layers(module: nn.Module, keep: Sequence[int]) -> nn.Module:
     from torch import nn
 
     from targets.checkpoint import update_config
-    from targets.encoder import layer_list
+    from targets.encoder import layer_stacks
 
     selected = copy.deepcopy(module)
-    layers = layer_list(selected)
-    if layers is None:
+    stacks = layer_stacks(selected)
+    if not stacks:
         raise PassError(
             "the model is no BERT-like encoder: its layers were not found",
             where=type(module).__name__,
             fix="leave the pass out",
         )
-    check_layers(keep, len(layers))
+    num_layers = sum(map(len, stacks))
+    check_layers(keep, num_layers)
     tapped = getattr(selected.config, TAPPED_LAYERS, None)
-    if tapped and len(keep) < len(layers):
+    if tapped and len(keep) < num_layers:
         raise PassError(
             "other parts of the network read layers by their numbers: none can go",
             where=type(module).__name__,
             given=f"{TAPPED_LAYERS} {', '.join(map(str, tapped))}",
             fix="leave the pass out, or its settings about layers",
         )
-    kept = nn.ModuleList(layers[layer] for layer in keep)
-    for number, layer in enumerate(kept):
-        _renumber(layer, number)
-    for parent in selected.modules():
-        for name, child in parent.named_children():
-            if child is layers:
-                setattr(parent, name, kept)
+    first = 0
+    for layers in stacks:
+        here = [number - first for number in keep if first <= number < first + len(layers)]
+        first += len(layers)
+        kept = nn.ModuleList(layers[number] for number in here)
+        for number, layer in enumerate(kept):
+            _renumber(layer, number)
+        for parent in list(selected.modules()):
+            for name, child in parent.named_children():
+                if child is layers:
+                    setattr(parent, name, kept)
     for part in selected.modules():
         table = getattr(part, MID_POSITIONS, None)
         if table is not None:

@@ -68,7 +68,16 @@ def plan_sizes(
     Raises:
         PassError: A layer would be left without a head, or the sizes cannot be built.
     """
-    if ratios.hidden and (architecture.is_decoder or not architecture.vocabulary_size):
+    if ratios.heads and architecture.writes:
+        raise PassError(
+            "the heads of a model with a decoder stay: those that attend to the encoder have the "
+            "number that the config names for all",
+            where="heads",
+            given=f"{ratios.heads:g}, model_type {architecture.family}",
+            fix="set ffn alone, or heads to 0",
+        )
+    is_encoder = not (architecture.is_decoder or architecture.writes)
+    if ratios.hidden and not (is_encoder and architecture.vocabulary_size):
         raise PassError(
             "the residual stream can be narrowed in encoders of text only",
             where="hidden",
@@ -116,6 +125,13 @@ def plan_shape(
     Raises:
         PassError: The model has no such layer, or it is smaller than what is to stay.
     """
+    if architecture.writes:
+        raise PassError(
+            "a shape is that of one stack of layers, and the model has an encoder and a decoder",
+            where="shape",
+            given=architecture.describe(),
+            fix="use ffn, and the pass drop_layers before it",
+        )
     layers = []
     for each in kept:
         if each.layer >= len(architecture.layers):

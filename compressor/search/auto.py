@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict
 from compressor import interruption
 from compressor.answering import answer
 from compressor.architecture import Architecture
-from compressor.errors import BudgetError
+from compressor.errors import BudgetError, PassError
 from compressor.gate.budget import Budget
 from compressor.model import TorchModel, load_model
 from compressor.passes import Pass
@@ -172,6 +172,14 @@ class _Searcher:
             recipe.model_copy(update={"passes": (Export(),), "variants": variants(recipe)})
         )
         self.architecture: Architecture = plan.original
+        if self.architecture.writes:
+            raise PassError(
+                "auto looks for the shape of one stack of layers, and the model has an encoder and "
+                "a decoder",
+                where="model",
+                given=self.architecture.describe(),
+                fix="write a recipe: compressor recipes speech",
+            )
         self.keep_first, self.table_bits = _embeddings(self.architecture, recipe.budget)
         if settings.keep_first is not None:
             self.keep_first = settings.keep_first

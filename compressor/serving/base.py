@@ -136,13 +136,16 @@ class Format(Component, ABC):
                 f"{self.name} does not run models that keep a state between runs",
                 where=bundle.source,
                 given=f"{len(manifest.signature.state)} tensors of state",
-                fix="leave out cache: true of the pass export, or use --for docker",
+                fix="use --for docker"
+                if manifest.signature.context
+                else "leave out cache: true of the pass export, or use --for docker",
             )
-        if self.needs_state and not manifest.signature.state:
+        if self.needs_state and (not manifest.signature.state or manifest.signature.context):
+            state = "an encoder" if manifest.signature.context else "a signature without state"
             raise PackageError(
                 f"{self.name} runs language models that keep a state between runs",
                 where=bundle.source,
-                given=f"task {manifest.task}, a signature without state",
+                given=f"task {manifest.task}, {state}",
                 fix="build the bundle of a language model, with cache: true in the pass export",
             )
 

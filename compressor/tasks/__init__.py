@@ -16,11 +16,13 @@ from compressor.tasks.image_classification import ImageClassification
 from compressor.tasks.object_detection import ObjectDetection
 from compressor.tasks.question_answering import QuestionAnswering
 from compressor.tasks.semantic_segmentation import SemanticSegmentation
+from compressor.tasks.speech_recognition import SpeechRecognition
 from compressor.tasks.text_classification import TextClassification
 from compressor.tasks.text_embedding import TextEmbedding
 from compressor.tasks.text_generation import TextGeneration
 from compressor.tasks.time_series_classification import TimeSeriesClassification
 from compressor.tasks.token_classification import TokenClassification
+from compressor.tasks.translation import Translation
 from compressor.tasks.video_classification import VideoClassification
 
 __all__ = ["TASKS", "Row", "Task", "TaskName", "get_task", "infer_task", "task_of_head"]
@@ -39,6 +41,8 @@ TASKS: dict[str, type[Task]] = {
         TextEmbedding,
         TextGeneration,
         QuestionAnswering,
+        SpeechRecognition,
+        Translation,
     )
 }
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from compressor.errors import CheckpointError
-from compressor.model import Model, OnnxModel
+from compressor.model import Model, TorchModel
 from compressor.tasks.base import Row
 from compressor.tasks.classification import Classification
 from compressor.tasks.feature_extractor import read_extractor, write_extractor
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from compressor.data import Kind
-    from compressor.model import TorchModel
     from compressor.training.augmentation import AudioNoise
     from compressor.training.settings import DistillSettings
 
@@ -139,7 +138,7 @@ class AudioClassification(Classification):
 
     def collate(self, model: Model, rows: Sequence[Row]) -> Arrays:
         """See the base class."""
-        signature = model.signature if isinstance(model, OnnxModel) else self.signature(model)
+        signature = self.signature(model) if isinstance(model, TorchModel) else model.signature
         feeds: Arrays = model.processor.feeds({SAMPLES: [row[SAMPLES] for row in rows]}, signature)
         return feeds
 

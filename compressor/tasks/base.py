@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from compressor.training.augmentation import Noise
     from compressor.training.settings import DistillSettings
 
-__all__ = ["LABELS", "Row", "Task", "keep_whole"]
+__all__ = ["LABELS", "Row", "Task", "keep_whole", "padded"]
 
 LABELS = "labels"
 """What rows and batches that have labels call them."""
@@ -131,6 +131,10 @@ class Task(ABC):
     @abstractmethod
     def preprocessing(self, folder: Path, max_length: int) -> AnyPreprocessing:
         """How the device half reads inputs for the model in a folder."""
+
+    def answers_with(self, processor: Any) -> AnyAnswers:
+        """What the outputs of a model say that has a processor."""
+        return self.answers
 
     @abstractmethod
     def class_names(self, config: Any) -> tuple[str, ...]:
@@ -243,6 +247,10 @@ class Task(ABC):
     def collate(self, model: Model, rows: Sequence[Row]) -> Arrays:
         """The inputs of the model for one batch of rows, (N, ...) each, padded where needed."""
 
+    def collate_unanswered(self, model: Model, rows: Sequence[Row]) -> Arrays:
+        """The same of rows of which some have their answers in them, which are left out."""
+        return self.collate(model, rows)
+
     @abstractmethod
     def length(self, row: Row) -> int:
         """Length of a row; `targets.preprocessing.FIXED_SIZE` where all have one size."""
@@ -300,6 +308,28 @@ class Task(ABC):
             labels: Of the batch, (N, ...).
         """
         return outputs.float(), labels
+
+    def training_accuracy(self, kept: NDArray[Any], labels: NDArray[Any]) -> float:
+        """How good a model is as it trains, in [0, 1]: the mean value of its answers.
+
+        Args:
+            kept: What :meth:`evaluated` kept of all batches, (N, ...).
+            labels: Of all, (N, ...).
+        """
+        return self.answers.overall(self.answers.judged(kept, labels))
+
+    def judged_rows(
+        self, kept: NDArray[Any], rows: Sequence[Row], split: Split, places: NDArray[np.int64]
+    ) -> Units:
+        """What is judged of the answers to some rows of a split.
+
+        Args:
+            kept: What is kept of the answers, (N, ...).
+            rows: Those of the split that were answered.
+            split: All of it.
+            places: Where they stand in it, (N,).
+        """
+        return self.answers.judged(kept, self.collate_labels(rows), places)
 
     # Losses
 
@@ -421,6 +451,14 @@ class Task(ABC):
             place: Which of its parts, from 0.
         """
         return str(value)
+
+
+def padded(rows: Sequence[Any], value: int) -> NDArray[np.int64]:
+    """Rows of whole numbers side by side, filled up with a value.  # (N, longest)"""
+    filled = np.full((len(rows), max(map(len, rows))), value, dtype=np.int64)
+    for index, row in enumerate(rows):
+        filled[index, : len(row)] = row
+    return filled
 
 
 def keep_whole(network: nn.Module) -> None:

@@ -101,7 +101,8 @@ def shorten_positions(network: nn.Module, share: float) -> None:
     config.max_source_positions = count
     for part in network.modules():
         table = getattr(part, "embed_positions", None)
-        if isinstance(table, nn.Embedding) and hasattr(part, "max_source_positions"):
+        reads = hasattr(part, "max_source_positions") and not hasattr(part, "max_target_positions")
+        if isinstance(table, nn.Embedding) and reads:  # a decoder has a table of its own
             kept = table.weight[:count].detach().clone()
             part.embed_positions = nn.Embedding(count, table.embedding_dim, _weight=kept)
             part.max_source_positions = count

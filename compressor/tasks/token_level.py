@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from compressor.tasks.base import LABELS, Row
+from compressor.tasks.base import LABELS, Row, padded
 from compressor.tasks.text_classification import TextClassification
 from targets.answers import IGNORED
 from targets.preprocessing.text import MASK
@@ -26,11 +26,7 @@ class AtTokens:
 
     def collate_labels(self, rows: Sequence[Row]) -> NDArray[np.int64]:
         """See the base class.  # (N, longest)"""
-        longest = max(len(row[LABELS]) for row in rows)
-        labels = np.full((len(rows), longest), IGNORED, dtype=np.int64)
-        for index, row in enumerate(rows):
-            labels[index, : len(row[LABELS])] = row[LABELS]
-        return labels
+        return padded([row[LABELS] for row in rows], IGNORED)
 
     def answered(self, outputs: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
         """See the base class: every token.

@@ -15,7 +15,7 @@ from compressor.data import Splits
 from compressor.distributed import check_batch, together
 from compressor.errors import PassError
 from compressor.model import TorchModel
-from compressor.pruning.layers import layer_map as derive_layer_map
+from compressor.pruning.layers import pair_layers
 from compressor.tasks import Task, get_task
 from compressor.tasks.base import LABELS
 from compressor.training.augmentation import Noise
@@ -78,7 +78,7 @@ def distill(
     check_batch(settings.batch_size)
     _check_classes(student, teacher)
     _check_inputs(student, teacher)
-    settings.check_labels(len(student.labels))
+    settings.check_labels(has_labels=get_task(student.task).label_field is not None)
     train = partial(
         _train,
         student.clone(),
@@ -266,7 +266,7 @@ def _pairs(
     asked = {"hidden_weight", "relation_weight"} & settings.model_fields_set or layer_map
     if not asked and not (ours and theirs):
         return ()  # a network without layers of that kind learns from the logits
-    pairs = derive_layer_map(len(ours), len(theirs)) if layer_map is None else layer_map
+    pairs = pair_layers(student.module, teacher.module) if layer_map is None else layer_map
     wrong = [
         pair for pair in pairs if not (0 <= pair[0] < len(ours) and 0 <= pair[1] < len(theirs))
     ]
@@ -328,7 +328,9 @@ def _taught(
         vocabulary_table(student, teacher),
         get_task(student.task).answers.rows_at_once,
     )
-    if noise.copies is not None and settings.cache_mib:
+    # Of a model with a decoder there are too many: every token of the vocabulary at each token.
+    reads_context = bool(get_task(student.task).signature(student).context)
+    if noise.copies is not None and settings.cache_mib and not reads_context:
         variants = noise.variants(train)
         progress(0.0, f"the teacher labels {len(variants)} rows")
         taught.remember(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -114,7 +115,10 @@ def new_classifier(
     """
     found = get_task(task)
     if not found.fresh_head:
-        return found.load_checkpoint(folder, max_length=max_length)
+        model = found.load_checkpoint(folder, max_length=max_length)
+        if max_length is None:
+            return model
+        return replace(model, processor=found.shortened(model.module, model.processor, max_length))
     found.check_network(folder)
     with seeded(seed), quiet():
         encoder, config = _load_encoder(folder)

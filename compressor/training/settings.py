@@ -127,13 +127,13 @@ class DistillSettings(TrainingSettings):
                 fix="correct the path, or leave the setting out",
             )
 
-    def check_labels(self, num_classes: int) -> None:
+    def check_labels(self, *, has_labels: bool) -> None:
         """Refuse to learn from labels where there are none, as of embeddings.
 
         Raises:
             PassError: A setting asks for it.
         """
-        if "labels_weight" in self.model_fields_set and self.labels_weight and not num_classes:
+        if "labels_weight" in self.model_fields_set and self.labels_weight and not has_labels:
             raise PassError(
                 "there are no labels to learn from: the untouched model alone says what is right",
                 where="labels_weight",

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from compressor.errors import PassError
-from targets.encoder import encoder_layers, layer_list
+from targets.encoder import encoder_layers, layer_stacks
 
 __all__ = ["TappedEncoder", "TappedOutputs"]
 
@@ -91,7 +91,8 @@ class TappedEncoder(nn.Module):
         )
 
     def _taps(self) -> list[nn.Module]:
-        layers: Any = layer_list(self.classifier) if self.hidden_layers else ()
+        stacks: Any = layer_stacks(self.classifier) if self.hidden_layers else ()
+        layers = [layer for stack in stacks for layer in stack]
         taps: list[nn.Module] = [layers[index] for index in self.hidden_layers]
         if self.relation_layer is not None:
             layer = encoder_layers(self.classifier)[self.relation_layer]

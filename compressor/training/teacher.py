@@ -209,8 +209,9 @@ def vocabulary_table(student: TorchModel, teacher: TorchModel) -> Tensor | None:
     Raises:
         PassError: Fewer than half of the tokens are shared.
     """
-    if get_task(student.task).preprocessing_type.reads_files():
-        return None
+    task = get_task(student.task)
+    if task.preprocessing_type.reads_files() or task.signature(student).context:
+        return None  # a student with a decoder has the tokenizer of its teacher
     ours, theirs = student.processor.get_vocab(), teacher.processor.get_vocab()
     if ours == theirs:
         return None

@@ -399,8 +399,7 @@ class _Flow(TrainerCallback):  # type: ignore[misc]  # transformers has no types
 
 
 def _metrics(task: Task, outputs: EvalPrediction) -> dict[str, float]:
-    units = task.answers.judged(outputs.predictions, outputs.label_ids)
-    return {"accuracy": task.answers.overall(units)}
+    return {"accuracy": task.training_accuracy(outputs.predictions, outputs.label_ids)}
 
 
 def _learnt(module: nn.Module) -> dict[str, Tensor]:

@@ -74,6 +74,29 @@ class TarArchive:
         return file
 
 
+@dataclass(frozen=True)
+class JoinedArchive:
+    """Several packages as one; of members of one name the first counts."""
+
+    parts: tuple[Archive, ...]
+
+    @property
+    def filename(self) -> str:
+        """See `Archive`."""
+        return ", ".join(str(part.filename) for part in self.parts)
+
+    def namelist(self) -> list[str]:
+        """See `Archive`."""
+        return list(dict.fromkeys(name for part in self.parts for name in part.namelist()))
+
+    def open(self, name: str, /) -> IO[bytes]:
+        """See `Archive`."""
+        for part in self.parts:
+            if name in part.namelist():
+                return part.open(name)
+        raise KeyError(name)
+
+
 def read_member(archive: Archive, name: str) -> bytes:
     """The content of one member.
 

@@ -92,7 +92,7 @@ class Licence:
 
 @dataclass(frozen=True, kw_only=True)
 class Asset:
-    """A folder of files converted from one package.
+    """A folder of files converted from a package, or from several.
 
     Args:
         name: Name of the folder and of the command line argument.
@@ -104,6 +104,8 @@ class Asset:
         revision: Counts changes to `convert`'s output, so that finished folders are rebuilt.
         notes: Facts that a user of the asset should know.
         libraries: Modules that `convert` imports beyond Python's own.
+        others: Further packages of the same kind, whose members `convert` finds beside those of
+            the first.
     """
 
     name: str
@@ -115,6 +117,7 @@ class Asset:
     revision: int
     notes: tuple[str, ...] = ()
     libraries: tuple[str, ...] = ()
+    others: tuple[Source, ...] = ()
 
     @property
     def definition_sha256(self) -> str:
@@ -128,5 +131,6 @@ class Asset:
             self.citation,
             self.revision,
             self.notes,
+            *((each.requirement, each.sha256) for each in self.others),
         )
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()

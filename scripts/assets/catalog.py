@@ -7,6 +7,7 @@ from assets.efficientnet_lite import efficientnet_lite0, efficientnet_lite2
 from assets.image_classification import fashion_mnist
 from assets.model_folder import minilm_l6
 from assets.smollm2 import smollm2_135m
+from assets.speech_recognition import spoken_transcripts
 from assets.text_classification import film_sentences, newsgroups, rotten_tomatoes, trec
 from assets.text_generation import brown_texts
 from assets.token_classification import brown
@@ -55,6 +56,20 @@ _CORPUS_BROWN_CITATION = (
     "Francis and Kucera, A Standard Corpus of Present-Day Edited American English, "
     "for use with Digital Computers, Brown University, 1964, amplified 1979"
 )
+
+_ASTERISK_SOUNDS = Deb(
+    package="asterisk-core-sounds-en-wav",
+    version="1.6.1-1",
+    filename="asterisk-core-sounds-en-wav_1.6.1-1_all.deb",
+    sha256="2be3ea287d83299d143815fa804f11179a75b7affd4a758b98b55f5afc18a35d",
+    size_bytes=18_272_864,
+)
+_ASTERISK_LICENCE = Licence(
+    package="CC-BY-SA-3.0, as its copyright file states",
+    content="CC-BY-SA-3.0, copyright 2003-2010 Allison Smith, as the copyright file states "
+    "(kept as licences/copyright)",
+)
+_ASTERISK_CITATION = "Asterisk core sounds, English, spoken by Allison Smith; Digium"
 
 CATALOG: tuple[Asset, ...] = (
     Asset(
@@ -232,19 +247,9 @@ CATALOG: tuple[Asset, ...] = (
     Asset(
         name="spoken-prompts",
         summary="383 spoken prompts of a telephone system, 4 classes of use",
-        source=Deb(
-            package="asterisk-core-sounds-en-wav",
-            version="1.6.1-1",
-            filename="asterisk-core-sounds-en-wav_1.6.1-1_all.deb",
-            sha256="2be3ea287d83299d143815fa804f11179a75b7affd4a758b98b55f5afc18a35d",
-            size_bytes=18_272_864,
-        ),
-        licence=Licence(
-            package="CC-BY-SA-3.0, as its copyright file states",
-            content="CC-BY-SA-3.0, copyright 2003-2010 Allison Smith, as the copyright file states "
-            "(kept as licences/copyright)",
-        ),
-        citation="Asterisk core sounds, English, spoken by Allison Smith; Digium",
+        source=_ASTERISK_SOUNDS,
+        licence=_ASTERISK_LICENCE,
+        citation=_ASTERISK_CITATION,
         convert=spoken_prompts,
         revision=1,
         notes=(
@@ -252,6 +257,29 @@ CATALOG: tuple[Asset, ...] = (
             "The class is what a prompt is for, by the name of its file: conferences, numbers and "
             "dates, spelling, or voicemail. The package's prompts of other kinds are left out.",
             "Numbers and spelling are single words, the others mostly sentences.",
+        ),
+    ),
+    Asset(
+        name="spoken-transcripts",
+        summary="spoken prompts of a telephone system, with what is said in them",
+        source=_ASTERISK_SOUNDS,
+        others=(
+            Deb(
+                package="asterisk-core-sounds-en",
+                version="1.6.1-1",
+                filename="asterisk-core-sounds-en_1.6.1-1_all.deb",
+                sha256="973e797d28e37fa6ca3c0a9d6fa717e77cf1268ae916bf09fd3503113cdffa50",
+                size_bytes=22_844,
+            ),
+        ),
+        licence=_ASTERISK_LICENCE,
+        citation=_ASTERISK_CITATION,
+        convert=spoken_transcripts,
+        revision=1,
+        notes=(
+            "One voice, 8 kHz; the texts are those that were to be read.",
+            "Prompts with tones or music in them, those of more than 30 s, and those whose words "
+            "another one has too are left out.",
         ),
     ),
     Asset(

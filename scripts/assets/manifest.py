@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from assets.asset import Asset
+from assets.asset import Asset, Source
 from assets.download import sha256_of
 
 MANIFEST = "asset.json"
@@ -36,12 +36,8 @@ def write_manifest(
     record = {
         "name": asset.name,
         "definition_sha256": asset.definition_sha256,
-        "source": {
-            "package": asset.source.package,
-            "version": asset.source.version,
-            asset.source.kind: asset.source.filename,
-            "sha256": asset.source.sha256,
-        },
+        "source": _describe(asset.source),
+        **({"other_sources": list(map(_describe, asset.others))} if asset.others else {}),
         "licence": {
             "package": asset.licence.package,
             "content": asset.licence.content,
@@ -61,6 +57,15 @@ def write_manifest(
     }
     text = json.dumps(record, indent=2, ensure_ascii=False) + "\n"
     (folder / MANIFEST).write_text(text, encoding="utf-8")
+
+
+def _describe(source: Source) -> dict[str, str]:
+    return {
+        "package": source.package,
+        "version": source.version,
+        source.kind: source.filename,
+        "sha256": source.sha256,
+    }
 
 
 def read_files(asset: Asset, folder: Path) -> tuple[FileRecord, ...] | None:

@@ -6,12 +6,12 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from assets.archive import copy_licence_files
+from assets.archive import JoinedArchive, copy_licence_files
 from assets.asset import Asset, Report
 from assets.download import fetch_package
 from assets.errors import MissingLibraryError, storage_errors
@@ -108,21 +108,23 @@ class Store:
         previous = self.root / f".{asset.name}.previous"
         downloads = self.root / "downloads"
         _require_libraries(asset)
-        path = fetch_package(
-            asset.source, downloads, report=lambda line: report(f"{asset.name}: {line}")
-        )
+        paths = [
+            fetch_package(source, downloads, report=lambda line: report(f"{asset.name}: {line}"))
+            for source in (asset.source, *asset.others)
+        ]
         shutil.rmtree(partial, ignore_errors=True)
         shutil.rmtree(previous, ignore_errors=True)
         partial.mkdir()
         try:
             reader = reader_of(asset.source)
-            with reader.open(path) as archive:
+            with ExitStack() as stack:
+                archive, *others = [stack.enter_context(reader.open(path)) for path in paths]
                 members = reader.licence_members(archive)
                 licence_files = copy_licence_files(archive, members, partial)
                 write_manifest(
                     asset,
                     partial,
-                    details=asset.convert(archive, partial),
+                    details=asset.convert(JoinedArchive((archive, *others)), partial),
                     stated_licence=reader.stated_licence(archive),
                     licence_files=licence_files,
                 )

@@ -8,6 +8,7 @@ from pydantic import Field
 
 from targets.answers.base import (
     IGNORED,
+    Answering,
     Answers,
     BasePrediction,
     Units,
@@ -22,9 +23,16 @@ from targets.answers.next_token import NextTokenAnswers, ScoredText
 from targets.answers.pixel_labels import ClassMapPrediction, PixelLabelAnswers
 from targets.answers.spans import SpanAnswers, SpanPrediction
 from targets.answers.token_labels import LabelledWord, TokenLabelAnswers, WordsPrediction
+from targets.answers.written import (
+    TranscriptAnswers,
+    TranslationAnswers,
+    WrittenAnswers,
+    WrittenText,
+)
 
 __all__ = [
     "IGNORED",
+    "Answering",
     "Answers",
     "AnyAnswers",
     "BasePrediction",
@@ -43,8 +51,12 @@ __all__ = [
     "SpanAnswers",
     "SpanPrediction",
     "TokenLabelAnswers",
+    "TranscriptAnswers",
+    "TranslationAnswers",
     "Units",
     "WordsPrediction",
+    "WrittenAnswers",
+    "WrittenText",
     "classes_of",
     "most_probable",
     "softmax",
@@ -57,7 +69,9 @@ AnyAnswers = Annotated[
     | NextTokenAnswers
     | EmbeddingAnswers
     | SpanAnswers
-    | BoxAnswers,
+    | BoxAnswers
+    | TranscriptAnswers
+    | TranslationAnswers,
     Field(discriminator="kind"),
 ]
 """What a manifest may hold. A new kind is a file in this package and a name here."""

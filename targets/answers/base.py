@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,20 +15,27 @@ from pydantic import BaseModel, ConfigDict
 from targets.scoring import Accuracy, accuracy
 
 if TYPE_CHECKING:
+    from targets.base import Session
     from targets.evaluation_pack import EvaluationPack, Labels
     from targets.preprocessing import Encoded
     from targets.signature import Arrays
 
 __all__ = [
     "IGNORED",
+    "Answering",
     "Answers",
     "BasePrediction",
     "Units",
     "classes_of",
     "most_probable",
     "shared_units",
+    "side_by_side",
     "softmax",
 ]
+
+Answering: TypeAlias = "Callable[[Session, Arrays], Arrays]"
+"""Answers a batch, (N, ...) each: the outputs of a session for its inputs, or the first of them
+alone, of which there is no more than what is kept."""
 
 IGNORED = -100
 """Label of what counts for nothing, by the convention of PyTorch and Hugging Face."""
@@ -87,8 +95,8 @@ class Units:
         rows = np.concatenate([each.rows for each in parts])
         order = np.argsort(rows, kind="stable")
         return cls(
-            np.concatenate([each.scores for each in parts])[order],
-            np.concatenate([each.labels for each in parts])[order],
+            side_by_side([each.scores for each in parts])[order],
+            side_by_side([each.labels for each in parts])[order],
             rows[order],
             None
             if parts[0].losses is None
@@ -176,6 +184,27 @@ class Answers(BaseModel, ABC):
         """
         return inputs
 
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Names of the files that answering needs, in the folder of the model."""
+        return ()
+
+    def open(self, folder: Path) -> Answering:
+        """What lets a model answer: one run a batch, unless answers take several.
+
+        Args:
+            folder: Holds ``files``.
+
+        Raises:
+            BundleError: A file is damaged.
+        """
+
+        def answer(session: Session, feeds: Arrays) -> Arrays:
+            outputs, name = session.run(feeds), session.signature.outputs[0].name
+            return {**outputs, name: self.reduced(outputs[name], feeds)}
+
+        return answer
+
     def reduced(self, outputs: NDArray[Any], feeds: Arrays) -> NDArray[Any]:
         """What is kept of the outputs for a batch: all, where it is not too much.
 
@@ -251,6 +280,21 @@ class Answers(BaseModel, ABC):
             inputs: What the user gave, N >= 1.
             encoded: What the encoder made of them.
         """
+
+
+def side_by_side(parts: Sequence[NDArray[Any]]) -> NDArray[Any]:
+    """Rows of several arrays in one; where they are not as wide, filled up with 0.
+
+    Args:
+        parts: (N, ...) each, alike in all but the first two axes.
+    """
+    if len({part.shape[1:] for part in parts}) > 1:
+        width = max(part.shape[1] for part in parts)
+        parts = [
+            np.pad(part, [(0, 0), (0, width - part.shape[1]), *[(0, 0)] * (part.ndim - 2)])
+            for part in parts
+        ]
+    return np.concatenate(parts)
 
 
 def most_probable(scores: NDArray[Any]) -> NDArray[np.int64]:

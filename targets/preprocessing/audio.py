@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from targets.errors import InputError
-from targets.preprocessing.base import Encoded, Encoder, Preprocessing, Rows
+from targets.preprocessing.base import DECODER_IDS, Encoded, Encoder, Preprocessing, Rows
 from targets.preprocessing.spectrogram import log_mel_spectrogram
 from targets.preprocessing.wav import read_wav, resample
 from targets.signature import Arrays, Signature
@@ -118,6 +118,9 @@ class AudioPreprocessing(Preprocessing):
         samples = [np.asarray(row) for row in rows[SAMPLES]]
         feeds: Arrays = {}
         for spec in signature.inputs:
+            if spec.name == DECODER_IDS and self.decoder_start:
+                feeds[spec.name] = self.started(len(samples)).astype(spec.dtype)
+                continue
             if spec.name not in known:
                 raise self.unknown_input(spec.name, known)
             if spec.name == MASK:

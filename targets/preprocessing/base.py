@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from targets.errors import InputError
 from targets.signature import Arrays, Signature
@@ -20,10 +20,13 @@ if TYPE_CHECKING:
 
     from targets.preprocessing.image import View
 
-__all__ = ["FIXED_SIZE", "Encoded", "Encoder", "Preprocessing", "Rows"]
+__all__ = ["DECODER_IDS", "FIXED_SIZE", "Encoded", "Encoder", "Preprocessing", "Rows"]
 
 FIXED_SIZE = 0
 """Length of an input of a kind whose inputs all have one size, such as an image."""
+
+DECODER_IDS = "decoder_input_ids"
+"""Input of a model with a decoder: the tokens that stand before those it is to write, (N, T)."""
 
 Rows = Mapping[str, Sequence[NDArray[np.generic]]]
 """Name -> one array a sample: what is kept of each, as small as it can be."""
@@ -76,6 +79,8 @@ class Preprocessing(BaseModel, ABC):
 
     kind: str
     """Of the raw inputs."""
+    decoder_start: tuple[int, ...] = Field(default=(), exclude_if=lambda ids: not ids)
+    """Tokens that the decoder of a model goes on from, where it has one."""
 
     noun: ClassVar[str]
     """What a raw input is called, such as ``text``."""
@@ -190,6 +195,10 @@ class Preprocessing(BaseModel, ABC):
             given=", ".join(known),
             fix="export the model with the inputs of its preprocessing only",
         )
+
+    def started(self, num_rows: int) -> NDArray[np.int64]:
+        """What the decoder goes on from, for each of some samples.  # (num_rows, start)"""
+        return np.tile(np.array(self.decoder_start, dtype=np.int64), (num_rows, 1))
 
     def check_inputs(self, inputs: object) -> None:
         """Refuse a single raw input where several are expected.

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from targets.errors import BundleError, InputError
-from targets.preprocessing.base import Encoded, Encoder, Preprocessing, Rows
+from targets.preprocessing.base import DECODER_IDS, Encoded, Encoder, Preprocessing, Rows
 from targets.signature import Arrays, Signature
 
 if TYPE_CHECKING:
@@ -66,6 +66,8 @@ class TextPreprocessing(Preprocessing):
         for spec in signature.inputs:
             if spec.name in rows:
                 values = rows[spec.name]
+            elif spec.name == DECODER_IDS and self.decoder_start:
+                values = list(self.started(len(ids)))
             elif spec.name == MASK:
                 values = [np.ones_like(row) for row in ids]
             elif spec.name in ZEROS_IF_ABSENT:

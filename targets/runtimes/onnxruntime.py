@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import json
 import os
 import tempfile
@@ -14,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from targets.base import Alternative, Lowered, Precision, Session, Source, Target
+from targets.context import split_context
 from targets.errors import MissingLibraryError, TargetError, UnsupportedModelError
 from targets.external_data import check_external_data
 from targets.node_times import NodeTime, median_times
@@ -24,9 +26,10 @@ if TYPE_CHECKING:
 
     from targets.bundle import Bundle
 
-__all__ = ["OnnxRuntime", "OnnxRuntimeSession", "create_session"]
+__all__ = ["OnnxRuntime", "OnnxRuntimeSession", "create_session", "open_model"]
 
 MODEL_FILE = "model.onnx"
+ENCODER_FILE = "encoder.onnx"
 _SINGLE_FILE_LIMIT_BYTES = 1_800_000_000
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 _ERRORS_ONLY = 3
@@ -132,8 +135,17 @@ class OnnxRuntime(Target):
             notes.append(f"{tables} embedding tables stay int8 in memory")
         if source.precision == "fp16" and self.device == "cpu":
             notes.append("fp16 saves bytes only: ONNX Runtime computes it in float32 on CPUs")
+        context = source.signature.context
+        if context:
+            encoder, model = split_context(model, context)
+            _save(encoder, folder / ENCODER_FILE)
         _save(model, folder / MODEL_FILE)
-        return Lowered(model=MODEL_FILE, options=options, notes=tuple(notes))
+        return Lowered(
+            model=MODEL_FILE,
+            options=options,
+            notes=tuple(notes),
+            encoder=ENCODER_FILE if context else None,
+        )
 
     def load(self, bundle: Bundle, *, threads: int) -> Session:
         """Open a bundle.
@@ -142,27 +154,41 @@ class OnnxRuntime(Target):
         The worker threads spin for a moment after each run, which is fastest but shows as CPU time
         and slows down whatever else runs in the process; there are none with one thread.
         """
-        return OnnxRuntimeSession(bundle.manifest.signature, self._session(bundle, threads))
+        return OnnxRuntimeSession(
+            bundle.manifest.signature,
+            self._session(bundle, bundle.model_path, threads),
+            None
+            if bundle.encoder_path is None
+            else self._session(bundle, bundle.encoder_path, threads),
+        )
 
     def profile(
         self, bundle: Bundle, feeds: Arrays, *, threads: int, num_runs: int
     ) -> tuple[NodeTime, ...]:
         """See the base class; a kernel is the provider of its node."""
         with tempfile.TemporaryDirectory() as folder:
-            session = self._session(bundle, threads, profile_to=Path(folder) / "profile")
-            state = bundle.manifest.signature.initial_state(len(next(iter(feeds.values()))))
+            parts = [
+                self._session(bundle, path, threads, profile_to=Path(folder) / path.stem)
+                for path in (bundle.encoder_path, bundle.model_path)
+                if path is not None
+            ]
+            session = OnnxRuntimeSession(bundle.manifest.signature, parts[-1], *parts[:-1])
             for _ in range(num_runs + num_runs // 10):
-                session.run(None, {**feeds, **state})
-            events = json.loads(Path(session.end_profiling()).read_bytes())
-        return median_times(_node_runs(events)[-num_runs:])
+                session.run(feeds)
+            runs = [
+                _node_runs(json.loads(Path(part.end_profiling()).read_bytes())) for part in parts
+            ]
+        return median_times(
+            [list(itertools.chain(*run)) for run in zip(*runs, strict=True)][-num_runs:]
+        )
 
     def _session(
-        self, bundle: Bundle, threads: int, profile_to: Path | None = None
+        self, bundle: Bundle, path: Path, threads: int, profile_to: Path | None = None
     ) -> onnxruntime.InferenceSession:
-        check_external_data(bundle.model_path, bundle.manifest.files)
+        check_external_data(path, bundle.manifest.files)
         options = bundle.manifest.options
         return create_session(
-            bundle.model_path,
+            path,
             device=self.device,
             threads=threads,
             options=options.get("session", {}),
@@ -189,25 +215,40 @@ class OnnxRuntimeSession(Session):
     Args:
         signature: What the model takes and gives.
         session: The runtime's own session.
+        encoder: Of the part that reads the context, where the signature has one.
     """
 
-    def __init__(self, signature: Signature, session: onnxruntime.InferenceSession) -> None:
+    def __init__(
+        self,
+        signature: Signature,
+        session: onnxruntime.InferenceSession,
+        encoder: onnxruntime.InferenceSession | None = None,
+    ) -> None:
         super().__init__(signature)
         self._session: onnxruntime.InferenceSession | None = session
+        self._encoder = encoder
         self._names = [spec.name for spec in signature.outputs]
         self._state: dict[str, Any] = {}
+        self._context: dict[str, Any] = {}
 
     def _run(self, feeds: Mapping[str, NDArray[np.generic]]) -> Arrays:
         if not self.signature.state:
             return dict(zip(self._names, self._opened.run(self._names, feeds), strict=True))
         batch_size = len(next(iter(feeds.values())))
         self._state = _values(self.signature.initial_state(batch_size))
+        if self._encoder is not None:
+            read = {name: feeds[name] for name in self.signature.context}
+            names = [value.name for value in self._encoder.get_outputs()]
+            found = self._encoder.run_with_ort_values(names, _values(read))
+            self._context = dict(zip(names, found, strict=True))
+            feeds = {name: array for name, array in feeds.items() if name not in read}
         return self._extend(feeds)
 
     def _extend(self, feeds: Mapping[str, NDArray[np.generic]]) -> Arrays:
         names = [*self._names, *(spec.output for spec in self.signature.state)]
         # The runtime's own values: what is kept is not copied from run to run.
-        found = self._opened.run_with_ort_values(names, {**_values(feeds), **self._state})
+        given = {**_values(feeds), **self._context, **self._state}
+        found = self._opened.run_with_ort_values(names, given)
         kept = found[len(self._names) :]
         self._state = {
             spec.name: value for spec, value in zip(self.signature.state, kept, strict=True)
@@ -222,8 +263,9 @@ class OnnxRuntimeSession(Session):
 
     def close(self) -> None:
         """Free the runtime's session and its threads."""
-        self._session = None
+        self._session = self._encoder = None
         self._state = {}
+        self._context = {}
 
 
 def _values(arrays: Mapping[str, NDArray[np.generic]]) -> dict[str, Any]:
@@ -293,6 +335,25 @@ def create_session(
         )
     session.disable_fallback()  # else it retries on other devices and prints
     return session
+
+
+def open_model(path: Path, signature: Signature) -> OnnxRuntimeSession:
+    """Open an ONNX file as it is, with one thread, without making a bundle of it.
+
+    Args:
+        path: The file.
+        signature: Its inputs, outputs and state.
+    """
+    if not signature.context:
+        return OnnxRuntimeSession(signature, create_session(path))
+    import onnx
+
+    with tempfile.TemporaryDirectory() as folder:
+        files = [Path(folder) / name for name in (MODEL_FILE, ENCODER_FILE)]
+        encoder, decoder = split_context(onnx.load(path), signature.context)
+        for part, file in zip((decoder, encoder), files, strict=True):
+            _save(part, file)
+        return OnnxRuntimeSession(signature, *map(create_session, files))
 
 
 def _node_runs(events: Sequence[Mapping[str, Any]]) -> list[list[NodeTime]]:

@@ -6,7 +6,7 @@ import importlib.util
 import itertools
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -14,14 +14,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from targets.base import Alternative, Lowered, Precision, Session, Source, Target
+from targets.context import split_context
 from targets.environment import cpu_features
 from targets.errors import MissingLibraryError, TargetError, UnsupportedModelError
 from targets.node_times import NodeTime, median_times
 from targets.runtimes._openvino_state import BEAMS, keep_state
-from targets.signature import Arrays, Signature
+from targets.signature import Arrays, Signature, StateSpec
 from targets.wording import plural
 
 if TYPE_CHECKING:
+    import onnx
     import openvino
 
     from targets.bundle import Bundle
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
 __all__ = ["OpenVINO", "OpenVINOSession"]
 
 MODEL_FILE = "model.xml"
+ENCODER_FILE = "encoder.xml"
 _BF16_FEATURES = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
 _INT8_FEATURES = frozenset({"avx_vnni", "avx512_vnni", "amx_int8", "asimddp", "i8mm"})
 _REFUSED_TYPES = {"DOUBLE": "fp64"}
@@ -110,18 +113,18 @@ class OpenVINO(Target):
             notes += _fit_to_cpu(model)
             if qdq.can_saturate(model):
                 needed = _INT8_FEATURES
-        with tempfile.TemporaryDirectory() as temporary:
-            path = Path(temporary) / "model.onnx"
-            onnx.save(
-                model, path, save_as_external_data=True, location="weights", size_threshold=1024
-            )
-            _convert(path, folder / MODEL_FILE, source)
+        context = source.signature.context
+        if context:
+            encoder, model = split_context(model, context)
+            _convert(encoder, folder / ENCODER_FILE, source, state=())
+        _convert(model, folder / MODEL_FILE, source, state=source.signature.state)
         hint = self._precision_hint(source.precision)
         return Lowered(
             model=MODEL_FILE,
             options={"INFERENCE_PRECISION_HINT": hint},
             notes=(*notes, f"inference precision {hint}"),
             cpu_features=tuple(sorted(needed)),
+            encoder=ENCODER_FILE if context else None,
         )
 
     def load(self, bundle: Bundle, *, threads: int) -> Session:
@@ -129,19 +132,27 @@ class OpenVINO(Target):
 
         Threads are not pinned to cores: pinning loses on a machine that does other work as well.
         """
-        return OpenVINOSession(bundle.manifest.signature, self._compiled(bundle, threads))
+        return OpenVINOSession(
+            bundle.manifest.signature,
+            self._compiled(bundle, bundle.model_path, threads),
+            None
+            if bundle.encoder_path is None
+            else self._compiled(bundle, bundle.encoder_path, threads),
+        )
 
     def profile(
         self, bundle: Bundle, feeds: Arrays, *, threads: int, num_runs: int
     ) -> tuple[NodeTime, ...]:
         """See the base class; a kernel names the implementation and what it computes in."""
-        request = self._compiled(bundle, threads, {"PERF_COUNT": True}).create_infer_request()
-        keeps_state = bool(bundle.manifest.signature.state)
+        parts = [
+            self._compiled(bundle, path, threads, {"PERF_COUNT": True})
+            for path in (bundle.encoder_path, bundle.model_path)
+            if path is not None
+        ]
+        session = OpenVINOSession(bundle.manifest.signature, parts[-1], *parts[:-1])
         runs = []
         for _ in range(num_runs + num_runs // 10):
-            if keeps_state:
-                request.reset_state()
-            request.infer(_with_beams(feeds) if keeps_state else feeds, share_inputs=True)
+            session.run(feeds)
             runs.append(
                 [
                     NodeTime(
@@ -150,6 +161,7 @@ class OpenVINO(Target):
                         kernel=each.exec_type,
                         ms=1e3 * each.real_time.total_seconds(),
                     )
+                    for request in session.requests
                     for each in request.get_profiling_info()
                     if each.status == each.Status.EXECUTED
                 ]
@@ -157,7 +169,7 @@ class OpenVINO(Target):
         return median_times(runs[-num_runs:])
 
     def _compiled(
-        self, bundle: Bundle, threads: int, more: Mapping[str, Any] | None = None
+        self, bundle: Bundle, path: Path, threads: int, more: Mapping[str, Any] | None = None
     ) -> openvino.CompiledModel:
         given = bundle.manifest.options
         options: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY"}
@@ -170,7 +182,7 @@ class OpenVINO(Target):
                 # Else activations of weight-only models become int8 without having been asked for.
                 "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0,
             }
-        return _compile(bundle.model_path, self.device, {**options, **given, **(more or {})})
+        return _compile(path, self.device, {**options, **given, **(more or {})})
 
     def alternatives(self, *, threads: int, batch_size: int) -> Mapping[str, Alternative]:
         """On a CPU: pinning, hyper-threading, the hint, streams, and bf16 where it is native.
@@ -217,10 +229,18 @@ class OpenVINOSession(Session):
     Args:
         signature: What the model takes and gives.
         compiled: The runtime's own compiled model. Its streams share a batch, where that is free.
+        encoder: The part that reads the context, where the signature has one.
     """
 
-    def __init__(self, signature: Signature, compiled: openvino.CompiledModel) -> None:
+    def __init__(
+        self,
+        signature: Signature,
+        compiled: openvino.CompiledModel,
+        encoder: openvino.CompiledModel | None = None,
+    ) -> None:
         super().__init__(signature)
+        self._encoder = None if encoder is None else encoder.create_infer_request()
+        self._context: dict[str, Any] = {}
         shares = _has_free_batch(signature) and not signature.state
         streams = int(compiled.get_property("NUM_STREAMS")) if shares else 1
         self._requests = [compiled.create_infer_request() for _ in range(max(streams, 1))]
@@ -235,6 +255,14 @@ class OpenVINOSession(Session):
                 return self._run_parts(feeds, size)
         if self.signature.state:
             self._requests[0].reset_state()
+            if self._encoder is not None:
+                read = {name: feeds[name] for name in self.signature.context}
+                found = self._encoder.infer(read, share_inputs=True)
+                # Its memory, which stays as it is until the next run.
+                self._context = {
+                    output.get_any_name(): found[output] for output in self._encoder.model_outputs
+                }
+                feeds = {name: array for name, array in feeds.items() if name not in read}
             return self._extend(feeds)
         results = self._requests[0].infer(feeds, share_inputs=True)
         return {name: results[output] for name, output in self._outputs}
@@ -242,8 +270,15 @@ class OpenVINOSession(Session):
     def _extend(self, feeds: Mapping[str, NDArray[np.generic]]) -> Arrays:
         if not self._requests:
             raise TargetError("the session is closed", fix="load the bundle again")
-        results = self._requests[0].infer(_with_beams(feeds), share_inputs=True)
+        given = {**_with_beams(feeds), **self._context}
+        results = self._requests[0].infer(given, share_inputs=True)
         return {name: np.array(results[output]) for name, output in self._outputs}
+
+    @property
+    def requests(self) -> tuple[openvino.InferRequest, ...]:
+        """Those of the runtime, in the order in which a run needs them."""
+        first = () if self._encoder is None else (self._encoder,)
+        return (*first, *self._requests)
 
     def _run_parts(self, feeds: Mapping[str, NDArray[np.generic]], size: int) -> Arrays:
         requests = self._requests[:size]
@@ -265,6 +300,8 @@ class OpenVINOSession(Session):
         """Free the compiled model and its threads."""
         self._requests = []
         self._outputs = []
+        self._encoder = None
+        self._context = {}
 
 
 def _with_beams(feeds: Mapping[str, NDArray[np.generic]]) -> Arrays:
@@ -296,21 +333,28 @@ def _fit_to_cpu(model: Any) -> list[str]:
     return notes
 
 
-def _convert(path: Path, destination: Path, source: Source) -> None:
+def _convert(
+    model: onnx.ModelProto, destination: Path, source: Source, *, state: Sequence[StateSpec]
+) -> None:
+    import onnx
+
     openvino = _import()
     compress = source.precision == "fp16"
-    try:
-        model = openvino.Core().read_model(os.fspath(path))
-        if source.signature.state:
-            keep_state(model, source.signature.state, source.signature.inputs[0].name)
-        openvino.save_model(model, os.fspath(destination), compress_to_fp16=compress)
-    except RuntimeError as error:
-        raise TargetError(
-            "OpenVINO cannot convert the model",
-            where=path.name,
-            given=error,
-            fix="leave out the operators that are named above, or use another target",
-        ) from error
+    with tempfile.TemporaryDirectory() as temporary:
+        path = Path(temporary) / f"{destination.stem}.onnx"
+        onnx.save(model, path, save_as_external_data=True, location="weights", size_threshold=1024)
+        try:
+            read = openvino.Core().read_model(os.fspath(path))
+            if state:
+                keep_state(read, state, source.signature.going_on.inputs[0].name)
+            openvino.save_model(read, os.fspath(destination), compress_to_fp16=compress)
+        except RuntimeError as error:
+            raise TargetError(
+                "OpenVINO cannot convert the model",
+                where=path.name,
+                given=error,
+                fix="leave out the operators that are named above, or use another target",
+            ) from error
 
 
 def _compile(path: Path, device: str, options: Mapping[str, Any]) -> openvino.CompiledModel:

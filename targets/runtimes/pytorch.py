@@ -14,12 +14,13 @@ from numpy.typing import NDArray
 from targets.base import Form, Lowered, Precision, Session, Source, Target
 from targets.bundle import Bundle
 from targets.errors import MissingLibraryError, TargetError, ToolkitError, UnsupportedModelError
+from targets.preprocessing.text import MASK
 from targets.signature import Arrays, Signature
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["PyTorch"]
+__all__ = ["PyTorch", "PyTorchSession"]
 
 CONFIG = "config.json"
 SHAPES = "shapes.json"
@@ -112,27 +113,35 @@ class PyTorch(Target):
                 given=f"{type(error).__name__}: {error}",
                 fix="build the bundle again with the installed versions of torch and transformers",
             ) from error
-        return _PyTorchSession(bundle.manifest.signature, module)
+        return PyTorchSession(bundle.manifest.signature, module)
 
 
-class _PyTorchSession(Session):
+class PyTorchSession(Session):
+    """A module of transformers.
+
+    Args:
+        signature: What it takes and gives.
+        module: In eval mode.
+    """
+
     def __init__(self, signature: Signature, module: torch.nn.Module) -> None:
         super().__init__(signature)
         self._module: torch.nn.Module | None = module
-        self._kept: Any = None
+        self._kept: dict[str, Any] = {}
 
     def close(self) -> None:
         """Free the module and what it has kept."""
-        self._module = self._kept = None
+        self._module = None
+        self._kept = {}
 
     def _run(self, feeds: Mapping[str, NDArray[np.generic]]) -> Arrays:
         if not self.signature.state:
             return self._computed(feeds)
-        self._kept = None
+        self._kept = {}
         return self._extend(feeds)
 
     def _extend(self, feeds: Mapping[str, NDArray[np.generic]]) -> Arrays:
-        return self._computed(feeds, past_key_values=self._kept, use_cache=True)
+        return self._computed(feeds, **self._kept, use_cache=True)
 
     def _computed(self, feeds: Mapping[str, NDArray[np.generic]], **more: Any) -> Arrays:
         import torch
@@ -143,5 +152,10 @@ class _PyTorchSession(Session):
             # Copies, since torch warns about arrays that must not be written to.
             tensors = {name: torch.tensor(value) for name, value in feeds.items()}
             outputs = self._module(**tensors, **more)
-        self._kept = outputs.get("past_key_values")
-        return {spec.name: outputs[spec.name].numpy() for spec in self.signature.outputs}
+            if self.signature.state:
+                self._kept["past_key_values"] = outputs.past_key_values
+            if self.signature.context and MASK in tensors:
+                self._kept[MASK] = tensors[MASK]
+            if self.signature.context:
+                self._kept["encoder_outputs"] = (outputs.encoder_last_hidden_state,)
+            return {spec.name: outputs[spec.name].numpy() for spec in self.signature.outputs}

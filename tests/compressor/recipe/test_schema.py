@@ -230,7 +230,7 @@ def test_built_in_recipes_fit_the_schema_but_for_what_the_command_line_gives(nam
         ({"seed": 2**31}, False),
         ({"seed": "x"}, False),
         ({"name": ""}, False),
-        ({"task": "translation"}, False),
+        ({"task": "fill-mask"}, False),
         ({"targets": []}, False),
         ({"targets": None}, False),
         ({"targets": ["none"]}, False),

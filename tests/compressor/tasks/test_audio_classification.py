@@ -221,7 +221,7 @@ def whisper_classifier(folder: Path) -> None:
         (wav2vec2_classifier, "audio-classification"),
         (whisper_classifier, "audio-classification"),
         (save_wav2vec2, "audio-classification"),
-        (save_whisper, "audio-classification"),
+        (save_whisper, "automatic-speech-recognition"),
     ],
 )
 def test_the_task_follows_from_what_a_checkpoint_reads(

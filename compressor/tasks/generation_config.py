@@ -1,0 +1,132 @@
+"""How a decoder begins and ends, as Hugging Face writes it down, and what of it is supported."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from compressor.errors import CheckpointError
+
+__all__ = ["GENERATION", "Writing", "read_writing", "write_writing"]
+
+GENERATION = "generation_config.json"
+USUAL_LONGEST = 256
+"""Most tokens of a text, where a checkpoint does not say."""
+_POSITIONS = ("max_target_positions", "max_position_embeddings")
+"""Where configs say how many tokens a decoder has positions for."""
+_LANGUAGE = (("language", "lang_to_id"), ("task", "task_to_id"))
+"""What a model of several languages is told first, and the tokens that tell it."""
+_SETTINGS = (
+    "decoder_start_token_id",
+    "eos_token_id",
+    "pad_token_id",
+    "forced_bos_token_id",
+    "suppress_tokens",
+    "begin_suppress_tokens",
+    "bad_words_ids",
+    "no_timestamps_token_id",
+    "is_multilingual",
+    *(name for pair in _LANGUAGE for name in pair),
+    "max_length",
+    "max_new_tokens",
+)
+"""What is read, and written again."""
+
+
+@dataclass(frozen=True)
+class Writing:
+    """How texts are written; see `targets.answers.WrittenAnswers`.
+
+    Attributes:
+        start: Tokens that the decoder goes on from, at least one.
+        end: The token that ends a text.
+        suppressed: Tokens that are never written.
+        suppressed_first: Tokens that no text begins with.
+        longest: Most tokens of a text, the one that ends it included.
+        settings: The same in the words of Hugging Face.
+    """
+
+    start: tuple[int, ...]
+    end: int
+    suppressed: tuple[int, ...]
+    suppressed_first: tuple[int, ...]
+    longest: int
+    settings: Mapping[str, Any]
+
+
+def read_writing(folder: Path) -> Writing:
+    """What a checkpoint says in generation_config.json or, where that is silent, in its config.
+
+    Raises:
+        CheckpointError: It does not say with which token a text begins or ends, or not in which of
+            several languages.
+    """
+    named: dict[str, Any] = {}
+    for path in (folder / "config.json", folder / GENERATION):
+        named |= {name: value for name, value in _read(path).items() if value is not None}
+    try:
+        return _from_settings(named)
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            "the checkpoint does not say how a text begins and ends",
+            where=folder / GENERATION,
+            given=f"{type(error).__name__}: {error}",
+            fix="set decoder_start_token_id and eos_token_id, one number each; of a model of "
+            "several languages also language and task",
+        ) from error
+
+
+def write_writing(writing: Writing, folder: Path) -> None:
+    """Write it so that :func:`read_writing` reads the same, and transformers too."""
+    text = json.dumps(writing.settings, indent=2) + "\n"
+    (folder / GENERATION).write_text(text, encoding="utf-8")
+
+
+def _from_settings(named: Mapping[str, Any]) -> Writing:
+    settings = {name: named[name] for name in _SETTINGS if name in named}
+    start = [_token(settings["decoder_start_token_id"])]
+    if "no_timestamps_token_id" in settings:
+        if settings.get("is_multilingual", True):
+            start += [_told(settings, *names) for names in _LANGUAGE]
+        start.append(_token(settings["no_timestamps_token_id"]))
+    elif "forced_bos_token_id" in settings:
+        start.append(_token(settings["forced_bos_token_id"]))
+    never = [*settings.get("suppress_tokens", ())]
+    never += [token for [token] in settings.get("bad_words_ids", ())]
+    if "max_new_tokens" in settings:
+        longest = int(settings.pop("max_new_tokens"))
+    else:
+        longest = int(settings.get("max_length", USUAL_LONGEST + len(start))) - len(start)
+    positions = [int(named[name]) - len(start) for name in _POSITIONS if name in named]
+    longest = max(1, min([longest, *positions]))
+    return Writing(
+        start=tuple(start),
+        end=_token(settings["eos_token_id"]),
+        suppressed=tuple(map(_token, never)),
+        suppressed_first=tuple(map(_token, settings.get("begin_suppress_tokens", ()))),
+        longest=longest,
+        settings={**settings, "max_length": len(start) + longest},
+    )
+
+
+def _told(settings: Mapping[str, Any], name: str, table: str) -> int:
+    """The token of the language or of the task that a checkpoint is set to."""
+    tokens, value = settings[table], str(settings[name])
+    return _token(tokens[value] if value in tokens else tokens[f"<|{value}|>"])
+
+
+def _token(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise ValueError(f"{value!r} is no token")
+    return value
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}

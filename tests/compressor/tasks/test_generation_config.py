@@ -1,0 +1,101 @@
+"""How a text begins and ends, out of what checkpoints of several families say."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from compressor.errors import CheckpointError
+from compressor.tasks.generation_config import read_writing, write_writing
+
+START = {"decoder_start_token_id": 7, "eos_token_id": 2}
+WHISPER = {
+    **START,
+    "no_timestamps_token_id": 9,
+    "suppress_tokens": [1, 3],
+    "begin_suppress_tokens": [2, 5],
+    "max_length": 448,
+}
+LANGUAGES = {
+    **WHISPER,
+    "is_multilingual": True,
+    "lang_to_id": {"<|en|>": 20, "<|fr|>": 21},
+    "task_to_id": {"transcribe": 30, "translate": 31},
+}
+
+
+def save(folder: Path, config: dict[str, Any], generation: dict[str, Any] | None) -> Path:
+    (folder / "config.json").write_text(json.dumps(config))
+    if generation is not None:
+        (folder / "generation_config.json").write_text(json.dumps(generation))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("generation", "start"),
+    [
+        ({**WHISPER, "is_multilingual": False}, (7, 9)),
+        ({**LANGUAGES, "language": "fr", "task": "transcribe"}, (7, 21, 30, 9)),
+        ({**LANGUAGES, "language": "<|en|>", "task": "translate"}, (7, 20, 31, 9)),
+        ({**START, "forced_bos_token_id": 0}, (7, 0)),
+        (START, (7,)),
+    ],
+)
+def test_what_the_decoder_goes_on_from(
+    tmp_path: Path, generation: dict[str, Any], start: tuple[int, ...]
+) -> None:
+    found = read_writing(save(tmp_path, {}, generation))
+    assert (found.start, found.end) == (start, 2)
+
+
+def test_tokens_that_are_never_written_and_the_longest_text(tmp_path: Path) -> None:
+    config = {"max_target_positions": 100}
+    generation = {**WHISPER, "is_multilingual": False, "bad_words_ids": [[4]]}
+    found = read_writing(save(tmp_path, config, generation))
+    assert found.suppressed == (1, 3, 4)
+    assert found.suppressed_first == (2, 5)
+    assert found.longest == 98  # as many as there are positions after the two that begin it
+
+
+@pytest.mark.parametrize(
+    ("settings", "longest"),
+    [({"max_length": 20}, 19), ({"max_new_tokens": 20, "max_length": 5}, 20), ({}, 256)],
+)
+def test_the_longest_text_counts_what_is_written(
+    tmp_path: Path, settings: dict[str, Any], longest: int
+) -> None:
+    assert read_writing(save(tmp_path, {}, {**START, **settings})).longest == longest
+
+
+def test_the_config_says_what_the_other_file_does_not(tmp_path: Path) -> None:
+    found = read_writing(save(tmp_path, {**START, "forced_bos_token_id": 0}, None))
+    assert found.start == (7, 0)
+
+
+def test_it_comes_back_without_the_config(tmp_path: Path) -> None:
+    """A model in ONNX form has none, and knows nothing of positions."""
+    config = {"max_position_embeddings": 64}
+    generation = {**LANGUAGES, "language": "en", "task": "transcribe"}
+    found = read_writing(save(tmp_path, config, generation))
+    (tmp_path / "other").mkdir()
+    write_writing(found, tmp_path / "other")
+    assert read_writing(tmp_path / "other") == found
+
+
+@pytest.mark.parametrize(
+    ("generation", "given"),
+    [
+        ({"eos_token_id": 2}, "decoder_start_token_id"),
+        ({**START, "eos_token_id": [2, 3]}, r"\[2, 3\] is no token"),
+        (LANGUAGES, "language"),
+        ({**LANGUAGES, "language": "de", "task": "transcribe"}, "<|de|>"),
+    ],
+)
+def test_what_is_missing_is_named(tmp_path: Path, generation: dict[str, Any], given: str) -> None:
+    with pytest.raises(CheckpointError, match="does not say how a text begins and ends") as caught:
+        read_writing(save(tmp_path, {}, generation))
+    assert given.replace("\\", "") in str(caught.value.given)
+    assert "decoder_start_token_id and eos_token_id" in str(caught.value.fix)
