@@ -18,6 +18,7 @@ from targets.base import Alternative, Lowered, Precision, Session, Source, Targe
 from targets.context import split_context
 from targets.errors import MissingLibraryError, TargetError, UnsupportedModelError
 from targets.external_data import check_external_data
+from targets.nbits import multiply_by_integers
 from targets.node_times import NodeTime, median_times
 from targets.signature import Arrays, Signature
 
@@ -103,7 +104,8 @@ class OnnxRuntime(Target):
         """Write an ONNX file with the Q/DQ form that has fast kernels here.
 
         The graph stays in standard operators, without ONNX Runtime's fused ones: those depend on
-        the version and the CPU, and fusing at load costs milliseconds.
+        the version and the CPU, and fusing at load costs milliseconds. The one exception are the
+        products of models that write, see `targets.nbits`.
         """
         import onnx
 
@@ -112,8 +114,10 @@ class OnnxRuntime(Target):
         model = onnx.load(source.path)
         notes = []
         options: dict[str, Any] = {"session": {}}
+        weights_alone = source.precision in ("int8-weights", "int4-weights")
+        by_integers = weights_alone and self.device == "cpu" and bool(source.signature.state)
         tables = qdq.gather_before_dequantize(model)
-        if qdq.quantizes_activations(model):
+        if qdq.quantizes_activations(model) and not weights_alone:
             # Else two-dimensional products and their bias become a Gemm, which runs in float.
             options["session"]["optimization.disable_specified_optimizers"] = "MatMulAddFusion"
             turned = qdq.activations_to_uint8(model) if self.device == "cpu" else 0
@@ -130,7 +134,8 @@ class OnnxRuntime(Target):
         elif qdq.has_int8_weights(model):
             # Restore the weights once, at load, not at every run.
             options["session"]["session.disable_quant_qdq"] = "1"
-            notes.append("int8 weights become float32 when the model is loaded")
+            if not by_integers:
+                notes.append("int8 weights become float32 when the model is loaded")
         if tables:
             notes.append(f"{tables} embedding tables stay int8 in memory")
         if source.precision == "fp16" and self.device == "cpu":
@@ -139,6 +144,13 @@ class OnnxRuntime(Target):
         if context:
             encoder, model = split_context(model, context)
             _save(encoder, folder / ENCODER_FILE)
+        # What writes reads all of its weights for one token: their bytes are its time.
+        turned = multiply_by_integers(model) if by_integers else 0
+        if turned:
+            notes.append(
+                f"{turned} products multiply the integers of their weights; what they read is "
+                "rounded to 8 bits in blocks of 32"
+            )
         _save(model, folder / MODEL_FILE)
         return Lowered(
             model=MODEL_FILE,

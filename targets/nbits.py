@@ -1,0 +1,139 @@
+"""Products with weights alone as integers, in the operator for which ONNX Runtime has kernels.
+
+Works on ``onnx.ModelProto`` objects; onnx is imported when a function is called.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    import onnx
+
+__all__ = ["multiply_by_integers"]
+
+_DOMAIN = "com.microsoft"
+_CENTRES = {4: 8, 8: 128}
+"""Bits -> what is added to integers around 0; the operator takes it off again."""
+_CHANNEL_BLOCK = 32
+"""Inputs of a block where all of a channel share a scale: the operator wants blocks."""
+_BY_INTEGERS = 4
+"""Accuracy level: the inputs of a block are rounded to 8 bits, and integers are multiplied."""
+
+
+def multiply_by_integers(model: onnx.ModelProto) -> int:
+    """Multiply by the integers of weights, and not by the floats that they stand for, in place.
+
+    ``DequantizeLinear`` and ``MatMul`` become ``MatMulNBits``, where the weight is a constant of 4
+    bits with scales of groups, or of 8 with a scale for each output channel. What it reads is
+    rounded to 8 bits inside of it, with a scale for each block.
+
+    Args:
+        model: Is changed.
+
+    Returns:
+        How many products were turned.
+    """
+    from onnx import helper
+
+    graph = model.graph
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    makers = {node.output[0]: node for node in graph.node if node.op_type == "DequantizeLinear"}
+    packed: dict[str, tuple[list[str], dict[str, int]] | None] = {}
+    count = 0
+    for node in graph.node:
+        maker = makers.get(node.input[1]) if node.op_type == "MatMul" else None
+        if maker is None:
+            continue
+        weight = maker.output[0]
+        if weight not in packed:
+            packed[weight] = _packed(graph, maker, constants)
+        found = packed[weight]
+        if found is None:
+            continue
+        names, sizes = found
+        turned = helper.make_node(
+            "MatMulNBits",
+            [node.input[0], *names],
+            list(node.output),
+            node.name,
+            domain=_DOMAIN,
+            accuracy_level=_BY_INTEGERS,
+            **sizes,
+        )
+        node.CopyFrom(turned)
+        count += 1
+    if count:
+        if all(each.domain != _DOMAIN for each in model.opset_import):
+            model.opset_import.append(helper.make_opsetid(_DOMAIN, 1))
+        _drop_unread(graph, packed)
+    return count
+
+
+def _packed(
+    graph: onnx.GraphProto, maker: onnx.NodeProto, constants: Mapping[str, onnx.TensorProto]
+) -> tuple[list[str], dict[str, int]] | None:
+    """Add a weight as ``MatMulNBits`` reads it; None where it is of another form.
+
+    Returns:
+        The names of the integers and of the scales, and the attributes of the operator.
+    """
+    from onnx import TensorProto, helper, numpy_helper
+
+    given = [constants[name] for name in maker.input if name in constants]
+    if len(given) < len(maker.input):
+        return None
+    stored, scale, *zero = (numpy_helper.to_array(each) for each in given)
+    attributes: dict[str, Any] = {
+        each.name: helper.get_attribute_value(each) for each in maker.attribute
+    }
+    axis = attributes.get("axis", 1)
+    if stored.ndim != 2 or any(each.any() for each in zero):
+        return None
+    if given[0].data_type == TensorProto.INT4 and attributes.get("block_size") and axis == 0:
+        bits, block = 4, int(attributes["block_size"])
+    elif given[0].data_type == TensorProto.INT8 and scale.ndim == 1 and axis == 1:
+        bits, block = 8, _CHANNEL_BLOCK
+        scale = np.repeat(scale[None], -(-len(stored) // block), axis=0)
+    else:
+        return None
+    names = [f"{maker.output[0]}_{part}" for part in ("blocks", "block_scales")]
+    arrays = (_blocks(stored, block, bits), np.ascontiguousarray(scale.T).reshape(-1))
+    for name, array in zip(names, arrays, strict=True):
+        graph.initializer.append(numpy_helper.from_array(array, name))
+    inputs, outputs = stored.shape
+    return names, {"K": inputs, "N": outputs, "bits": bits, "block_size": block}
+
+
+def _blocks(stored: NDArray[Any], block: int, bits: int) -> NDArray[np.uint8]:
+    """Integers as the operator has them: (outputs, blocks, bytes of a block).
+
+    Args:
+        stored: Around 0, (inputs, outputs); the last block is filled up with zeros.
+        block: Inputs of a block.
+        bits: 4 or 8; two integers of 4 bits share a byte, the first one in its lower half.
+    """
+    inputs, outputs = stored.shape
+    number = -(-inputs // block)
+    whole = np.full((outputs, number * block), _CENTRES[bits], dtype=np.uint8)
+    whole[:, :inputs] = (stored.T.astype(np.int16) + _CENTRES[bits]).astype(np.uint8)
+    if bits == 4:
+        whole = whole[:, 0::2] | (whole[:, 1::2] << 4)
+    return np.ascontiguousarray(whole.reshape(outputs, number, -1))
+
+
+def _drop_unread(graph: onnx.GraphProto, turned: Collection[str]) -> None:
+    """Remove weights in their old form, where nothing reads them any more."""
+    read = {name for node in graph.node for name in node.input}
+    for index in range(len(graph.node) - 1, -1, -1):
+        name = graph.node[index].output[0]
+        if name in turned and name not in read:
+            del graph.node[index]
+    read = {name for node in graph.node for name in node.input}
+    for index in range(len(graph.initializer) - 1, -1, -1):
+        if graph.initializer[index].name not in read:
+            del graph.initializer[index]
