@@ -10,9 +10,11 @@ import pytest
 from benchmarks.compare import table
 from benchmarks.pareto import real_table
 from benchmarks.pareto import table as every_speed
+from benchmarks.writing import table as writing
 from compressor.recipe import load_recipe
 from compressor.report.files import read_report
 from targets.bench import BenchReport
+from targets.writing import Writing
 
 RESULTS = Path(__file__).parents[1] / "benchmarks" / "results"
 README = Path(__file__).parents[1] / "README.md"
@@ -64,6 +66,15 @@ def test_the_tables_of_real_texts_are_those_of_the_published_runs(path: Path) ->
     assert len(lines) > 3
     for line in lines:
         assert line in published
+
+
+def test_the_table_of_what_writes_is_that_of_the_published_times() -> None:
+    published = json.loads((RESULTS / "generation_smollm2_writing.json").read_text())["writing"]
+    lines = list(writing({name: Writing.model_validate(each) for name, each in published.items()}))
+    assert len(lines) > 5
+    page = (COMPARISON.parent / "generation.md").read_text().splitlines()
+    for line in lines:
+        assert line in page
 
 
 def test_what_is_compared_is_the_recipe_as_it_is_shipped() -> None:

@@ -1,0 +1,73 @@
+"""How fast bundles of one language model read and write, side by side, against the first of them.
+
+``python -m benchmarks.writing NAME=BUNDLE ...`` lets each read the same number of random tokens and
+write after it, in rounds that alternate, and keeps every time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from targets.bundle import Bundle
+from targets.environment import Environment
+from targets.writing import Writing, measure_writing
+
+THREADS = 2
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure, write the raw times, and print the table."""
+    parser = argparse.ArgumentParser(prog="benchmarks.writing", description=__doc__)
+    parser.add_argument("bundles", nargs="+", metavar="NAME=BUNDLE")
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--prompt-tokens", type=int, default=128)
+    parser.add_argument("--tokens", type=int, default=64)
+    parser.add_argument("--rounds", type=int, default=9)
+    options = parser.parse_args(arguments)
+    named = dict(each.split("=", 1) for each in options.bundles)
+    found = measure_writing(
+        {name: Bundle.open(path) for name, path in named.items()},
+        threads=THREADS,
+        prompt_tokens=options.prompt_tokens,
+        num_tokens=options.tokens,
+        num_rounds=options.rounds,
+    )
+    document = {
+        "environment": Environment.here().model_dump(mode="json"),
+        "writing": {name: each.model_dump(mode="json") for name, each in found.items()},
+    }
+    options.output.write_text(json.dumps(document) + "\n", encoding="utf-8")
+    print("\n".join(table(found)))
+    return 0
+
+
+def table(found: Mapping[str, Writing]) -> Iterator[str]:
+    """The bundles in Markdown; the first one is what the others are compared with."""
+    yield "| bundle | first token, ms | tokens read a second | written a second (95%) | times |"
+    yield "|---|---|---|---|---|"
+    first = next(iter(found.values()))
+    for name, each in found.items():
+        low, high = each.written_interval
+        yield (
+            f"| {name} | {each.first_token_ms:.0f} | {each.read_per_s:.0f} "
+            f"| {each.written_per_s:.1f} ({low:.1f}-{high:.1f}) | {_times(first, each):.2f}x |"
+        )
+
+
+def _times(first: Writing, other: Writing) -> float:
+    """How many times as fast tokens are written: the median over the rounds, each by itself."""
+    ratios = [
+        np.mean(slow.run_ns[1:]) / np.mean(fast.run_ns[1:])
+        for slow, fast in zip(first.rounds, other.rounds, strict=True)
+    ]
+    return float(np.median(ratios))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
