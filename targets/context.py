@@ -45,7 +45,7 @@ def split_context(
     graph = model.graph
     constants, known = {tensor.name for tensor in graph.initializer}, set(context)
     fixed, early, late = [], [], []
-    for node in graph.node:
+    for node in _with_sizes_of_context(graph, context):
         read = set(_read(node))
         if read <= constants:
             fixed.append(node)
@@ -81,6 +81,36 @@ def split_context(
         _part(model, [*fixed, *early, *copies], inputs, values),
         _part(model, [*fixed, *moved, *late], [*others, *values], list(graph.output), names),
     )
+
+
+def _with_sizes_of_context(
+    graph: onnx.GraphProto, context: Collection[str]
+) -> Iterator[onnx.NodeProto]:
+    """The nodes, of which those that ask for the batch ask the context.
+
+    An exporter takes the batch from any of the inputs that have it, and the encoder would need
+    one of the decoder's for that.
+    """
+    from onnx import NodeProto
+
+    first = {
+        value.name: value.type.tensor_type.shape.dim[0].dim_param
+        for value in graph.input
+        if value.type.tensor_type.shape.dim
+    }
+    for node in graph.node:
+        asked = node.input[0] if node.op_type == "Shape" and node.input else ""
+        same = [
+            name for name in sorted(context) if first.get(asked) and first[name] == first[asked]
+        ]
+        bounds = {each.name: each.i for each in node.attribute}
+        if same and asked not in context and bounds == {"start": 0, "end": 1}:
+            turned = NodeProto()
+            turned.CopyFrom(node)
+            turned.input[0] = same[0]
+            yield turned
+        else:
+            yield node
 
 
 def _typed(model: onnx.ModelProto, names: Mapping[str, str]) -> list[onnx.ValueInfoProto]:
