@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import transformers
 from torch import Tensor
-from transformers import AutoConfig
 from transformers.utils import ModelOutput
+
+from targets.networks.one_output import OneOutput
 
 __all__ = ["AutoModelForObjectDetection", "DetectionOutput", "detector"]
 
@@ -35,41 +35,6 @@ class DetectionOutput(ModelOutput):  # type: ignore[misc]  # transformers has no
     hidden_states: tuple[Tensor, ...] | None = None
 
 
-class AutoModelForObjectDetection:
-    """Loads these networks, as the Auto classes of transformers load others."""
-
-    @classmethod
-    def from_pretrained(cls, folder: Path, **options: Any) -> Any:
-        """Read a checkpoint folder.
-
-        Args:
-            folder: Of a network with such a head.
-            options: Of ``from_pretrained`` of transformers.
-
-        Raises:
-            ValueError: transformers has no such head for this kind of network.
-        """
-        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        del options["trust_remote_code"]  # the class is known
-        return _class_for(config).from_pretrained(folder, config=config, **options)
-
-    @classmethod
-    def from_config(cls, config: Any, *, trust_remote_code: bool = False, **options: Any) -> Any:
-        """Make a network without weights.
-
-        Raises:
-            ValueError: transformers has no such head for this kind of network.
-        """
-        return _class_for(config)._from_config(config, **options)
-
-
-def _class_for(config: Any) -> Any:
-    known = transformers.AutoModelForObjectDetection._model_mapping
-    if type(config) not in known:
-        raise ValueError(f"no head for object detection is known for {config.model_type}")
-    return detector(known[type(config)].__name__)
-
-
 @functools.cache
 def detector(name: str) -> type:
     """A class of transformers, such as ``YolosForObjectDetection``, with one output."""
@@ -86,6 +51,14 @@ def detector(name: str) -> type:
 
     Detector.__name__ = Detector.__qualname__ = name
     return Detector
+
+
+class AutoModelForObjectDetection(OneOutput):
+    """Loads these networks."""
+
+    problem: ClassVar[str] = "object detection"
+    known: ClassVar[str] = "AutoModelForObjectDetection"
+    made = staticmethod(detector)
 
 
 def __getattr__(name: str) -> type:

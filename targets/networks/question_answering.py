@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import transformers
 from torch import Tensor
-from transformers import AutoConfig
 from transformers.utils import ModelOutput
+
+from targets.networks.one_output import OneOutput
 
 __all__ = ["AutoModelForQuestionAnswering", "SpanOutput", "answerer"]
 
@@ -32,41 +32,6 @@ class SpanOutput(ModelOutput):  # type: ignore[misc]  # transformers has no type
 
     logits: Tensor | None = None
     hidden_states: tuple[Tensor, ...] | None = None
-
-
-class AutoModelForQuestionAnswering:
-    """Loads these networks, as the Auto classes of transformers load others."""
-
-    @classmethod
-    def from_pretrained(cls, folder: Path, **options: Any) -> Any:
-        """Read a checkpoint folder.
-
-        Args:
-            folder: Of a network with such a head.
-            options: Of ``from_pretrained`` of transformers.
-
-        Raises:
-            ValueError: transformers has no such head for this kind of network.
-        """
-        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        del options["trust_remote_code"]  # the class is known
-        return _class_for(config).from_pretrained(folder, config=config, **options)
-
-    @classmethod
-    def from_config(cls, config: Any, *, trust_remote_code: bool = False, **options: Any) -> Any:
-        """Make a network without weights.
-
-        Raises:
-            ValueError: transformers has no such head for this kind of network.
-        """
-        return _class_for(config)._from_config(config, **options)
-
-
-def _class_for(config: Any) -> Any:
-    known = transformers.AutoModelForQuestionAnswering._model_mapping
-    if type(config) not in known:
-        raise ValueError(f"no head for question answering is known for {config.model_type}")
-    return answerer(known[type(config)].__name__)
 
 
 @functools.cache
@@ -85,6 +50,14 @@ def answerer(name: str) -> type:
 
     Answerer.__name__ = Answerer.__qualname__ = name
     return Answerer
+
+
+class AutoModelForQuestionAnswering(OneOutput):
+    """Loads these networks."""
+
+    problem: ClassVar[str] = "question answering"
+    known: ClassVar[str] = "AutoModelForQuestionAnswering"
+    made = staticmethod(answerer)
 
 
 def __getattr__(name: str) -> type:
