@@ -52,6 +52,9 @@ _NUM_UNBIASED = {"whisper": 1, "videomae": 1}
 _OF_SOUND = ("num_mel_bins", "conv_dim")
 """Fields that the configs of networks that read sound have, and no others."""
 
+_OF_SPECTROGRAMS = ("num_mel_bins", "max_source_positions")
+"""Those of networks that read spectrograms of one size."""
+
 _OF_SERIES = ("context_length", "num_input_channels")
 """Fields that the configs of networks that read time series have, and no others."""
 
@@ -113,6 +116,7 @@ class Architecture:
         writes: Whether it has a decoder after its encoder, which writes a text.
         num_decoder_layers: So many of the layers are the decoder's, the last ones; each attends to
             the encoder as well.
+        has_window: Whether it hears spectrograms of one size, however short a recording is.
     """
 
     family: str
@@ -134,6 +138,7 @@ class Architecture:
     queries_per_head: int = 1
     writes: bool = False
     num_decoder_layers: int = 0
+    has_window: bool = False
 
     @classmethod
     def read(cls, folder: Path) -> Architecture:
@@ -261,6 +266,11 @@ def _spread(values: list[int]) -> str:
 
 
 def _from_config(config: Mapping[str, object]) -> Architecture:
+    has_window = all(name in config for name in _OF_SPECTROGRAMS)
+    return replace(_without_window(config), has_window=has_window)
+
+
+def _without_window(config: Mapping[str, object]) -> Architecture:
     family = str(config["model_type"])
     if _names_head(config, _DECODERS):
         return _decoder(family, config)

@@ -48,6 +48,10 @@ def auto(
     ] = None,
     text: Annotated[str, typer.Option(help="Column with the text.")] = "text",
     label: Annotated[str, typer.Option(help="Column with the label.")] = "label",
+    max_length: Annotated[
+        int | None,
+        typer.Option(min=2, help="Longest input in tokens.", show_default="the model's limit"),
+    ] = None,
     threads: Annotated[int, typer.Option(min=1, help="CPU threads of a run.")] = 1,
     sequence_length: Annotated[int, typer.Option(min=1, help="Tokens of a timed text.")] = 128,
     time_limit: Annotated[
@@ -76,7 +80,7 @@ def auto(
     recipe = Recipe(
         name=output.name or "auto",
         model=model.absolute(),
-        data=DataSpec(**splits, text=text, label=label),
+        data=DataSpec(**splits, text=text, label=label, max_length=max_length),
         targets=tuple(get(name) for name in dict.fromkeys(target or ["onnxruntime", "openvino"])),
         budget=Budget(
             require="any", max_accuracy_drop=max_drop, max_latency_ms=max_ms, max_size_mb=max_mb

@@ -168,10 +168,12 @@ class Export(Pass):
             usual = self.usual_length
             if usual is None:
                 found = sorted(
-                    map(task.length, task.encode(model, context.splits.validation.inputs))
+                    map(task.length_read, task.encode(model, context.splits.validation.inputs))
                 )
                 usual = found[len(found) // 2]
-            ranges[name] = (task.shortest(model), usual, model.max_length)
+            lengths_read = (task.shortest(model), usual, model.max_length)
+            shortest, usual, longest = (task.extent(model, length) for length in lengths_read)
+            ranges[name] = (shortest, usual, longest)
         return ranges
 
 

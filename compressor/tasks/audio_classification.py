@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from compressor.errors import CheckpointError
+from compressor.errors import CheckpointError, PassError
 from compressor.model import Model, TorchModel
 from compressor.tasks.base import Row
 from compressor.tasks.classification import Classification
@@ -88,7 +88,9 @@ class AudioClassification(Classification):
         processor: AudioPreprocessing = model.processor
         free: tuple[int | str, ...] = ("batch", "sequence")
         if processor.log_mel is not None:
-            shape = ("batch", processor.log_mel.num_mel, processor.log_mel.num_frames)
+            log_mel = processor.log_mel
+            frames = log_mel.num_frames if log_mel.step is None else "sequence"
+            shape = ("batch", log_mel.num_mel, frames)
             inputs = [TensorSpec(name=FEATURES, dtype="float32", shape=shape)]
         else:
             inputs = [TensorSpec(name=WAVEFORM, dtype="float32", shape=free)]
@@ -96,9 +98,34 @@ class AudioClassification(Classification):
                 inputs.append(TensorSpec(name=MASK, dtype="int64", shape=free))
         return Signature(inputs=tuple(inputs), outputs=self.outputs(model))
 
+    def with_variable_window(
+        self, processor: AudioPreprocessing, seconds: float
+    ) -> AudioPreprocessing:
+        """See the base class."""
+        log_mel = processor.log_mel
+        if log_mel is None:
+            refused: AudioPreprocessing = super().with_variable_window(processor, seconds)
+            return refused
+        step = round(seconds * processor.sampling_rate)
+        if step % log_mel.hop or not log_mel.fft_size // 2 < step <= log_mel.window:
+            raise PassError(
+                "a window cannot grow in such steps",
+                where="step",
+                given=f"{seconds:g} seconds, {step} samples",
+                fix=f"use a multiple of {log_mel.hop / processor.sampling_rate:g} seconds, such as "
+                f"0.5, and at most the window",
+            )
+        log_mel = log_mel.model_copy(update={"step": step})
+        return processor.model_copy(update={"log_mel": log_mel})
+
     def shortest(self, model: TorchModel) -> int:
         """See the base class."""
         return int(model.processor.min_samples)
+
+    def extent(self, model: TorchModel, length: int) -> int:
+        """See the base class: samples, or columns of the spectrogram."""
+        log_mel = model.processor.log_mel
+        return length if log_mel is None else int(log_mel.frames_of(length))
 
     def example(self, network: nn.Module, processor: AudioPreprocessing) -> dict[str, Tensor]:
         """See the base class."""

@@ -213,9 +213,30 @@ class Task(ABC):
         """
         return processor
 
+    def with_variable_window(self, processor: Any, seconds: float) -> Any:
+        """The processor of a model that hears recordings as long as they are.
+
+        Args:
+            processor: Gives the model windows of one size.
+            seconds: Windows grow in steps of these.
+
+        Raises:
+            PassError: The model hears no windows of one size, or steps are not to be of this size.
+        """
+        raise PassError(
+            "only models that hear windows of one size can hear shorter ones",
+            where=self.name,
+            fix="leave the pass variable_window out: this model computes as much as its inputs "
+            "are long, or reads others",
+        )
+
     def shortest(self, model: TorchModel) -> int:
         """Shortest input of a model, such as in tokens."""
         return 1
+
+    def extent(self, model: TorchModel, length: int) -> int:
+        """Size of the free dimension of the inputs of a model, for an input of a length alone."""
+        return length
 
     def check_fit(self, network: nn.Module, processor: Any) -> None:
         """Check that a network takes what its processor makes.
@@ -254,6 +275,10 @@ class Task(ABC):
     @abstractmethod
     def length(self, row: Row) -> int:
         """Length of a row; `targets.preprocessing.FIXED_SIZE` where all have one size."""
+
+    def length_read(self, row: Row) -> int:
+        """The same of what is read once, where something is written about it."""
+        return self.length(row)
 
     @abstractmethod
     def num_cut(self, model: TorchModel, inputs: Sequence[Any]) -> int:

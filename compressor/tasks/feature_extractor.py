@@ -68,6 +68,8 @@ def write_extractor(processor: AudioPreprocessing, folder: Path) -> None:
             "n_fft": log_mel.fft_size,
             "hop_length": log_mel.hop,
         }
+        if log_mel.step is not None:
+            config["window_step"] = log_mel.step
     (folder / PROCESSOR).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
@@ -101,6 +103,7 @@ def _from_config(config: Mapping[str, Any], folder: Path) -> AudioPreprocessing:
             window=window,
             fft_size=config.get("n_fft", 400),
             hop=config.get("hop_length", 160),
+            step=config.get("window_step"),
         ),
     )
 

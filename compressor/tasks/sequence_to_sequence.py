@@ -121,6 +121,19 @@ class SequenceToSequence(Task):
         reader = self.source.shortened(network, processor.reader, max_length)
         return replace(processor, reader=reader)
 
+    def with_variable_window(self, processor: Processor, seconds: float) -> Processor:
+        """See the base class."""
+        reader = self.source.with_variable_window(processor.reader, seconds)
+        return replace(processor, reader=reader)
+
+    def shortest(self, model: TorchModel) -> int:
+        """See the base class."""
+        return self.source.shortest(_reading(model))
+
+    def extent(self, model: TorchModel, length: int) -> int:
+        """See the base class."""
+        return self.source.extent(_reading(model), length)
+
     def adopt(self, student: TorchModel, model: TorchModel) -> Processor:
         """See the base class: both write the same tokens."""
         ours: Processor = student.processor
@@ -233,6 +246,10 @@ class SequenceToSequence(Task):
     def length(self, row: Row) -> int:
         """See the base class: in tokens that are written."""
         return len(row[DECODER_IDS])
+
+    def length_read(self, row: Row) -> int:
+        """See the base class."""
+        return self.source.length(row)
 
     def num_cut(self, model: TorchModel, inputs: Sequence[Any]) -> int:
         """See the base class."""

@@ -13,6 +13,7 @@ NETWORKS: Mapping[str, str] = {
     "efficientnet-lite": "targets.networks.efficientnet_lite",
     "patchtst": "targets.networks.time_series",
     "patchtsmixer": "targets.networks.time_series",
+    "whisper": "targets.networks.whisper",
 }
 """The model type in a checkpoint's config -> the module that registers it."""
 

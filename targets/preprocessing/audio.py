@@ -37,7 +37,7 @@ _LEAST_VARIANCE = 1e-7  # keeps silence finite; that of Wav2Vec2FeatureExtractor
 
 
 class LogMel(BaseModel):
-    """The log-mel spectrogram of Whisper, always of one size."""
+    """The log-mel spectrogram of Whisper: always of one size, unless there is a ``step``."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
@@ -49,24 +49,37 @@ class LogMel(BaseModel):
     """Samples of one Fourier transform."""
     hop: int = Field(default=160, ge=1)
     """Samples between two transforms."""
+    step: int | None = Field(default=None, ge=1, exclude_if=lambda step: step is None)
+    """Samples: the spectrogram spans the longest recording of a batch, rounded up to a multiple of
+    this, and at most the window."""
 
     @model_validator(mode="after")
     def _check_sizes(self) -> Self:
-        if self.window % self.hop or self.window <= self.fft_size // 2:
-            raise ValueError("window is a multiple of hop and longer than half of fft_size")
+        for name in ("window", "step"):
+            size = getattr(self, name)
+            if size is not None and (size % self.hop or size <= self.fft_size // 2):
+                raise ValueError(f"{name} is a multiple of hop and longer than half of fft_size")
         return self
 
     @property
     def num_frames(self) -> int:
-        """Columns of the spectrogram."""
+        """Columns of the largest spectrogram."""
         return self.window // self.hop
+
+    def frames_of(self, num_samples: int) -> int:
+        """Columns of the spectrogram of recordings that are at most so many samples long."""
+        if self.step is None:
+            return self.num_frames
+        steps = max(1, -(-num_samples // self.step))
+        return min(steps * self.step, self.window) // self.hop
 
 
 class AudioPreprocessing(Preprocessing):
     """Read, resample, and give the model the waveform or its log-mel spectrogram.
 
     Recordings have lengths of their own, in samples, until a batch is made of them. A spectrogram
-    then has one size, so that lengths have no influence on the work of the model.
+    then has one size, so that lengths have no influence on the work of the model, unless it has a
+    `LogMel.step`.
     """
 
     kind: Literal["audio"] = "audio"
@@ -112,7 +125,7 @@ class AudioPreprocessing(Preprocessing):
         """See the base class.
 
         Waveforms are normalized, then padded with 0 to the longest: (N, samples) float32, and their
-        mask; spectrograms are (N, num_mel, num_frames) float32.
+        mask; spectrograms are (N, num_mel, frames) float32.
         """
         known = [FEATURES] if self.log_mel is not None else [WAVEFORM, MASK]
         samples = [np.asarray(row) for row in rows[SAMPLES]]
@@ -149,9 +162,10 @@ class AudioPreprocessing(Preprocessing):
     def _spectrograms(
         self, samples: Sequence[NDArray[np.generic]], wanted: LogMel
     ) -> NDArray[np.float32]:
-        features = np.empty((len(samples), wanted.num_mel, wanted.num_frames), np.float32)
+        num_frames = wanted.frames_of(max(map(len, samples)))
+        features = np.empty((len(samples), wanted.num_mel, num_frames), np.float32)
         for index, row in enumerate(samples):
-            waveform = np.zeros(wanted.window)
+            waveform = np.zeros(num_frames * wanted.hop)
             waveform[: len(row)] = self._waveform(row)
             features[index] = log_mel_spectrogram(
                 waveform,

@@ -57,6 +57,7 @@ def test_the_recipe_that_was_found_gives_the_bundles_again(
     options = (
         "--model", home / "model", "--data", home, "--output", output, "--store", store.root,
         "--target", "onnxruntime", "--max-drop", "100", "--sequence-length", "16",
+        "--max-length", "20",
     )  # fmt: skip
     outcome = compressor("auto", *options)
     assert outcome.code == 0, outcome.err
@@ -64,6 +65,7 @@ def test_the_recipe_that_was_found_gives_the_bundles_again(
     found = load_recipe(output / "recipe.yaml")
     assert [each.name for each in found.passes] == ["trim_vocabulary", "prune", "distill", "export"]
     assert found.budget.max_accuracy_drop == 100
+    assert found.data.max_length == 20
     bundles = {
         path.name: (path / "manifest.json").read_bytes() for path in output.glob("bundles/*")
     }
