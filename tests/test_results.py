@@ -10,6 +10,8 @@ import pytest
 from benchmarks.compare import table
 from benchmarks.pareto import real_table
 from benchmarks.pareto import table as every_speed
+from benchmarks.transcribing import Transcribing
+from benchmarks.transcribing import table as transcribing
 from benchmarks.writing import table as writing
 from compressor.recipe import load_recipe
 from compressor.report.files import read_report
@@ -85,3 +87,19 @@ def test_what_is_compared_is_the_recipe_as_it_is_shipped() -> None:
         recipe = json.loads(path.read_text())["recipe"]
         for part in ("passes", "variants"):
             assert recipe[part] == shipped[part]
+
+
+def test_the_table_of_what_transcribes_is_that_of_the_published_times() -> None:
+    published = json.loads((RESULTS / "speech_whisper_transcribing.json").read_text())
+    lines = list(
+        transcribing(
+            {
+                name: Transcribing.model_validate(each)
+                for name, each in published["transcribing"].items()
+            }
+        )
+    )
+    assert len(lines) > 4
+    page = (COMPARISON.parent / "speech.md").read_text().splitlines()
+    for line in lines:
+        assert line in page
