@@ -8,10 +8,10 @@ from pathlib import Path
 
 from compressor.architecture import reads_sound
 from compressor.data import Kind
-from compressor.errors import CheckpointError
+from compressor.errors import CheckpointError, missing_path
 from targets.shapes import tensor_shapes, weight_files
 
-__all__ = ["check_checkpoint", "check_weights", "label_names", "read_config"]
+__all__ = ["check_checkpoint", "check_folder", "check_weights", "label_names", "read_config"]
 
 _FLOATS = frozenset({"F64", "F32", "F16", "BF16"})  # as safetensors names them
 _NUM_NAMED = 5  # tensors that an error names before it counts the rest
@@ -33,17 +33,10 @@ def check_checkpoint(folder: Path, *, head: str | tuple[str, ...], kind: Kind = 
         kind: Of its inputs.
 
     Raises:
-        CheckpointError: The folder or its config is missing, its weights are a pickle, truncated or
-            absent, or it has another task's head or reads sound where it should not, or should.
+        CheckpointError: See :func:`check_folder`; or it has another task's head, or reads sound
+            where it should not, or should.
     """
-    if not folder.is_dir():
-        raise CheckpointError(
-            "the checkpoint does not exist" if not folder.exists() else "this is not a folder",
-            where=folder,
-            fix="pass a Hugging Face folder with config.json, model.safetensors and tokenizer.json",
-        )
-    config = read_config(folder / "config.json")
-    _refuse_pickles(folder)
+    config = check_folder(folder)
     heads = (head,) if isinstance(head, str) else head
     architectures = config.get("architectures")
     name = architectures[0] if isinstance(architectures, list) and architectures else None
@@ -61,7 +54,26 @@ def check_checkpoint(folder: Path, *, head: str | tuple[str, ...], kind: Kind = 
             given=f"{name}, which reads {'sound' if reads_sound(config) else 'no sound'}",
             fix="name the task of the checkpoint, or pass another one",
         )
+
+
+def check_folder(folder: Path) -> dict[str, object]:
+    """Check that a folder holds a checkpoint, with or without a head, and give its config.
+
+    Raises:
+        CheckpointError: The folder or its config is missing, or its weights are a pickle, truncated
+            or absent.
+    """
+    if not folder.is_dir():
+        fix = "pass a Hugging Face folder with config.json, model.safetensors and tokenizer.json"
+        raise CheckpointError(
+            "this is not a folder" if folder.exists() else "the checkpoint does not exist",
+            where=folder,
+            fix=fix if folder.exists() else missing_path(folder, fix),
+        )
+    config = read_config(folder / "config.json")
+    _refuse_pickles(folder)
     tensor_shapes(folder)
+    return config
 
 
 def check_weights(folder: Path) -> None:

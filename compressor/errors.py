@@ -29,6 +29,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Collection, Iterable, Sequence
+from pathlib import Path
 from typing import ClassVar
 
 from targets.errors import CheckpointError, ToolkitError
@@ -55,6 +56,7 @@ __all__ = [
     "StoreError",
     "TrackingError",
     "choices",
+    "missing_path",
     "nearest",
 ]
 
@@ -208,3 +210,11 @@ def choices(word: str, known: Collection[str]) -> str:
     """What to do about a word that is none of the known ones: the nearest of them, then all."""
     guess = nearest(word, known)
     return (f"did you mean {guess!r}? " if guess else "") + f"known: {', '.join(known)}"
+
+
+def missing_path(path: Path, fix: str) -> str:
+    """What to do about a path that does not exist: the nearest name beside it, then ``fix``."""
+    parent = path.absolute().parent
+    siblings = sorted(each.name for each in parent.glob("*")) if parent.is_dir() else []
+    guess = nearest(path.name, siblings)
+    return (f"did you mean {guess!r}? " if guess else "") + fix

@@ -213,4 +213,6 @@ def _source(model: Model, folder: Path) -> Source:
         return Source(model.path, model.signature, model.precision, model.ranges)
     task = get_task(model.task)
     signature = task.signature(model)
-    return Source(folder, task.with_state(model, signature) if task.keeps_state else signature)
+    if task.keeps_state:
+        signature = task.with_state(model, signature)
+    return Source(folder, signature, task=model.task)

@@ -12,11 +12,13 @@ from pathlib import Path
 from compressor.architecture import Architecture
 from compressor.checkpoint import check_checkpoint, check_weights
 from compressor.data import Splits, read_splits
-from compressor.errors import PassError, Problem, RecipeError, nearest
+from compressor.errors import CheckpointError, PassError, Problem, RecipeError, missing_path
 from compressor.gate.budget_file import unknown_targets
 from compressor.passes import Pass
 from compressor.passes.export import Export
 from compressor.passes.quantize import Quantize
+from compressor.recipe.document import read_document
+from compressor.recipe.load import builtin_recipes
 from compressor.recipe.schema import Recipe
 from compressor.storage import why_not_writable
 from compressor.tasks import Task, get_task, infer_task, task_of_head
@@ -103,10 +105,12 @@ def validate_recipe(recipe: Recipe) -> Plan:
         plan = make_plan(recipe)
     except RecipeError as error:
         problems.extend(error.problems)
-    if all(path.exists() for path in recipe.data.files.values()):
+    is_of_task = not any(each.where == "task" for each in problems)  # its data is of another kind
+    if is_of_task and all(path.exists() for path in recipe.data.files.values()):
+        refused = any(isinstance(each, CheckpointError) for each in problems)
         try:
             task = get_task(recipe.task)
-            names = task.label_names(recipe.model) if _has_config(recipe) else None
+            names = None if refused else task.label_names(recipe.model)
             splits = read_splits(
                 recipe.data,
                 label_names=names,
@@ -151,9 +155,19 @@ def _check_kind(recipe: Recipe, task: Task) -> None:
             f"the checkpoint is one for {found}, and the recipe has another task",
             where="task",
             given=recipe.task,
-            fix=f"set task: {found}"
-            + (", or use the recipe image" if found == "image-classification" else ""),
+            fix=f"set task: {found}" + _recipes_of(found),
         )
+
+
+def _recipes_of(task: str) -> str:
+    """What built-in recipes there are for a task."""
+    default = Recipe.model_fields["task"].default
+    names = [
+        name
+        for name, path in builtin_recipes().items()
+        if read_document(path).get("task", default) == task
+    ]
+    return f", or use the recipe {' or '.join(names)}" if names else ""
 
 
 def _has_config(recipe: Recipe) -> bool:
@@ -161,13 +175,11 @@ def _has_config(recipe: Recipe) -> bool:
 
 
 def _missing_file(where: str, path: Path) -> Problem:
-    siblings = [each.name for each in path.parent.glob("*")] if path.parent.is_dir() else []
-    guess = nearest(path.name, siblings)
     return Problem(
         "the file does not exist",
         where=where,
         given=path,
-        fix=f"did you mean {guess!r}?" if guess else "correct the path",
+        fix=missing_path(path, "correct the path"),
     )
 
 
@@ -351,14 +363,15 @@ def _shape_problems(recipe: Recipe, original: Architecture) -> Iterator[ToolkitE
             "the benchmark's sequence is longer than the model takes",
             where="benchmark.sequence_length",
             given=recipe.benchmark.sequence_length,
-            fix=f"use at most {limit}",
+            fix=f"use at most {limit}: --set benchmark.sequence_length={limit}",
         )
     if recipe.data.max_length and recipe.data.max_length > original.max_positions:
         yield Problem(
             "data.max_length is above the model's own limit",
             where="data.max_length",
             given=recipe.data.max_length,
-            fix=f"use at most {original.max_positions}",
+            fix=f"use at most {original.max_positions}: "
+            f"--set data.max_length={original.max_positions}",
         )
 
 

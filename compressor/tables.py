@@ -82,22 +82,29 @@ def require_columns(
     """
     names, values = read_columns(path, {*columns.values(), *slices})
     first, *labels = columns
-    for role, column in columns.items():
-        if column not in values:
-            guess = nearest(column, names)
-            raise DataError(
-                f"the {role} column {column!r} is missing",
-                where=path,
-                given=f"columns {', '.join(names) or '(none)'}",
-                fix=_separator_hint(names)
-                or f"name it: data.{role} in a recipe, "
-                f"--{'label' if role in labels else 'input'} for finetune"
-                + (f"; did you mean {guess!r}?" if guess else ""),
-            )
+    missing = {role: column for role, column in columns.items() if column not in values}
+    if missing:
+        named = " and ".join(f"the {role} column {column!r}" for role, column in missing.items())
+        raise DataError(
+            f"{named} {'is' if len(missing) == 1 else 'are'} missing",
+            where=path,
+            given=f"columns {', '.join(names) or '(none)'}",
+            fix=_separator_hint(names) or _how_to_name(missing, first, names),
+        )
     if not values[columns[first]]:
         kind = "labelled rows" if labels else "rows"
         raise DataError("the file has no rows", where=path, fix=f"pass a file with {kind}")
     return values
+
+
+def _how_to_name(missing: Mapping[str, str], first: str, names: Sequence[str]) -> str:
+    """How a recipe and the command line are told the columns; with the nearest that there are."""
+    settings = " ".join(f"--set data.{role}=COLUMN" for role in missing)
+    options = " ".join(f"--{'input' if role == first else 'label'} COLUMN" for role in missing)
+    guesses = [guess for guess in (nearest(each, names) for each in missing.values()) if guess]
+    return f"name {'it' if len(missing) == 1 else 'them'}: {settings}, with finetune {options}" + (
+        f"; did you mean {' and '.join(map(repr, guesses))}?" if guesses else ""
+    )
 
 
 def _separator_hint(names: Sequence[str]) -> str | None:

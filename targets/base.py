@@ -41,13 +41,15 @@ class Source:
         signature: Inputs and outputs.
         precision: What the model asks for.
         ranges: Free dimension -> (smallest, usual, largest) size. Targets that compile for a range
-            of shapes use it; the others ignore it.
+            of shapes use it; the others ignore it. Empty for a checkpoint.
+        task: Of a checkpoint, for `targets.checkpoint.load_module`; None where the path is ONNX.
     """
 
     path: Path
     signature: Signature
     precision: Precision = "fp32"
     ranges: Mapping[str, tuple[int, int, int]] = field(default_factory=dict)
+    task: str | None = None
 
 
 @dataclass(frozen=True)

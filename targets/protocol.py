@@ -75,6 +75,7 @@ def source_to_json(source: Source) -> dict[str, Any]:
         "signature": source.signature.model_dump(mode="json"),
         "precision": source.precision,
         "ranges": {name: list(sizes) for name, sizes in source.ranges.items()},
+        "task": source.task,
     }
 
 
@@ -85,6 +86,7 @@ def source_from_json(value: dict[str, Any]) -> Source:
         signature=Signature.model_validate(value["signature"]),
         precision=value["precision"],
         ranges={name: (low, usual, high) for name, (low, usual, high) in value["ranges"].items()},
+        task=value["task"],
     )
 
 

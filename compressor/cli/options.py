@@ -95,10 +95,19 @@ def find_splits(folder: Path) -> dict[str, str]:
     """The data files of a folder: split -> path.
 
     Raises:
-        DataError: The folder has no training or test file.
+        DataError: It is no folder, or has no training or test file.
     """
-    from compressor.errors import DataError
+    from compressor.errors import DataError, missing_path
 
+    wanted = f"name the files train, validation and test, ending in {', '.join(SPLIT_SUFFIXES)}"
+    if not folder.is_dir():
+        fix = f"pass the folder with the data: {wanted}"
+        raise DataError(
+            "the data is no folder" if folder.exists() else "the data folder does not exist",
+            where=folder,
+            given="a file" if folder.exists() else "no such folder",
+            fix=fix if folder.exists() else missing_path(folder, fix),
+        )
     found = {}
     for split in ("train", "validation", "test"):
         for suffix in SPLIT_SUFFIXES:
@@ -110,13 +119,12 @@ def find_splits(folder: Path) -> dict[str, str]:
             found[split] = str((folder / split).absolute())
     missing = [split for split in ("train", "test") if split not in found]
     if missing:
-        names = sorted(path.name for path in folder.glob("*"))[:10] if folder.is_dir() else None
-        absent = "a file, not a folder" if folder.is_file() else "no such folder"
+        names = sorted(path.name for path in folder.glob("*"))[:10]
         raise DataError(
             f"the data folder has no {' and no '.join(missing)} file",
             where=folder,
-            given=absent if names is None else ", ".join(names) or "an empty folder",
-            fix=f"name the files train, validation and test, ending in {', '.join(SPLIT_SUFFIXES)}",
+            given=", ".join(names) or "an empty folder",
+            fix=wanted,
         )
     return found
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from compressor.errors import Problem, RecipeError, nearest
+from compressor.errors import Problem, RecipeError, missing_path, nearest
 from compressor.passes import available_passes
 from compressor.recipe.document import apply_overrides, assign, read_document, shown
 from compressor.recipe.problems import problem_of, unknown_name
@@ -66,18 +66,21 @@ def _locate(source: str | Path) -> tuple[Path, Path]:
     if str(source) in known and not path.is_file():
         return known[str(source)], Path.cwd()
     if not path.is_file():
-        guess = nearest(str(source), known)
-        raise RecipeError(
-            [
-                Problem(
-                    "there is no such recipe",
-                    given=source,
-                    fix=(f"did you mean {guess!r}? " if guess else "")
-                    + f"pass a YAML file, or one of the built-in recipes: {', '.join(known)}",
-                )
-            ],
-            where=source,
-        )
+        builtin = f"the built-in recipes are {', '.join(known)}"
+        if path.suffix or len(path.parts) > 1:
+            problem = Problem(
+                "the file does not exist" if not path.exists() else "this is not a file",
+                given=source,
+                fix=missing_path(path, f"correct the path; {builtin}"),
+            )
+        else:
+            guess = nearest(str(source), known)
+            problem = Problem(
+                "there is no such recipe",
+                given=source,
+                fix=(f"did you mean {guess!r}? " if guess else "") + f"pass a YAML file; {builtin}",
+            )
+        raise RecipeError([problem], where=source)
     return path, path.resolve().parent
 
 

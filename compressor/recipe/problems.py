@@ -46,6 +46,8 @@ _LIMITS = {"ge": "at least", "gt": "more than", "le": "at most", "lt": "less tha
 def _fix(details: ErrorDetails) -> str | None:
     """What to write instead, where pydantic knows it."""
     context = details.get("ctx", {})
+    if "fix" in context:  # a validator of ours that raised a PydanticCustomError
+        return str(context["fix"])
     for limit, words in _LIMITS.items():
         if limit in context:
             return f"use {words} {context[limit]:g}"

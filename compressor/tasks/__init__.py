@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, WithJsonSchema
+from pydantic_core import PydanticCustomError
 
 from compressor.architecture import kind_read, reads_sound
-from compressor.errors import PassError, nearest
+from compressor.errors import PassError, choices
 from compressor.tasks.audio_classification import AudioClassification
 from compressor.tasks.base import Row, Task
 from compressor.tasks.image_classification import ImageClassification
@@ -54,9 +55,7 @@ def get_task(name: str) -> Task:
         PassError: There is no such task.
     """
     if name not in TASKS:
-        raise PassError(
-            f"there is no task {name!r}", given=name, fix=f"use one of {', '.join(TASKS)}"
-        )
+        raise PassError(f"there is no task {name!r}", given=name, fix=choices(name, TASKS))
     return TASKS[name]()
 
 
@@ -104,9 +103,11 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 def _known(name: str) -> str:
     if name not in TASKS:
-        guess = nearest(name, TASKS)
-        hint = f"; did you mean {guess!r}?" if guess else ""
-        raise ValueError(f"there is no task {name!r}: use one of {', '.join(TASKS)}{hint}")
+        raise PydanticCustomError(
+            "unknown_task",
+            "there is no task '{name}'",
+            {"name": name, "fix": choices(name, TASKS)},
+        )
     return name
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import nn
 
+from compressor.checkpoint import check_folder
 from compressor.data import Splits
 from compressor.distributed import check_batch, together
 from compressor.errors import CheckpointError
@@ -111,7 +112,8 @@ def new_classifier(
         image_size: Side of the images in pixels; the default is the model's.
 
     Raises:
-        CheckpointError: There is no encoder in safetensors form, or a part of it is missing.
+        CheckpointError: There is no encoder in safetensors form, a part of it is missing, or it is
+            of a network that transformers does not know.
     """
     found = get_task(task)
     if not found.fresh_head:
@@ -151,14 +153,7 @@ def new_classifier(
 def _load_encoder(folder: Path) -> tuple[nn.Module, Any]:
     from transformers import AutoConfig, AutoModel
 
-    if not (folder / "config.json").is_file() or not any(folder.glob("*.safetensors")):
-        raise CheckpointError(
-            "the folder does not hold a checkpoint in safetensors form",
-            where=folder,
-            given=", ".join(sorted(path.name for path in folder.glob("*"))) or "nothing",
-            fix="pass a folder with config.json and model.safetensors; "
-            "convert pickled weights with save_pretrained(folder)",
-        )
+    check_folder(folder)
     register_network(folder)
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True)

@@ -154,12 +154,12 @@ VALIDATE: dict[str, tuple[Break, int, tuple[str, ...]]] = {
     "a benchmark longer than the model takes": (
         edit_recipe("sequence_length: 16", "sequence_length: 64"),
         3,
-        ("longer than the model takes", "benchmark.sequence_length", "given: 64", "at most 32"),
+        ("longer than the model takes", "benchmark.sequence_length", "given: 64", "=32"),
     ),
     "no recipe": (
         lambda user: (user / "recipe.yaml").unlink(),
         3,
-        ("there is no such recipe", "fix:", "balanced"),
+        ("the file does not exist", "recipe.yaml", "fix:", "balanced"),
     ),
     "a recipe that is no YAML": (
         write("recipe.yaml", "a: [1"),

@@ -15,8 +15,10 @@ from transformers import (
 
 from compressor.checkpoint import check_checkpoint, check_weights
 from compressor.errors import CheckpointError
+from compressor.lowering import _source
 from compressor.model import TorchModel
 from compressor.tasks import get_task
+from targets.checkpoint import load_module
 
 HEAD = "ForSequenceClassification"
 MakeModel = Callable[..., TorchModel]
@@ -55,6 +57,10 @@ def test_a_missing_folder_is_named(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="the checkpoint does not exist") as error:
         check_checkpoint(tmp_path / "nowhere", head=HEAD)
     assert error.value.where == str(tmp_path / "nowhere")
+    (tmp_path / "somewhere").mkdir()
+    with pytest.raises(CheckpointError) as error:
+        check_checkpoint(tmp_path / "somwhere", head=HEAD)
+    assert str(error.value.fix).startswith("did you mean 'somewhere'? pass a Hugging Face folder")
 
 
 def test_a_file_is_not_a_checkpoint(folder: Path) -> None:
@@ -163,3 +169,10 @@ def test_weights_are_checked_in_every_shard(tmp_path: Path, word_model: MakeMode
     module.save_pretrained(tmp_path, max_shard_size="20KB")
     with pytest.raises(CheckpointError, match="NaN or infinite"):
         check_weights(tmp_path)
+
+
+def test_a_target_is_told_what_loads_a_checkpoint(folder: Path, word_model: MakeModel) -> None:
+    source = _source(word_model(), folder)
+    assert source.task is not None
+    module = load_module(source.path, source.task)
+    assert type(module) is type(word_model().module)

@@ -220,7 +220,7 @@ def test_one_class_is_refused(spec: Callable[..., DataSpec]) -> None:
         ("", "a.csv", "the file is empty", "labelled rows"),
         ("", "a.parquet", "the file is empty", "labelled rows"),
         ("text,label\n", "a.csv", "the file has no rows", "labelled rows"),
-        ("[]", "a.json", "the text column 'text' is missing", "(none)"),
+        ("[]", "a.json", "the text column 'text' and the label column", "(none)"),
         ("x", "a.xlsx", "unknown format", ".csv, .tsv, .json, .jsonl, .parquet"),
         ("x", "a", "unknown format", "no suffix"),
         ("text,label\nx\n", "a.csv", "another number of fields", "line 2"),
@@ -278,17 +278,19 @@ def test_an_empty_csv_field_is_no_label(spec: Callable[..., DataSpec]) -> None:
 
 def test_a_missing_column_names_the_nearest(spec: Callable[..., DataSpec]) -> None:
     error = refusal(spec("sentense,Label\nx,a\ny,b\n", text="sentence"))
-    assert error.what == "the text column 'sentence' is missing"
+    assert error.what == "the text column 'sentence' and the label column 'label' are missing"
     assert error.given == "columns sentense, Label"
     assert error.fix == (
-        "name it: data.text in a recipe, --input for finetune; did you mean 'sentense'?"
+        "name them: --set data.text=COLUMN --set data.label=COLUMN, "
+        "with finetune --input COLUMN --label COLUMN; did you mean 'sentense' and 'Label'?"
     )
     error = refusal(spec("sentence,Label\nx,a\ny,b\n", text="sentence"))
+    assert error.what == "the label column 'label' is missing"
     assert error.fix == (
-        "name it: data.label in a recipe, --label for finetune; did you mean 'Label'?"
+        "name it: --set data.label=COLUMN, with finetune --label COLUMN; did you mean 'Label'?"
     )
-    error = refusal(spec("q,r\nx,a\ny,b\n"))
-    assert error.fix == "name it: data.text in a recipe, --input for finetune"
+    error = refusal(spec("q,label\nx,a\ny,b\n"))
+    assert error.fix == "name it: --set data.text=COLUMN, with finetune --input COLUMN"
 
 
 def test_an_absent_file_is_named(tmp_path: Path) -> None:

@@ -149,5 +149,16 @@ def test_an_output_that_cannot_be_written_exits_8(home, encoder, tmp_path, monke
 def test_a_data_folder_without_files_says_what_it_should_hold(encoder, tmp_path, compressor):
     outcome = compressor("finetune", encoder, tmp_path / "none", "--output", tmp_path / "out")
     assert outcome.code == 3
-    assert "the data folder has no train and no test file" in outcome.err
-    assert "given: no such folder" in outcome.err
+    assert "the data folder does not exist" in outcome.err
+
+
+def test_a_model_folder_that_is_not_there_is_said_as_elsewhere(home, encoder, tmp_path, compressor):
+    wrong = encoder.parent / (encoder.name + "x")
+    for command in (
+        ("finetune", wrong, home, "--output", tmp_path / "out", "--store", tmp_path / "store"),
+        ("inspect", wrong),
+    ):
+        outcome = compressor(*command)
+        assert outcome.code == 3
+        assert "the checkpoint does not exist" in outcome.err
+        assert f"did you mean {encoder.name!r}?" in outcome.err

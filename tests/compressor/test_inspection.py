@@ -77,7 +77,7 @@ def test_a_network_that_sees_and_has_no_head(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_a_checkpoint(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="does not hold a checkpoint"):
+    with pytest.raises(CheckpointError, match="the folder is no checkpoint"):
         inspect_checkpoint(tmp_path)
 
 

@@ -242,7 +242,7 @@ def test_a_benchmark_longer_than_the_model_takes(place: Workplace, max_length: i
     limit = max_length or 128
     problem = place.problem(data=data, benchmark={"sequence_length": limit + 1})
     assert problem.where == "benchmark.sequence_length"
-    assert problem.fix == f"use at most {limit}"
+    assert problem.fix == f"use at most {limit}: --set benchmark.sequence_length={limit}"
     make_plan(place.recipe(data=data, benchmark={"sequence_length": limit}))
 
 
@@ -251,6 +251,7 @@ def test_a_max_length_above_the_model_s_own(place: Workplace) -> None:
     problem = place.problem(data=data)
     assert problem.where == "data.max_length"
     assert problem.given == "129"
+    assert problem.fix == "use at most 128: --set data.max_length=128"
 
 
 # Files
@@ -261,7 +262,7 @@ def test_missing_files_name_the_nearest(place: Workplace) -> None:
         data={"train": "trian.csv", "test": "none/test.csv", "validation": "quite_else.json"}
     )
     assert [(each.where, each.fix) for each in found] == [
-        ("data.train", "did you mean 'train.csv'?"),
+        ("data.train", "did you mean 'train.csv'? correct the path"),
         ("data.validation", "correct the path"),
         ("data.test", "correct the path"),
     ]
@@ -473,6 +474,21 @@ def test_a_config_that_cannot_be_read_is_reported_once(place: Workplace) -> None
 def test_a_config_without_class_names_is_reported(place: Workplace) -> None:
     place.write_config(id2label={})
     assert place.problem(validate_recipe).what == "the config names no classes"
+
+
+def test_a_checkpoint_without_head_is_one_problem(place: Workplace) -> None:
+    place.write_config(architectures=["BertModel"], id2label={})
+    assert "no head for this task" in place.problem(validate_recipe).what
+
+
+def test_a_checkpoint_of_another_task_names_the_recipe_for_it(place: Workplace) -> None:
+    place.write_config(architectures=["BertLMHeadModel"])
+    problem = place.problem(validate_recipe)  # its data is not looked at
+    assert "is one for text-generation, and the recipe has another task" in problem.what
+    assert (problem.where, problem.given) == ("task", "text-classification")
+    assert problem.fix == "set task: text-generation, or use the recipe generation"
+    place.write_config(architectures=["BertForQuestionAnswering"])
+    assert place.problem(validate_recipe).fix == "set task: question-answering"
 
 
 def test_a_valid_recipe_is_planned(place: Workplace) -> None:

@@ -113,7 +113,7 @@ def test_tags_that_the_model_does_not_know(tmp_path: Path) -> None:
 def test_a_missing_column_is_guessed(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="the tags column 'tags' is missing") as caught:
         read(write(tmp_path / "data.jsonl", [{"tokens": ["a"], "ner_tags": ["X"]}]))
-    assert "data.tags in a recipe" in (caught.value.fix or "")
+    assert "--set data.tags=COLUMN" in (caught.value.fix or "")
     assert "did you mean 'ner_tags'?" in (caught.value.fix or "")
 
 

@@ -35,7 +35,11 @@ class Fake(Target):
             raise UnsupportedModelError("no", where="node 7", given="Foo", fix="leave Foo out")
     def lower(self, source, folder):
         (folder / "model.bin").write_bytes(b"fake")
-        options = {"precision": source.precision, "ranges": dict(source.ranges)}
+        options = {
+            "precision": source.precision,
+            "ranges": dict(source.ranges),
+            "task": source.task,
+        }
         return Lowered("model.bin", options, ("a note",))
     def alternatives(self, *, threads, batch_size):
         return {

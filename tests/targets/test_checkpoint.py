@@ -219,9 +219,12 @@ def test_code_in_a_checkpoint_is_not_run(tmp_path: Path) -> None:
     save_module(make(), tmp_path)
     (tmp_path / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w').close()")
     config = json.loads((tmp_path / "config.json").read_text())
-    config |= {"model_type": "evil", "auto_map": {"AutoConfig": "evil.EvilConfig"}}
+    classes = ("AutoConfig", "AutoModelForSequenceClassification")
+    config |= {"auto_map": dict.fromkeys(classes, "evil.Evil")}
     (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(CheckpointError, match="cannot be loaded"):
+    assert_equal(make(), load_module(tmp_path, TASK))
+    (tmp_path / "config.json").write_text(json.dumps(config | {"model_type": "evil"}))
+    with pytest.raises(CheckpointError, match="knows no network of this kind"):
         load_module(tmp_path, TASK)
     assert not (tmp_path / "ran").exists()
 

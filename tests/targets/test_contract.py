@@ -64,8 +64,9 @@ class Models:
     num_ids: int
 
     def source(self, target: Target, precision: Precision = "fp32") -> Source:
-        path = self.checkpoint if target.form == "torch" else self.onnx[precision]
-        return Source(path, self.signature, precision, RANGES)
+        if target.form == "torch":
+            return Source(self.checkpoint, self.signature, precision, task="text-classification")
+        return Source(self.onnx[precision], self.signature, precision, RANGES)
 
     def feeds(self, lengths: tuple[int, ...]) -> Arrays:
         spec = FeedsSpec(

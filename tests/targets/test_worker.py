@@ -80,11 +80,15 @@ def test_predict_gives_outputs_in_the_order_of_the_pack(
 
 def test_lower_returns_what_the_target_wrote(make_bundle: MakeBundle, tmp_path: Path) -> None:
     bundle = Bundle.open(make_bundle())
-    source = Source(tmp_path, bundle.manifest.signature, "int8", {"batch": (1, 2, 8)})
+    source = Source(tmp_path, bundle.manifest.signature, "int8", {"batch": (1, 2, 8)}, "fill-mask")
     with Worker() as worker:
         lowered = worker.lower(get("fake"), source, tmp_path)
     assert lowered.model == "model.bin"
-    assert lowered.options == {"precision": "int8", "ranges": {"batch": [1, 2, 8]}}
+    assert lowered.options == {
+        "precision": "int8",
+        "ranges": {"batch": [1, 2, 8]},
+        "task": "fill-mask",
+    }
     assert lowered.notes == ("a note",)
     assert (tmp_path / "model.bin").read_bytes() == b"fake"
 

@@ -282,8 +282,23 @@ def test_a_data_folder_without_splits_says_what_it_holds(call: Call, tmp_path: P
     assert outcome.code == 3
     assert "the data folder has no train and no test file" in outcome.err
     assert "given: training.csv" in outcome.err
-    outcome = call("plan", name, "--data", tmp_path / "none")
+
+
+def test_data_that_is_no_folder_says_so(call: Call, tmp_path: Path) -> None:
+    name = next(iter(builtin_recipes()))
+    (tmp_path / "reviews").mkdir()
+    (tmp_path / "train.csv").write_text("x")
+    outcome = call("plan", name, "--data", tmp_path / "review")
+    assert outcome.code == 3
+    assert "the data folder does not exist" in outcome.err
+    assert f"where: {tmp_path / 'review'}" in outcome.err
     assert "given: no such folder" in outcome.err
+    assert "fix:   did you mean 'reviews'? pass the folder" in outcome.err
+    outcome = call("plan", name, "--data", tmp_path / "train.csv")
+    assert outcome.code == 3
+    assert "the data is no folder" in outcome.err
+    assert "given: a file" in outcome.err
+    assert "fix:   pass the folder with the data: name the files train" in outcome.err
 
 
 def test_a_recipe_that_is_not_there(call: Call) -> None:

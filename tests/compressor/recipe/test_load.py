@@ -275,8 +275,27 @@ def test_a_recipe_that_is_not_there_names_the_built_in_ones(tmp_path: Path) -> N
     with pytest.raises(RecipeError) as caught:
         load_recipe(tmp_path / "none.yaml")
     (problem,) = caught.value.problems
-    assert problem.what == "there is no such recipe"
+    assert problem.what == "the file does not exist"
     assert all(name in str(problem.fix) for name in builtin_recipes())
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(tmp_path)
+    assert caught.value.problems[0].what == "this is not a file"
+
+
+def test_a_recipe_file_that_is_misspelt_names_the_nearest(tmp_path: Path) -> None:
+    (tmp_path / "release.yaml").write_text(MINIMAL)
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(tmp_path / "relase.yaml")
+    (problem,) = caught.value.problems
+    assert problem.given == str(tmp_path / "relase.yaml")
+    assert str(problem.fix).startswith("did you mean 'release.yaml'? correct the path; ")
+
+
+def test_an_unknown_task_names_the_nearest_and_all(load: Load) -> None:
+    problem = only_problem(load, MINIMAL + "task: text-clasification")
+    assert problem.what == "there is no task 'text-clasification'"
+    assert (problem.where, problem.given) == ("task", "'text-clasification'")
+    assert str(problem.fix).startswith("did you mean 'text-classification'? known: ")
 
 
 # YAML

@@ -343,7 +343,7 @@ def test_data_needs_texts_alone(tmp_path: Path) -> None:
     [
         (("text", "a", "b"), ("too few texts to compare", "2 rows", "at least 3")),
         (("text,n", "a,1", ",2", "c,3"), ("a row has no text", "row 2")),
-        (("words", "a", "b", "c"), ("the text column 'text' is missing", "--input for finetune")),
+        (("words", "a", "b", "c"), ("the text column 'text' is missing", "with finetune --input")),
         (("text",), ("the file has no rows", "pass a file with rows")),
     ],
 )

@@ -73,11 +73,12 @@ def test_a_fresh_classifier_saves_and_comes_back(encoder_folder, tmp_path):
     assert torch.equal(model.module(input_ids=ids).logits, again.module(input_ids=ids).logits)
 
 
-@pytest.mark.parametrize("content", [(), ("pytorch_model.bin", "config.json")])
-def test_a_folder_without_safetensors_is_refused(tmp_path, content):
-    for name in content:
+def test_a_folder_without_safetensors_is_refused(tmp_path):
+    with pytest.raises(CheckpointError, match=r"it has no config\.json"):
+        new_classifier(tmp_path, NAMES)
+    for name in ("pytorch_model.bin", "config.json"):
         (tmp_path / name).write_text("{}")
-    with pytest.raises(CheckpointError, match="safetensors") as caught:
+    with pytest.raises(CheckpointError, match="the weights are a pickle") as caught:
         new_classifier(tmp_path, NAMES)
     assert "save_pretrained" in str(caught.value)
 
@@ -97,7 +98,7 @@ def test_a_missing_part_of_the_encoder_is_named(encoder_folder):
 def test_a_damaged_checkpoint_is_refused(encoder_folder):
     path = encoder_folder / "model.safetensors"
     path.write_bytes(path.read_bytes()[:1000])
-    with pytest.raises(CheckpointError, match="cannot be loaded"):
+    with pytest.raises(CheckpointError, match="the file is truncated"):
         new_classifier(encoder_folder, NAMES)
 
 

@@ -20,6 +20,7 @@ from torch.nn import functional
 from transformers import AutoConfig, AutoModel, AutoModelForImageClassification
 
 from targets.checkpoint import load_module, save_module
+from targets.errors import CheckpointError
 from targets.networks import register_network
 from targets.networks.efficientnet_lite import (
     EfficientNetLiteBlock,
@@ -239,11 +240,22 @@ import sys
 from pathlib import Path
 from targets.networks import register_network
 register_network(Path({str(tmp_path)!r}))
-print(*[name for name in ("torch", "transformers") if name in sys.modules])
+ours = [name for name in sys.modules if name.startswith("targets.networks.")]
+theirs = [name for name in sys.modules if name.startswith("transformers.models.bert")]
+print(*ours, *theirs)
 """
     command = [sys.executable, "-c", script]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout.strip()) == (0, ""), done.stderr
+
+
+def test_a_network_that_nobody_knows_is_named(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "mamba-bert"}))
+    with pytest.raises(CheckpointError, match="knows no network of this kind") as caught:
+        register_network(tmp_path)
+    assert caught.value.where == f"{tmp_path / 'config.json'}, field model_type"
+    assert caught.value.given == "mamba-bert"
+    assert "install a version of transformers" in str(caught.value.fix)
 
 
 def test_network_of_a_checkpoint_is_registered(tmp_path: Path) -> None:
