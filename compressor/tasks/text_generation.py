@@ -12,6 +12,7 @@ from compressor.tasks.base import LABELS, Row
 from compressor.tasks.token_level import TokenLevel
 from targets.answers import IGNORED, AnyAnswers, NextTokenAnswers, Units
 from targets.answers.next_token import next_tokens
+from targets.chat import CHAT_TEMPLATE
 from targets.preprocessing.text import IDS, MASK
 from targets.signature import PAST, TOTAL, Arrays, Signature, StateSpec, TensorSpec
 
@@ -28,7 +29,6 @@ USUAL_LENGTH = 512
 """Longest text in tokens where none is asked for: the scores of every token of the vocabulary at
 each of its tokens have to fit in memory."""
 _LONGEST_PROBE = 128
-_CHAT_TEMPLATE = "chat_template.jinja"
 
 
 class TextGeneration(TokenLevel):
@@ -49,14 +49,14 @@ class TextGeneration(TokenLevel):
         return super().load_checkpoint(folder, max_length=max_length or USUAL_LENGTH)
 
     def load_processor(self, folder: Path) -> Any:
-        """See the base class: with the template of chats, where there is one."""
+        """See the base class: with the chat template, where there is one."""
         processor = super().load_processor(folder)
         processor.chat_template = _chat_template(folder)
         return processor
 
     def processor_files(self, folder: Path) -> list[Path]:
         """See the base class."""
-        template = folder / _CHAT_TEMPLATE
+        template = folder / CHAT_TEMPLATE
         return [*super().processor_files(folder), *([template] if template.is_file() else [])]
 
     def class_names(self, config: Any) -> tuple[str, ...]:
@@ -140,12 +140,14 @@ class TextGeneration(TokenLevel):
 def _chat_template(folder: Path) -> str | None:
     """The Jinja template of a checkpoint's chats, which stands by itself or in a config."""
     try:
-        return (folder / _CHAT_TEMPLATE).read_text(encoding="utf-8")
+        return (folder / CHAT_TEMPLATE).read_text(encoding="utf-8")
     except OSError:
         pass
     try:
         config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    template = config.get("chat_template")
-    return template if isinstance(template, str) else None
+    found = config.get("chat_template")
+    if isinstance(found, list):  # several with a name each
+        found = {each["name"]: each["template"] for each in found}.get("default")
+    return found if isinstance(found, str) else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -308,6 +309,50 @@ def test_a_text_is_streamed_on_the_command_line(
     found = compressor("predict", bundle.folder, "--stream")
     assert found.code == 2
     assert "--stream goes on from one text" in found.err
+
+
+def answers_of(model: TorchModel, *messages: tuple[str, str]) -> str:
+    """What the untouched model answers in a chat, by transformers alone."""
+    chat = [{"role": role, "content": content} for role, content in messages]
+    given = model.processor.apply_chat_template(
+        chat, add_generation_prompt=True, return_tensors="pt"
+    )["input_ids"]
+    network: Any = model.module
+    found = network.generate(given, max_new_tokens=6, do_sample=False, eos_token_id=2)
+    return str(model.processor.decode(found[0, given.shape[1] :], skip_special_tokens=True))
+
+
+def test_a_chat_is_answered_as_by_transformers(
+    model: TorchModel, bundle: Bundle, compressor: Callable[..., Outcome]
+) -> None:
+    expected = [answers_of(model, ("user", text)) for text in ("w2 w6", "w9")]
+    with load_generator(bundle.folder) as generator:
+        chat = [{"role": "user", "content": "w2 w6"}]
+        assert "".join(generator.chat(chat, max_tokens=6)) == expected[0]
+    asked = ("predict", bundle.folder, "--chat", "--max-tokens", "6", "--text", "w2 w6")
+    found = compressor(*asked, "--text", "w9")
+    assert found.code == 0, found.err
+    assert [json.loads(line)["text"] for line in found.out.splitlines()] == expected
+    found = compressor(*asked, "--stream", "--system", "w11 w3 w3")
+    assert found.code == 0, found.err
+    assert found.out == answers_of(model, ("system", "w11 w3 w3"), ("user", "w2 w6")) + "\n"
+
+
+def test_a_chat_without_messages_or_a_template_is_refused(
+    exported: OnnxModel, tmp_path: Path, compressor: Callable[..., Outcome]
+) -> None:
+    found = compressor("predict", tmp_path, "--chat")
+    assert found.code == 2
+    assert "--chat answers messages: give them with --text" in found.err
+    found = compressor("predict", tmp_path, "--text", "w1", "--stream", "--system", "w2")
+    assert found.code == 2
+    assert "--system is the message of a chat" in found.err
+    bundle = lower(exported, "onnxruntime", tmp_path / "bundle")
+    (bundle.folder / "chat_template.jinja").unlink()
+    Bundle.create(bundle.folder, bundle.manifest)
+    found = compressor("predict", bundle.folder, "--chat", "--text", "w1")
+    assert found.code == 6
+    assert "the bundle has no chat template" in found.err
 
 
 # How fast they write

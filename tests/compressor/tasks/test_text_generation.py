@@ -100,11 +100,18 @@ def test_a_checkpoint_is_loaded_with_its_tokenizer_and_chats(tmp_path: Path) -> 
     assert names == {"tokenizer.json", "tokenizer_config.json", "chat_template.jinja"}
 
 
-def test_a_chat_template_may_stand_in_the_config(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "stored",
+    [
+        "{{ messages }}",
+        [{"name": "tool_use", "template": "x"}, {"name": "default", "template": "{{ messages }}"}],
+    ],
+)
+def test_a_chat_template_may_stand_in_the_config(tmp_path: Path, stored: object) -> None:
     write_decoder(tmp_path)
     (tmp_path / "model" / "chat_template.jinja").unlink()
     path = tmp_path / "model" / "tokenizer_config.json"
-    config = {**json.loads(path.read_text()), "chat_template": "{{ messages }}"}
+    config = {**json.loads(path.read_text()), "chat_template": stored}
     path.write_text(json.dumps(config))
     assert get_task(TASK).load_processor(tmp_path / "model").chat_template == "{{ messages }}"
 
