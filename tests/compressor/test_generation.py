@@ -9,12 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
+import onnxruntime
 import pytest
 import torch
 
 from compressor.architecture import Architecture
 from compressor.errors import PackageError, PassError
 from compressor.model import OnnxModel, TorchModel
+from compressor.onnx_io import node_types
 from compressor.passes.base import PassContext
 from compressor.passes.export import Export
 from compressor.passes.quantize import Quantize
@@ -224,6 +227,19 @@ def test_a_cache_of_8_bits_takes_a_quarter(
     found.append(session.extend(feeds([row[3:] for row in ids], 6))["logits"])
     np.testing.assert_allclose(np.concatenate(found, axis=1), whole, atol=2e-3)
     session.close()
+
+
+def test_onnx_runtime_fuses_norms_by_the_root_mean_square(
+    model: TorchModel, exported: OnnxModel, tmp_path: Path
+) -> None:
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
+    options.log_severity_level = 3  # what was optimized is for this machine alone, it warns
+    onnxruntime.InferenceSession(exported.path, options, providers=["CPUExecutionProvider"])
+    found = node_types(onnx.load(tmp_path / "optimized.onnx"))
+    norms = sum(type(each).__name__.endswith("RMSNorm") for each in model.module.modules())
+    assert found["SimplifiedLayerNormalization"] == norms
+    assert "Reciprocal" not in found
 
 
 def test_a_cache_that_is_not_there_is_not_quantized(word_model: Any, tmp_path: Path) -> None:
