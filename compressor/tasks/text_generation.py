@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from compressor.tasks.base import LABELS, Row
 from compressor.tasks.token_level import TokenLevel
@@ -14,9 +14,11 @@ from targets.answers import IGNORED, AnyAnswers, NextTokenAnswers, Units
 from targets.answers.next_token import next_tokens
 from targets.chat import CHAT_TEMPLATE
 from targets.preprocessing.text import IDS, MASK
+from targets.scoring import perplexity
 from targets.signature import PAST, TOTAL, Arrays, Signature, StateSpec, TensorSpec
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
     from torch import Tensor
 
     from compressor.data import LabelField, Split
@@ -43,6 +45,7 @@ class TextGeneration(TokenLevel):
     label_field: ClassVar[LabelField] = "text"
     fresh_head: ClassVar[bool] = False
     keeps_state: ClassVar[bool] = True
+    trained_for: ClassVar[Literal["accuracy", "perplexity"]] = "perplexity"
 
     def load_checkpoint(self, folder: Path, *, max_length: int | None = None) -> TorchModel:
         """See the base class; the length is one to judge texts by, and may be below the limit."""
@@ -111,6 +114,15 @@ class TextGeneration(TokenLevel):
         )
         kept = (outputs.argmax(dim=-1).float(), losses.view(labels.shape))
         return stack(kept, dim=-1), labels
+
+    def training_metrics(self, kept: NDArray[Any], labels: NDArray[Any]) -> dict[str, float]:
+        """See the base class."""
+        judged = self.answers.judged(kept, labels)
+        assert judged.losses is not None
+        return {
+            "accuracy": self.answers.overall(judged),
+            "perplexity": perplexity(judged.losses),
+        }
 
     def compare(
         self,

@@ -220,6 +220,25 @@ def test_finetuning_lowers_the_perplexity(splits: Splits, tmp_path: Path) -> Non
     assert tied.lm_head.weight is tied.transformer.wte.weight
 
 
+def test_the_best_weights_are_those_of_the_least_perplexity(splits: Splits, tmp_path: Path) -> None:
+    model = make_decoder("gpt2")
+    training = Finetune(
+        epochs=12, batch_size=8, learning_rate=1e-2, schedule="constant", keep="best",
+        train_word_embeddings=True,
+    )  # fmt: skip
+    few = replace(splits, train=make_plain_split(32, 1))  # soon learnt by heart
+    result = training.run(model, context_of(few, tmp_path, model))
+    assert isinstance(result.model, TorchModel)
+    by_epoch = [each for each in result.history if "validation_perplexity" in each]
+    best = min(by_epoch, key=lambda each: each["validation_perplexity"])
+    most_accurate = max(by_epoch, key=lambda each: each["validation_accuracy"])
+    assert best not in (by_epoch[-1], most_accurate)  # else this would prove nothing
+    found = found_perplexity(result.model, splits)
+    assert found == pytest.approx(best["validation_perplexity"], rel=1e-2)  # of bfloat16
+    assert result.metrics["validation_perplexity"] == best["validation_perplexity"]
+    assert result.metrics["validation_accuracy"] == best["validation_accuracy"]
+
+
 def test_an_exported_model_gives_the_same_perplexity(
     decoder: TorchModel, splits: Splits, tmp_path: Path
 ) -> None:
