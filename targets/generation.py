@@ -10,7 +10,7 @@ from typing import Self
 import numpy as np
 from tokenizers import Tokenizer
 
-from targets.answers import most_probable
+from targets.answers import NextTokenAnswers, most_probable
 from targets.base import Session
 from targets.bundle import Bundle
 from targets.chat import ChatTemplate, named_tokens, read_chat_template
@@ -58,7 +58,7 @@ class Generator:
         self.tokenizer: Tokenizer = read_tokenizer(
             bundle.path(preprocessing.tokenizer), where=bundle.source
         )
-        self.end = _end_token(bundle, self.tokenizer)
+        self.ends = _ends(bundle, self.tokenizer)
 
     def __enter__(self) -> Self:
         return self
@@ -96,7 +96,7 @@ class Generator:
             outputs = self.session.extend(feeds) if number else self.session.run(feeds)
             [logits] = outputs[self.session.signature.outputs[0].name]
             token = int(most_probable(logits[-1]))
-            if token == self.end:
+            if token in self.ends:
                 return
             yield token
             given = [token]
@@ -168,8 +168,10 @@ def load_generator(path: str | Path, *, threads: int = 1) -> Generator:
         raise
 
 
-def _end_token(bundle: Bundle, tokenizer: Tokenizer) -> int | None:
-    """The token that ends a text; None where the tokenizer names none."""
+def _ends(bundle: Bundle, tokenizer: Tokenizer) -> frozenset[int]:
+    """The tokens that end a text; none where nothing names one."""
+    answers = bundle.manifest.answers
+    named = answers.ends if isinstance(answers, NextTokenAnswers) else ()
     token = named_tokens(bundle).get("eos_token")
     found = None if token is None else tokenizer.token_to_id(token)
-    return None if found is None else int(found)
+    return frozenset((*named, *(() if found is None else (int(found),))))

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from compressor.tasks.base import LABELS, Row
+from compressor.tasks.generation_config import GENERATION, read_ends, write_ends
 from compressor.tasks.token_level import TokenLevel
-from targets.answers import IGNORED, AnyAnswers, NextTokenAnswers, Units
+from targets.answers import IGNORED, NextTokenAnswers, Units
 from targets.answers.next_token import next_tokens
 from targets.chat import CHAT_TEMPLATE
 from targets.preprocessing.text import IDS, MASK
@@ -41,7 +42,7 @@ class TextGeneration(TokenLevel):
 
     name: ClassVar[str] = "text-generation"
     heads: ClassVar[tuple[str, ...]] = ("ForCausalLM", "LMHeadModel")
-    answers: ClassVar[AnyAnswers] = NextTokenAnswers()
+    answers: ClassVar[NextTokenAnswers] = NextTokenAnswers()
     label_field: ClassVar[LabelField] = "text"
     fresh_head: ClassVar[bool] = False
     keeps_state: ClassVar[bool] = True
@@ -52,15 +53,28 @@ class TextGeneration(TokenLevel):
         return super().load_checkpoint(folder, max_length=max_length or USUAL_LENGTH)
 
     def load_processor(self, folder: Path) -> Any:
-        """See the base class: with the chat template, where there is one."""
+        """See the base class: with the chat template, where there is one, and ``ends``.
+
+        Those are the tokens that end what the model writes.
+        """
         processor = super().load_processor(folder)
         processor.chat_template = _chat_template(folder)
+        processor.ends = read_ends(folder)
         return processor
+
+    def save_processor(self, processor: Any, folder: Path) -> None:
+        """See the base class."""
+        super().save_processor(processor, folder)
+        write_ends(_ends(processor), folder)
 
     def processor_files(self, folder: Path) -> list[Path]:
         """See the base class."""
-        template = folder / CHAT_TEMPLATE
-        return [*super().processor_files(folder), *([template] if template.is_file() else [])]
+        own = (folder / name for name in (CHAT_TEMPLATE, GENERATION))
+        return [*super().processor_files(folder), *(path for path in own if path.is_file())]
+
+    def answers_with(self, processor: Any) -> NextTokenAnswers:
+        """See the base class."""
+        return self.answers.model_copy(update={"ends": _ends(processor)})
 
     def class_names(self, config: Any) -> tuple[str, ...]:
         """See the base class: tokens are no classes that the data names."""
@@ -147,6 +161,13 @@ class TextGeneration(TokenLevel):
         few = rows[: self.answers.rows_at_once]
         cut = [{name: values[:length] for name, values in row.items()} for row in few]
         return super().probes(replace(model, max_length=length), cut)
+
+
+def _ends(processor: Any) -> tuple[int, ...]:
+    """The tokens that end what a model writes, that of its tokenizer the last."""
+    own = processor.eos_token_id
+    found = (*getattr(processor, "ends", ()), *(() if own is None else (own,)))
+    return tuple(dict.fromkeys(found))
 
 
 def _chat_template(folder: Path) -> str | None:

@@ -24,6 +24,7 @@ from compressor.passes.quantize import Quantize
 from compressor.pruning.slicing import Kept, keep_units
 from compressor.serving import available_formats
 from compressor.tasks import get_task
+from targets.answers import NextTokenAnswers
 from targets.base import Source
 from targets.bench import BenchReport
 from targets.bundle import SCHEMA_VERSION, Bundle, Manifest
@@ -152,15 +153,15 @@ def test_greedy_writing_is_that_of_transformers(model: TorchModel, bundle: Bundl
         torch.tensor([PROMPT]), max_new_tokens=12, do_sample=False, eos_token_id=None
     )[0, len(PROMPT) :].tolist()
     with load_generator(bundle.folder) as generator:
-        generator.end = None
+        generator.ends = frozenset()
         assert list(generator.tokens(PROMPT, max_tokens=12)) == expected
         words = generator.tokenizer.decode(expected)
         prompt = generator.tokenizer.decode(PROMPT)
         assert "".join(generator.stream(prompt, max_tokens=12)) == words
-        generator.end = expected[3]
+        generator.ends = frozenset({expected[3]})
         stop = expected.index(expected[3])
         assert list(generator.tokens(PROMPT, max_tokens=12)) == expected[:stop]
-        generator.end = None
+        generator.ends = frozenset()
         generator.max_length = len(PROMPT) + 5
         assert list(generator.tokens(PROMPT, max_tokens=12)) == expected[:5]
 
@@ -173,7 +174,7 @@ def test_a_prompt_that_leaves_no_room_is_refused(
     bundle: Bundle, prompt: list[int], message: str
 ) -> None:
     with load_generator(bundle.folder) as generator:
-        assert generator.end == 2
+        assert generator.ends == {2}
         with pytest.raises(InputError, match=message) as caught:
             next(generator.tokens(prompt, max_tokens=1))
     assert "1 to 23 tokens" in str(caught.value.fix)
@@ -352,6 +353,19 @@ def test_a_chat_is_answered_as_by_transformers(
     found = compressor(*asked, "--stream", "--system", "w11 w3 w3")
     assert found.code == 0, found.err
     assert found.out == answers_of(model, ("system", "w11 w3 w3"), ("user", "w2 w6")) + "\n"
+
+
+def test_a_text_ends_at_any_of_the_tokens_that_end_it(model: TorchModel, bundle: Bundle) -> None:
+    with load_generator(bundle.folder) as generator:
+        generator.ends = frozenset()
+        expected = list(generator.tokens(PROMPT, max_tokens=12))
+    answers = NextTokenAnswers(ends=(22, expected[3]))
+    manifest = bundle.manifest.model_copy(update={"answers": answers})
+    ended = Bundle(bundle.folder, Manifest.model_validate_json(manifest.model_dump_json()))
+    with Generator(ended, open_session(ended, threads=1)) as generator:
+        stop = expected.index(expected[3])
+        assert list(generator.tokens(PROMPT, max_tokens=12)) == expected[:stop]
+        assert generator.ends == {2, 22, expected[3]}
 
 
 def test_a_chat_without_messages_or_a_template_is_refused(
