@@ -23,9 +23,10 @@ _SCOPES = "pkg.torch.onnx.name_scopes"  # where torch's exporter notes the modul
 def simplify(model: ir.Model, *, root: str, shapes: dict[str, Sequence[int | str]]) -> None:
     """Simplify the graph of torch's exporter in place.
 
-    Folds constants and transposed weights, makes the targets of ``Reshape`` constant, removes what
-    nothing reads, names nodes after the modules they come from and weights after the torch
-    parameters, and drops everything that differs from machine to machine (stack traces, paths).
+    Folds constants and transposed weights, divides where a reciprocal is multiplied by, makes the
+    targets of ``Reshape`` constant, removes what nothing reads, names nodes after the modules they
+    come from and weights after the torch parameters, and drops everything that differs from machine
+    to machine (stack traces, paths).
 
     Args:
         model: As the exporter made it.
@@ -37,6 +38,7 @@ def simplify(model: ir.Model, *, root: str, shapes: dict[str, Sequence[int | str
     _fold_weight_transposes(model.graph)
     weights = set(model.graph.initializers)
     onnxscript.optimizer.optimize(model)
+    _divide(model.graph)
     _make_reshapes_constant(model.graph)
     for step in (
         passes.CommonSubexpressionEliminationPass(),
@@ -119,6 +121,23 @@ def _initializer(graph: ir.Graph, name: str, tensor: ir.TensorProtocol) -> ir.Va
     )
     graph.initializers[name] = value
     return value
+
+
+def _divide(graph: ir.Graph) -> None:
+    """Turn products with a reciprocal into quotients.
+
+    torch writes x * rsqrt(v) for a root mean square norm, and runtimes fuse x / sqrt(v).
+    """
+    for node in graph:
+        if node.op_type != "Mul":
+            continue
+        for value, factor in (node.inputs, reversed(node.inputs)):
+            made_by = None if factor is None else factor.producer()
+            if made_by is not None and made_by.op_type == "Reciprocal":
+                node.op_type = "Div"
+                node.replace_input_with(0, value)
+                node.replace_input_with(1, made_by.inputs[0])
+                break
 
 
 def _make_reshapes_constant(graph: ir.Graph) -> None:

@@ -1,25 +1,25 @@
-"""Write how a text goes on: a bundle whose model keeps a state, token by token."""
+"""Write how a text goes on, or answer in a chat: a bundle that keeps a state, token by token."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Sequence
+import functools
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Self
 
 import numpy as np
 from tokenizers import Tokenizer
 
-from targets.answers import most_probable
+from targets.answers import NextTokenAnswers, most_probable
 from targets.base import Session
 from targets.bundle import Bundle
+from targets.chat import ChatTemplate, named_tokens, read_chat_template
 from targets.errors import BundleError, InputError
 from targets.preprocessing.text import IDS, MASK, TextPreprocessing, read_tokenizer
 from targets.registry import open_session
 
 __all__ = ["Generator", "load_generator"]
 
-_CONFIG = "tokenizer_config.json"
 _UNFINISHED = "\ufffd"  # what bytes of a character become before the last of them is there
 
 
@@ -52,12 +52,13 @@ class Generator:
                 given=f"task {bundle.manifest.task}",
                 fix="build it of a language model, with cache: true in the pass export",
             )
+        self.bundle = bundle
         self.session = session
         self.max_length = preprocessing.longest
         self.tokenizer: Tokenizer = read_tokenizer(
             bundle.path(preprocessing.tokenizer), where=bundle.source
         )
-        self.end = _end_token(bundle, self.tokenizer)
+        self.ends = _ends(bundle, self.tokenizer)
 
     def __enter__(self) -> Self:
         return self
@@ -95,7 +96,7 @@ class Generator:
             outputs = self.session.extend(feeds) if number else self.session.run(feeds)
             [logits] = outputs[self.session.signature.outputs[0].name]
             token = int(most_probable(logits[-1]))
-            if token == self.end:
+            if token in self.ends:
                 return
             yield token
             given = [token]
@@ -106,9 +107,37 @@ class Generator:
         Raises:
             InputError: The prompt is empty or leaves no room.
         """
+        return self._pieces(self.tokenizer.encode(prompt).ids, max_tokens)
+
+    def chat(self, messages: Sequence[Mapping[str, str]], *, max_tokens: int) -> Iterator[str]:
+        """The answer to the last message of a chat, in pieces as those of :meth:`stream`.
+
+        Args:
+            messages: ``[{"role": "user", "content": "..."}]``; see `targets.chat.ChatTemplate`.
+            max_tokens: Most to write.
+
+        Raises:
+            BundleError: The bundle has no chat template, or one that cannot be read.
+            InputError: The template does not take the messages, or they leave no room.
+            MissingLibraryError: Jinja is not installed.
+        """
+        text = self.template.render(messages)  # with all special tokens that belong there
+        return self._pieces(self.tokenizer.encode(text, add_special_tokens=False).ids, max_tokens)
+
+    @functools.cached_property
+    def template(self) -> ChatTemplate:
+        """The chat template of the bundle.
+
+        Raises:
+            BundleError: It has none, or one that cannot be read.
+            MissingLibraryError: Jinja is not installed.
+        """
+        return read_chat_template(self.bundle)
+
+    def _pieces(self, prompt: Sequence[int], max_tokens: int) -> Iterator[str]:
         written: list[int] = []
         shown = ""
-        for token in self.tokens(self.tokenizer.encode(prompt).ids, max_tokens=max_tokens):
+        for token in self.tokens(prompt, max_tokens=max_tokens):
             written.append(token)
             text = self._decoded(written)
             if not text.endswith(_UNFINISHED):
@@ -139,13 +168,10 @@ def load_generator(path: str | Path, *, threads: int = 1) -> Generator:
         raise
 
 
-def _end_token(bundle: Bundle, tokenizer: Tokenizer) -> int | None:
-    """The token that ends a text; None where the tokenizer names none."""
-    try:
-        config = json.loads(bundle.path(_CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    token = config.get("eos_token")
-    token = token.get("content") if isinstance(token, dict) else token
-    found = tokenizer.token_to_id(token) if isinstance(token, str) else None
-    return None if found is None else int(found)
+def _ends(bundle: Bundle, tokenizer: Tokenizer) -> frozenset[int]:
+    """The tokens that end a text; none where nothing names one."""
+    answers = bundle.manifest.answers
+    named = answers.ends if isinstance(answers, NextTokenAnswers) else ()
+    token = named_tokens(bundle).get("eos_token")
+    found = None if token is None else tokenizer.token_to_id(token)
+    return frozenset((*named, *(() if found is None else (int(found),))))

@@ -30,7 +30,8 @@ def multiply_by_integers(model: onnx.ModelProto) -> int:
 
     ``DequantizeLinear`` and ``MatMul`` become ``MatMulNBits``, where the weight is a constant of 4
     bits with scales of groups, or of 8 with a scale for each output channel. What it reads is
-    rounded to 8 bits inside of it, with a scale for each block.
+    rounded to 8 bits inside of it, with a scale for each block. A table of 8 bits that is such a
+    weight as well, of tokens that are read and written, is kept once.
 
     Args:
         model: Is changed.
@@ -70,6 +71,7 @@ def multiply_by_integers(model: onnx.ModelProto) -> int:
     if count:
         if all(each.domain != _DOMAIN for each in model.opset_import):
             model.opset_import.append(helper.make_opsetid(_DOMAIN, 1))
+        _share_tables(graph, {found[0][0] for found in packed.values() if found is not None})
         _drop_unread(graph, packed)
     return count
 
@@ -124,6 +126,61 @@ def _blocks(stored: NDArray[Any], block: int, bits: int) -> NDArray[np.uint8]:
     if bits == 4:
         whole = whole[:, 0::2] | (whole[:, 1::2] << 4)
     return np.ascontiguousarray(whole.reshape(outputs, number, -1))
+
+
+def _share_tables(graph: onnx.GraphProto, blocks: Collection[str]) -> None:
+    """Look rows up in the integers of a product, where they are those of the table, in place.
+
+    The blocks of an output channel stand side by side, as the values of a row of the table do.
+
+    Args:
+        graph: Its look-ups are those of `targets.qdq.gather_before_dequantize`.
+        blocks: Names of the integers of products.
+    """
+    from onnx import helper, numpy_helper
+
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    ranks = {value.name: len(value.type.tensor_type.shape.dim) for value in graph.input}
+    for index in range(len(graph.node) - 1, -1, -1):
+        gather = graph.node[index]
+        if gather.op_type != "Gather" or gather.input[1] not in ranks:
+            continue
+        table = constants.get(gather.input[0])
+        same = next((name for name in blocks if _are_rows(constants[name], table)), None)
+        casts = [node for node in graph.node if gather.output[0] in node.input]
+        if table is None or same is None or any(node.op_type != "Cast" for node in casts):
+            continue
+        rows, parts = gather.output[0], f"{gather.output[0]}_blocks"
+        given = {
+            f"{rows}_shape": np.array([0] * ranks[gather.input[1]] + [-1], np.int64),
+            f"{rows}_unit": np.array(1, np.float32),
+            f"{rows}_centre": np.array(_CENTRES[8], np.uint8),
+        }
+        shape, *grid = given
+        graph.initializer.extend(
+            numpy_helper.from_array(value, name) for name, value in given.items()
+        )
+        for cast in casts:
+            cast.CopyFrom(
+                helper.make_node("DequantizeLinear", [rows, *grid], list(cast.output), cast.name)
+            )
+        gather.input[0], gather.output[0] = same, parts
+        graph.node.insert(
+            index + 1, helper.make_node("Reshape", [parts, shape], [rows], f"{gather.name}_joined")
+        )
+
+
+def _are_rows(blocks: onnx.TensorProto, table: onnx.TensorProto | None) -> bool:
+    """Whether blocks of 8 bits hold the integers of a table of int8, row by row."""
+    from onnx import TensorProto, numpy_helper
+
+    if table is None or table.data_type != TensorProto.INT8 or len(table.dims) != 2:
+        return False
+    rows, number, size = blocks.dims
+    if list(table.dims) != [rows, number * size]:
+        return False
+    stored = numpy_helper.to_array(table).view(np.uint8) ^ np.uint8(_CENTRES[8])
+    return bool(np.array_equal(stored, numpy_helper.to_array(blocks).reshape(stored.shape)))
 
 
 def _drop_unread(graph: onnx.GraphProto, turned: Collection[str]) -> None:

@@ -74,20 +74,34 @@ def predict(
         bool,
         typer.Option("--stream", help="Write how the text goes on, as its tokens come."),
     ] = False,
-    max_tokens: Annotated[int, typer.Option(min=1, help="Most tokens that --stream writes.")] = 128,
+    chat: Annotated[
+        bool,
+        typer.Option("--chat", help="Answer each --text as a message of a chat."),
+    ] = False,
+    system: Annotated[
+        str | None, typer.Option(help="The message of the system, before that of --chat.")
+    ] = None,
+    max_tokens: Annotated[
+        int, typer.Option(min=1, help="Most tokens that --stream or --chat writes.")
+    ] = 128,
     threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 1,
 ) -> None:
     """Classify or embed texts, answer questions, classify files, find objects. Prints JSON lines.
 
     They are given with --text or --file, or one text or path a line on standard input. A language
-    model gives the perplexity of texts; with --stream it writes how one goes on. A question is
-    an object, {"question": "...", "context": "..."}.
+    model gives the perplexity of texts; with --stream it writes how one goes on, with --chat what
+    it answers. A question is an object, {"question": "...", "context": "..."}.
     """
     from targets.answers import BoxesPrediction, ClassMapPrediction, EmbeddingPrediction
     from targets.predictor import load, predict_lines, read_jsonl
 
-    if stream:
-        _stream(bundle, text or (), max_tokens=max_tokens, threads=threads)
+    if system is not None and not chat:
+        raise typer.BadParameter("--system is the message of a chat: give --chat as well")
+    if stream or chat:
+        _write(
+            bundle, text or (), chat=chat, system=system, stream=stream, max_tokens=max_tokens,
+            threads=threads,
+        )  # fmt: skip
         return
 
     count = truncated = 0
@@ -124,16 +138,39 @@ def predict(
         )
 
 
-def _stream(bundle: Path, texts: Sequence[str], *, max_tokens: int, threads: int) -> None:
+def _write(
+    bundle: Path,
+    texts: Sequence[str],
+    *,
+    chat: bool,
+    system: str | None,
+    stream: bool,
+    max_tokens: int,
+    threads: int,
+) -> None:
+    """Go on from a text, or answer messages: as it comes, or as JSON lines."""
+    from targets.answers import WrittenText
     from targets.generation import load_generator
 
-    if len(texts) != 1:
+    if stream and len(texts) != 1:
         raise typer.BadParameter("--stream goes on from one text: give it with --text")
+    if not texts:
+        raise typer.BadParameter("--chat answers messages: give them with --text")
+    first = [] if system is None else [{"role": "system", "content": system}]
     with load_generator(bundle, threads=threads) as generator:
-        for piece in generator.stream(texts[0], max_tokens=max_tokens):
-            sys.stdout.write(piece)
-            sys.stdout.flush()
-    typer.echo()
+        for text in texts:
+            if chat:
+                messages = [*first, {"role": "user", "content": text}]
+                pieces = generator.chat(messages, max_tokens=max_tokens)
+            else:
+                pieces = generator.stream(text, max_tokens=max_tokens)
+            if not stream:
+                typer.echo(WrittenText(text="".join(pieces)).model_dump_json())
+                continue
+            for piece in pieces:
+                sys.stdout.write(piece)
+                sys.stdout.flush()
+            typer.echo()
 
 
 def _inputs(

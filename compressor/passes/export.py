@@ -23,6 +23,7 @@ class Export(Pass):
     """Export to ONNX with free batch and sequence, and prove that it computes the same."""
 
     name: ClassVar[str] = "export"
+    version: ClassVar[int] = 2
     consumes: ClassVar[Form] = "torch"
     produces: ClassVar[Form] = "onnx"
     paper: ClassVar[str] = "no paper: torch.export and the ONNX exporter of PyTorch"

@@ -17,7 +17,11 @@ WIDTH = 360
 LEFT, RIGHT = 50, WIDTH - 10
 PANEL_HEIGHT = 104
 GAP = 34
-PANELS = (("loss", "loss"), ("validation_accuracy", "validation accuracy"))
+PANELS = (
+    ("loss", "loss"),
+    ("validation_accuracy", "validation accuracy"),
+    ("validation_perplexity", "validation perplexity"),
+)
 
 
 @dataclass(frozen=True)

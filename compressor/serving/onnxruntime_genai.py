@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -11,6 +10,7 @@ from typing import Any, ClassVar
 from compressor.errors import PackageError
 from compressor.serving.base import Format, copy_model, version_notes
 from compressor.tasks import get_task
+from targets.answers import AnyAnswers, NextTokenAnswers
 from targets.bundle import Bundle
 from targets.preprocessing.text import IDS, MASK
 from targets.runtimes.onnxruntime import OnnxRuntime
@@ -33,14 +33,13 @@ class OnnxRuntimeGenAI(Format):
         model = copy_model(bundle, folder / "model")
         task = get_task(manifest.task)
         tokenizer = task.load_processor(bundle.folder)
-        for path in task.processor_files(bundle.folder):
-            shutil.copyfile(path, folder / path.name)
+        task.save_processor(tokenizer, folder)
         config = {
             "model": {
                 "type": "decoder",
                 "context_length": manifest.preprocessing.longest,
                 "vocab_size": manifest.signature.outputs[0].shape[-1],
-                **_special_tokens(tokenizer),
+                **_special_tokens(tokenizer, task.answers_with(tokenizer)),
                 "decoder": {
                     "filename": f"model/{model}",
                     "num_hidden_layers": num_layers,
@@ -101,8 +100,10 @@ def _uniform_layers(bundle: Bundle) -> tuple[int, int, int]:
     return len(shapes) // 2, heads, size
 
 
-def _special_tokens(tokenizer: Any) -> dict[str, int]:
+def _special_tokens(tokenizer: Any, answers: AnyAnswers) -> dict[str, int | list[int]]:
     """The ids of the tokens that begin, end and pad a text; those that there are."""
     begin, end, pad = tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id
-    found = {"bos": begin, "eos": end, "pad": end if pad is None else pad}
+    ends = answers.ends if isinstance(answers, NextTokenAnswers) else ()
+    several = list(ends) if len(ends) > 1 else end
+    found = {"bos": begin, "eos": several, "pad": end if pad is None else pad}
     return {f"{name}_token_id": value for name, value in found.items() if value is not None}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -39,11 +38,8 @@ class OpenVINOGenAI(Format):
             shutil.copyfile(path, folder / f"openvino_model{path.suffix}")
         task = get_task(manifest.task)
         tokenizer = task.load_processor(bundle.folder)
-        for path in task.processor_files(bundle.folder):
-            shutil.copyfile(path, folder / path.name)
+        task.save_processor(tokenizer, folder)
         write_tokenizer(tokenizer, folder)
-        config = {"eos_token_id": tokenizer.eos_token_id}
-        (folder / "generation_config.json").write_text(json.dumps(config), encoding="utf-8")
         settings = ", ".join(f"{key}={value}" for key, value in _HONEST.items())
         return (
             f"as the bundle was measured: {settings}; without, less is computed in float32",

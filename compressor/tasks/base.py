@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -64,6 +64,9 @@ class Task(ABC):
 
     answers: ClassVar[AnyAnswers]
     """What the outputs say, and what of it is judged."""
+
+    trained_for: ClassVar[Literal["accuracy", "perplexity"]] = "accuracy"
+    """Which of :meth:`training_metrics` tells the best weights of a training."""
 
     # Checkpoints
 
@@ -334,14 +337,18 @@ class Task(ABC):
         """
         return outputs.float(), labels
 
-    def training_accuracy(self, kept: NDArray[Any], labels: NDArray[Any]) -> float:
-        """How good a model is as it trains, in [0, 1]: the mean value of its answers.
+    def training_metrics(self, kept: NDArray[Any], labels: NDArray[Any]) -> dict[str, float]:
+        """How good a model is as it trains.
 
         Args:
             kept: What :meth:`evaluated` kept of all batches, (N, ...).
             labels: Of all, (N, ...).
+
+        Returns:
+            ``accuracy``, the mean value of its answers in [0, 1]; of a language model
+            ``perplexity`` as well.
         """
-        return self.answers.overall(self.answers.judged(kept, labels))
+        return {"accuracy": self.answers.overall(self.answers.judged(kept, labels))}
 
     def judged_rows(
         self, kept: NDArray[Any], rows: Sequence[Row], split: Split, places: NDArray[np.int64]

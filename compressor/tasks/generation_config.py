@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from compressor.errors import CheckpointError
 
-__all__ = ["GENERATION", "Writing", "read_writing", "write_writing"]
+__all__ = ["GENERATION", "Writing", "read_ends", "read_writing", "write_ends", "write_writing"]
 
 GENERATION = "generation_config.json"
 USUAL_LONGEST = 256
@@ -77,6 +77,33 @@ def read_writing(folder: Path) -> Writing:
             fix="set decoder_start_token_id and eos_token_id, one number each; of a model of "
             "several languages also language and task",
         ) from error
+
+
+def read_ends(folder: Path) -> tuple[int, ...]:
+    """The tokens that end what a language model writes, as transformers finds them.
+
+    They stand in generation_config.json or else in config.json; there may be several, or none.
+
+    Raises:
+        CheckpointError: What stands there is no token.
+    """
+    found = [_read(folder / name).get("eos_token_id") for name in (GENERATION, "config.json")]
+    ends: Any = next((each for each in found if each is not None), [])
+    try:
+        return tuple(map(_token, ends if isinstance(ends, list) else [ends]))
+    except ValueError as error:
+        raise CheckpointError(
+            "the checkpoint does not say how a text ends",
+            where=folder / GENERATION,
+            given=f"eos_token_id: {error}",
+            fix="set eos_token_id to the number of a token, or to a list of such numbers",
+        ) from error
+
+
+def write_ends(ends: Sequence[int], folder: Path) -> None:
+    """Write it so that :func:`read_ends` reads the same, and transformers too."""
+    text = json.dumps({"eos_token_id": list(ends)}) + "\n"
+    (folder / GENERATION).write_text(text, encoding="utf-8")
 
 
 def write_writing(writing: Writing, folder: Path) -> None:

@@ -290,10 +290,10 @@ class SequenceToSequence(Task):
         """See the base class: the most probable tokens."""
         return outputs.argmax(dim=-1), labels
 
-    def training_accuracy(self, kept: NDArray[Any], labels: NDArray[Any]) -> float:
+    def training_metrics(self, kept: NDArray[Any], labels: NDArray[Any]) -> dict[str, float]:
         """See the base class: the share of tokens that are right after those before them."""
         counted = labels != IGNORED
-        return float((kept == labels)[counted].mean())
+        return {"accuracy": float((kept == labels)[counted].mean())}
 
     # Losses
 

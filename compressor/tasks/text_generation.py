@@ -6,16 +6,20 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from compressor.tasks.base import LABELS, Row
+from compressor.tasks.generation_config import GENERATION, read_ends, write_ends
 from compressor.tasks.token_level import TokenLevel
-from targets.answers import IGNORED, AnyAnswers, NextTokenAnswers, Units
+from targets.answers import IGNORED, NextTokenAnswers, Units
 from targets.answers.next_token import next_tokens
+from targets.chat import CHAT_TEMPLATE
 from targets.preprocessing.text import IDS, MASK
+from targets.scoring import perplexity
 from targets.signature import PAST, TOTAL, Arrays, Signature, StateSpec, TensorSpec
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
     from torch import Tensor
 
     from compressor.data import LabelField, Split
@@ -28,7 +32,6 @@ USUAL_LENGTH = 512
 """Longest text in tokens where none is asked for: the scores of every token of the vocabulary at
 each of its tokens have to fit in memory."""
 _LONGEST_PROBE = 128
-_CHAT_TEMPLATE = "chat_template.jinja"
 
 
 class TextGeneration(TokenLevel):
@@ -39,25 +42,39 @@ class TextGeneration(TokenLevel):
 
     name: ClassVar[str] = "text-generation"
     heads: ClassVar[tuple[str, ...]] = ("ForCausalLM", "LMHeadModel")
-    answers: ClassVar[AnyAnswers] = NextTokenAnswers()
+    answers: ClassVar[NextTokenAnswers] = NextTokenAnswers()
     label_field: ClassVar[LabelField] = "text"
     fresh_head: ClassVar[bool] = False
     keeps_state: ClassVar[bool] = True
+    trained_for: ClassVar[Literal["accuracy", "perplexity"]] = "perplexity"
 
     def load_checkpoint(self, folder: Path, *, max_length: int | None = None) -> TorchModel:
         """See the base class; the length is one to judge texts by, and may be below the limit."""
         return super().load_checkpoint(folder, max_length=max_length or USUAL_LENGTH)
 
     def load_processor(self, folder: Path) -> Any:
-        """See the base class: with the template of chats, where there is one."""
+        """See the base class: with the chat template, where there is one, and ``ends``.
+
+        Those are the tokens that end what the model writes.
+        """
         processor = super().load_processor(folder)
         processor.chat_template = _chat_template(folder)
+        processor.ends = read_ends(folder)
         return processor
+
+    def save_processor(self, processor: Any, folder: Path) -> None:
+        """See the base class."""
+        super().save_processor(processor, folder)
+        write_ends(_ends(processor), folder)
 
     def processor_files(self, folder: Path) -> list[Path]:
         """See the base class."""
-        template = folder / _CHAT_TEMPLATE
-        return [*super().processor_files(folder), *([template] if template.is_file() else [])]
+        own = (folder / name for name in (CHAT_TEMPLATE, GENERATION))
+        return [*super().processor_files(folder), *(path for path in own if path.is_file())]
+
+    def answers_with(self, processor: Any) -> NextTokenAnswers:
+        """See the base class."""
+        return self.answers.model_copy(update={"ends": _ends(processor)})
 
     def class_names(self, config: Any) -> tuple[str, ...]:
         """See the base class: tokens are no classes that the data names."""
@@ -112,6 +129,15 @@ class TextGeneration(TokenLevel):
         kept = (outputs.argmax(dim=-1).float(), losses.view(labels.shape))
         return stack(kept, dim=-1), labels
 
+    def training_metrics(self, kept: NDArray[Any], labels: NDArray[Any]) -> dict[str, float]:
+        """See the base class."""
+        judged = self.answers.judged(kept, labels)
+        assert judged.losses is not None
+        return {
+            "accuracy": self.answers.overall(judged),
+            "perplexity": perplexity(judged.losses),
+        }
+
     def compare(
         self,
         reference: Units,
@@ -137,15 +163,24 @@ class TextGeneration(TokenLevel):
         return super().probes(replace(model, max_length=length), cut)
 
 
+def _ends(processor: Any) -> tuple[int, ...]:
+    """The tokens that end what a model writes, that of its tokenizer the last."""
+    own = processor.eos_token_id
+    found = (*getattr(processor, "ends", ()), *(() if own is None else (own,)))
+    return tuple(dict.fromkeys(found))
+
+
 def _chat_template(folder: Path) -> str | None:
     """The Jinja template of a checkpoint's chats, which stands by itself or in a config."""
     try:
-        return (folder / _CHAT_TEMPLATE).read_text(encoding="utf-8")
+        return (folder / CHAT_TEMPLATE).read_text(encoding="utf-8")
     except OSError:
         pass
     try:
         config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    template = config.get("chat_template")
-    return template if isinstance(template, str) else None
+    found = config.get("chat_template")
+    if isinstance(found, list):  # several with a name each
+        found = {each["name"]: each["template"] for each in found}.get("default")
+    return found if isinstance(found, str) else None

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,12 @@ __all__ = ["History", "TrainingResult", "quiet", "run_training", "seeded"]
 
 History = tuple[Mapping[str, float], ...]
 
+_VALIDATION = {
+    "eval_accuracy": "validation_accuracy",
+    "eval_perplexity": "validation_perplexity",
+}
+"""What `Trainer` logs of an evaluation -> what it is called here."""
+
 
 @dataclass(frozen=True)
 class TrainingResult:
@@ -34,9 +41,9 @@ class TrainingResult:
     Attributes:
         model: The trained model, in eval mode, on the CPU, every weight trainable again.
         history: One entry a logging step: step and epoch, with loss and learning_rate, or
-            validation_accuracy, or all of them.
-        metrics: validation_accuracy in [0, 1], num_steps, num_processes at the end, train_s and
-            train_cpu_s of this process since it started or resumed.
+            validation_accuracy (of language models validation_perplexity too), or all of them.
+        metrics: The same of the weights that are returned, num_steps, num_processes at the end,
+            train_s and train_cpu_s of this process since it started or resumed.
     """
 
     model: TorchModel
@@ -87,9 +94,13 @@ def run_training(
             network.load_state_dict(load_file(trainer.best_weights()), strict=False)
     model.module.to("cpu").eval()
     history = tuple(_history(trainer.state.log_history))
-    scores = [entry["validation_accuracy"] for entry in history if "validation_accuracy" in entry]
+    evaluated = [entry for entry in history if "validation_accuracy" in entry]
+    kept = evaluated[-1]
+    if settings.keep == "best":
+        choose = max if trainer.args.greater_is_better else min
+        kept = choose(evaluated, key=itemgetter(f"validation_{trainer.task.trained_for}"))
     metrics = {
-        "validation_accuracy": max(scores) if settings.keep == "best" else scores[-1],
+        **{name: kept[name] for name in _VALIDATION.values() if name in kept},
         "num_steps": float(trainer.state.global_step),
         "num_processes": float(trainer.args.world_size),
         "train_s": time.perf_counter() - wall,
@@ -169,8 +180,7 @@ def _token_table(module: nn.Module) -> torch.Tensor | None:
 
 def _history(logs: list[dict[str, Any]]) -> Iterator[Mapping[str, float]]:
     """Rename what ``Trainer`` logged; entries of one step become one."""
-    names = {"loss": "loss", "learning_rate": "learning_rate"}
-    names["eval_accuracy"] = "validation_accuracy"
+    names = {"loss": "loss", "learning_rate": "learning_rate", **_VALIDATION}
     entries: dict[int, dict[str, float]] = {}
     for log in logs:
         values = {new: float(log[old]) for old, new in names.items() if old in log}

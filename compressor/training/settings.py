@@ -52,7 +52,8 @@ class TrainingSettings(BaseModel):
     """Whether the token table learns too. Frozen, a step is cheaper and rare tokens keep the
     neighbours that pre-training gave them."""
     keep: Literal["best", "last"] = "last"
-    """Which weights to return: the last, or the best by validation accuracy."""
+    """Which weights to return: the last, or the best by validation accuracy, of language models by
+    validation perplexity."""
     evaluate_every: int = Field(default=1, ge=1)
     """Epochs between two evaluations on the validation data; the last epoch always has one."""
     checkpoint_every: int = Field(default=1, ge=1)

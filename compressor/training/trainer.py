@@ -88,6 +88,7 @@ def arguments(
     folder: Path,
     bf16: bool,
     eval_rows: int = 64,
+    best_by: str = "accuracy",
 ) -> Any:
     """Translate the settings into ``TrainingArguments``; saving and evaluating stay with us."""
     steps_per_epoch = math.ceil(num_rows / settings.batch_size)
@@ -112,8 +113,8 @@ def arguments(
         save_strategy="no",
         eval_strategy="no",
         save_total_limit=_KEPT_CHECKPOINTS,
-        metric_for_best_model="accuracy",
-        greater_is_better=True,
+        metric_for_best_model=best_by,
+        greater_is_better=best_by == "accuracy",
         label_names=["labels"],
         remove_unused_columns=False,
         dataloader_pin_memory=on_cuda,
@@ -171,6 +172,7 @@ class SteadyTrainer(Trainer):  # type: ignore[misc]  # transformers has no types
                 folder=folder,
                 bf16=has_bf16(module),
                 eval_rows=task.answers.rows_at_once,
+                best_by=task.trained_for,
             ),
             data_collator=collate,
             train_dataset=train,
@@ -391,6 +393,8 @@ class _Flow(TrainerCallback):  # type: ignore[misc]  # transformers has no types
         line = f"epoch {state.epoch or 0:.1f} of {self.settings.epochs}"
         if "loss" in logs:
             line += f", loss {logs['loss']:.3f}"
+        elif "eval_perplexity" in logs:
+            line += f", validation perplexity {logs['eval_perplexity']:.1f}"
         elif "eval_accuracy" in logs:
             line += f", validation accuracy {logs['eval_accuracy']:.1%}"
         else:
@@ -399,7 +403,7 @@ class _Flow(TrainerCallback):  # type: ignore[misc]  # transformers has no types
 
 
 def _metrics(task: Task, outputs: EvalPrediction) -> dict[str, float]:
-    return {"accuracy": task.training_accuracy(outputs.predictions, outputs.label_ids)}
+    return task.training_metrics(outputs.predictions, outputs.label_ids)
 
 
 def _learnt(module: nn.Module) -> dict[str, Tensor]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 
 from targets.answers.base import IGNORED, Answers, BasePrediction, Units, most_probable
 from targets.preprocessing.text import IDS
@@ -41,6 +42,9 @@ class NextTokenAnswers(Answers):
     """
 
     kind: Literal["next_token"] = "next_token"
+    ends: tuple[int, ...] = Field(default=(), exclude_if=lambda ends: not ends)
+    """Tokens that end what the model writes, beside the ``eos_token`` of its tokenizer: those of an
+    answer in a chat are others with some models."""
 
     unit: ClassVar[str] = "token"
     rows_at_once: ClassVar[int] = 4

@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
+import onnxruntime
 import pytest
 import torch
 
 from compressor.architecture import Architecture
 from compressor.errors import PackageError, PassError
 from compressor.model import OnnxModel, TorchModel
+from compressor.onnx_io import node_types
 from compressor.passes.base import PassContext
 from compressor.passes.export import Export
 from compressor.passes.quantize import Quantize
 from compressor.pruning.slicing import Kept, keep_units
 from compressor.serving import available_formats
 from compressor.tasks import get_task
+from targets.answers import NextTokenAnswers
 from targets.base import Source
 from targets.bench import BenchReport
 from targets.bundle import SCHEMA_VERSION, Bundle, Manifest
@@ -148,15 +153,15 @@ def test_greedy_writing_is_that_of_transformers(model: TorchModel, bundle: Bundl
         torch.tensor([PROMPT]), max_new_tokens=12, do_sample=False, eos_token_id=None
     )[0, len(PROMPT) :].tolist()
     with load_generator(bundle.folder) as generator:
-        generator.end = None
+        generator.ends = frozenset()
         assert list(generator.tokens(PROMPT, max_tokens=12)) == expected
         words = generator.tokenizer.decode(expected)
         prompt = generator.tokenizer.decode(PROMPT)
         assert "".join(generator.stream(prompt, max_tokens=12)) == words
-        generator.end = expected[3]
+        generator.ends = frozenset({expected[3]})
         stop = expected.index(expected[3])
         assert list(generator.tokens(PROMPT, max_tokens=12)) == expected[:stop]
-        generator.end = None
+        generator.ends = frozenset()
         generator.max_length = len(PROMPT) + 5
         assert list(generator.tokens(PROMPT, max_tokens=12)) == expected[:5]
 
@@ -169,7 +174,7 @@ def test_a_prompt_that_leaves_no_room_is_refused(
     bundle: Bundle, prompt: list[int], message: str
 ) -> None:
     with load_generator(bundle.folder) as generator:
-        assert generator.end == 2
+        assert generator.ends == {2}
         with pytest.raises(InputError, match=message) as caught:
             next(generator.tokens(prompt, max_tokens=1))
     assert "1 to 23 tokens" in str(caught.value.fix)
@@ -223,6 +228,19 @@ def test_a_cache_of_8_bits_takes_a_quarter(
     found.append(session.extend(feeds([row[3:] for row in ids], 6))["logits"])
     np.testing.assert_allclose(np.concatenate(found, axis=1), whole, atol=2e-3)
     session.close()
+
+
+def test_onnx_runtime_fuses_norms_by_the_root_mean_square(
+    model: TorchModel, exported: OnnxModel, tmp_path: Path
+) -> None:
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
+    options.log_severity_level = 3  # what was optimized is for this machine alone, it warns
+    onnxruntime.InferenceSession(exported.path, options, providers=["CPUExecutionProvider"])
+    found = node_types(onnx.load(tmp_path / "optimized.onnx"))
+    norms = sum(type(each).__name__.endswith("RMSNorm") for each in model.module.modules())
+    assert found["SimplifiedLayerNormalization"] == norms
+    assert "Reciprocal" not in found
 
 
 def test_a_cache_that_is_not_there_is_not_quantized(word_model: Any, tmp_path: Path) -> None:
@@ -308,6 +326,63 @@ def test_a_text_is_streamed_on_the_command_line(
     found = compressor("predict", bundle.folder, "--stream")
     assert found.code == 2
     assert "--stream goes on from one text" in found.err
+
+
+def answers_of(model: TorchModel, *messages: tuple[str, str]) -> str:
+    """What the untouched model answers in a chat, by transformers alone."""
+    chat = [{"role": role, "content": content} for role, content in messages]
+    given = model.processor.apply_chat_template(
+        chat, add_generation_prompt=True, return_tensors="pt"
+    )["input_ids"]
+    network: Any = model.module
+    found = network.generate(given, max_new_tokens=6, do_sample=False, eos_token_id=2)
+    return str(model.processor.decode(found[0, given.shape[1] :], skip_special_tokens=True))
+
+
+def test_a_chat_is_answered_as_by_transformers(
+    model: TorchModel, bundle: Bundle, compressor: Callable[..., Outcome]
+) -> None:
+    expected = [answers_of(model, ("user", text)) for text in ("w2 w6", "w9")]
+    with load_generator(bundle.folder) as generator:
+        chat = [{"role": "user", "content": "w2 w6"}]
+        assert "".join(generator.chat(chat, max_tokens=6)) == expected[0]
+    asked = ("predict", bundle.folder, "--chat", "--max-tokens", "6", "--text", "w2 w6")
+    found = compressor(*asked, "--text", "w9")
+    assert found.code == 0, found.err
+    assert [json.loads(line)["text"] for line in found.out.splitlines()] == expected
+    found = compressor(*asked, "--stream", "--system", "w11 w3 w3")
+    assert found.code == 0, found.err
+    assert found.out == answers_of(model, ("system", "w11 w3 w3"), ("user", "w2 w6")) + "\n"
+
+
+def test_a_text_ends_at_any_of_the_tokens_that_end_it(model: TorchModel, bundle: Bundle) -> None:
+    with load_generator(bundle.folder) as generator:
+        generator.ends = frozenset()
+        expected = list(generator.tokens(PROMPT, max_tokens=12))
+    answers = NextTokenAnswers(ends=(22, expected[3]))
+    manifest = bundle.manifest.model_copy(update={"answers": answers})
+    ended = Bundle(bundle.folder, Manifest.model_validate_json(manifest.model_dump_json()))
+    with Generator(ended, open_session(ended, threads=1)) as generator:
+        stop = expected.index(expected[3])
+        assert list(generator.tokens(PROMPT, max_tokens=12)) == expected[:stop]
+        assert generator.ends == {2, 22, expected[3]}
+
+
+def test_a_chat_without_messages_or_a_template_is_refused(
+    exported: OnnxModel, tmp_path: Path, compressor: Callable[..., Outcome]
+) -> None:
+    found = compressor("predict", tmp_path, "--chat")
+    assert found.code == 2
+    assert "--chat answers messages: give them with --text" in found.err
+    found = compressor("predict", tmp_path, "--text", "w1", "--stream", "--system", "w2")
+    assert found.code == 2
+    assert "--system is the message of a chat" in found.err
+    bundle = lower(exported, "onnxruntime", tmp_path / "bundle")
+    (bundle.folder / "chat_template.jinja").unlink()
+    Bundle.create(bundle.folder, bundle.manifest)
+    found = compressor("predict", bundle.folder, "--chat", "--text", "w1")
+    assert found.code == 6
+    assert "the bundle has no chat template" in found.err
 
 
 # How fast they write

@@ -77,6 +77,23 @@ def test_a_weight_that_is_read_both_ways_is_kept_both_ways() -> None:
     assert shapes == {"weight": (6, 4), "weight.transposed": (4, 6)}
 
 
+@pytest.mark.parametrize("product", ["Mul(x, once)", "Mul(once, x)"])
+def test_a_product_with_a_reciprocal_is_a_quotient(product: str) -> None:
+    body = f"""
+        two = Constant<value_float = 2.0>()
+        whole = Exp(x)
+        once = Reciprocal(whole)
+        first = {product}
+        second = Mul(two, once)
+        y = Sub(first, second)
+    """
+    model = simplified(body, "float[b, s, 6]")
+    assert [node.op_type for node in model.graph.node] == ["Exp", "Div", "Div", "Sub"]
+    x = np.linspace(-1, 1, 12, dtype=np.float32).reshape(1, 2, 6)
+    (found,) = ReferenceEvaluator(model).run(None, {"x": x})
+    np.testing.assert_allclose(found, (x - 2) / np.exp(x), rtol=1e-5)
+
+
 def test_names_come_from_modules_and_not_from_the_exporters_counting() -> None:
     body = "val_7 = Relu(x)\n val_9 = Relu(val_7)\n y = Add(val_9, val_7)"
     other = body.replace("val_7", "val_70").replace("val_9", "val_90")

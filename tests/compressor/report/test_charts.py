@@ -82,6 +82,17 @@ def test_a_pass_that_variants_share_is_drawn_once(report):
     assert "validation accuracy from 90.9% to 93.9%" in curves[0].chart.summary
 
 
+def test_the_perplexity_of_a_language_model_has_a_panel(report):
+    step = report.steps["half-width"][1]
+    history = tuple(
+        {"step": number, "validation_accuracy": 0.2, "validation_perplexity": value}
+        for number, value in ((1.0, 24.5), (2.0, 12.25))
+    )
+    steps = {"v": (step.model_copy(update={"history": history}),)}
+    [curve] = training_curves(report.model_copy(update={"steps": steps}))
+    assert "validation perplexity from 24.5 to 12.2" in curve.chart.summary
+
+
 def test_passes_without_history_have_no_curve(report):
     steps = {"v": tuple(s.model_copy(update={"history": ()}) for s in report.steps["half-width"])}
     assert training_curves(report.model_copy(update={"steps": steps})) == ()

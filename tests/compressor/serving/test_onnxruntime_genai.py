@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ def test_onnxruntime_genai_writes_what_the_bundle_writes(bundle: Bundle, tmp_pat
     packaged = available_formats()[FORMAT]().package(bundle, out)
     assert set(packaged.files) == {
         "genai_config.json", "model/model.onnx", "tokenizer.json", "tokenizer_config.json",
-        "chat_template.jinja",
+        "chat_template.jinja", "generation_config.json",
     }  # fmt: skip
     assert str(out) in packaged.command
     model = genai.Model(str(out))
@@ -44,7 +45,7 @@ def test_onnxruntime_genai_writes_what_the_bundle_writes(bundle: Bundle, tmp_pat
         generator.generate_next_token()
         found.append(int(generator.get_next_tokens()[0]))
     assert found[: len(expected)] == expected
-    assert len(expected) == 10 or found[len(expected)] == writer.end
+    assert len(expected) == 10 or found[len(expected)] in writer.ends
 
 
 def test_a_text_ends_where_the_bundle_ends_it(bundle: Bundle, tmp_path: Path) -> None:
@@ -53,6 +54,17 @@ def test_a_text_ends_where_the_bundle_ends_it(bundle: Bundle, tmp_path: Path) ->
     assert config["model"]["eos_token_id"] == 1
     assert config["model"]["context_length"] == config["search"]["max_length"] == 64
     assert config["search"]["do_sample"] is False
+
+
+def test_a_text_may_end_with_several_tokens(bundle: Bundle, tmp_path: Path) -> None:
+    folder = tmp_path / "bundle"
+    shutil.copytree(bundle.folder, folder)
+    (folder / "generation_config.json").write_text('{"eos_token_id": [5, 1]}')
+    Bundle.create(folder, bundle.manifest)
+    available_formats()[FORMAT]().package(Bundle.open(folder), tmp_path / "out")
+    config = json.loads((tmp_path / "out" / "genai_config.json").read_text(encoding="utf-8"))
+    assert config["model"]["eos_token_id"] == [5, 1]
+    assert config["model"]["pad_token_id"] == 1
 
 
 def test_layers_of_other_heads_are_refused(bundle: Bundle, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from transformers import GenerationConfig
 
 from compressor.answering import answer
 from compressor.data import DataSpec, Splits, read_splits
@@ -27,7 +28,7 @@ from compressor.passes.quantize import Quantize
 from compressor.tasks import get_task, infer_task
 from compressor.training import losses
 from compressor.training.losses import logits_kl
-from targets.answers import IGNORED
+from targets.answers import IGNORED, NextTokenAnswers
 from targets.scoring import perplexity
 from tests.compressor.decoders import (
     CHAT_TEMPLATE,
@@ -97,16 +98,51 @@ def test_a_checkpoint_is_loaded_with_its_tokenizer_and_chats(tmp_path: Path) -> 
     assert found == "<s> w1 w2 </s>"
     assert again.processor.pad_token_id == 2
     names = {path.name for path in task.processor_files(tmp_path / "again")}
-    assert names == {"tokenizer.json", "tokenizer_config.json", "chat_template.jinja"}
+    assert names == {
+        "tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json",
+    }  # fmt: skip
 
 
-def test_a_chat_template_may_stand_in_the_config(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "stored",
+    [
+        "{{ messages }}",
+        [{"name": "tool_use", "template": "x"}, {"name": "default", "template": "{{ messages }}"}],
+    ],
+)
+def test_a_chat_template_may_stand_in_the_config(tmp_path: Path, stored: object) -> None:
     write_decoder(tmp_path)
     (tmp_path / "model" / "chat_template.jinja").unlink()
     path = tmp_path / "model" / "tokenizer_config.json"
-    config = {**json.loads(path.read_text()), "chat_template": "{{ messages }}"}
+    config = {**json.loads(path.read_text()), "chat_template": stored}
     path.write_text(json.dumps(config))
     assert get_task(TASK).load_processor(tmp_path / "model").chat_template == "{{ messages }}"
+
+
+@pytest.mark.parametrize(
+    ("named", "ends"), [([5, 7], (5, 7, 2)), (7, (7, 2)), ([2], (2,)), (None, (2,))]
+)
+def test_what_ends_a_text_is_kept(tmp_path: Path, named: object, ends: tuple[int, ...]) -> None:
+    write_decoder(tmp_path)
+    task, path = get_task(TASK), tmp_path / "model" / "generation_config.json"
+    path.write_text(json.dumps({"eos_token_id": named}), encoding="utf-8")
+    model = task.load_checkpoint(tmp_path / "model")
+    assert task.answers_with(model.processor) == NextTokenAnswers(ends=ends)
+    model.clone().save(tmp_path / "again")
+    assert task.answers_with(task.load_processor(tmp_path / "again")).ends == ends
+    settings = GenerationConfig.from_pretrained(tmp_path / "again")
+    assert settings.eos_token_id == list(ends)
+
+
+def test_what_cannot_end_a_text_is_told(tmp_path: Path) -> None:
+    write_decoder(tmp_path)
+    path = tmp_path / "model" / "generation_config.json"
+    path.write_text('{"eos_token_id": ["</s>"]}', encoding="utf-8")
+    with pytest.raises(CheckpointError, match="does not say how a text ends") as caught:
+        get_task(TASK).load_checkpoint(tmp_path / "model")
+    assert caught.value.where == str(path)
+    assert caught.value.given == "eos_token_id: '</s>' is no token"
+    assert "to a list of such numbers" in str(caught.value.fix)
 
 
 def test_a_classifier_is_no_language_model(word_model: Any, tmp_path: Path) -> None:
@@ -211,6 +247,25 @@ def test_finetuning_lowers_the_perplexity(splits: Splits, tmp_path: Path) -> Non
     assert found_perplexity(tuned, splits) < found_perplexity(model, splits) / 2
     tied: Any = tuned.module
     assert tied.lm_head.weight is tied.transformer.wte.weight
+
+
+def test_the_best_weights_are_those_of_the_least_perplexity(splits: Splits, tmp_path: Path) -> None:
+    model = make_decoder("gpt2")
+    training = Finetune(
+        epochs=12, batch_size=8, learning_rate=1e-2, schedule="constant", keep="best",
+        train_word_embeddings=True,
+    )  # fmt: skip
+    few = replace(splits, train=make_plain_split(32, 1))  # soon learnt by heart
+    result = training.run(model, context_of(few, tmp_path, model))
+    assert isinstance(result.model, TorchModel)
+    by_epoch = [each for each in result.history if "validation_perplexity" in each]
+    best = min(by_epoch, key=lambda each: each["validation_perplexity"])
+    most_accurate = max(by_epoch, key=lambda each: each["validation_accuracy"])
+    assert best not in (by_epoch[-1], most_accurate)  # else this would prove nothing
+    found = found_perplexity(result.model, splits)
+    assert found == pytest.approx(best["validation_perplexity"], rel=1e-2)  # of bfloat16
+    assert result.metrics["validation_perplexity"] == best["validation_perplexity"]
+    assert result.metrics["validation_accuracy"] == best["validation_accuracy"]
 
 
 def test_an_exported_model_gives_the_same_perplexity(
