@@ -30,6 +30,10 @@ MAX_SHARED = 0.02
 """Share of the test texts that may stand in the training data; short texts repeat by chance."""
 
 
+FOR_EVERY_MODEL = "the built-in recipe int8, which is for every model"
+"""What to run where a recipe does not suit a model."""
+
+
 @dataclass(frozen=True)
 class PlannedPass:
     """One pass and what the model is expected to look like after it."""
@@ -151,8 +155,14 @@ def _check_kind(recipe: Recipe, task: Task) -> None:
             f"the checkpoint is one for {found}, and the recipe has another task",
             where="task",
             given=recipe.task,
-            fix=f"set task: {found}"
-            + (", or use the recipe image" if found == "image-classification" else ""),
+            fix=f"set task: {found}, or take {FOR_EVERY_MODEL}",
+        )
+    if head is None and task_of_head(recipe.model) not in (None, task.name):
+        raise Problem(
+            f"the checkpoint has no head for this task, and without one it is for {found}",
+            where="task",
+            given=recipe.task,
+            fix=f"fine-tune first: compressor finetune; or set task: {found}",
         )
 
 
@@ -227,7 +237,7 @@ def _plan_chain(
                 f"{each.name} cannot be used on this model: {reason}",
                 where=_location(recipe, variant, index),
                 given=architecture.describe(),
-                fix="remove it",
+                fix=f"remove it, or take {FOR_EVERY_MODEL}",
             )
             if not any(known.where == problem.where for known in problems):
                 problems.append(problem)
