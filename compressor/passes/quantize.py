@@ -187,6 +187,8 @@ class Quantize(Pass):
         result.save(destination)
         result = replace(result, folder=destination)
         summary = self._quantize(model, result.path, context)
+        if summary.is_empty and not self.kv_cache:
+            result = model  # so that a report takes it for what it is
         if self.kv_cache:
             result = self._with_small_cache(model, result, context)
         return PassResult(
