@@ -76,6 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     base = Recipe(
         name=f"{options.task}, every speed",
         model=options.checkpoint.absolute(),
+        task="text-classification",
         data=DataSpec(
             train=options.data / "train.csv",
             validation=options.data / "validation.csv",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -11,7 +12,14 @@ from compressor.data import Kind
 from compressor.errors import CheckpointError, missing_path
 from targets.shapes import tensor_shapes, weight_files
 
-__all__ = ["check_checkpoint", "check_folder", "check_weights", "label_names", "read_config"]
+__all__ = [
+    "check_checkpoint",
+    "check_folder",
+    "check_weights",
+    "class_name",
+    "label_names",
+    "read_config",
+]
 
 _FLOATS = frozenset({"F64", "F32", "F16", "BF16"})  # as safetensors names them
 _NUM_NAMED = 5  # tensors that an error names before it counts the rest
@@ -38,9 +46,8 @@ def check_checkpoint(folder: Path, *, head: str | tuple[str, ...], kind: Kind = 
     """
     config = check_folder(folder)
     heads = (head,) if isinstance(head, str) else head
-    architectures = config.get("architectures")
-    name = architectures[0] if isinstance(architectures, list) and architectures else None
-    if name is None or not str(name).endswith(heads):
+    name = class_name(config)
+    if name is None or not name.endswith(heads):
         raise CheckpointError(
             f"the checkpoint has no head for this task ({heads[0].removeprefix('For')})",
             where=folder / "config.json, field architectures",
@@ -54,6 +61,12 @@ def check_checkpoint(folder: Path, *, head: str | tuple[str, ...], kind: Kind = 
             given=f"{name}, which reads {'sound' if reads_sound(config) else 'no sound'}",
             fix="name the task of the checkpoint, or pass another one",
         )
+
+
+def class_name(config: Mapping[str, object]) -> str | None:
+    """The class of transformers that a config says its weights are of; None where it does not."""
+    found = config.get("architectures")
+    return str(found[0]) if isinstance(found, list) and found else None
 
 
 def check_folder(folder: Path) -> dict[str, object]:

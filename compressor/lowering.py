@@ -101,9 +101,9 @@ def lower(
         return outcome("unavailable", unavailable + (f"\n  left:  {left}" if left else ""))
     same = next((each for each in earlier if _is_same(each, kind, target, source)), None)
     if same is not None:
-        return outcome(
-            "refused", f"the same model as {same.variant} there: it takes {target.form} form"
-        )
+        is_last = source is steps[-1]
+        notes = source.record.facts["notes"] if is_last else [f"it takes {target.form} form"]
+        return outcome("refused", "; ".join([f"the same model as {same.variant} there", *notes]))
     try:
         bundle = store.step(
             f"lower:{target.name}",

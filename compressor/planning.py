@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from compressor.architecture import Architecture
-from compressor.checkpoint import check_checkpoint, check_weights
+from compressor.checkpoint import check_checkpoint, check_weights, class_name, read_config
 from compressor.data import Splits, read_splits
 from compressor.errors import CheckpointError, PassError, Problem, RecipeError, missing_path
 from compressor.gate.budget_file import unknown_targets
@@ -30,6 +30,11 @@ __all__ = ["Plan", "PlannedPass", "make_plan", "validate_recipe"]
 
 MAX_SHARED = 0.02
 """Share of the test texts that may stand in the training data; short texts repeat by chance."""
+
+
+FOR_EVERY_MODEL = "int8"
+"""The built-in recipe that suits every task and model."""
+"""What to run where a recipe does not suit a model."""
 
 
 @dataclass(frozen=True)
@@ -155,19 +160,24 @@ def _check_kind(recipe: Recipe, task: Task) -> None:
             f"the checkpoint is one for {found}, and the recipe has another task",
             where="task",
             given=recipe.task,
-            fix=f"set task: {found}" + _recipes_of(found),
+            fix=f"set task: {found}, or use the recipe {_recipes_of(found)}",
+        )
+    if head is None and task_of_head(recipe.model) not in (None, task.name):
+        name = class_name(read_config(recipe.model / "config.json"))
+        raise Problem(
+            f"the checkpoint has no head for this task, and without one it is for {found}",
+            where="task",
+            given=f"{name} for {recipe.task}",
+            fix=f"fine-tune first: compressor finetune; or set task: {found}",
         )
 
 
 def _recipes_of(task: str) -> str:
-    """What built-in recipes there are for a task."""
-    default = Recipe.model_fields["task"].default
-    names = [
-        name
-        for name, path in builtin_recipes().items()
-        if read_document(path).get("task", default) == task
+    """The built-in recipes for a task, that for every task the last."""
+    own = [
+        name for name, path in builtin_recipes().items() if read_document(path).get("task") == task
     ]
-    return f", or use the recipe {' or '.join(names)}" if names else ""
+    return " or ".join((*own, FOR_EVERY_MODEL))
 
 
 def _has_config(recipe: Recipe) -> bool:
@@ -239,7 +249,7 @@ def _plan_chain(
                 f"{each.name} cannot be used on this model: {reason}",
                 where=_location(recipe, variant, index),
                 given=architecture.describe(),
-                fix="remove it",
+                fix=f"remove it, or take the built-in recipe {FOR_EVERY_MODEL}, which is for every model",
             )
             if not any(known.where == problem.where for known in problems):
                 problems.append(problem)

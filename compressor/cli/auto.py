@@ -80,6 +80,7 @@ def auto(
     recipe = Recipe(
         name=output.name or "auto",
         model=model.absolute(),
+        task="text-classification",
         data=DataSpec(**splits, text=text, label=label, max_length=max_length),
         targets=tuple(get(name) for name in dict.fromkeys(target or ["onnxruntime", "openvino"])),
         budget=Budget(

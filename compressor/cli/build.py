@@ -74,7 +74,7 @@ def validate(
     """Check a recipe, its files, columns, passes, targets and libraries; trains nothing."""
     loaded, planned = _read_and_check(recipe, model, data, output, set_)
     _echo_warnings(planned)
-    typer.echo(f"{loaded.name}: valid")
+    typer.echo(f"{loaded.name}: valid, task {loaded.task}")
 
 
 def plan(
@@ -88,7 +88,7 @@ def plan(
     from compressor.report.wording import shape_words
 
     loaded, planned = _read_and_check(recipe, model, data, output, set_)
-    typer.echo(f"original: {planned.original.describe()}")
+    typer.echo(f"task: {loaded.task}\noriginal: {planned.original.describe()}")
     for variant, steps in planned.chains.items():
         typer.echo(f"\n{variant}:")
         for number, step in enumerate(steps, 1):

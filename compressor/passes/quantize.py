@@ -62,6 +62,7 @@ class Quantize(Pass):
         "Integer-Arithmetic-Only Inference, 2018; Xiao et al., SmoothQuant, 2022; "
         "Lin et al., AWQ, 2024"
     )
+    version: ClassVar[int] = 2
     libraries: ClassVar[tuple[str, ...]] = ("onnx", "onnxruntime")
     advice: ClassVar[Mapping[Goal, Advice]] = {
         "accuracy": Advice(used="another calibration for quantize, or smooth_quant"),
@@ -187,6 +188,8 @@ class Quantize(Pass):
         result.save(destination)
         result = replace(result, folder=destination)
         summary = self._quantize(model, result.path, context)
+        if summary.is_empty and not self.kv_cache:
+            result = model  # so that a report takes it for what it is
         if self.kv_cache:
             result = self._with_small_cache(model, result, context)
         return PassResult(

@@ -47,8 +47,15 @@ class QuantizationSummary:
         )
 
     @property
+    def is_empty(self) -> bool:
+        """Whether the model multiplies as before."""
+        return not self.quantized_nodes and not self.tables
+
+    @property
     def note(self) -> str:
         """One line for the report."""
         total = len(self.quantized_nodes) + len(self.float_nodes)
+        if self.is_empty:
+            return f"none of {total} matrix products and convolutions can be quantized so"
         line = f"{len(self.quantized_nodes)} of {total} matrix products quantized"
         return f"{line}, {len(self.tables)} embedding tables as integers" if self.tables else line

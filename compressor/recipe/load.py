@@ -15,6 +15,7 @@ from compressor.passes import available_passes
 from compressor.recipe.document import apply_overrides, assign, read_document, shown
 from compressor.recipe.problems import problem_of, unknown_name
 from compressor.recipe.schema import ORIGINAL, VARIANT_NAME, Recipe
+from compressor.tasks import infer_task
 from targets.discovery import Component
 from targets.registry import available
 
@@ -42,7 +43,8 @@ def load_recipe(
 
     Returns:
         The recipe. Relative paths in it were resolved against the folder of the file, or against
-        the working directory for a built-in recipe.
+        the working directory for a built-in recipe. Where it names no task, its task is that of the
+        checkpoint; of one without a head, classification of what it reads.
 
     Raises:
         RecipeError: Carries all problems: each with its path, the value given, and the nearest
@@ -57,6 +59,9 @@ def load_recipe(
         raise RecipeError([problem], where=path) from problem
     apply_overrides(document, overrides, path)
     document.setdefault("name", path.stem)
+    if "task" not in document:
+        model = _resolve_paths(Path(str(document.get("model", ""))), base)
+        document["task"] = infer_task(model, labelled=True)
     return validate_document(document, path, base)
 
 

@@ -33,6 +33,9 @@ ORIGINAL = "original"
 VARIANT_NAME = rf"^(?!{ORIGINAL}$)[A-Za-z0-9][A-Za-z0-9._-]*$"
 """Pattern of the other names: each becomes part of folder names."""
 
+_FILLED_IN = ("name", "task")
+"""What a file may leave out, and a recipe always has."""
+
 DEFAULT_VARIANT = "compressed"
 """Name of the one variant of a recipe that lists none."""
 
@@ -61,8 +64,8 @@ class Recipe(BaseModel):
     """For reports; the default is the name of the recipe file."""
     model: Path
     """The fine-tuned checkpoint: a Hugging Face folder with safetensors."""
-    task: TaskName = "text-classification"
-    """What the model does."""
+    task: TaskName
+    """What the model does; where a file leaves it out, what its checkpoint was made for."""
     data: DataSpec
     """Labelled data: for training, for choosing, and held out for the final figures."""
     passes: tuple[Pass, ...] = ()
@@ -156,7 +159,7 @@ def recipe_json_schema() -> dict[str, Any]:
     ):
         description = Recipe.model_fields[name].description
         properties[name] = {"description": description, **shape}
-    schema["required"] = [name for name in schema["required"] if name != "name"]
+    schema["required"] = [name for name in schema["required"] if name not in _FILLED_IN]
     schema["title"] = "Recipe"
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
 

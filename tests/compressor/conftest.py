@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import functools
 import io
 import random
 from collections.abc import Callable, Iterator, Sequence
@@ -30,6 +31,8 @@ from transformers import (
 
 from compressor.data import Split, Splits
 from compressor.model import TorchModel
+from compressor.report.files import read_report
+from compressor.report.schema import Row
 from targets.networks import efficientnet_lite
 from targets.preprocessing import ImagePreprocessing
 
@@ -175,6 +178,15 @@ def make_image_split(num_rows: int, seed: int) -> Split:
         make_image(label, 1000 * seed + index).save(stream, "PNG")
         inputs.append(stream.getvalue())
     return Split(tuple(inputs), np.array(labels, dtype=np.int64))
+
+
+def write_images(folder: Path, count: int, seed: int) -> None:
+    """A folder of images for each colour."""
+    for index in range(count):
+        label = index % len(COLOURS)
+        path = folder / COLOURS[label] / f"{index}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        make_image(label, 1000 * seed + index).save(path)
 
 
 @pytest.fixture(scope="session")
@@ -343,6 +355,17 @@ class Finished:
     output: Path
     store: Path
 
+    @property
+    def rows(self) -> list[Row]:
+        """Those with a bundle; the run has to have met its budget."""
+        assert self.outcome.code == 0, self.outcome.out + self.outcome.err
+        return [each for each in read_report(self.output).rows if each.bundle is not None]
+
+    @property
+    def bundles(self) -> list[Path]:
+        """All bundles, by name."""
+        return sorted((self.output / "bundles").iterdir())
+
 
 @pytest.fixture(scope="session")
 def finished(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Finished:
@@ -351,3 +374,38 @@ def finished(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Finished:
     arguments = ("--output", folder / "out", "--store", folder / "store")
     outcome = call("run", home / "recipe.yaml", *arguments)
     return Finished(outcome, folder / "out", folder / "store")
+
+
+@pytest.fixture(scope="session")
+def make_home(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Makes one of `tests.compressor.homes`, once: a folder with data and a checkpoint, `model`."""
+    from tests.compressor.homes import HOMES
+
+    @functools.cache
+    def make(name: str) -> Path:
+        folder = tmp_path_factory.mktemp(name)
+        home = HOMES[name]
+        home.write(folder)
+        if home.finetune:
+            options = ("--output", folder / "model", "--store", folder / "store")
+            more = ("--task", home.task, *home.finetune)
+            outcome = call("finetune", folder / "start", folder, *options, *more)
+            assert outcome.code == 0, outcome.err
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def tuned(request: pytest.FixtureRequest, make_home: Callable[[str], Path]) -> Path:
+    """The home that the test module names as HOME, with its RECIPE."""
+    folder = make_home(request.module.HOME)
+    (folder / "recipe.yaml").write_text(request.module.RECIPE, encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(tuned: Path) -> Finished:
+    """A run of RECIPE there."""
+    outcome = call("run", tuned / "recipe.yaml", "--store", tuned / "store")
+    return Finished(outcome, tuned / "out", tuned / "store")

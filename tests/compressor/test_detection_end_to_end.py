@@ -18,19 +18,19 @@ from transformers.models.detr.modeling_detr import DetrObjectDetectionOutput
 import targets
 from compressor.checkpoint import label_names
 from compressor.report.files import read_answers, read_report
-from compressor.report.schema import Row
 from compressor.tasks import get_task, infer_task
 from targets.bundle import Bundle
 from tests.compressor.conftest import Finished, Outcome
-from tests.compressor.detection import NAMES, SIDE, make_scene, write_encoder, write_scenes
+from tests.compressor.detection import NAMES, SIDE, make_scene
 from tests.targets.test_average_precision import reference
 
 pytestmark = pytest.mark.slow
 
+HOME = "detection"
 QUERIES = 3
 COUNT = 32  # test images
 RECIPE = """
-model: trained
+model: model
 task: object-detection
 data: {train: train.json, validation: validation.json, test: test.json, slices: [shapes]}
 passes:
@@ -46,35 +46,6 @@ budget: {max_accuracy_drop: 90, max_metric_drop: {map_50: 95}}
 benchmark: {rounds: 2, min_round_s: 0.001, pause_s: 0, batch_sizes: [1]}
 output: out
 """
-
-
-@pytest.fixture(scope="module")
-def scenes(tmp_path_factory: pytest.TempPathFactory, compressor: Callable[..., Outcome]) -> Path:
-    """An encoder without a head, data, and what `finetune` makes of them."""
-    folder = tmp_path_factory.mktemp("scenes")
-    for seed, (name, count) in enumerate((("train", 256), ("validation", 24), ("test", COUNT)), 1):
-        write_scenes(folder, name, count, seed)
-    write_encoder(folder / "encoder", patch_size=8, hidden_size=48, num_detection_tokens=QUERIES)
-    found = compressor(
-        "finetune", folder / "encoder", folder, "--output", folder / "trained",
-        "--task", "object-detection", "--store", folder / "store",
-        "--set", "epochs=20", "--set", "learning_rate=3e-3", "--set", "batch_size=16",
-    )  # fmt: skip
-    assert found.code == 0, found.err
-    (folder / "recipe.yaml").write_text(RECIPE, encoding="utf-8")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def run(scenes: Path, compressor: Callable[..., Outcome]) -> Finished:
-    store = scenes / "store"
-    outcome = compressor("run", scenes / "recipe.yaml", "--store", store)
-    return Finished(outcome, scenes / "out", store)
-
-
-def rows_with_bundles(run: Finished) -> list[Row]:
-    assert run.outcome.code == 0, run.outcome.out + run.outcome.err
-    return [each for each in read_report(run.output).rows if each.bundle is not None]
 
 
 def read_scenes(folder: Path) -> tuple[list[str], NDArray[np.float32]]:
@@ -97,23 +68,23 @@ def table_of(predictions: list[Any]) -> NDArray[np.float32]:
     )
 
 
-def test_shapes_are_learnt(scenes: Path) -> None:
-    facts = json.loads((scenes / "trained" / "finetune.json").read_text())["accuracy"]["test"]
+def test_shapes_are_learnt(tuned: Path) -> None:
+    facts = json.loads((tuned / "model" / "finetune.json").read_text())["accuracy"]["test"]
     assert (facts["num_rows"], facts["measure"]) == (COUNT, "mAP")
     assert facts["value"] > 0.1
     assert facts["low"] < facts["value"] < facts["high"]
-    assert infer_task(scenes / "trained") == "object-detection"
-    assert label_names(scenes / "trained") == NAMES
+    assert infer_task(tuned / "model") == "object-detection"
+    assert label_names(tuned / "model") == NAMES
 
 
-def test_a_run_judges_every_bundle_as_pycocotools_does(run: Finished, scenes: Path) -> None:
-    rows = rows_with_bundles(run)
+def test_a_run_judges_every_bundle_as_pycocotools_does(run: Finished, tuned: Path) -> None:
+    rows = run.rows
     assert {(row.target, row.variant) for row in rows} == {
         (target, variant)
         for target in ("onnxruntime", "openvino")
         for variant in ("fp32", "int8", "int8-dynamic")
     } - {("openvino", "int8-dynamic")}
-    images, wanted = read_scenes(scenes)
+    images, wanted = read_scenes(tuned)
     answers = read_answers(read_report(run.output), run.output)
     assert answers is not None
     for row in rows:
@@ -139,7 +110,7 @@ def test_a_run_judges_every_bundle_as_pycocotools_does(run: Finished, scenes: Pa
 def test_a_device_finds_the_precision_that_was_built(
     run: Finished, target: str, compressor: Callable[..., Outcome]
 ) -> None:
-    row = next(each for each in rows_with_bundles(run) if each.target == target)
+    row = next(each for each in run.rows if each.target == target)
     found = compressor("evaluate", run.output / str(row.bundle))
     assert found.code == 0, found.err
     here, built = found.out.splitlines()
@@ -148,8 +119,8 @@ def test_a_device_finds_the_precision_that_was_built(
     assert found.code == 0, found.err
 
 
-def test_bundles_answer_as_the_post_processing_of_transformers(run: Finished, scenes: Path) -> None:
-    images, _ = read_scenes(scenes)
+def test_bundles_answer_as_the_post_processing_of_transformers(run: Finished, tuned: Path) -> None:
+    images, _ = read_scenes(tuned)
     untouched = [
         each
         for each in (run.store / "steps").glob("*/files")
@@ -158,8 +129,8 @@ def test_bundles_answer_as_the_post_processing_of_transformers(run: Finished, sc
         and manifest.precision == "fp32"
     ]
     assert len(untouched) == 3  # eager PyTorch and both runtimes
-    model = get_task("object-detection").load_checkpoint(scenes / "trained").module
-    processor = YolosImageProcessorPil.from_pretrained(scenes / "trained")
+    model = get_task("object-detection").load_checkpoint(tuned / "model").module
+    processor = YolosImageProcessorPil.from_pretrained(tuned / "model")
     pictures = [Image.open(each) for each in images]
     with torch.no_grad():
         logits = model(processor(pictures, return_tensors="pt").pixel_values).logits
@@ -180,7 +151,7 @@ def test_bundles_answer_as_the_post_processing_of_transformers(run: Finished, sc
 def test_boxes_are_in_pixels_of_the_image_that_was_given(
     run: Finished, compressor: Callable[..., Outcome], tmp_path: Path
 ) -> None:
-    bundle = run.output / str(rows_with_bundles(run)[0].bundle)
+    bundle = run.output / str(run.rows[0].bundle)
     pixels, _ = make_scene(3000)
     small = Image.fromarray(pixels)
     small.save(tmp_path / "small.png")

@@ -277,7 +277,51 @@ def test_a_model_that_is_not_there(place: Workplace) -> None:
 
 def test_a_model_without_the_task_s_head(place: Workplace) -> None:
     place.write_config(architectures=["BertModel"])
-    assert "no head for this task" in place.problem().what
+    problem = place.problem()
+    assert problem.what == (
+        "the checkpoint has no head for this task, and without one it is for text-embedding"
+    )
+    assert (problem.where, problem.given) == ("task", "BertModel for text-classification")
+    assert problem.fix == "fine-tune first: compressor finetune; or set task: text-embedding"
+    make_plan(place.recipe(task="text-embedding"))
+    place.write_config(architectures=["BertForMaskedLM"])
+    problem = place.problem()
+    assert "no head for this task" in problem.what
+    assert problem.fix == "fine-tune first: compressor finetune"
+
+
+@pytest.mark.parametrize(
+    ("head", "task"),
+    [
+        ("SequenceClassification", "text-classification"),
+        ("TokenClassification", "token-classification"),
+        ("QuestionAnswering", "question-answering"),
+    ],
+)
+def test_the_head_of_a_checkpoint_tells_the_task(place: Workplace, head: str, task: str) -> None:
+    place.write_config(architectures=[f"BertFor{head}"])
+    recipe = place.recipe()
+    assert recipe.model_dump(mode="json")["task"] == recipe.task == task
+
+
+def test_a_recipe_for_another_task_than_that_of_the_checkpoint(place: Workplace) -> None:
+    place.write_config(architectures=["BertForTokenClassification"])
+    problem = place.problem(task="question-answering")
+    assert problem.what == (
+        "the checkpoint is one for token-classification, and the recipe has another task"
+    )
+    assert (problem.where, problem.given) == ("task", "question-answering")
+    assert problem.fix == ("set task: token-classification, or use the recipe words or int8")
+
+
+def test_a_pass_that_is_not_for_the_model(place: Workplace) -> None:
+    place.write_config(architectures=["BertLMHeadModel"])
+    problem = place.problem(passes=["trim_vocabulary", "export"])
+    assert problem.where == "passes.0"
+    assert problem.what == (
+        "trim_vocabulary cannot be used on this model: it writes text, and any token may be wanted"
+    )
+    assert problem.fix == ("remove it, or take the built-in recipe int8, which is for every model")
 
 
 def test_a_config_of_another_kind_of_network(place: Workplace) -> None:
@@ -483,12 +527,14 @@ def test_a_checkpoint_without_head_is_one_problem(place: Workplace) -> None:
 
 def test_a_checkpoint_of_another_task_names_the_recipe_for_it(place: Workplace) -> None:
     place.write_config(architectures=["BertLMHeadModel"])
-    problem = place.problem(validate_recipe)  # its data is not looked at
+    other = {"task": "text-classification"}
+    problem = place.problem(validate_recipe, **other)  # its data is not looked at
     assert "is one for text-generation, and the recipe has another task" in problem.what
     assert (problem.where, problem.given) == ("task", "text-classification")
-    assert problem.fix == "set task: text-generation, or use the recipe generation"
+    assert problem.fix == "set task: text-generation, or use the recipe generation or int8"
     place.write_config(architectures=["BertForQuestionAnswering"])
-    assert place.problem(validate_recipe).fix == "set task: question-answering"
+    fix = place.problem(validate_recipe, **other).fix
+    assert fix == "set task: question-answering, or use the recipe int8"
 
 
 def test_a_valid_recipe_is_planned(place: Workplace) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,10 +16,11 @@ from compressor.tasks import get_task
 from targets.bundle import Bundle
 from targets.evaluation_pack import EvaluationPack
 from tests.compressor.conftest import Finished, Outcome
-from tests.compressor.questions import SQUAD, save_network, squad_splits
+from tests.compressor.questions import squad_splits
 
+HOME = "questions"
 RECIPE = """
-model: tuned
+model: model
 task: question-answering
 data: {train: train.json, test: test.json, slices: [title]}
 passes:
@@ -40,22 +40,11 @@ output: out
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory, compressor: Callable[..., Outcome]) -> Path:
-    """A folder with the data, and a checkpoint that was fine-tuned from a bare encoder."""
-    folder = tmp_path_factory.mktemp("questions")
-    save_network(folder / "encoder", head="Model", max_position_embeddings=256)
-    for name in ("train", "test"):
-        shutil.copyfile(SQUAD, folder / f"{name}.json")
+def place(tuned: Path) -> Path:
+    """The home, with questions that have no answers."""
     asked = {"question": "who sings", "context": "birds sing at dawn and frogs at night"}
-    (folder / "more.jsonl").write_text(f"{json.dumps(asked)}\n" * 4)
-    (folder / "recipe.yaml").write_text(RECIPE, encoding="utf-8")
-    tuned = compressor(
-        "finetune", folder / "encoder", folder, "--output", folder / "tuned",
-        "--task", "question-answering", "--store", folder / "store",
-        "--set", "epochs=60", "--set", "batch_size=4", "--set", "learning_rate=0.005",
-    )  # fmt: skip
-    assert tuned.code == 0, tuned.err
-    return folder
+    (tuned / "more.jsonl").write_text(f"{json.dumps(asked)}\n" * 4)
+    return tuned
 
 
 @pytest.fixture(scope="module")
@@ -65,12 +54,12 @@ def run(place: Path, compressor: Callable[..., Outcome]) -> Finished:
 
 
 def test_a_bare_encoder_learns_to_answer(place: Path) -> None:
-    model = get_task("question-answering").load_checkpoint(place / "tuned")
+    model = get_task("question-answering").load_checkpoint(place / "model")
     task = get_task(model.task)
     found = task.answers.score(answer(model, squad_splits().test))
     assert found.measure == "F1"
     assert found.value > 0.5
-    judged = json.loads((place / "tuned" / "finetune.json").read_text())["accuracy"]
+    judged = json.loads((place / "model" / "finetune.json").read_text())["accuracy"]
     assert judged["test"]["value"] == pytest.approx(found.value, abs=0.01)
 
 
@@ -165,7 +154,7 @@ def test_the_other_commands_take_it(
     compressor: Callable[..., Outcome],
 ) -> None:  # fmt: skip
     bundle = run.output / "bundles" / "fp32-onnxruntime"
-    found = compressor(command, place / "tuned" if command == "inspect" else bundle, *more)
+    found = compressor(command, place / "model" if command == "inspect" else bundle, *more)
     assert found.code == 0, found.err
     if command == "inspect":
         assert "question-answering" in found.out

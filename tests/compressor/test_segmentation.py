@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -12,22 +11,25 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from transformers import SegformerConfig, SegformerImageProcessor, SegformerModel
+from transformers import SegformerImageProcessor
 
 import targets
 from compressor.checkpoint import label_names
 from compressor.report.files import read_answers, read_report
-from compressor.report.schema import Row
 from compressor.tasks import get_task, infer_task
 from targets.answers.pixel_labels import UNLABELLED
 from targets.bundle import Bundle
 from targets.evaluation_pack import EvaluationPack
 from tests.compressor.conftest import Finished, Outcome
+from tests.compressor.segmentation import (
+    SIDE,
+    make_shapes,
+)
 
-SIDE = 32
+HOME = "segmentation"
 CLASSES = 3  # noise, circles, squares
 RECIPE = """
-model: trained
+model: model
 task: semantic-segmentation
 data: {train: train.csv, validation: validation.csv, test: test.csv}
 passes:
@@ -43,63 +45,9 @@ output: out
 """
 
 
-def make_shapes(seed: int, *, side: int = SIDE) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Noise with a reddish circle and a bluish square, whose borders count for nothing."""
-    generator = np.random.default_rng(seed)
-    pixels = generator.integers(0, 120, size=(side, side, 3), dtype=np.uint8)
-    mask = np.zeros((side, side), dtype=np.uint8)
-    rows, columns = np.mgrid[:side, :side]
-    radius, half = generator.integers(side // 6, side // 4, size=2)
-    row, column = generator.integers(radius, side - radius, size=2)
-    far = np.hypot(rows - row, columns - column)
-    mask[far < radius] = 1
-    mask[np.abs(far - radius) < 0.7] = UNLABELLED
-    top, left = generator.integers(0, side - 2 * half, size=2)
-    mask[top : top + 2 * half, left : left + 2 * half] = 2
-    pixels[..., 0][mask == 1] += 120
-    pixels[..., 2][mask == 2] += 120
-    return pixels, mask
-
-
-def write_shapes(folder: Path, name: str, count: int, seed: int) -> None:
-    (folder / name).mkdir()
-    rows = []
-    for index in range(count):
-        pixels, mask = make_shapes(1000 * seed + index)
-        Image.fromarray(pixels).save(folder / name / f"{index}.png")
-        Image.fromarray(mask).save(folder / name / f"{index}-mask.png")
-        rows.append((f"{name}/{index}.png", f"{name}/{index}-mask.png"))
-    write_table(folder / f"{name}.csv", rows)
-
-
-def write_table(path: Path, rows: list[tuple[str, str]]) -> None:
-    with path.open("w", encoding="utf-8", newline="") as stream:
-        csv.writer(stream).writerows([("image", "mask"), *rows])
-
-
 def read_shapes(folder: Path, name: str, count: int) -> tuple[list[str], NDArray[np.uint8]]:
     masks = [np.asarray(Image.open(folder / name / f"{each}-mask.png")) for each in range(count)]
     return [str(folder / name / f"{each}.png") for each in range(count)], np.stack(masks)
-
-
-def write_encoder(folder: Path) -> None:
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        config = SegformerConfig(
-            num_encoder_blocks=2,
-            depths=[1, 1],
-            sr_ratios=[2, 1],
-            hidden_sizes=[16, 32],
-            patch_sizes=[3, 3],
-            strides=[2, 2],
-            num_attention_heads=[1, 2],
-            mlp_ratios=[2, 2],
-            decoder_hidden_size=32,
-            classifier_dropout_prob=0.0,
-            drop_path_rate=0.0,
-        )
-        SegformerModel(config).save_pretrained(folder)
-    SegformerImageProcessor(size={"height": SIDE, "width": SIDE}).save_pretrained(folder)
 
 
 def mean_iou(found: NDArray[np.generic], wanted: NDArray[np.generic]) -> float:
@@ -112,55 +60,26 @@ def mean_iou(found: NDArray[np.generic], wanted: NDArray[np.generic]) -> float:
     return float(np.mean(shares))
 
 
-@pytest.fixture(scope="module")
-def shapes(tmp_path_factory: pytest.TempPathFactory, compressor: Callable[..., Outcome]) -> Path:
-    """An encoder without a head, data, and what `finetune` makes of them."""
-    folder = tmp_path_factory.mktemp("shapes")
-    for seed, (name, count) in enumerate((("train", 48), ("validation", 12), ("test", 16))):
-        write_shapes(folder, name, count, seed)
-    write_encoder(folder / "encoder")
-    found = compressor(
-        "finetune", folder / "encoder", folder, "--output", folder / "trained",
-        "--task", "semantic-segmentation", "--store", folder / "store",
-        "--set", "epochs=12", "--set", "learning_rate=5e-3", "--set", "batch_size=12",
-    )  # fmt: skip
-    assert found.code == 0, found.err
-    (folder / "recipe.yaml").write_text(RECIPE, encoding="utf-8")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def run(shapes: Path, compressor: Callable[..., Outcome]) -> Finished:
-    store = shapes / "store"
-    outcome = compressor("run", shapes / "recipe.yaml", "--store", store)
-    return Finished(outcome, shapes / "out", store)
-
-
-def rows_with_bundles(run: Finished) -> list[Row]:
-    assert run.outcome.code == 0, run.outcome.out + run.outcome.err
-    return [each for each in read_report(run.output).rows if each.bundle is not None]
-
-
-def test_shapes_are_learnt_and_pixels_counted(shapes: Path) -> None:
-    facts = json.loads((shapes / "trained" / "finetune.json").read_text())["accuracy"]["test"]
-    _, masks = read_shapes(shapes, "test", 16)
+def test_shapes_are_learnt_and_pixels_counted(tuned: Path) -> None:
+    facts = json.loads((tuned / "model" / "finetune.json").read_text())["accuracy"]["test"]
+    _, masks = read_shapes(tuned, "test", 16)
     assert (facts["num_rows"], facts["unit"]) == (16, "pixel")
     assert facts["num_units"] == (masks != UNLABELLED).sum()
     # Units of an image hang together: the interval is wider than that of so many alone.
     alone = 1.96 * np.sqrt(facts["value"] * (1 - facts["value"]) / facts["num_units"])
     assert facts["high"] - facts["low"] > 3 * alone
-    assert infer_task(shapes / "trained") == "semantic-segmentation"
-    assert label_names(shapes / "trained") == ("0", "1", "2")
+    assert infer_task(tuned / "model") == "semantic-segmentation"
+    assert label_names(tuned / "model") == ("0", "1", "2")
 
 
-def test_a_run_counts_every_pixel_of_every_bundle(run: Finished, shapes: Path) -> None:
-    rows = rows_with_bundles(run)
+def test_a_run_counts_every_pixel_of_every_bundle(run: Finished, tuned: Path) -> None:
+    rows = run.rows
     assert {(row.target, row.precision) for row in rows} == {
         (target, precision)
         for target in ("onnxruntime", "openvino")
         for precision in ("fp32", "int8")
     }
-    images, masks = read_shapes(shapes, "test", 16)
+    images, masks = read_shapes(tuned, "test", 16)
     answers = read_answers(read_report(run.output), run.output)
     assert answers is not None
     for row in rows:
@@ -185,7 +104,7 @@ def test_a_run_counts_every_pixel_of_every_bundle(run: Finished, shapes: Path) -
 def test_a_device_finds_the_accuracy_that_was_built(
     run: Finished, target: str, compressor: Callable[..., Outcome]
 ) -> None:
-    row = next(each for each in rows_with_bundles(run) if each.target == target)
+    row = next(each for each in run.rows if each.target == target)
     folder = run.output / str(row.bundle)
     found = compressor("evaluate", folder)
     assert found.code == 0, found.err
@@ -198,9 +117,9 @@ def test_a_device_finds_the_accuracy_that_was_built(
 
 
 def test_a_bundle_answers_as_the_post_processing_of_transformers(
-    run: Finished, shapes: Path
+    run: Finished, tuned: Path
 ) -> None:
-    images, _ = read_shapes(shapes, "test", 16)
+    images, _ = read_shapes(tuned, "test", 16)
     untouched = next(
         each
         for each in (run.store / "steps").glob("*/files")
@@ -210,8 +129,8 @@ def test_a_bundle_answers_as_the_post_processing_of_transformers(
     )
     with targets.load(untouched) as predictor:
         found = predictor.predict(images)
-    model = get_task("semantic-segmentation").load_checkpoint(shapes / "trained").module
-    processor = SegformerImageProcessor.from_pretrained(shapes / "trained")
+    model = get_task("semantic-segmentation").load_checkpoint(tuned / "model").module
+    processor = SegformerImageProcessor.from_pretrained(tuned / "model")
     with torch.no_grad():
         outputs = model(**processor([Image.open(each) for each in images], return_tensors="pt"))
     assert outputs.logits.shape[2:] == (SIDE // 2, SIDE // 2)
@@ -225,7 +144,7 @@ def test_a_bundle_answers_as_the_post_processing_of_transformers(
 def test_masks_are_written_only_where_they_are_asked_for(
     run: Finished, compressor: Callable[..., Outcome], tmp_path: Path
 ) -> None:
-    bundle = run.output / str(rows_with_bundles(run)[0].bundle)
+    bundle = run.output / str(run.rows[0].bundle)
     pixels, _ = make_shapes(7, side=48)
     Image.fromarray(pixels).save(tmp_path / "photo.jpg")
     before = sorted(tmp_path.iterdir())
@@ -257,7 +176,7 @@ def test_masks_are_written_only_where_they_are_asked_for(
 def test_masks_have_a_file_each(
     run: Finished, compressor: Callable[..., Outcome], arguments: tuple[str, ...], message: str
 ) -> None:
-    bundle = run.output / str(rows_with_bundles(run)[0].bundle)
+    bundle = run.output / str(run.rows[0].bundle)
     found = compressor("predict", bundle, *arguments, "--masks", "masks")
     assert found.code == 2
     assert message in " ".join(found.err.replace("\u2502", " ").split())

@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 import json
-import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
-from transformers import BertConfig, BertModel
 
 import targets
 from compressor.gate.regression import compare_releases
 from compressor.report.files import read_answers, read_report
 from targets.bundle import Bundle
 from targets.evaluation_pack import EvaluationPack
-from tests.compressor.conftest import NOUNS, QUESTIONS, Finished, Outcome, make_wordpiece
+from tests.compressor.conftest import Finished, Outcome
+from tests.compressor.tagged import TAGS
 
-TAGS = ("ADV", "NOUN", "OTHER", "VERB")
+HOME = "words"
 RECIPE = """
-model: trained
+model: model
 task: token-classification
 data: {train: train.jsonl, validation: validation.jsonl, test: test.jsonl}
 passes:
@@ -42,78 +40,17 @@ output: out
 """
 
 
-def tag(words: list[str], place: int) -> str:
-    """By the word, and for nouns by the word before them."""
-    word = words[place]
-    if word in QUESTIONS:
-        return "ADV"
-    if word not in NOUNS:
-        return "OTHER"
-    return "VERB" if place and words[place - 1] in QUESTIONS else "NOUN"
-
-
-def make_sentences(num_rows: int, seed: int) -> list[list[str]]:
-    generator = random.Random(seed)
-    pool = [*QUESTIONS, *QUESTIONS, *NOUNS, "Oslo", "Rome", "o'er"]
-    return [generator.choices(pool, k=generator.randint(2, 7)) for _ in range(num_rows)]
-
-
-def write_sentences(path: Path, sentences: list[list[str]]) -> None:
-    rows = [
-        {"tokens": words, "tags": [tag(words, place) for place in range(len(words))]}
-        for words in sentences
-    ]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-
-
-@pytest.fixture(scope="module")
-def tagged(tmp_path_factory: pytest.TempPathFactory, compressor: Callable[..., Outcome]) -> Path:
-    """An encoder without a head, data, and what `finetune` makes of them."""
-    folder = tmp_path_factory.mktemp("tagged")
-    for seed, (name, count) in enumerate((("train", 160), ("validation", 40), ("test", 60))):
-        write_sentences(folder / f"{name}.jsonl", make_sentences(count, seed))
-    tokenizer = make_wordpiece()
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        config = BertConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=32,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            intermediate_size=64,
-            max_position_embeddings=40,
-            initializer_range=0.1,
-        )
-        BertModel(config).save_pretrained(folder / "encoder")
-    tokenizer.save_pretrained(folder / "encoder")
-    found = compressor(
-        "finetune", folder / "encoder", folder, "--output", folder / "trained",
-        "--task", "token-classification", "--store", folder / "store",
-        "--set", "epochs=16", "--set", "learning_rate=3e-3", "--set", "batch_size=16",
-    )  # fmt: skip
-    assert found.code == 0, found.err
-    (folder / "recipe.yaml").write_text(RECIPE, encoding="utf-8")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def run(tagged: Path, compressor: Callable[..., Outcome]) -> Finished:
-    store = tagged / "store"
-    outcome = compressor("run", tagged / "recipe.yaml", "--store", store)
-    return Finished(outcome, tagged / "out", store)
-
-
 def rows_of(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def test_words_are_learnt_and_counted(tagged: Path) -> None:
-    facts = json.loads((tagged / "trained" / "finetune.json").read_text())["accuracy"]["test"]
-    words = sum(len(each["tags"]) for each in rows_of(tagged / "test.jsonl"))
+def test_words_are_learnt_and_counted(tuned: Path) -> None:
+    facts = json.loads((tuned / "model" / "finetune.json").read_text())["accuracy"]["test"]
+    words = sum(len(each["tags"]) for each in rows_of(tuned / "test.jsonl"))
     assert facts["num_rows"] == 60
     assert (facts["unit"], facts["num_units"]) == ("word", words)
     assert facts["value"] > 0.9
-    config = json.loads((tagged / "trained" / "config.json").read_text())
+    config = json.loads((tuned / "model" / "config.json").read_text())
     assert config["architectures"] == ["BertForTokenClassification"]
     assert tuple(config["id2label"].values()) == TAGS
 
@@ -137,11 +74,11 @@ def test_a_run_builds_and_measures_every_target(run: Finished) -> None:
     assert "sign-flip test of the test rows, of which there are 60" in page
 
 
-def test_the_answers_of_a_report_are_units(run: Finished, tagged: Path) -> None:
+def test_the_answers_of_a_report_are_units(run: Finished, tuned: Path) -> None:
     report = read_report(run.output)
     answers = read_answers(report, run.output)
     assert answers is not None
-    sentences = rows_of(tagged / "test.jsonl")
+    sentences = rows_of(tuned / "test.jsonl")
     labels = [TAGS.index(tag) for each in sentences for tag in each["tags"]]
     rows = [index for index, each in enumerate(sentences) for _ in each["tags"]]
     assert answers["labels"].tolist() == labels
@@ -158,7 +95,7 @@ def test_the_answers_of_a_report_are_units(run: Finished, tagged: Path) -> None:
 
 @pytest.mark.parametrize("target", ["onnxruntime", "openvino", "pytorch"])
 def test_a_device_finds_the_accuracy_that_was_built(
-    run: Finished, target: str, compressor: Callable[..., Outcome], tagged: Path
+    run: Finished, target: str, compressor: Callable[..., Outcome], tuned: Path
 ) -> None:
     row = next(
         each
@@ -173,7 +110,7 @@ def test_a_device_finds_the_accuracy_that_was_built(
     here, built = found.out.splitlines()
     assert here.split(": ")[1].strip() == built.split(": ")[1].strip() == str(row.test)
     # and by a way of its own: word by word, as a user gets them
-    sentences = rows_of(tagged / "test.jsonl")
+    sentences = rows_of(tuned / "test.jsonl")
     with targets.load(folder) as predictor:
         predictions = predictor.predict([each["tokens"] for each in sentences])
     right = [
@@ -205,14 +142,14 @@ def test_texts_and_lists_of_words_on_the_command_line(
     assert [each["label"] for each in words] == ["ADV", "OTHER", "OTHER"]
 
 
-def test_the_pack_of_a_bundle_judges_first_pieces(run: Finished, tagged: Path) -> None:
+def test_the_pack_of_a_bundle_judges_first_pieces(run: Finished, tuned: Path) -> None:
     bundle = Bundle.open(run.output / "bundles" / "fp32-onnxruntime")
     assert bundle.manifest.answers.kind == "token_labels"
     assert bundle.manifest.evaluation is not None
     pack = EvaluationPack.load(bundle.path(bundle.manifest.evaluation))
     assert pack.label_counts is not None
     assert pack.label_counts.tolist() == pack.lengths.tolist()
-    words = [len(each["tags"]) for each in rows_of(tagged / "test.jsonl")]
+    words = [len(each["tags"]) for each in rows_of(tuned / "test.jsonl")]
     judged = np.bincount(pack.label_rows[pack.labels != -100])
     assert judged.tolist() == words
 
@@ -226,13 +163,11 @@ def test_the_pack_of_a_bundle_judges_first_pieces(run: Finished, tagged: Path) -
     ],
 )
 def test_the_other_commands_take_it(
-    run: Finished, tagged: Path, command: str, more: tuple[str, ...],
+    run: Finished, tuned: Path, command: str, more: tuple[str, ...],
     compressor: Callable[..., Outcome],
 ) -> None:  # fmt: skip
     subject = (
-        tagged / "trained"
-        if command == "inspect"
-        else (run.output / "bundles" / "fp32-onnxruntime")
+        tuned / "model" if command == "inspect" else (run.output / "bundles" / "fp32-onnxruntime")
     )
     found = compressor(command, subject, *more)
     assert found.code == 0, found.err
@@ -262,9 +197,19 @@ def test_a_release_is_compared_by_the_rows_of_its_words(run: Finished) -> None:
 
 
 def test_a_recipe_for_another_task_is_refused(
-    tagged: Path, compressor: Callable[..., Outcome]
+    tuned: Path, compressor: Callable[..., Outcome]
 ) -> None:
-    found = compressor("validate", tagged / "recipe.yaml", "--set", "task=text-classification")
+    found = compressor("validate", tuned / "recipe.yaml", "--set", "task=text-classification")
     assert found.code == 3
     assert "the checkpoint is one for token-classification" in found.err
     assert "set task: token-classification" in found.err
+
+
+def test_the_task_is_told_before_a_run(tuned: Path, compressor: Callable[..., Outcome]) -> None:
+    recipe = "".join(RECIPE.splitlines(keepends=True)[:2] + RECIPE.splitlines(keepends=True)[3:])
+    assert "task:" not in recipe
+    (tuned / "untold.yaml").write_text(recipe, encoding="utf-8")
+    found = compressor("validate", tuned / "untold.yaml")
+    assert found.code == 0, found.err
+    assert "untold: valid, task token-classification" in found.out
+    assert compressor("plan", tuned / "untold.yaml").out.startswith("task: token-classification\n")

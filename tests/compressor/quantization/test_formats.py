@@ -84,3 +84,27 @@ def test_bf16_is_asked_for_in_the_metadata_and_changes_no_node(encoder_path, tmp
     model = load_model(tmp_path / "new.onnx")
     assert model.graph == load_model(encoder_path).graph
     assert {each.key: each.value for each in model.metadata_props} == {PRECISION_KEY: "bf16"}
+
+
+def test_a_model_without_products_of_the_kind_is_told(tmp_path):
+    """Convolutions alone: ranges at run time are for matrix products."""
+    value = onnx.helper.make_tensor_value_info
+    weights = numpy_helper.from_array(np.ones((4, 3, 3, 3), np.float32), "weights")
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("Conv", ["x", "weights"], ["y"], name="conv")],
+        "convolution",
+        [value("x", onnx.TensorProto.FLOAT, (1, 3, 8, 8))],
+        [value("y", onnx.TensorProto.FLOAT, (1, 4, 6, 6))],
+        [weights],
+    )
+    source = tmp_path / "conv.onnx"
+    onnx.save(
+        onnx.helper.make_model(
+            graph, opset_imports=[onnx.helper.make_opsetid("", 20)], ir_version=10
+        ),
+        source,
+    )
+    summary = quantize_dynamic(source, tmp_path / "new.onnx")
+    assert summary.is_empty
+    assert summary.note == "none of 1 matrix products and convolutions can be quantized so"
+    assert not quantize_weights(source, tmp_path / "new.onnx").is_empty

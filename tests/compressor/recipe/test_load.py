@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -538,6 +539,22 @@ def test_a_built_in_recipe_is_relative_to_the_working_directory(
         recipe = load_recipe(name, values=values)
         assert recipe.model == tmp_path / "m"
         assert recipe.output.is_relative_to(tmp_path)
+
+
+def test_a_recipe_without_a_task_has_that_of_its_checkpoint(tmp_path: Path) -> None:
+    """Wherever the model is named; a task that is named stands."""
+    (tmp_path / "vit").mkdir()
+    config = {"architectures": ["ViTForImageClassification"], "image_size": 32}
+    (tmp_path / "vit" / "config.json").write_text(json.dumps(config))
+    path = tmp_path / "mine.yaml"
+    path.write_text(MINIMAL.replace("checkpoint", "vit"))
+    assert load_recipe(path).task == "image-classification"
+    values = {"model": str(tmp_path / "vit")}
+    for name in ("fast", "int8"):
+        assert load_recipe(name, values=values).task == "image-classification"
+    named = load_recipe("int8", values=values, overrides=["task=semantic-segmentation"])
+    assert named.task == "semantic-segmentation"
+    assert load_recipe("int8", values={"model": "/nowhere"}).task == "text-classification"
 
 
 def test_a_misspelt_built_in_recipe_names_the_nearest() -> None:

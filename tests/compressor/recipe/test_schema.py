@@ -268,6 +268,7 @@ def test_the_chain_of_a_variant_begins_with_the_shared_passes() -> None:
     fields: dict[str, Any] = {
         "name": "r",
         "model": "m",
+        "task": "text-classification",
         "data": {"train": "a", "test": "b"},
         "targets": (available()["onnxruntime"](),),
     }

@@ -41,6 +41,7 @@ def recipe(home: Any, tmp_path: Any) -> Recipe:
     return Recipe(
         name="auto",
         model=home / "model",
+        task="text-classification",
         data=DataSpec(**{name: home / f"{name}.csv" for name in ("train", "validation", "test")}),
         targets=(get("onnxruntime"),),
         budget=Budget(max_accuracy_drop=100.0),
@@ -169,6 +170,7 @@ def found_with(int8_drop: float | None, *, budget: float | None = 1.0) -> tuple[
     wanted = Recipe(
         name="auto",
         model="model",
+        task="text-classification",
         data=DataSpec(train="train.csv", test="test.csv"),
         targets=(get("onnxruntime"), get("openvino")),
         budget=Budget(max_accuracy_drop=budget),
