@@ -34,7 +34,6 @@ MAX_SHARED = 0.02
 
 FOR_EVERY_MODEL = "int8"
 """The built-in recipe that suits every task and model."""
-"""What to run where a recipe does not suit a model."""
 
 
 @dataclass(frozen=True)
@@ -249,7 +248,8 @@ def _plan_chain(
                 f"{each.name} cannot be used on this model: {reason}",
                 where=_location(recipe, variant, index),
                 given=architecture.describe(),
-                fix=f"remove it, or take the built-in recipe {FOR_EVERY_MODEL}, which is for every model",
+                fix=f"remove it, or take the built-in recipe {FOR_EVERY_MODEL}, which is for every "
+                "model",
             )
             if not any(known.where == problem.where for known in problems):
                 problems.append(problem)
