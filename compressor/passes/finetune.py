@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Finetune"]
 
+_WITHOUT_HEAD = "it has no head that learns from labels: the command compressor finetune makes one"
+
 
 class Finetune(Pass, FinetuneSettings):
     """Train the model on the labels of the training data."""
@@ -32,7 +34,7 @@ class Finetune(Pass, FinetuneSettings):
     @classmethod
     def unsuited(cls, architecture: Architecture) -> str | None:
         """See the base class."""
-        return None if architecture.has_labels else "its data has no labels"
+        return None if architecture.has_labels else _WITHOUT_HEAD
 
     def plan(self, architecture: Architecture, *, width_multiple: int = 8) -> Architecture:
         """See the base class."""

@@ -215,7 +215,7 @@ def test_the_other_commands_take_it(
         ("passes.3.labels_weight=0.5", ("no labels to learn from", "leave the setting out")),
         (
             "passes.1={pass: finetune}",
-            ("finetune cannot be used on this model: its data has no labels",),
+            ("finetune cannot be used on this model: it has no head that learns from labels",),
         ),
     ],
 )

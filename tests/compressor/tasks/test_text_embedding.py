@@ -387,8 +387,10 @@ def test_passes_that_need_classes_are_not_offered(encoder: TorchModel) -> None:
         if (reason := each.unsuited(architecture)) is not None
     }
     assert refused == {
-        "finetune": "its data has no labels",
+        "finetune": "it has no head that learns from labels: the command compressor finetune "
+        "makes one",
         "student": "its answers are no classes",
+        "variable_window": "it hears no windows of one size",
     }
 
 
