@@ -56,6 +56,7 @@ __all__ = [
     "StoreError",
     "TrackingError",
     "choices",
+    "guess_first",
     "missing_path",
     "nearest",
 ]
@@ -208,13 +209,17 @@ def nearest(word: str, known: Iterable[str]) -> str | None:
 
 def choices(word: str, known: Collection[str]) -> str:
     """What to do about a word that is none of the known ones: the nearest of them, then all."""
+    return guess_first(word, known, f"known: {', '.join(known)}")
+
+
+def guess_first(word: str, known: Iterable[str], fix: str) -> str:
+    """What to do about a word that is none of the known ones: the nearest of them, then ``fix``."""
     guess = nearest(word, known)
-    return (f"did you mean {guess!r}? " if guess else "") + f"known: {', '.join(known)}"
+    return (f"did you mean {guess!r}? " if guess else "") + fix
 
 
 def missing_path(path: Path, fix: str) -> str:
     """What to do about a path that does not exist: the nearest name beside it, then ``fix``."""
     parent = path.absolute().parent
     siblings = sorted(each.name for each in parent.glob("*")) if parent.is_dir() else []
-    guess = nearest(path.name, siblings)
-    return (f"did you mean {guess!r}? " if guess else "") + fix
+    return guess_first(path.name, siblings, fix)

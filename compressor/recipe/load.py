@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from compressor.errors import Problem, RecipeError, missing_path, nearest
+from compressor.errors import Problem, RecipeError, guess_first, missing_path
 from compressor.passes import available_passes
 from compressor.recipe.document import apply_overrides, assign, read_document, shown
 from compressor.recipe.problems import problem_of, unknown_name
@@ -79,11 +79,10 @@ def _locate(source: str | Path) -> tuple[Path, Path]:
                 fix=missing_path(path, f"correct the path; {builtin}"),
             )
         else:
-            guess = nearest(str(source), known)
             problem = Problem(
                 "there is no such recipe",
                 given=source,
-                fix=(f"did you mean {guess!r}? " if guess else "") + f"pass a YAML file; {builtin}",
+                fix=guess_first(str(source), known, f"pass a YAML file; {builtin}"),
             )
         raise RecipeError([problem], where=source)
     return path, path.resolve().parent
