@@ -114,11 +114,15 @@ class Session(ABC):
         self.signature.check(feeds)
         return self._run(feeds)
 
-    def extend(self, feeds: Mapping[str, NDArray[np.generic]]) -> Arrays:
+    def extend(
+        self, feeds: Mapping[str, NDArray[np.generic]], rows: NDArray[np.integer] | None = None
+    ) -> Arrays:
         """Run the model on what follows the inputs of the last run, whose state it has kept.
 
         Args:
             feeds: See :meth:`run`, without the context; a mask covers all inputs so far.
+            rows: The row of the last run that each goes on from, (N,); by default itself. Each has
+                to have the context of that row: it stays as it is.
 
         Raises:
             InputError: The feeds do not match the signature.
@@ -131,9 +135,11 @@ class Session(ABC):
                 fix="build it with cache: true in the pass export",
             )
         self._going_on.check(feeds)
-        return self._extend(feeds)
+        return self._extend(feeds, rows)
 
-    def _extend(self, feeds: Mapping[str, NDArray[np.generic]]) -> Arrays:
+    def _extend(
+        self, feeds: Mapping[str, NDArray[np.generic]], rows: NDArray[np.integer] | None
+    ) -> Arrays:
         """Run on from the state; sessions of targets with `Target.keeps_state` do."""
         raise NotImplementedError(type(self).__name__)
 

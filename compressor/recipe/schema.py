@@ -91,7 +91,8 @@ class Recipe(BaseModel):
     @field_validator("benchmark")
     @classmethod
     def _fit_lengths(cls, settings: BenchmarkSettings, info: ValidationInfo) -> BenchmarkSettings:
-        """Inputs that all have one size have no length; others have one that is usual."""
+        """Inputs that all have one size have no length; others have one that is usual, or the
+        longest of the data."""
         task = info.data.get("task")
         if task is None:
             return settings
@@ -101,7 +102,10 @@ class Recipe(BaseModel):
             return settings
         if is_given and settings.sequence_length != FIXED_SIZE:
             raise ValueError(f"sequence_length has no effect with the task {task}")
-        return settings.model_copy(update={"sequence_length": kind.usual_length})
+        data = info.data.get("data")
+        longest = data.max_length if data is not None else None
+        length = min(kind.usual_length, longest or kind.usual_length)
+        return settings.model_copy(update={"sequence_length": length})
 
     @property
     def chains(self) -> dict[str, tuple[Pass, ...]]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from compressor.errors import CheckpointError
+from targets.beam_search import Beams
 
 __all__ = ["GENERATION", "Writing", "read_ends", "read_writing", "write_ends", "write_writing"]
 
@@ -32,6 +33,13 @@ _SETTINGS = (
     *(name for pair in _LANGUAGE for name in pair),
     "max_length",
     "max_new_tokens",
+    "forced_eos_token_id",
+    "min_length",
+    "min_new_tokens",
+    "no_repeat_ngram_size",
+    "num_beams",
+    "length_penalty",
+    "early_stopping",
 )
 """What is read, and written again."""
 
@@ -46,6 +54,10 @@ class Writing:
         suppressed: Tokens that are never written.
         suppressed_first: Tokens that no text begins with.
         longest: Most tokens of a text, the one that ends it included.
+        shortest: Least tokens before the one that ends a text.
+        no_repeat: Length of the runs of tokens that come once only; 0 for none.
+        forced_end: Whether the longest text ends with the token that says so.
+        beams: How texts are looked for; None for the most probable token at each step.
         settings: The same in the words of Hugging Face.
     """
 
@@ -54,6 +66,10 @@ class Writing:
     suppressed: tuple[int, ...]
     suppressed_first: tuple[int, ...]
     longest: int
+    shortest: int
+    no_repeat: int
+    forced_end: bool
+    beams: Beams | None
     settings: Mapping[str, Any]
 
 
@@ -115,11 +131,12 @@ def write_writing(writing: Writing, folder: Path) -> None:
 def _from_settings(named: Mapping[str, Any]) -> Writing:
     settings = {name: named[name] for name in _SETTINGS if name in named}
     start = [_token(settings["decoder_start_token_id"])]
+    is_forced = "forced_bos_token_id" in settings and "no_timestamps_token_id" not in settings
     if "no_timestamps_token_id" in settings:
         if settings.get("is_multilingual", True):
             start += [_told(settings, *names) for names in _LANGUAGE]
         start.append(_token(settings["no_timestamps_token_id"]))
-    elif "forced_bos_token_id" in settings:
+    elif is_forced:
         start.append(_token(settings["forced_bos_token_id"]))
     never = [*settings.get("suppress_tokens", ())]
     never += [token for [token] in settings.get("bad_words_ids", ())]
@@ -127,6 +144,10 @@ def _from_settings(named: Mapping[str, Any]) -> Writing:
         longest = int(settings.pop("max_new_tokens"))
     else:
         longest = int(settings.get("max_length", USUAL_LONGEST + len(start))) - len(start)
+    least = int(settings.pop("min_length", 0))
+    if "min_new_tokens" in settings:
+        least = int(settings.pop("min_new_tokens")) + 1  # after the first token of the decoder
+    shortest = max(0, least - len(start))
     positions = [int(named[name]) - len(start) for name in _POSITIONS if name in named]
     longest = max(1, min([longest, *positions]))
     return Writing(
@@ -135,8 +156,24 @@ def _from_settings(named: Mapping[str, Any]) -> Writing:
         suppressed=tuple(map(_token, never)),
         suppressed_first=tuple(map(_token, settings.get("begin_suppress_tokens", ()))),
         longest=longest,
-        settings={**settings, "max_length": len(start) + longest},
+        shortest=shortest,
+        no_repeat=int(settings.get("no_repeat_ngram_size", 0)),
+        forced_end=settings.get("forced_eos_token_id") is not None,
+        beams=_beams(settings, counted=int(is_forced)),
+        settings={
+            **settings,
+            "max_length": len(start) + longest,
+            **({"min_length": len(start) + shortest} if shortest else {}),
+        },
     )
+
+
+def _beams(settings: Mapping[str, Any], *, counted: int) -> Beams | None:
+    """How a checkpoint looks for texts; a penalty and an end have no effect without beams."""
+    if settings.get("num_beams", 1) == 1:
+        return None
+    named = {name: settings[name] for name in Beams.model_fields if name in settings}
+    return Beams(**named, counted=counted)
 
 
 def _told(settings: Mapping[str, Any], name: str, table: str) -> int:

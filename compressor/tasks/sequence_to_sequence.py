@@ -19,6 +19,7 @@ from compressor.tasks.generation_config import (
     write_writing,
 )
 from compressor.tasks.text_classification import TextClassification
+from compressor.tokenizer_files import TARGET, TOKENIZER, read_target_tokenizer, write_tokenizer
 from targets.answers import IGNORED, TranscriptAnswers, TranslationAnswers, Units
 from targets.answers.written import as_codes
 from targets.preprocessing import AnyPreprocessing
@@ -48,11 +49,13 @@ class Processor:
         reader: The processor of the inputs; that of the task `SequenceToSequence.source`.
         tokenizer: Of what is written; `transformers.PreTrainedTokenizerFast`.
         writing: How the decoder begins and ends.
+        file: Of the tokenizer; another one than that of a reader of texts that has its own.
     """
 
     reader: Any
     tokenizer: Any
     writing: Writing
+    file: str = TOKENIZER
 
 
 class SequenceToSequence(Task):
@@ -78,32 +81,41 @@ class SequenceToSequence(Task):
     def load_processor(self, folder: Path) -> Processor:
         """See the base class."""
         self.check_processor(folder)
-        return Processor(
-            self.source.load_processor(folder),
-            _TEXTS.load_processor(folder),
-            read_writing(folder),
-        )
+        reader, writing = self.source.load_processor(folder), read_writing(folder)
+        target = read_target_tokenizer(folder)
+        if target is not None:
+            return Processor(reader, target, writing, file=TARGET)
+        return Processor(reader, _TEXTS.load_processor(folder), writing)
 
     def save_processor(self, processor: Processor, folder: Path) -> None:
         """See the base class."""
         self.source.save_processor(processor.reader, folder)
-        _TEXTS.save_processor(processor.tokenizer, folder)
+        if processor.file == TOKENIZER:
+            _TEXTS.save_processor(processor.tokenizer, folder)
+        else:
+            write_tokenizer(processor.tokenizer, folder / processor.file)
         write_writing(processor.writing, folder)
 
     def processor_files(self, folder: Path) -> list[Path]:
         """See the base class."""
         files = (*self.source.processor_files(folder), *_TEXTS.processor_files(folder))
-        return [*dict.fromkeys(files), folder / GENERATION]
+        target = (path for path in [folder / TARGET] if path.is_file())
+        return [*dict.fromkeys(files), *target, folder / GENERATION]
 
     def answers_with(self, processor: Processor) -> TranscriptAnswers | TranslationAnswers:
         """See the base class."""
         writing = processor.writing
         return self.answers.model_copy(
             update={
+                "tokenizer": processor.file,
                 "end": writing.end,
                 "suppressed": writing.suppressed,
                 "suppressed_first": writing.suppressed_first,
                 "longest": writing.longest,
+                "shortest": writing.shortest,
+                "no_repeat": writing.no_repeat,
+                "forced_end": writing.forced_end,
+                "beams": writing.beams,
             }
         )
 
@@ -162,8 +174,7 @@ class SequenceToSequence(Task):
 
     def outputs(self, model: TorchModel) -> tuple[TensorSpec, ...]:
         """See the base class: logits of the token after each that the decoder was given."""
-        config: Any = model.module.config
-        shape = ("batch", "sequence", config.vocab_size)
+        shape = ("batch", "sequence", _num_written(model.module.config))
         return (TensorSpec(name="logits", dtype="float32", shape=shape),)
 
     def signature(self, model: TorchModel) -> Signature:
@@ -187,8 +198,7 @@ class SequenceToSequence(Task):
         found = self.source.example(network, processor.reader)
         rows = len(next(iter(found.values())))
         ids = torch.arange(rows * _EXAMPLE_TOKENS).reshape(rows, -1)
-        config: Any = network.config
-        return {**found, DECODER_IDS: ids % config.vocab_size}
+        return {**found, DECODER_IDS: ids % _num_written(network.config)}
 
     # Rows and batches
 
@@ -349,6 +359,11 @@ class _Reader:
     processor: Any
     max_length: int
     signature: Signature
+
+
+def _num_written(config: Any) -> int:
+    """Tokens that a model may write; Marian may have a vocabulary of its own for them."""
+    return int(getattr(config, "decoder_vocab_size", None) or config.vocab_size)
 
 
 def _state(model: TorchModel) -> tuple[StateSpec, ...]:

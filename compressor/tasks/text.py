@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -10,8 +9,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from compressor.architecture import Architecture
-from compressor.errors import CheckpointError
 from compressor.tasks.base import Row, Task
+from compressor.tokenizer_files import (
+    TOKENIZER,
+    check_tokenizer,
+    read_tokenizer,
+    write_tokenizer,
+)
 from targets.preprocessing import Preprocessing, TextPreprocessing
 from targets.preprocessing.text import IDS, MASK
 from targets.signature import Arrays, Signature, TensorSpec
@@ -29,61 +33,27 @@ __all__ = ["TextTask", "text_rows"]
 NUM_SINGLE = 3
 """Real texts that are compared one by one."""
 _EXAMPLE_SHAPE = (2, 8)  # a size of 1 would be taken for a fixed one
-_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
-
-_USUAL_TOKENS = {
-    "pad_token": "[PAD]",
-    "unk_token": "[UNK]",
-    "cls_token": "[CLS]",
-    "sep_token": "[SEP]",
-    "mask_token": "[MASK]",
-}
+_FILES = (TOKENIZER, "tokenizer_config.json", "special_tokens_map.json")
 
 
 class TextTask(Task):
-    """Reads texts with a fast tokenizer."""
+    """Reads texts with a tokenizer."""
 
     kind: ClassVar[Kind] = "text"
     preprocessing_type: ClassVar[type[Preprocessing]] = TextPreprocessing
 
     def check_processor(self, folder: Path) -> None:
         """See the base class."""
-        path = folder / "tokenizer.json"
-        if not path.is_file():
-            raise CheckpointError(
-                "the checkpoint has no fast tokenizer",
-                where=path,
-                fix="save it with AutoTokenizer.from_pretrained(..., use_fast=True)"
-                ".save_pretrained(folder)",
-            )
+        check_tokenizer(folder)
 
     def load_processor(self, folder: Path) -> Any:
         """See the base class."""
-        from tokenizers import Tokenizer
-        from transformers import PreTrainedTokenizerFast
-
-        self.check_processor(folder)
-        path = folder / "tokenizer.json"
-        vocabulary = Tokenizer.from_file(str(path))
-        # The generic class reads exactly tokenizer.json: no model-specific code, no hub. A special
-        # token that the vocabulary lacks would be added to it, beyond the rows of the model.
-        special = {
-            role: token
-            for role, token in (_USUAL_TOKENS | _configured_tokens(folder)).items()
-            if vocabulary.token_to_id(token) is not None
-        }
-        return PreTrainedTokenizerFast(tokenizer_file=str(path), **special)
+        return read_tokenizer(folder)
 
     def save_processor(self, processor: Any, folder: Path) -> None:
         """See the base class: without what its last call left in it, padding and truncation."""
-        from tokenizers import Tokenizer
-
         processor.save_pretrained(folder)
-        path = str(folder / "tokenizer.json")
-        tokenizer = Tokenizer.from_file(path)
-        tokenizer.no_padding()
-        tokenizer.no_truncation()
-        tokenizer.save(path)
+        write_tokenizer(processor, folder / TOKENIZER)
 
     def processor_files(self, folder: Path) -> list[Path]:
         """See the base class."""
@@ -95,13 +65,8 @@ class TextTask(Task):
 
     def preprocessing(self, folder: Path, max_length: int) -> TextPreprocessing:
         """See the base class."""
-        from tokenizers import Tokenizer
-
-        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-        config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
-        token = config.get("pad_token")
-        found = tokenizer.token_to_id(token) if isinstance(token, str) else None
-        return TextPreprocessing(max_length=max_length, pad_token_id=int(found or 0))
+        pad = self.load_processor(folder).pad_token_id
+        return TextPreprocessing(max_length=max_length, pad_token_id=int(pad or 0))
 
     def signature(self, model: TorchModel) -> Signature:
         """See the base class."""
@@ -214,18 +179,3 @@ def _repeated(row: Row, length: int) -> Row:
     """The row cut to, or repeated up to, a length."""
     times = -(-length // len(row[IDS]))
     return {name: (values * times)[:length] for name, values in row.items()}
-
-
-def _configured_tokens(folder: Path) -> dict[str, str]:
-    """The special tokens that a checkpoint names: role -> token."""
-    found: dict[str, str] = {}
-    for name in ("special_tokens_map.json", "tokenizer_config.json"):
-        try:
-            config = json.loads((folder / name).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            continue
-        for role, value in config.items():
-            token = value.get("content") if isinstance(value, dict) else value
-            if role.endswith("_token") and isinstance(token, str):
-                found[role] = token
-    return found

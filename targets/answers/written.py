@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import unicodedata
 from abc import abstractmethod
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 from pydantic import Field
 
@@ -22,6 +24,7 @@ from targets.answers.base import (
     most_probable,
     side_by_side,
 )
+from targets.beam_search import Beams, search, until
 from targets.preprocessing.base import DECODER_IDS
 from targets.preprocessing.text import read_tokenizer
 from targets.scoring import Accuracy, mean_score, ratio_score
@@ -64,7 +67,7 @@ class WrittenText(BasePrediction):
 
 
 class WrittenAnswers(Answers):
-    """What is answered is the text that a decoder writes, the most probable token at each step.
+    """What is answered is the text that a decoder writes.
 
     Texts travel as the numbers of their characters in Unicode, (samples, longest), filled up with
     0, so that what is judged of them needs no tokenizer.
@@ -80,6 +83,14 @@ class WrittenAnswers(Answers):
     """Tokens that no text begins with."""
     longest: int = Field(default=1, ge=1)
     """Most tokens of a text, the one that ends it included."""
+    shortest: int = Field(default=0, ge=0)
+    """Least tokens of a text before the one that ends it."""
+    no_repeat: int = Field(default=0, ge=0)
+    """Length of the runs of tokens that come once only in a text; 0 for none."""
+    forced_end: bool = False
+    """Whether a text as long as that ends with the token that says so, whatever is probable."""
+    beams: Beams | None = None
+    """How a text is looked for; without, the most probable token is written at each step."""
 
     unit: ClassVar[str] = "row"
     rows_at_once: ClassVar[int] = 8
@@ -100,10 +111,7 @@ class WrittenAnswers(Answers):
         return answer
 
     def tokens(self, session: Session, feeds: Arrays) -> list[list[int]]:
-        """What a model writes: the most probable token at each step (greedy search).
-
-        Rows whose text has ended go on with the others, and what they write then counts for
-        nothing.
+        """What a model writes; see :attr:`beams`.
 
         Args:
             session: Of a model with an encoder and a decoder.
@@ -113,22 +121,65 @@ class WrittenAnswers(Answers):
             The tokens of each row, without the one that ends it.
         """
         name = session.signature.outputs[0].name
-        scores = session.run(feeds)[name]
-        written: list[list[int]] = [[] for _ in scores]
-        going = set(range(len(written)))
+
+        def extend(tokens: NDArray[np.int64], rows: NDArray[np.int64] | None) -> NDArray[Any]:
+            return session.extend({DECODER_IDS: tokens}, rows)[name][:, -1]
+
+        size = self.beams.num_beams if self.beams is not None else 1
+        feeds = {name: np.repeat(array, size, axis=0) for name, array in feeds.items()}
+        allowed = functools.partial(self._allowed, feeds[DECODER_IDS])
+        first: NDArray[Any] = session.run(feeds)[name][:, -1]
+        if self.beams is None:
+            return self._most_probable(first, extend, allowed)
+        return search(first, extend, self.beams, end=self.end, longest=self.longest, scored=allowed)
+
+    def _most_probable(
+        self,
+        scores: NDArray[Any],
+        extend: Callable[[NDArray[np.int64], None], NDArray[Any]],
+        allowed: Callable[[NDArray[np.float32], NDArray[np.int64]], NDArray[np.float32]],
+    ) -> list[list[int]]:
+        """Greedy search. Rows whose text has ended go on with the others, for nothing."""
+        written = np.zeros((len(scores), 0), np.int64)
+        has_ended = np.zeros(len(scores), bool)
         for number in range(self.longest):
-            last = scores[:, -1].astype(np.float32)
-            last[:, list(self.suppressed)] = -np.inf
-            if not number:
-                last[:, list(self.suppressed_first)] = -np.inf
-            chosen = most_probable(last)
-            going -= {row for row in going if chosen[row] == self.end}
-            for row in going:
-                written[row].append(int(chosen[row]))
-            if not going or number + 1 == self.longest:
+            chosen = most_probable(allowed(scores.astype(np.float32), written))
+            written = np.concatenate([written, chosen[:, None]], axis=1)
+            has_ended |= chosen == self.end
+            if has_ended.all() or number + 1 == self.longest:
                 break
-            scores = session.extend({DECODER_IDS: chosen[:, None]})[name]
-        return written
+            scores = extend(chosen[:, None], None)
+        return [until(row, self.end) for row in written.tolist()]
+
+    def _allowed(
+        self,
+        start: NDArray[Any],
+        scores: NDArray[np.float32],
+        written: NDArray[np.int64],
+    ) -> NDArray[np.float32]:
+        """Scores of the tokens of one step, in which what may not be written is out of reach.
+
+        Args:
+            start: What the decoder goes on from, (rows, length).
+            scores: (rows, vocabulary), changed in place.
+            written: Tokens after that, (rows, step).
+        """
+        number = written.shape[1]
+        scores[:, list(self.suppressed)] = -np.inf
+        if not number:
+            scores[:, list(self.suppressed_first)] = -np.inf
+        if number < self.shortest:
+            scores[:, self.end] = -np.inf
+        before = np.concatenate([start, written], axis=1)
+        if 0 < self.no_repeat <= before.shape[1]:
+            runs = sliding_window_view(before, self.no_repeat, axis=1)
+            last = before[:, before.shape[1] + 1 - self.no_repeat :]
+            rows, places = np.nonzero((runs[:, :, :-1] == last[:, None]).all(axis=2))
+            scores[rows, runs[rows, places, -1]] = -np.inf
+        if self.forced_end and number + 1 == self.longest:
+            scores[:] = -np.inf
+            scores[:, self.end] = 0
+        return scores
 
     def place(self, labels: Labels, inputs: Sequence[Any], encoded: Encoded) -> Labels:
         """See the base class: the characters of the texts."""

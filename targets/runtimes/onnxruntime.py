@@ -254,9 +254,15 @@ class OnnxRuntimeSession(Session):
             found = self._encoder.run_with_ort_values(names, _values(read))
             self._context = dict(zip(names, found, strict=True))
             feeds = {name: array for name, array in feeds.items() if name not in read}
-        return self._extend(feeds)
+        return self._extend(feeds, None)
 
-    def _extend(self, feeds: Mapping[str, NDArray[np.generic]]) -> Arrays:
+    def _extend(
+        self, feeds: Mapping[str, NDArray[np.generic]], rows: NDArray[np.integer] | None
+    ) -> Arrays:
+        if rows is not None:
+            self._state = _values(
+                {name: value.numpy()[rows] for name, value in self._state.items()}
+            )
         names = [*self._names, *(spec.output for spec in self.signature.state)]
         # The runtime's own values: what is kept is not copied from run to run.
         given = {**_values(feeds), **self._context, **self._state}

@@ -263,14 +263,18 @@ class OpenVINOSession(Session):
                     output.get_any_name(): found[output] for output in self._encoder.model_outputs
                 }
                 feeds = {name: array for name, array in feeds.items() if name not in read}
-            return self._extend(feeds)
+            return self._extend(feeds, None)
         results = self._requests[0].infer(feeds, share_inputs=True)
         return {name: results[output] for name, output in self._outputs}
 
-    def _extend(self, feeds: Mapping[str, NDArray[np.generic]]) -> Arrays:
+    def _extend(
+        self, feeds: Mapping[str, NDArray[np.generic]], rows: NDArray[np.integer] | None
+    ) -> Arrays:
         if not self._requests:
             raise TargetError("the session is closed", fix="load the bundle again")
-        given = {**_with_beams(feeds), **self._context}
+        if rows is None:
+            rows = np.arange(len(next(iter(feeds.values()))))
+        given = {**feeds, BEAMS: rows.astype(np.int32), **self._context}
         results = self._requests[0].infer(given, share_inputs=True)
         return {name: np.array(results[output]) for name, output in self._outputs}
 
@@ -302,12 +306,6 @@ class OpenVINOSession(Session):
         self._outputs = []
         self._encoder = None
         self._context = {}
-
-
-def _with_beams(feeds: Mapping[str, NDArray[np.generic]]) -> Arrays:
-    """The inputs with one more: each row of the batch goes on from itself."""
-    size = len(next(iter(feeds.values())))
-    return {**feeds, BEAMS: np.arange(size, dtype=np.int32)}
 
 
 def _has_free_batch(signature: Signature) -> bool:

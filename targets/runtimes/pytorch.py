@@ -138,9 +138,15 @@ class PyTorchSession(Session):
         if not self.signature.state:
             return self._computed(feeds)
         self._kept = {}
-        return self._extend(feeds)
+        return self._extend(feeds, None)
 
-    def _extend(self, feeds: Mapping[str, NDArray[np.generic]]) -> Arrays:
+    def _extend(
+        self, feeds: Mapping[str, NDArray[np.generic]], rows: NDArray[np.integer] | None
+    ) -> Arrays:
+        import torch
+
+        if rows is not None:
+            self._kept["past_key_values"].reorder_cache(torch.from_numpy(rows))
         return self._computed(feeds, **self._kept, use_cache=True)
 
     def _computed(self, feeds: Mapping[str, NDArray[np.generic]], **more: Any) -> Arrays:

@@ -18,6 +18,7 @@ from compressor.passes.base import PassContext
 from compressor.passes.export import Export
 from compressor.passes.quantize import Quantize
 from compressor.tasks import get_task
+from targets.beam_search import Beams
 from targets.bundle import SCHEMA_VERSION, Bundle, Manifest
 from targets.errors import InputError, TargetError
 from targets.preprocessing.base import DECODER_IDS
@@ -111,6 +112,76 @@ def test_what_is_written_is_what_transformers_writes(model: TorchModel, bundle: 
         wanted = [row[: row.index(end)] if end in row else row for row in rows]
         assert answers.model_copy(update={"end": end}).tokens(session, feeds) == wanted
     session.close()
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"num_beams": 4},
+        {"num_beams": 3, "length_penalty": 2.0, "early_stopping": True},
+        {"num_beams": 3, "length_penalty": 0.3, "early_stopping": "never"},
+        {"num_beams": 2, "length_penalty": -1.0},
+        {"num_beams": 3, "no_repeat_ngram_size": 2, "min_new_tokens": 4},
+        {"no_repeat_ngram_size": 3, "min_new_tokens": 5},
+    ],
+    ids=str,
+)
+def test_settings_of_generation_give_what_transformers_writes(
+    model: TorchModel, bundle: Bundle, settings: dict[str, Any]
+) -> None:
+    feeds, writing = feeds_of(model), model.processor.writing
+    session = open_session(bundle, threads=1)
+    answers: Any = bundle.manifest.answers
+    changed = answers.model_copy(
+        update={
+            "beams": Beams(
+                **{name: settings[name] for name in Beams.model_fields if name in settings}
+            )
+            if "num_beams" in settings
+            else None,
+            "no_repeat": settings.get("no_repeat_ngram_size", 0),
+            "shortest": settings.get("min_new_tokens", 0),
+        }
+    )
+    never = answers.model_copy(update={"end": 10_000}).tokens(session, feeds)
+    ends = {END, never[0][4], never[1][2], 7}  # texts end at unlike steps, or at none
+    found = []
+    for end in sorted(ends):
+        given = {name: torch.from_numpy(each) for name, each in feeds.items()}
+        start = given.pop(DECODER_IDS)
+        module: Any = model.module
+        module.generation_config.update(forced_bos_token_id=None, bos_token_id=None)
+        rows = GenerationMixin.generate(
+            module,
+            **given,
+            decoder_input_ids=start,
+            do_sample=False,
+            max_new_tokens=writing.longest,
+            suppress_tokens=list(writing.suppressed) or None,
+            begin_suppress_tokens=list(writing.suppressed_first) or None,
+            eos_token_id=end,
+            pad_token_id=end,
+            **settings,
+        )[:, start.shape[1] :].tolist()
+        wanted = [row[: row.index(end)] if end in row else row for row in rows]
+        assert changed.model_copy(update={"end": end}).tokens(session, feeds) == wanted
+        found.append(wanted)
+    session.close()
+    assert len({str(each) for each in found}) > 1
+
+
+def test_what_is_found_for_a_row_does_not_depend_on_the_others(
+    model: TorchModel, bundle: Bundle
+) -> None:
+    feeds = feeds_of(model)
+    session = open_session(bundle, threads=1)
+    answers = bundle.manifest.answers.model_copy(update={"beams": Beams(num_beams=3)})
+    together = answers.tokens(session, feeds)
+    task = get_task(model.task)
+    rows = task.encode(model, make_splits(model.task).test.inputs[:3])
+    apart = [answers.tokens(session, dict(task.collate(model, [row])))[0] for row in rows]
+    session.close()
+    assert together == apart
 
 
 def test_a_run_begins_anew_and_extend_goes_on(model: TorchModel, bundle: Bundle) -> None:

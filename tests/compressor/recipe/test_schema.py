@@ -316,3 +316,11 @@ def test_a_benchmark_has_the_usual_length_of_the_inputs(
     else:
         with pytest.raises(RecipeError, match="has no effect with the task"):
             found(sequence_length=64)
+
+
+def test_a_benchmark_is_not_longer_than_the_data(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    for longest, length in ((32, 32), (512, 128)):
+        data = {**MINIMAL["data"], "max_length": longest}
+        path.write_text(yaml.safe_dump({**MINIMAL, "data": data}))
+        assert load_recipe(path).benchmark.sequence_length == length

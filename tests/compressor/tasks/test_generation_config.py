@@ -10,6 +10,7 @@ import pytest
 
 from compressor.errors import CheckpointError
 from compressor.tasks.generation_config import read_writing, write_writing
+from targets.beam_search import Beams
 
 START = {"decoder_start_token_id": 7, "eos_token_id": 2}
 WHISPER = {
@@ -60,6 +61,36 @@ def test_tokens_that_are_never_written_and_the_longest_text(tmp_path: Path) -> N
     assert found.longest == 98  # as many as there are positions after the two that begin it
 
 
+BEAMS = {**START, "num_beams": 3, "length_penalty": 0.6, "early_stopping": True}
+
+
+def test_how_texts_are_looked_for(tmp_path: Path) -> None:
+    assert read_writing(save(tmp_path, {}, START)).beams is None
+    assert read_writing(save(tmp_path, {}, {**BEAMS, "num_beams": 1})).beams is None
+    found = read_writing(save(tmp_path, {}, BEAMS))
+    assert found.beams == Beams(num_beams=3, length_penalty=0.6, early_stopping=True)
+    assert not found.forced_end
+    forced = {**BEAMS, "forced_bos_token_id": 0, "forced_eos_token_id": 2}
+    found = read_writing(save(tmp_path, {}, forced))
+    assert found.beams is not None
+    assert (found.beams.counted, found.forced_end) == (1, True)
+    write_writing(found, tmp_path)
+    assert read_writing(tmp_path) == found
+
+
+@pytest.mark.parametrize(
+    ("settings", "shortest"),
+    [({}, 0), ({"min_length": 1}, 0), ({"min_length": 6}, 5), ({"min_new_tokens": 6}, 6)],
+)
+def test_the_shortest_text_counts_what_is_written(
+    tmp_path: Path, settings: dict[str, Any], shortest: int
+) -> None:
+    found = read_writing(save(tmp_path, {}, {**START, **settings, "no_repeat_ngram_size": 3}))
+    assert (found.shortest, found.no_repeat) == (shortest, 3)
+    write_writing(found, tmp_path)
+    assert read_writing(tmp_path) == found
+
+
 @pytest.mark.parametrize(
     ("settings", "longest"),
     [({"max_length": 20}, 19), ({"max_new_tokens": 20, "max_length": 5}, 20), ({}, 256)],
@@ -92,6 +123,7 @@ def test_it_comes_back_without_the_config(tmp_path: Path) -> None:
         ({**START, "eos_token_id": [2, 3]}, r"\[2, 3\] is no token"),
         (LANGUAGES, "language"),
         ({**LANGUAGES, "language": "de", "task": "transcribe"}, "<|de|>"),
+        ({**START, "num_beams": "many"}, "num_beams"),
     ],
 )
 def test_what_is_missing_is_named(tmp_path: Path, generation: dict[str, Any], given: str) -> None:
