@@ -33,6 +33,14 @@ _OF_AN_ENCODER = {
 }
 """A field's usual name -> that in configs of an encoder and a decoder."""
 
+_OF_T5 = {
+    "hidden_size": "d_model",
+    "num_hidden_layers": "num_layers",
+    "num_attention_heads": "num_heads",
+    "intermediate_size": "d_ff",
+}
+"""The same in those of T5."""
+
 _OTHER_NAMES: Mapping[str, Mapping[str, str]] = {
     "distilbert": {
         "hidden_size": "dim",
@@ -110,8 +118,9 @@ class Architecture:
             such as stages of unlike widths, or those of a backbone with a config of its own.
         tapped_layers: Numbers of layers that another part of the network reads, such as the neck
             of DPT: none may go.
-        is_decoder: Whether it writes text: what it gives is the next token. Its layers then have
-            gates in their feed-forwards, no biases, and norms without a shift.
+        is_decoder: Whether it writes text: what it gives is the next token.
+        has_gates: Whether the feed-forwards of its layers have gates.
+        has_biases: Whether the projections of its layers have biases, and their norms shifts.
         queries_per_head: How many queries share the key and the value of a head.
         writes: Whether it has a decoder after its encoder, which writes a text.
         num_decoder_layers: So many of the layers are the decoder's, the last ones; each attends to
@@ -135,6 +144,8 @@ class Architecture:
     has_unknown_layers: bool = False
     tapped_layers: tuple[int, ...] = ()
     is_decoder: bool = False
+    has_gates: bool = False
+    has_biases: bool = True
     queries_per_head: int = 1
     writes: bool = False
     num_decoder_layers: int = 0
@@ -232,7 +243,8 @@ class Architecture:
     @property
     def _num_in_layers(self) -> int:
         hidden, total = self.hidden_size, 0
-        bias, norm, inputs = (0, 1, 2) if self.is_decoder else (1, 2, 1)
+        bias, norm = (1, 2) if self.has_biases else (0, 1)
+        inputs = 2 if self.has_gates else 1
         for layer in self.layers:
             keys = layer.num_heads * self.head_size
             queries = keys * self.queries_per_head
@@ -240,9 +252,13 @@ class Architecture:
             total += (queries + bias) * hidden
             total += inputs * (hidden + bias) * layer.ffn_width + (layer.ffn_width + bias) * hidden
             total += 2 * norm * hidden
-        # Attention to the encoder, with a norm; no head of it is ever pruned.
-        attention = 4 * (hidden + 1) * hidden - self.num_unbiased * hidden + 2 * hidden
-        return total + self.num_decoder_layers * attention
+        if self.num_decoder_layers:
+            # Attention to the encoder, with a norm; no head of it is ever pruned.
+            width = self.layers[-1].num_heads * self.head_size
+            attention = (hidden + bias) * 3 * width - self.num_unbiased * width
+            attention += (width + bias) * hidden + norm * hidden
+            total += self.num_decoder_layers * attention
+        return total
 
     def describe(self) -> str:
         """One line, such as ``6 layers x 12 heads x 1536 FFN, hidden 384, vocabulary 30522``."""
@@ -307,6 +323,8 @@ def _decoder(family: str, config: Mapping[str, object]) -> Architecture:
             layers=(LayerShape(heads, width),) * len(described.layers),
             head_size=_number(config, "head_dim") if own else described.head_size,
             queries_per_head=queries // heads,
+            has_gates=True,
+            has_biases=False,
         )
     return replace(
         described,
@@ -318,7 +336,7 @@ def _decoder(family: str, config: Mapping[str, object]) -> Architecture:
 
 
 def _writer(family: str, config: Mapping[str, object]) -> Architecture:
-    """A network with an encoder and a decoder; layers are known where they are those of BART."""
+    """An encoder and a decoder; layers are known where they are those of BART or of T5."""
     described = Architecture(family, (), 0, 0, 0, 0, FIXED_SIZE, has_unknown_layers=True)
     if "decoder_ffn_dim" in config:
         named = {usual: config.get(name) for usual, name in _OF_AN_ENCODER.items()}
@@ -331,6 +349,19 @@ def _writer(family: str, config: Mapping[str, object]) -> Architecture:
             layers=(*described.layers, *(layer,) * count),
             num_decoder_layers=count,
             num_unbiased=_NUM_UNBIASED.get(family, 0),
+        )
+    elif "d_ff" in config:
+        named = {usual: config.get(name) for usual, name in _OF_T5.items()}
+        described = _transformer("", named)
+        count = int(str(config.get("num_decoder_layers") or len(described.layers)))
+        described = replace(
+            described,
+            family=family,
+            head_size=_number(config, "d_kv"),
+            layers=(*described.layers, *described.layers[:1] * count),
+            num_decoder_layers=count,
+            has_gates=str(config.get("feed_forward_proj")).startswith("gated"),
+            has_biases=False,
         )
     longest = config.get("max_position_embeddings", _LONGEST_TEXT)
     return replace(

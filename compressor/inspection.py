@@ -168,7 +168,7 @@ def _names(module: nn.Module) -> tuple[_Names, ...]:
         inner = (
             name for name, each in layers[0].named_modules() if isinstance(each, type(attention))
         )
-        attentions = tuple(name.partition(".")[0] for name in inner)
+        attentions = tuple(name.rpartition(".")[0] or name for name in inner)
         found.append(_Names(path + ".", attentions, side))
     return tuple(found)
 
@@ -177,9 +177,10 @@ def _part(name: str, stacks: tuple[_Names, ...]) -> str:
     """The part that a weight or a module belongs to."""
     for names in stacks:
         if name.startswith(names.layers):
-            first = name.removeprefix(names.layers).partition(".")[2].partition(".")[0]
-            if first in names.attentions:
+            rest = name.removeprefix(names.layers).partition(".")[2]
+            if any(f"{rest}.".startswith(f"{each}.") for each in names.attentions):
                 return f"{names.side}attention"
+            first = rest.partition(".")[0]
             return names.side + ("norms" if "norm" in first.lower() else "feed-forward")
     pieces = name.split(".")
     return pieces[1] if len(pieces) > 2 else pieces[0]

@@ -129,6 +129,12 @@ def _set_sizes(config: Any, module: nn.Module) -> None:
     layers, stacks = encoder_layers(module), layer_stacks(module)
     if not layers:
         return
+    if len(stacks) > 1 and hasattr(config, "d_ff"):
+        config.num_layers, config.num_decoder_layers = map(len, stacks)
+        for side, stack in zip(SIDES, stacks, strict=True):
+            getattr(module, side).config.num_layers = len(stack)  # each side has one of its own
+        config.d_ff = max(layer.ffn_width for layer in layers)
+        return
     if len(stacks) > 1:
         for side, stack in zip(SIDES, stacks, strict=True):
             here, layers = layers[: len(stack)], layers[len(stack) :]

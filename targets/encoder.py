@@ -124,6 +124,23 @@ _FAMILIES = (
         head_size="head_dim",
         ffn_gate="mlp.gate_proj",
     ),
+    # T5, mT5, UMT5: the encoder and the decoder, without and with a gate
+    *(
+        _Names(
+            attention="layer.0.SelfAttention",
+            query="layer.0.SelfAttention.q",
+            key="layer.0.SelfAttention.k",
+            value="layer.0.SelfAttention.v",
+            attention_output="layer.0.SelfAttention.o",
+            ffn_input=f"layer.{place}.DenseReluDense.{inner}",
+            ffn_output=f"layer.{place}.DenseReluDense.wo",
+            num_heads=None,
+            head_size="key_value_proj_dim",
+            ffn_gate=None if gate is None else f"layer.{place}.DenseReluDense.{gate}",
+        )
+        for place in (1, 2)
+        for inner, gate in (("wi", None), ("wi_1", "wi_0"))
+    ),
     # ViT, DeiT, DINOv2, ViViT
     _Names(
         attention="attention",

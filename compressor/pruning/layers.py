@@ -23,6 +23,9 @@ __all__ = [
 ]
 
 
+_RELATIVE = "has_relative_attention_bias"
+
+
 def check_layers(keep: Sequence[int], num_layers: int) -> None:
     """Check that ``keep`` names existing layers, in ascending order, each once, at least one.
 
@@ -128,6 +131,7 @@ def select_layers(module: nn.Module, keep: Sequence[int]) -> nn.Module:
         kept = nn.ModuleList(layers[number] for number in here)
         for number, layer in enumerate(kept):
             _renumber(layer, number)
+        _move_positions(layers[0], kept[0])
         for parent in list(selected.modules()):
             for name, child in parent.named_children():
                 if child is layers:
@@ -141,6 +145,19 @@ def select_layers(module: nn.Module, keep: Sequence[int]) -> nn.Module:
         config.layer_types = [config.layer_types[layer] for layer in keep]
     update_config(selected)
     return selected
+
+
+def _move_positions(first: nn.Module, now_first: nn.Module) -> None:
+    """Give a layer the relative positions that the first of a stack reads for all of them (T5)."""
+    ours, theirs = (
+        next((part for part in layer.modules() if hasattr(part, _RELATIVE)), None)
+        for layer in (now_first, first)
+    )
+    if ours is None or theirs is None or not getattr(theirs, _RELATIVE):
+        return
+    if not getattr(ours, _RELATIVE):
+        setattr(ours, _RELATIVE, True)
+        ours.relative_attention_bias = theirs.relative_attention_bias
 
 
 def _renumber(layer: nn.Module, number: int) -> None:

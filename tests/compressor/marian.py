@@ -106,15 +106,19 @@ def write_marian(folder: Path) -> None:
                 encoder_ffn_dim=48,
                 decoder_ffn_dim=48,
                 max_position_embeddings=64,
-                max_length=24,
                 pad_token_id=pad,
                 eos_token_id=end,
-                forced_eos_token_id=end,
-                decoder_start_token_id=len(tokenizer.target_encoder) - 1,
+                decoder_start_token_id=pad,
                 init_std=0.3,
             )
         )
     network.eval().save_pretrained(model)
+    settings = {
+        "num_beams": 3, "max_length": 24, "bad_words_ids": [[pad]], "pad_token_id": pad,
+        "eos_token_id": end, "forced_eos_token_id": end, "decoder_start_token_id": pad,
+    }  # fmt: skip
+    text = json.dumps(settings)
+    (model / "generation_config.json").write_text(text, encoding="utf-8")
     rows = [
         (" ".join(line.split()[:6]), " ".join(other.split()[:6]))
         for line, other in zip(english(), foreign(), strict=True)

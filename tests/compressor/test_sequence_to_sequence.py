@@ -9,8 +9,9 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from transformers import GenerationMixin
+from transformers import GenerationMixin, MarianMTModel
 
+import targets
 from compressor.errors import PassError
 from compressor.lowering import _source
 from compressor.model import Model, OnnxModel, TorchModel
@@ -24,6 +25,7 @@ from targets.errors import InputError, TargetError
 from targets.preprocessing.base import DECODER_IDS
 from targets.registry import get, open_session
 from targets.signature import Arrays
+from tests.compressor.marian import english, reference, write_marian
 from tests.compressor.writers import END, FAMILIES, make_splits, make_writer
 
 TARGETS = ("onnxruntime", "openvino", "pytorch")
@@ -168,6 +170,30 @@ def test_settings_of_generation_give_what_transformers_writes(
         found.append(wanted)
     session.close()
     assert len({str(each) for each in found}) > 1
+
+
+def test_marian_answers_as_transformers_does(tmp_path: Path) -> None:
+    """From texts to texts: two vocabularies, beams, an end that is forced."""
+    write_marian(tmp_path)
+    task = get_task("translation")
+    model = task.load_checkpoint(tmp_path / "model")
+    context = PassContext(
+        splits=make_splits("translation"), load_original=lambda: model, seed=0, folder=tmp_path
+    )
+    exported = Export(max_batch=2).run(model, context).model
+    exported.save(tmp_path / "saved")
+    bundle = lower(exported, tmp_path / "bundle", "onnxruntime", tmp_path / "saved")
+    texts = [" ".join(line.split()[:8]) for line in english()[:6]]
+    tokenizer = reference(tmp_path / "model", separate=True)
+    network: Any = MarianMTModel.from_pretrained(tmp_path / "model")
+    with targets.load(bundle.folder) as predictor:
+        answers = [each.text for each in predictor.predict(texts)]
+    wanted = []
+    for text in texts:
+        [row] = network.generate(**tokenizer(text, return_tensors="pt"), do_sample=False)
+        wanted.append(tokenizer.decode(row, skip_special_tokens=True, use_source_tokenizer=False))
+    assert answers == wanted
+    assert len(set(answers)) > 1
 
 
 def test_what_is_found_for_a_row_does_not_depend_on_the_others(

@@ -82,11 +82,17 @@ FAMILIES: dict[str, Callable[[], Any]] = {
             max_position_embeddings=LONGEST,
         )
     ),
-    "t5": lambda: T5ForConditionalGeneration(
+    "t5": lambda: _t5(),
+    "flan-t5": lambda: _t5(feed_forward_proj="gated-gelu", tie_word_embeddings=False),
+}
+
+
+def _t5(**settings: Any) -> T5ForConditionalGeneration:
+    return T5ForConditionalGeneration(
         T5Config(
             vocab_size=VOCABULARY,
             d_model=32,
-            d_kv=8,
+            d_kv=6,
             d_ff=48,
             num_layers=2,
             num_heads=4,
@@ -94,9 +100,9 @@ FAMILIES: dict[str, Callable[[], Any]] = {
             pad_token_id=PAD,
             eos_token_id=END,
             decoder_start_token_id=PAD,
+            **settings,
         )
-    ),
-}
+    )
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
