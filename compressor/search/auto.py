@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -46,6 +47,11 @@ AS_FAST = 1.05
 """Latencies that differ by no more than this are about the same."""
 MAX_DEPTHS = 3
 """Numbers of layers that are tried for one latency."""
+CHOOSING_SHARE = 0.5
+"""Of the time for a latency: no further number of layers is tried that would end after it."""
+FEWER_EPOCHS = (1.0, 0.75, 0.5, 0.375, 0.25, 0.1875, 0.125)
+"""Of those that are wanted, where there is not the time for all: few values, so that a search that
+goes on finds the trainings of the one that was interrupted."""
 HOPELESS_POINTS = 3.0
 """A shape that misses the accuracy by more after a short training is not trained for long."""
 EMBEDDINGS: tuple[tuple[int, TableBits], ...] = ((20_000, 8), (20_000, 4), (15_000, 4), (10_000, 4))
@@ -67,7 +73,7 @@ class AutoSettings(BaseModel):
     """Of the training that chooses between numbers of layers."""
     epochs: int = 24
     """Of the training of a shape that was chosen. Fewer where there is more to train on than the
-    labelled data: trainings take as long."""
+    labelled data: trainings take as long. Fewer too where the time is short."""
     keep_first: int | None = None
     """Of the vocabulary; see `compressor.passes.trim_vocabulary`. None follows from the size in the
     budget."""
@@ -187,6 +193,9 @@ class _Searcher:
         self.manager = self.prepared.manager()
         self.labelled_share = self._labelled_share()
         self.seconds_an_epoch: float | None = None
+        self.earlier_s: dict[str, float] = {}
+        """Trainings that were there already -> what they took: a search that goes on comes to the
+        same end as one that was never interrupted."""
 
     def _labelled_share(self) -> float:
         """Of the rows that a training reads; an epoch with more rows counts for more."""
@@ -222,7 +231,7 @@ class _Searcher:
             interruption.forget()
             found.stopped = "it was interrupted"
         except _OutOfTimeError:
-            found.stopped = f"the time limit of {self.settings.time_limit_s / 60:.0f} min"
+            found.stopped = self._out_of_time
         if found.best is not None:
             found.int8_drop_points = self._int8_drop(found.best)
         return found
@@ -245,10 +254,16 @@ class _Searcher:
         while high - low > 1:
             middle = (low + high) // 2
             limit = found.whole_ms / LADDER[middle]
-            low, high = (middle, high) if self._at(found, curves, limit) else (low, middle)
+            share = 1 / math.ceil(math.log2(high - low))
+            holds = self._at(found, curves, limit, share=share)
+            low, high = (middle, high) if holds else (low, middle)
 
-    def _at(self, found: Search, curves: ImportanceCurves, limit_ms: float) -> bool:
-        """Train the best shape within a latency; whether its accuracy holds."""
+    def _at(
+        self, found: Search, curves: ImportanceCurves, limit_ms: float, *, share: float = 1.0
+    ) -> bool:
+        """Train the best shape within a latency, in a share of the time; whether it holds."""
+        begun_s = self._spent_s
+        ends_s = begun_s + share * (self.settings.time_limit_s - begun_s)
         solutions = self._solve(found, curves, limit_ms)
         if not solutions:
             if self.recipe.budget.max_latency_ms is not None:
@@ -260,16 +275,27 @@ class _Searcher:
                 )
             return False
         candidates = self._candidates(found, curves, limit_ms, solutions)
+        short: list[Trial] = []
         if len(candidates) > 1:
-            short = [self._train(found, each, self.settings.short_epochs) for each in candidates]
+            for each in candidates:
+                expected = self._spent_s + (self.seconds_an_epoch or 0) * self.short_epochs
+                if short and expected > begun_s + CHOOSING_SHARE * (ends_s - begun_s):
+                    break
+                short.append(self._train(found, each, self.short_epochs))
             best = min(short, key=lambda each: each.drop_points)
             allowed = self.recipe.budget.max_accuracy_drop
             bisects = self.recipe.budget.max_latency_ms is None
             if bisects and allowed is not None and best.drop_points > allowed + HOPELESS_POINTS:
                 return False
             candidates = [best.solution]
-        trial = self._train(found, candidates[0], self.settings.epochs)
-        return _holds(trial, self.recipe.budget)
+        epochs = self._epochs(self.settings.epochs)
+        if short and epochs > self.short_epochs and self.seconds_an_epoch:
+            left = (ends_s - self._spent_s) / self.seconds_an_epoch
+            epochs = fitting_epochs(epochs, left, more_than=self.short_epochs)
+        if not epochs:
+            found.stopped = self._out_of_time
+            return _holds(best, self.recipe.budget)
+        return _holds(self._train(found, candidates[0], epochs), self.recipe.budget)
 
     def _solve(
         self,
@@ -304,8 +330,8 @@ class _Searcher:
         """
         ranked = sorted(solutions.values(), key=lambda each: each.lost)[:MAX_DEPTHS]
         deepest = max(solutions.values(), key=lambda each: len(each.kept))
-        if deepest not in ranked:
-            ranked.append(deepest)
+        if deepest not in ranked[:2]:  # the first ones are tried where there is not time for all
+            ranked = [ranked[0], deepest, *(each for each in ranked[1:] if each is not deepest)]
         num_layers = len(self.architecture.layers)
         candidates: list[Solution] = []
         for each in ranked:
@@ -317,13 +343,13 @@ class _Searcher:
         return candidates
 
     def _train(self, found: Search, solution: Solution, epochs: int) -> Trial:
-        epochs = max(1, round(epochs * self.labelled_share))
         passes = self._passes(solution, epochs)
         self._check_time(epochs)
-        started = time.monotonic()
         last = self.manager.run(passes)[-1]
-        if not last.cached:
-            self.seconds_an_epoch = (time.monotonic() - started) / epochs
+        taken_s = last.record.duration_s
+        self.seconds_an_epoch = taken_s / epochs
+        if last.cached:
+            self.earlier_s[last.record.key] = taken_s
         drop = self._drop(last.record.facts["metrics"]["validation_accuracy"])
         trial = Trial(solution, epochs, drop, passes)
         found.add(trial, self.recipe.budget)
@@ -333,9 +359,27 @@ class _Searcher:
         self.progress.finish(f"{line} on the validation data after {epochs} epochs", cached=False)
         return trial
 
+    def _epochs(self, count: int) -> int:
+        """So many of the labelled data, in epochs of all that there is."""
+        return max(1, round(count * self.labelled_share))
+
+    @property
+    def short_epochs(self) -> int:
+        """Of the training that chooses between numbers of layers."""
+        return self._epochs(self.settings.short_epochs)
+
+    @property
+    def _out_of_time(self) -> str:
+        return f"the time limit of {self.settings.time_limit_s / 60:.0f} min"
+
+    @property
+    def _spent_s(self) -> float:
+        """Time that the search has taken, also before it was interrupted."""
+        return time.monotonic() - self.started + sum(self.earlier_s.values())
+
     def _check_time(self, epochs: int) -> None:
         expected = (self.seconds_an_epoch or 0.0) * epochs
-        if time.monotonic() - self.started + expected > self.settings.time_limit_s:
+        if self._spent_s + expected > self.settings.time_limit_s:
             raise _OutOfTimeError
 
     def _passes(self, solution: Solution, epochs: int) -> tuple[Pass, ...]:
@@ -401,6 +445,18 @@ def _embeddings(architecture: Architecture, budget: Budget) -> tuple[int, TableB
         if limit is None or size <= EMBEDDINGS_SHARE * limit * 1e6:
             return keep_first, bits
     return EMBEDDINGS[-1]
+
+
+def fitting_epochs(wanted: int, left: float, *, more_than: int = 0) -> int:
+    """How many epochs to train where there is the time for ``left``; 0 where it is not worth it.
+
+    Args:
+        wanted: Where time is no matter.
+        left: Epochs that there is time for.
+        more_than: As many were trained already: as few are not worth it.
+    """
+    found = (max(1, round(wanted * share)) for share in FEWER_EPOCHS)
+    return next((count for count in found if more_than < count <= left), 0)
 
 
 class _OutOfTimeError(Exception):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,7 +22,15 @@ from compressor.pipeline import run
 from compressor.progress import Silent
 from compressor.recipe import Recipe, load_recipe
 from compressor.report.files import read_report
-from compressor.search.auto import AutoSettings, Search, Trial, _embeddings, search
+from compressor.search import auto
+from compressor.search.auto import (
+    AutoSettings,
+    Search,
+    Trial,
+    _embeddings,
+    fitting_epochs,
+    search,
+)
 from compressor.search.found import KEEP_FLOAT, found_recipe, int8_variants
 from compressor.search.solver import Solution
 from compressor.store import RunStore
@@ -134,6 +144,76 @@ def test_the_time_limit_ends_the_search(recipe: Recipe, store: RunStore) -> None
     assert found.stopped == "the time limit of 0 min"
     assert found.best is None
     assert found.trials == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("limit_s", "epochs", "stopped"),
+    [
+        (10_000, [4, 4, 4, 24], None),
+        (300, [4, 4, 4, 18], None),  # nothing is left out before half of the time is over
+        (160, [4, 4, 6], None),
+        (60, [4], "the time limit of 1 min"),
+    ],
+)
+def test_where_time_is_short_less_is_tried_and_trained(
+    recipe: Recipe,
+    store: RunStore,
+    monkeypatch: pytest.MonkeyPatch,
+    limit_s: float,
+    epochs: list[int],
+    stopped: str | None,
+) -> None:
+    """An epoch takes 10 seconds of a clock that stands still otherwise."""
+    now = [0.0]
+
+    def train(searcher: Any, found: Search, solution: Solution, epochs: int) -> Trial:
+        now[0] += 10 * epochs
+        searcher.seconds_an_epoch = 10
+        trial = Trial(solution, epochs, 1 / epochs, ())
+        found.add(trial, searcher.recipe.budget)
+        return trial
+
+    monkeypatch.setattr(auto, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(auto._Searcher, "_train", train)
+    monkeypatch.setattr(auto._Searcher, "_int8_drop", lambda searcher, trial: 0.0)
+    monkeypatch.setattr(
+        auto._Searcher, "_candidates", lambda searcher, *given: [*given[-1].values()] * 3
+    )
+    shape = Solution((), 1.0, 0.0)
+    monkeypatch.setattr(auto._Searcher, "_solve", lambda searcher, *given: {1: shape})
+    wanted = recipe.model_copy(update={"budget": Budget(max_latency_ms=1.0)})
+    found = search(wanted, AutoSettings(time_limit_s=limit_s), store=store, progress=Silent())
+    assert [trial.epochs for trial in found.trials] == epochs
+    assert found.stopped == stopped
+    assert found.best is not None
+    assert found.best.epochs == max(epochs)
+
+
+@pytest.mark.slow
+def test_a_search_that_goes_on_has_the_time_that_it_had(recipe: Recipe, store: RunStore) -> None:
+    """Trainings that are there already count as if they were done now."""
+    settings = AutoSettings(epochs=2, short_epochs=1)
+    budget = Budget(max_accuracy_drop=100.0, max_latency_ms=1e3)
+    wanted = recipe.model_copy(update={"budget": budget})
+    first = search(wanted, settings, store=store, progress=Silent())
+    searcher = auto._Searcher(wanted, settings, store, Silent())
+    again = searcher.search()
+    assert [each.passes for each in again.trials] == [each.passes for each in first.trials]
+    keys = [step.record.duration_s for step in map(_last(searcher), again.trials)]
+    assert sum(searcher.earlier_s.values()) == pytest.approx(sum(keys))
+
+
+def _last(searcher: Any) -> Callable[[Trial], Any]:
+    return lambda trial: searcher.manager.run(trial.passes)[-1]
+
+
+@pytest.mark.parametrize(
+    ("left", "more_than", "epochs"),
+    [(100, 4, 24), (23.9, 4, 18), (12, 4, 12), (5, 4, 0), (6, 4, 6), (3, 0, 3), (2, 0, 0)],
+)
+def test_as_many_epochs_as_there_is_time_for(left: float, more_than: int, epochs: int) -> None:
+    assert fitting_epochs(24, left, more_than=more_than) == epochs
 
 
 @pytest.mark.parametrize(
