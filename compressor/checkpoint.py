@@ -25,9 +25,9 @@ _FLOATS = frozenset({"F64", "F32", "F16", "BF16"})  # as safetensors names them
 _NUM_NAMED = 5  # tensors that an error names before it counts the rest
 
 _CONVERT = (
-    'convert it where you trust its origin: python -c "import sys; from transformers import '
-    "AutoModelForSequenceClassification as M; "
-    'M.from_pretrained(sys.argv[1]).save_pretrained(sys.argv[1])" FOLDER'
+    'convert it where you trust its origin: python -c "import json, sys, transformers; '
+    "folder = sys.argv[1]; [name] = json.load(open(folder + '/config.json'))['architectures']; "
+    'getattr(transformers, name).from_pretrained(folder).save_pretrained(folder)" FOLDER'
 )
 
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = ["PassManager", "TrainingStoppedError", "import_checkpoint"]
 
-IMPORT_VERSION = 3  # goes up when importing a checkpoint gives another result
+IMPORT_VERSION = 4  # goes up when importing a checkpoint gives another result
 
 
 def import_checkpoint(

@@ -1,8 +1,9 @@
 """Read the tokenizer of a checkpoint, whichever files it lies in.
 
 Most checkpoints have ``tokenizer.json``. Older ones have a list of words, merge rules or a
-SentencePiece model instead, of which transformers makes the same; Marian has two SentencePiece
-models, of which it does not.
+SentencePiece model instead, of which transformers makes the same. Marian has two SentencePiece
+models, of which it does not; they go before a ``tokenizer.json`` beside them, which can be that of
+one side only.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from compressor.checkpoint import read_config
 from compressor.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -36,7 +38,9 @@ _OTHERS = (
     "vocab.txt",
     "merges.txt",
     "spiece.model",
+    "spm.model",
     "sentencepiece.bpe.model",
+    "sentencepiece.model",
     "tokenizer.model",
     *_MARIAN,
 )
@@ -50,6 +54,7 @@ _USUAL_TOKENS = {
 }
 _MARIAN_TOKENS = {"unk_token": "<unk>", "eos_token": "</s>", "pad_token": "<pad>"}
 _CONTROL = (2, 3)  # kinds of pieces that stand for no text: unknown, control
+_UNIGRAM = 1  # kind of a SentencePiece model
 _NEVER = -1e6
 """Score of a token that a SentencePiece model does not cut texts into, in nats."""
 
@@ -80,14 +85,14 @@ def read_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     from transformers import PreTrainedTokenizerFast
 
     check_tokenizer(folder)
+    if _is_marian(folder):
+        return _marian(folder, _SPM, _VOCABULARY)
     path = folder / TOKENIZER
     if path.is_file():
         vocabulary = Tokenizer.from_file(str(path))
         # The generic class reads exactly tokenizer.json: no model-specific code, no hub.
         special = _known(_USUAL_TOKENS | _configured_tokens(folder), vocabulary)
         return PreTrainedTokenizerFast(tokenizer_file=str(path), **special)
-    if _is_marian(folder):
-        return _marian(folder, _SPM, _VOCABULARY)
     return _converted(folder)
 
 
@@ -104,7 +109,7 @@ def read_target_tokenizer(folder: Path) -> PreTrainedTokenizerFast | None:
     if path.is_file():
         special = _known(_configured_tokens(folder), Tokenizer.from_file(str(path)))
         return PreTrainedTokenizerFast(tokenizer_file=str(path), **special)
-    if (folder / TOKENIZER).is_file() or not _is_marian(folder):
+    if not _is_marian(folder):
         return None
     is_separate = (folder / _TARGET_VOCABULARY).is_file()
     return _marian(folder, _TARGET_SPM, _TARGET_VOCABULARY if is_separate else _VOCABULARY)
@@ -152,10 +157,29 @@ def _converted(folder: Path) -> PreTrainedTokenizerFast:
         )
     except Exception as error:  # of many libraries: what each tokenizer raises
         raise _unreadable(folder, f"{type(error).__name__}: {error}") from error
+    name = type(found).__name__
     backend = getattr(found, "backend_tokenizer", None)
     if backend is None:
-        raise _unreadable(folder, f"{type(found).__name__}, which is written in Python")
-    return PreTrainedTokenizerFast(tokenizer_object=backend, **found.special_tokens_map)
+        raise CheckpointError(
+            "the tokenizer of the checkpoint has no fast form",
+            where=folder,
+            given=f"{name}, which is written in Python",
+            fix="take a model whose tokenizer has one (tokenizer.json)",
+        )
+    own = {role: file for role, file in found.vocab_files_names.items() if file != TOKENIZER}
+    missing = [
+        file
+        for role, file in own.items()
+        if role in ("vocab_file", "merges_file") and not (folder / file).is_file()
+    ]
+    if missing:  # transformers makes one of a few tokens then
+        raise _unreadable(folder, f"{name} reads {', '.join(own.values())}; no {missing[0]}")
+    special = _known(found.special_tokens_map, backend)
+    rows = read_config(folder / "config.json").get("vocab_size")
+    size = backend.get_vocab_size(with_added_tokens=True)
+    if isinstance(rows, int) and size > rows:
+        raise _unreadable(folder, f"{size} tokens, where the model has rows for {rows}")
+    return PreTrainedTokenizerFast(tokenizer_object=backend, **special)
 
 
 def _is_marian(folder: Path) -> bool:
@@ -176,7 +200,7 @@ def _marian(folder: Path, model: str, vocabulary: str) -> PreTrainedTokenizerFas
 
     proto, ids = _read_spm(folder / model), _read_ids(folder / vocabulary)
     tokens = _MARIAN_TOKENS | _configured_tokens(folder)
-    missing = [token for role, token in _MARIAN_TOKENS.items() if tokens[role] not in ids]
+    missing = [tokens[role] for role in _MARIAN_TOKENS if tokens[role] not in ids]
     if missing:
         raise _unreadable(folder / vocabulary, f"it lacks {', '.join(missing)}")
     scores = {each.piece: each.score for each in proto.pieces if each.type not in _CONTROL}
@@ -207,6 +231,15 @@ def _read_spm(path: Path) -> Any:
         proto.ParseFromString(path.read_bytes())
     except Exception as error:  # protobuf and sentencepiece each have their own
         raise _unreadable(path, f"{type(error).__name__}: {error}") from error
+    trained, cleaned = proto.trainer_spec, proto.normalizer_spec
+    is_usual = cleaned.add_dummy_prefix and cleaned.remove_extra_whitespaces
+    if trained.model_type != _UNIGRAM or trained.byte_fallback or not is_usual or not proto.pieces:
+        raise _unreadable(
+            path,
+            f"{len(proto.pieces)} pieces, model type {trained.model_type}, byte fallback "
+            f"{trained.byte_fallback}; only unigram models without that, and with the usual "
+            "spaces, are read",
+        )
     return proto
 
 
@@ -226,6 +259,5 @@ def _unreadable(where: Path, given: object) -> CheckpointError:
         "the tokenizer of the checkpoint cannot be read",
         where=where,
         given=given,
-        fix="copy the checkpoint again, or save its fast tokenizer there: "
-        "AutoTokenizer.from_pretrained(..., use_fast=True).save_pretrained(folder)",
+        fix="copy the checkpoint again, with all files of its tokenizer",
     )

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from targets.discovery import Component
-from targets.errors import TargetError
+from targets.errors import InputError, TargetError
 from targets.signature import Arrays, Signature
 
 if TYPE_CHECKING:
@@ -125,7 +125,7 @@ class Session(ABC):
                 to have the context of that row: it stays as it is.
 
         Raises:
-            InputError: The feeds do not match the signature.
+            InputError: The feeds do not match the signature, or there are no such rows.
             TargetError: The model keeps no state.
         """
         if not self.signature.state:
@@ -135,6 +135,13 @@ class Session(ABC):
                 fix="build it with cache: true in the pass export",
             )
         self._going_on.check(feeds)
+        count = len(next(iter(feeds.values())))
+        if rows is not None and (len(rows) != count or not ((rows >= 0) & (rows < count)).all()):
+            raise InputError(
+                "the rows to go on from are not those of the last run",
+                given=f"{len(rows)} rows, from {min(rows, default=0)} to {max(rows, default=0)}",
+                fix=f"name {count} rows, from 0 to {count - 1}",
+            )
         return self._extend(feeds, rows)
 
     def _extend(

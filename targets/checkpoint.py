@@ -298,14 +298,28 @@ def _load_resized(folder: Path, network: Any, manifest: ShapeManifest, found: Sh
     state = {
         name: value for path in weight_files(folder) for name, value in load_file(path).items()
     }
+    _untie(module, state)
     module.load_state_dict(state, strict=False)  # compared above; tied copies are not stored
-    module.tie_weights()  # type: ignore[operator]
+    module.tie_weights(recompute_mapping=False)  # type: ignore[operator]
     set_head_counts(module, manifest.head_size)
     layers = tuple(LayerShape(each.num_heads, each.ffn_width) for each in encoder_layers(module))
     if layers != manifest.layers:
         raise _foreign(folder, f"layers {_some(manifest.layers)} against weights {_some(layers)}")
     update_config(module)
     return module
+
+
+def _untie(module: Any, state: Mapping[str, Tensor]) -> None:
+    """Part weights that the config ties, and that are stored with values of their own (T5 v1.1)."""
+    from torch import nn
+
+    for name, source in list(module.all_tied_weights_keys.items()):
+        if name not in state or source not in state or state[name].equal(state[source]):
+            continue
+        owner, _, attribute = name.rpartition(".")
+        own = nn.Parameter(module.get_parameter(name).detach().clone())
+        setattr(module.get_submodule(owner), attribute, own)
+        del module.all_tied_weights_keys[name]
 
 
 def _check_names(found: Shapes, reference: nn.Module) -> None:

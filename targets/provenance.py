@@ -10,9 +10,15 @@ from targets.errors import BundleError, CheckpointError
 __all__ = ["check_origin", "checkpoint_hashes"]
 
 
+_READ = (".json", ".safetensors", ".model", ".spm", ".jinja")
+_READ_BY_NAME = ("vocab.txt", "merges.txt")
+
+
 def checkpoint_hashes(folder: Path) -> dict[str, str]:
     """Name -> sha256 of every file of a checkpoint that is read; part of the key of its steps."""
-    read = sorted(path for path in folder.glob("*") if path.suffix in (".json", ".safetensors"))
+    read = sorted(
+        path for path in folder.glob("*") if path.suffix in _READ or path.name in _READ_BY_NAME
+    )
     read += sorted(folder.glob("*_Pooling/config.json"))  # of sentence-transformers
     return {path.relative_to(folder).as_posix(): hash_file(path) for path in read}
 

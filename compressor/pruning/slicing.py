@@ -86,7 +86,7 @@ def keep_units(module: nn.Module, kept: Kept, example: Mapping[str, Tensor]) -> 
         parameter.grad = None
         parameter.requires_grad_(flags[name])
     pruned.train(training)
-    pruned.tie_weights()  # type: ignore[operator]
+    pruned.tie_weights(recompute_mapping=False)  # type: ignore[operator]
     update_config(pruned)
     _check_sizes(layers, kept, head_size)
     return pruned

@@ -33,7 +33,7 @@ from compressor.search.found import int8_variants, variants
 from compressor.search.latency import LatencyTable
 from compressor.search.probing import Prober
 from compressor.search.solver import ImportanceCurves, Solution, solve
-from compressor.store import RunStore
+from compressor.store import RunStore, StoredStep
 from compressor.tasks import get_task
 from compressor.training.distillation import read_unlabeled
 
@@ -90,12 +90,14 @@ class Trial:
         epochs: Of its training.
         drop_points: Accuracy lost on the validation data.
         passes: What makes it.
+        epoch_s: Time that an epoch took, in seconds; 0 where it is not known.
     """
 
     solution: Solution
     epochs: int
     drop_points: float
     passes: tuple[Pass, ...]
+    epoch_s: float = 0.0
 
 
 @dataclass
@@ -192,10 +194,11 @@ class _Searcher:
         self.prepared = prepare(recipe, plan, store=store, progress=progress)
         self.manager = self.prepared.manager()
         self.labelled_share = self._labelled_share()
-        self.seconds_an_epoch: float | None = None
+        self.epoch_s = 0.0
+        """Time that an epoch took last, in seconds."""
         self.earlier_s: dict[str, float] = {}
-        """Trainings that were there already -> what they took: a search that goes on comes to the
-        same end as one that was never interrupted."""
+        """Steps that were there already -> what they took: a search that goes on divides its time
+        as one that was never interrupted."""
 
     def _labelled_share(self) -> float:
         """Of the rows that a training reads; an epoch with more rows counts for more."""
@@ -216,7 +219,8 @@ class _Searcher:
             progress=self.progress,
         )
         target = runnable_targets(self.recipe, form="onnx")[0]
-        table = prober.table(self.architecture, target, int8_variants()["int8"])
+        table, step = prober.table(self.architecture, target, int8_variants()["int8"])
+        self._count(step)
         found = Search(table, table.predict(self.architecture.layers), self.table_bits)
         curves = self._curves()
         limit = self.recipe.budget.max_latency_ms
@@ -231,7 +235,7 @@ class _Searcher:
             interruption.forget()
             found.stopped = "it was interrupted"
         except _OutOfTimeError:
-            found.stopped = self._out_of_time
+            found.stopped = f"the time limit of {self.settings.time_limit_s / 60:.0f} min"
         if found.best is not None:
             found.int8_drop_points = self._int8_drop(found.best)
         return found
@@ -275,26 +279,29 @@ class _Searcher:
                 )
             return False
         candidates = self._candidates(found, curves, limit_ms, solutions)
+        bisects = self.recipe.budget.max_latency_ms is None
         short: list[Trial] = []
         if len(candidates) > 1:
             for each in candidates:
-                expected = self._spent_s + (self.seconds_an_epoch or 0) * self.short_epochs
+                expected = self._spent_s + self.epoch_s * self.short_epochs
                 if short and expected > begun_s + CHOOSING_SHARE * (ends_s - begun_s):
                     break
                 short.append(self._train(found, each, self.short_epochs))
             best = min(short, key=lambda each: each.drop_points)
+            self.epoch_s = best.epoch_s
             allowed = self.recipe.budget.max_accuracy_drop
-            bisects = self.recipe.budget.max_latency_ms is None
             if bisects and allowed is not None and best.drop_points > allowed + HOPELESS_POINTS:
                 return False
             candidates = [best.solution]
         epochs = self._epochs(self.settings.epochs)
-        if short and epochs > self.short_epochs and self.seconds_an_epoch:
-            left = (ends_s - self._spent_s) / self.seconds_an_epoch
-            epochs = fitting_epochs(epochs, left, more_than=self.short_epochs)
-        if not epochs:
-            found.stopped = self._out_of_time
-            return _holds(best, self.recipe.budget)
+        if epochs > self.short_epochs and self.epoch_s:
+            left = (ends_s - self._spent_s) / self.epoch_s
+            fitting = fitting_epochs(epochs, left, more_than=self.short_epochs if short else 0)
+            if not fitting and bisects and short:
+                return _holds(best, self.recipe.budget)
+            if not fitting:
+                raise _OutOfTimeError
+            epochs = fitting
         return _holds(self._train(found, candidates[0], epochs), self.recipe.budget)
 
     def _solve(
@@ -346,12 +353,10 @@ class _Searcher:
         passes = self._passes(solution, epochs)
         self._check_time(epochs)
         last = self.manager.run(passes)[-1]
-        taken_s = last.record.duration_s
-        self.seconds_an_epoch = taken_s / epochs
-        if last.cached:
-            self.earlier_s[last.record.key] = taken_s
+        self._count(last)
+        self.epoch_s = last.record.duration_s / epochs
         drop = self._drop(last.record.facts["metrics"]["validation_accuracy"])
-        trial = Trial(solution, epochs, drop, passes)
+        trial = Trial(solution, epochs, drop, passes, self.epoch_s)
         found.add(trial, self.recipe.budget)
         self.progress.start(f"{len(solution.kept)} layers, {solution.latency_ms:.3g} ms")
         speed = found.whole_ms / solution.latency_ms
@@ -368,9 +373,9 @@ class _Searcher:
         """Of the training that chooses between numbers of layers."""
         return self._epochs(self.settings.short_epochs)
 
-    @property
-    def _out_of_time(self) -> str:
-        return f"the time limit of {self.settings.time_limit_s / 60:.0f} min"
+    def _count(self, step: StoredStep) -> None:
+        if step.cached:
+            self.earlier_s[step.record.key] = step.record.duration_s
 
     @property
     def _spent_s(self) -> float:
@@ -378,7 +383,7 @@ class _Searcher:
         return time.monotonic() - self.started + sum(self.earlier_s.values())
 
     def _check_time(self, epochs: int) -> None:
-        expected = (self.seconds_an_epoch or 0.0) * epochs
+        expected = self.epoch_s * epochs
         if self._spent_s + expected > self.settings.time_limit_s:
             raise _OutOfTimeError
 
@@ -432,6 +437,7 @@ class _Searcher:
             make,
         )
         facts = step.record.facts
+        self._count(step)
         self.progress.finish("", cached=step.cached)
         heads, ffn = ([np.asarray(each) for each in facts[name]] for name in ("heads", "ffn"))
         return ImportanceCurves.of(heads, ffn)

@@ -55,8 +55,8 @@ class Prober:
 
     def table(
         self, architecture: Architecture, target: Target, quantize: Sequence[Pass]
-    ) -> LatencyTable:
-        """The table of a target at a precision.
+    ) -> tuple[LatencyTable, StoredStep]:
+        """The table of a target at a precision, and the step that made it.
 
         Each probe is the untouched model cut to a shape, exported, quantized and lowered as any
         other; all are timed side by side.
@@ -103,7 +103,7 @@ class Prober:
         table = LatencyTable.model_validate(step.record.facts["table"])
         line = f"{len(table.probes)} models, fitted to within {table.error:.0%}"
         self.progress.finish(line, cached=step.cached)
-        return table
+        return table, step
 
     def _probes(
         self, architecture: Architecture, target: Target, quantize: Sequence[Pass], work: Path

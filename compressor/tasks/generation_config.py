@@ -20,6 +20,17 @@ _POSITIONS = ("max_target_positions", "max_position_embeddings")
 """Where configs say how many tokens a decoder has positions for."""
 _LANGUAGE = (("language", "lang_to_id"), ("task", "task_to_id"))
 """What a model of several languages is told first, and the tokens that tell it."""
+_LOOKING = (
+    "forced_eos_token_id",
+    "min_length",
+    "min_new_tokens",
+    "no_repeat_ngram_size",
+    "num_beams",
+    "length_penalty",
+    "early_stopping",
+)
+"""How texts are looked for; as in transformers what config.json says of it counts only where there
+is no generation_config.json."""
 _SETTINGS = (
     "decoder_start_token_id",
     "eos_token_id",
@@ -33,13 +44,7 @@ _SETTINGS = (
     *(name for pair in _LANGUAGE for name in pair),
     "max_length",
     "max_new_tokens",
-    "forced_eos_token_id",
-    "min_length",
-    "min_new_tokens",
-    "no_repeat_ngram_size",
-    "num_beams",
-    "length_penalty",
-    "early_stopping",
+    *_LOOKING,
 )
 """What is read, and written again."""
 
@@ -82,9 +87,21 @@ def read_writing(folder: Path) -> Writing:
     """
     named: dict[str, Any] = {}
     for path in (folder / "config.json", folder / GENERATION):
+        if path.name == GENERATION and path.is_file():
+            named = {name: value for name, value in named.items() if name not in _LOOKING}
         named |= {name: value for name, value in _read(path).items() if value is not None}
     try:
-        return _from_settings(named)
+        beams = _beams(named)
+    except ValueError as error:
+        raise CheckpointError(
+            "the checkpoint looks for texts in a way that there is not",
+            where=folder / GENERATION,
+            given={name: named[name] for name in Beams.model_fields if name in named},
+            fix="set num_beams to 1 for no beams, or to 2 to 64; length_penalty to a number, and "
+            "early_stopping to true, false or never",
+        ) from error
+    try:
+        return _from_settings(named, beams)
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
             "the checkpoint does not say how a text begins and ends",
@@ -128,7 +145,7 @@ def write_writing(writing: Writing, folder: Path) -> None:
     (folder / GENERATION).write_text(text, encoding="utf-8")
 
 
-def _from_settings(named: Mapping[str, Any]) -> Writing:
+def _from_settings(named: Mapping[str, Any], beams: Beams | None = None) -> Writing:
     settings = {name: named[name] for name in _SETTINGS if name in named}
     start = [_token(settings["decoder_start_token_id"])]
     is_forced = "forced_bos_token_id" in settings and "no_timestamps_token_id" not in settings
@@ -141,13 +158,13 @@ def _from_settings(named: Mapping[str, Any]) -> Writing:
     never = [*settings.get("suppress_tokens", ())]
     never += [token for [token] in settings.get("bad_words_ids", ())]
     if "max_new_tokens" in settings:
-        longest = int(settings.pop("max_new_tokens"))
+        longest = int(settings.pop("max_new_tokens")) - int(is_forced)
     else:
         longest = int(settings.get("max_length", USUAL_LONGEST + len(start))) - len(start)
-    least = int(settings.pop("min_length", 0))
+    shortest = int(settings.pop("min_length", 0)) - len(start)
     if "min_new_tokens" in settings:
-        least = int(settings.pop("min_new_tokens")) + 1  # after the first token of the decoder
-    shortest = max(0, least - len(start))
+        shortest = int(settings.pop("min_new_tokens")) - int(is_forced)
+    shortest = max(0, shortest)
     positions = [int(named[name]) - len(start) for name in _POSITIONS if name in named]
     longest = max(1, min([longest, *positions]))
     return Writing(
@@ -159,7 +176,7 @@ def _from_settings(named: Mapping[str, Any]) -> Writing:
         shortest=shortest,
         no_repeat=int(settings.get("no_repeat_ngram_size", 0)),
         forced_end=settings.get("forced_eos_token_id") is not None,
-        beams=_beams(settings, counted=int(is_forced)),
+        beams=beams and beams.model_copy(update={"counted": int(is_forced)}),
         settings={
             **settings,
             "max_length": len(start) + longest,
@@ -168,12 +185,12 @@ def _from_settings(named: Mapping[str, Any]) -> Writing:
     )
 
 
-def _beams(settings: Mapping[str, Any], *, counted: int) -> Beams | None:
+def _beams(settings: Mapping[str, Any]) -> Beams | None:
     """How a checkpoint looks for texts; a penalty and an end have no effect without beams."""
     if settings.get("num_beams", 1) == 1:
         return None
     named = {name: settings[name] for name in Beams.model_fields if name in settings}
-    return Beams(**named, counted=counted)
+    return Beams.model_validate(named)
 
 
 def _told(settings: Mapping[str, Any], name: str, table: str) -> int:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from compressor.checkpoint import read_config
 from compressor.errors import CheckpointError, PassError
 from compressor.tasks.base import LABELS, Row, Task, padded
 from compressor.tasks.generation_config import (
@@ -85,6 +86,14 @@ class SequenceToSequence(Task):
         target = read_target_tokenizer(folder)
         if target is not None:
             return Processor(reader, target, writing, file=TARGET)
+        config = read_config(folder / "config.json") if (folder / "config.json").is_file() else {}
+        if config.get("decoder_vocab_size") not in (None, config.get("vocab_size")):
+            raise CheckpointError(
+                "the checkpoint writes other tokens than it reads, and has a tokenizer for one",
+                where=folder,
+                given=f"{config['vocab_size']} tokens read, {config['decoder_vocab_size']} written",
+                fix="copy source.spm, target.spm, vocab.json and target_vocab.json there",
+            )
         return Processor(reader, _TEXTS.load_processor(folder), writing)
 
     def save_processor(self, processor: Processor, folder: Path) -> None:
@@ -153,7 +162,7 @@ class SequenceToSequence(Task):
         if ours.tokenizer.get_vocab() != theirs.tokenizer.get_vocab():
             raise CheckpointError(
                 "it writes other tokens than the model",
-                where="tokenizer.json",
+                where=ours.file,
                 given=f"{len(ours.tokenizer)} tokens, where the model has {len(theirs.tokenizer)}",
                 fix="take a student with the tokenizer of the model",
             )

@@ -120,12 +120,19 @@ class WrittenAnswers(Answers):
         Returns:
             The tokens of each row, without the one that ends it.
         """
+        size = self.beams.num_beams if self.beams is not None else 1
+        part, rows = max(1, self.rows_at_once // size), len(feeds[DECODER_IDS])
+        if part < rows:
+            parts = (
+                {name: array[first : first + part] for name, array in feeds.items()}
+                for first in range(0, rows, part)
+            )
+            return [text for each in parts for text in self.tokens(session, each)]
         name = session.signature.outputs[0].name
 
         def extend(tokens: NDArray[np.int64], rows: NDArray[np.int64] | None) -> NDArray[Any]:
             return session.extend({DECODER_IDS: tokens}, rows)[name][:, -1]
 
-        size = self.beams.num_beams if self.beams is not None else 1
         feeds = {name: np.repeat(array, size, axis=0) for name, array in feeds.items()}
         allowed = functools.partial(self._allowed, feeds[DECODER_IDS])
         first: NDArray[Any] = session.run(feeds)[name][:, -1]

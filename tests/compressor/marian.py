@@ -30,14 +30,14 @@ def foreign() -> list[str]:
     return [codecs.encode(line, "rot13") for line in english()]
 
 
-def write_spm(path: Path, sentences: list[str]) -> None:
+def write_spm(path: Path, sentences: list[str], *, model_type: str = "unigram") -> None:
     """Train a SentencePiece model, as those of Marian are."""
     written = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(sentences),
         model_writer=written,
         vocab_size=_PIECES,
-        model_type="unigram",
+        model_type=model_type,
         normalization_rule_name="nmt_nfkc",
         minloglevel=2,
         num_threads=1,

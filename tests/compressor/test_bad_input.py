@@ -185,7 +185,7 @@ def test_a_missing_tokenizer_is_found_before_anything_is_loaded(user, compressor
     (user / "model" / "tokenizer.json").unlink()
     outcome = compressor("validate", user / "recipe.yaml")
     assert outcome.code == 3, outcome.err
-    for fragment in ("no fast tokenizer", "tokenizer.json", "fix:"):
+    for fragment in ("the checkpoint has no tokenizer", "tokenizer.json", "fix:"):
         assert fragment in outcome.err
 
 

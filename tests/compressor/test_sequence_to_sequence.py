@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from transformers import GenerationMixin, MarianMTModel
+from transformers import BartForConditionalGeneration, GenerationMixin, MarianMTModel
 
 import targets
 from compressor.errors import PassError
@@ -26,7 +27,14 @@ from targets.preprocessing.base import DECODER_IDS
 from targets.registry import get, open_session
 from targets.signature import Arrays
 from tests.compressor.marian import english, reference, write_marian
-from tests.compressor.writers import END, FAMILIES, make_splits, make_writer
+from tests.compressor.writers import (
+    END,
+    FAMILIES,
+    make_splits,
+    make_tokenizer,
+    make_writer,
+    write_writer,
+)
 
 TARGETS = ("onnxruntime", "openvino", "pytorch")
 
@@ -172,26 +180,61 @@ def test_settings_of_generation_give_what_transformers_writes(
     assert len({str(each) for each in found}) > 1
 
 
-def test_marian_answers_as_transformers_does(tmp_path: Path) -> None:
-    """From texts to texts: two vocabularies, beams, an end that is forced."""
-    write_marian(tmp_path)
-    task = get_task("translation")
-    model = task.load_checkpoint(tmp_path / "model")
+def predictor_of(folder: Path, tmp_path: Path) -> targets.Predictor:
+    """A bundle of a checkpoint as it is."""
+    model = get_task("translation").load_checkpoint(folder)
     context = PassContext(
         splits=make_splits("translation"), load_original=lambda: model, seed=0, folder=tmp_path
     )
     exported = Export(max_batch=2).run(model, context).model
     exported.save(tmp_path / "saved")
     bundle = lower(exported, tmp_path / "bundle", "onnxruntime", tmp_path / "saved")
+    return targets.load(bundle.folder)
+
+
+def test_marian_answers_as_transformers_does(tmp_path: Path) -> None:
+    """From texts to texts: two vocabularies, beams, an end that is forced."""
+    write_marian(tmp_path)
     texts = [" ".join(line.split()[:8]) for line in english()[:6]]
     tokenizer = reference(tmp_path / "model", separate=True)
     network: Any = MarianMTModel.from_pretrained(tmp_path / "model")
-    with targets.load(bundle.folder) as predictor:
+    with predictor_of(tmp_path / "model", tmp_path) as predictor:
         answers = [each.text for each in predictor.predict(texts)]
     wanted = []
     for text in texts:
         [row] = network.generate(**tokenizer(text, return_tensors="pt"), do_sample=False)
         wanted.append(tokenizer.decode(row, skip_special_tokens=True, use_source_tokenizer=False))
+    assert answers == wanted
+    assert len(set(answers)) > 1
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"num_beams": 3, "length_penalty": 2.0, "min_length": 6, "no_repeat_ngram_size": 3},
+        {"num_beams": 3, "length_penalty": 0.5, "early_stopping": True, "max_new_tokens": 7},
+        {"min_new_tokens": 5, "max_new_tokens": 6},
+    ],
+    ids=str,
+)
+def test_what_files_say_of_generation_is_what_transformers_does(
+    tmp_path: Path, settings: dict[str, Any]
+) -> None:
+    """A BART whose texts begin and end with tokens that are forced."""
+    write_writer(tmp_path, "bart")
+    folder, path = tmp_path / "model", tmp_path / "model" / "generation_config.json"
+    given = {**json.loads(path.read_text()), "forced_eos_token_id": END, **settings}
+    path.write_text(json.dumps(given))
+    network: Any = BartForConditionalGeneration.from_pretrained(folder)
+    tokenizer = make_tokenizer()
+    texts = list(make_splits("translation").test.inputs[:6])
+    with predictor_of(folder, tmp_path) as predictor:
+        answers = [each.text for each in predictor.predict(texts)]
+    wanted = []
+    for text in texts:
+        inputs = tokenizer(text, return_tensors="pt", return_token_type_ids=False)
+        [row] = network.generate(**inputs, do_sample=False)
+        wanted.append(tokenizer.decode(row, skip_special_tokens=True))
     assert answers == wanted
     assert len(set(answers)) > 1
 
@@ -206,6 +249,10 @@ def test_what_is_found_for_a_row_does_not_depend_on_the_others(
     task = get_task(model.task)
     rows = task.encode(model, make_splits(model.task).test.inputs[:3])
     apart = [answers.tokens(session, dict(task.collate(model, [row])))[0] for row in rows]
+    for rows_of in (np.array([0]), np.array([0, 1, 9])):
+        with pytest.raises(InputError, match="not those of the last run") as caught:
+            session.extend({DECODER_IDS: np.ones((3, 1), np.int64)}, rows_of)
+    assert "from 0 to 2" in str(caught.value.fix)
     session.close()
     assert together == apart
 

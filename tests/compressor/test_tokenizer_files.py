@@ -100,6 +100,20 @@ def test_a_checkpoint_of_marian_comes_back_from_its_own_files(tmp_path: Path) ->
     assert task.answers_with(again).files == (TARGET,)
 
 
+def test_two_vocabularies_with_one_tokenizer_are_refused(tmp_path: Path) -> None:
+    write_marian(tmp_path)
+    folder = tmp_path / "model"
+    task = get_task("translation")
+    task.save_processor(task.load_checkpoint(folder).processor, folder)
+    for name in ("target.spm", TARGET):
+        (folder / name).unlink()
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "decoder_vocab_size": 299}))
+    with pytest.raises(CheckpointError, match="has a tokenizer for one") as caught:
+        task.load_processor(folder)
+    assert "299 written" in str(caught.value)
+
+
 def words_of(folder: Path) -> Path:
     tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))  # noqa: S106
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
@@ -147,12 +161,17 @@ def test_a_model_of_sentencepiece_is_enough(tmp_path: Path) -> None:
     assert read_target_tokenizer(tmp_path) is None
 
 
-def test_tokenizer_json_goes_before_other_files(tmp_path: Path) -> None:
-    write_tokenizer(tmp_path, separate=False)
+@pytest.mark.parametrize("is_marian", [False, True])
+def test_tokenizer_json_goes_before_other_files_but_those_of_two_sides(
+    tmp_path: Path, is_marian: bool
+) -> None:
+    write_tokenizer(tmp_path, separate=True)
+    if not is_marian:
+        (tmp_path / "target.spm").unlink()
     tokenizer = Tokenizer(models.WordLevel({"<unk>": 0, "a": 1}, unk_token="<unk>"))  # noqa: S106
     PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained(tmp_path)
-    assert read_tokenizer(tmp_path)("a")["input_ids"] == [1]
-    assert read_target_tokenizer(tmp_path) is None
+    assert (read_tokenizer(tmp_path)("a")["input_ids"] == [1]) is not is_marian
+    assert (read_target_tokenizer(tmp_path) is None) is not is_marian
 
 
 def test_a_folder_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
@@ -165,6 +184,7 @@ def test_a_folder_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
     ("file", "content", "given"),
     [
         ("source.spm", b"no model", ""),
+        ("source.spm", b"", "0 pieces"),
         ("vocab.json", b"{", "Expecting"),
         ("vocab.json", b'{"a": 0, "b": 2}', "its ids are not 0, 1, 2"),
         ("vocab.json", b'{"<unk>": 0, "</s>": 1}', "it lacks <pad>"),
@@ -186,4 +206,38 @@ def test_a_tokenizer_that_transformers_cannot_make_is_refused(tmp_path: Path) ->
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "t5"}))
     with pytest.raises(CheckpointError, match="cannot be read") as caught:
         read_tokenizer(tmp_path)
-    assert "save its fast tokenizer there" in str(caught.value)
+    assert "with all files of its tokenizer" in str(caught.value)
+
+
+def test_pieces_of_another_kind_are_refused(tmp_path: Path) -> None:
+    write_tokenizer(tmp_path, separate=False)
+    write_spm(tmp_path / "source.spm", english(), model_type="bpe")
+    with pytest.raises(CheckpointError, match="cannot be read") as caught:
+        read_tokenizer(tmp_path)
+    assert "model type 2" in str(caught.value)
+
+
+def test_one_of_two_files_is_not_enough(tmp_path: Path) -> None:
+    words_of(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "roberta"}))
+    with pytest.raises(CheckpointError, match="cannot be read") as caught:
+        read_tokenizer(tmp_path)
+    assert "no vocab.json" in str(caught.value)
+
+
+def test_more_tokens_than_the_model_has_rows_are_refused(tmp_path: Path) -> None:
+    words_of(tmp_path)
+    config = {"model_type": "bert", "vocab_size": 100}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match="cannot be read") as caught:
+        read_tokenizer(tmp_path)
+    assert "where the model has rows for 100" in str(caught.value)
+
+
+def test_a_tokenizer_without_a_fast_form_is_refused(tmp_path: Path) -> None:
+    write_spm(tmp_path / "spm.model", english())
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "speech_to_text"}))
+    (tmp_path / "vocab.json").write_text(json.dumps({"<unk>": 0, "<s>": 1, "</s>": 2, "<pad>": 3}))
+    write_spm(tmp_path / "sentencepiece.bpe.model", english())
+    with pytest.raises(CheckpointError, match="has no fast form"):
+        read_tokenizer(tmp_path)

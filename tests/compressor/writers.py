@@ -83,7 +83,7 @@ FAMILIES: dict[str, Callable[[], Any]] = {
         )
     ),
     "t5": lambda: _t5(),
-    "flan-t5": lambda: _t5(feed_forward_proj="gated-gelu", tie_word_embeddings=False),
+    "flan-t5": lambda: _with_own_head(_t5(feed_forward_proj="gated-gelu")),
 }
 
 
@@ -103,6 +103,14 @@ def _t5(**settings: Any) -> T5ForConditionalGeneration:
             **settings,
         )
     )
+
+
+def _with_own_head(module: T5ForConditionalGeneration) -> T5ForConditionalGeneration:
+    """As the checkpoints of T5 v1.1 and after are, whatever their config says."""
+    module.lm_head.weight = torch.nn.Parameter(torch.randn_like(module.lm_head.weight))
+    tied: Any = module.all_tied_weights_keys
+    del tied["lm_head.weight"]
+    return module
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:

@@ -78,9 +78,30 @@ def test_how_texts_are_looked_for(tmp_path: Path) -> None:
     assert read_writing(tmp_path) == found
 
 
+def test_what_the_config_says_of_looking_counts_only_alone(tmp_path: Path) -> None:
+    """As in transformers, which takes one file or the other."""
+    assert read_writing(save(tmp_path, BEAMS, None)).beams is not None
+    assert read_writing(save(tmp_path, BEAMS, {"max_length": 20})).beams is None
+
+
+@pytest.mark.parametrize("settings", [{"num_beams": "many"}, {"num_beams": 100}])
+def test_beams_that_there_are_not_are_refused(tmp_path: Path, settings: dict[str, Any]) -> None:
+    with pytest.raises(CheckpointError, match="in a way that there is not") as caught:
+        read_writing(save(tmp_path, {}, {**START, **settings}))
+    assert str(settings["num_beams"]) in str(caught.value.given)
+    assert "num_beams to 1" in str(caught.value.fix)
+
+
 @pytest.mark.parametrize(
     ("settings", "shortest"),
-    [({}, 0), ({"min_length": 1}, 0), ({"min_length": 6}, 5), ({"min_new_tokens": 6}, 6)],
+    [
+        ({}, 0),
+        ({"min_length": 1}, 0),
+        ({"min_length": 6}, 5),
+        ({"min_new_tokens": 6}, 6),
+        ({"min_new_tokens": 6, "forced_bos_token_id": 0}, 5),
+        ({"min_length": 6, "forced_bos_token_id": 0}, 4),
+    ],
 )
 def test_the_shortest_text_counts_what_is_written(
     tmp_path: Path, settings: dict[str, Any], shortest: int
@@ -93,7 +114,12 @@ def test_the_shortest_text_counts_what_is_written(
 
 @pytest.mark.parametrize(
     ("settings", "longest"),
-    [({"max_length": 20}, 19), ({"max_new_tokens": 20, "max_length": 5}, 20), ({}, 256)],
+    [
+        ({"max_length": 20}, 19),
+        ({"max_new_tokens": 20, "max_length": 5}, 20),
+        ({"max_new_tokens": 20, "forced_bos_token_id": 0}, 19),
+        ({}, 256),
+    ],
 )
 def test_the_longest_text_counts_what_is_written(
     tmp_path: Path, settings: dict[str, Any], longest: int
@@ -123,7 +149,6 @@ def test_it_comes_back_without_the_config(tmp_path: Path) -> None:
         ({**START, "eos_token_id": [2, 3]}, r"\[2, 3\] is no token"),
         (LANGUAGES, "language"),
         ({**LANGUAGES, "language": "de", "task": "transcribe"}, "<|de|>"),
-        ({**START, "num_beams": "many"}, "num_beams"),
     ],
 )
 def test_what_is_missing_is_named(tmp_path: Path, generation: dict[str, Any], given: str) -> None:
