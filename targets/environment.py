@@ -11,7 +11,10 @@ from collections.abc import Iterable
 import psutil
 from pydantic import BaseModel, ConfigDict
 
-__all__ = ["Environment", "cpu_features", "library_versions"]
+__all__ = ["INT8_FEATURES", "Environment", "cpu_features", "library_versions"]
+
+INT8_FEATURES = frozenset({"avx_vnni", "avx512_vnni", "amx_int8", "asimddp", "i8mm"})
+"""Instruction sets that add products of int8 in 32 bits; others add two of them in 16 first."""
 
 REPORTED_LIBRARIES = (
     "compressor",

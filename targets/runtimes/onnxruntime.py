@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from targets.base import Alternative, Lowered, Precision, Session, Source, Target
 from targets.context import split_context
+from targets.environment import INT8_FEATURES, cpu_features
 from targets.errors import MissingLibraryError, TargetError, UnsupportedModelError
 from targets.external_data import check_external_data
 from targets.nbits import multiply_by_integers
@@ -32,6 +33,9 @@ __all__ = ["OnnxRuntime", "OnnxRuntimeSession", "create_session", "open_model"]
 MODEL_FILE = "model.onnx"
 ENCODER_FILE = "encoder.onnx"
 _SINGLE_FILE_LIMIT_BYTES = 1_800_000_000
+_EXACT = "session.x64quantprecision"
+"""Exact sums of the products of uint8 on CPUs without VNNI, with kernels that are slower. On others
+they would be slower too, and no more exact."""
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 _ERRORS_ONLY = 3
 _REFUSED_TYPES = {"DOUBLE": "fp64", "BFLOAT16": "bf16"}
@@ -124,9 +128,8 @@ class OnnxRuntime(Target):
             if turned:
                 notes.append(f"{turned} int8 activations re-encoded as uint8, value for value")
             if qdq.can_saturate(model):
-                # Products of uint8 and full int8 overflow the 16-bit sums of CPUs without VNNI;
-                # this picks exact, slower kernels on those CPUs and does nothing on others.
-                options["session"]["session.x64quantprecision"] = "1"
+                # Products of uint8 and full int8 overflow the 16-bit sums of CPUs without VNNI.
+                options["session"][_EXACT] = "1"
                 notes.append(
                     "8-bit weights: CPUs without VNNI use exact kernels, which are slower; "
                     "weight_bits 7 avoids that"
@@ -331,8 +334,10 @@ def create_session(
         settings.profile_file_prefix = os.fspath(profile_to)
     level = "DISABLE_ALL" if optimization == "none" else f"ENABLE_{optimization.upper()}"
     settings.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, f"ORT_{level}")
+    sums_in_32_bits = not INT8_FEATURES.isdisjoint(cpu_features())
     for key, value in (options or {}).items():
-        settings.add_session_config_entry(key, value)
+        if key != _EXACT or not sums_in_32_bits:
+            settings.add_session_config_entry(key, value)
     try:
         session = onnxruntime.InferenceSession(
             os.fspath(path), settings, providers=[_PROVIDERS[device]]

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from targets.base import Alternative, Lowered, Precision, Session, Source, Target
 from targets.context import split_context
-from targets.environment import cpu_features
+from targets.environment import INT8_FEATURES, cpu_features
 from targets.errors import MissingLibraryError, TargetError, UnsupportedModelError
 from targets.node_times import NodeTime, median_times
 from targets.runtimes._openvino_state import BEAMS, keep_state
@@ -33,7 +33,6 @@ __all__ = ["OpenVINO", "OpenVINOSession"]
 MODEL_FILE = "model.xml"
 ENCODER_FILE = "encoder.xml"
 _BF16_FEATURES = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
-_INT8_FEATURES = frozenset({"avx_vnni", "avx512_vnni", "amx_int8", "asimddp", "i8mm"})
 _REFUSED_TYPES = {"DOUBLE": "fp64"}
 _REFUSED_OPS = frozenset({"DynamicQuantizeLinear", "MatMulInteger", "ConvInteger"})
 
@@ -112,7 +111,7 @@ class OpenVINO(Target):
         if self.device in ("CPU", "AUTO") and qdq.quantizes_activations(model):
             notes += _fit_to_cpu(model)
             if qdq.can_saturate(model):
-                needed = _INT8_FEATURES
+                needed = INT8_FEATURES
         context = source.signature.context
         if context:
             encoder, model = split_context(model, context)
@@ -322,7 +321,7 @@ def _fit_to_cpu(model: Any) -> list[str]:
     """Narrow weights to 7 bits where this CPU would let sums of int8 products saturate."""
     from targets import qdq
 
-    if not _INT8_FEATURES.isdisjoint(cpu_features()):
+    if not INT8_FEATURES.isdisjoint(cpu_features()):
         return []
     notes = ["this CPU has no VNNI: expect int8 to be no faster than fp32 in OpenVINO"]
     narrowed = qdq.narrow_weights(model)

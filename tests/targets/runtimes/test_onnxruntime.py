@@ -3,6 +3,7 @@ import time
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from onnx import TensorProto, helper
 from onnx.reference import ReferenceEvaluator
@@ -15,6 +16,7 @@ from compressor.quantization import (
 )
 from targets import Source, registry
 from targets.errors import InputError, MissingLibraryError, TargetError, UnsupportedModelError
+from targets.runtimes import onnxruntime as onnxruntime_target
 from targets.runtimes.onnxruntime import OnnxRuntime, OnnxRuntimeSession, create_session
 
 
@@ -110,6 +112,27 @@ def test_full_int8_weights_ask_for_exact_kernels_and_narrow_ones_do_not(
     quantize_static(encoder_path, path, [make_feeds()], weight_bits=7)
     narrow = lower(OnnxRuntime(), path, "int8", name="narrow").manifest
     assert "session.x64quantprecision" not in narrow.options["session"]
+
+
+@pytest.mark.parametrize(
+    ("features", "exact"), [(("avx2",), True), (("avx2", "avx512_vnni"), False)]
+)
+def test_exact_kernels_are_for_processors_that_need_them(
+    lower, int8_path, monkeypatch, features, exact
+):
+    bundle = lower(OnnxRuntime(), int8_path, "int8")
+    monkeypatch.setattr(onnxruntime_target, "cpu_features", lambda: features)
+    made = []
+
+    class Settings(onnxruntime.SessionOptions):
+        def add_session_config_entry(self, key, value):
+            made.append(key)
+            super().add_session_config_entry(key, value)
+
+    monkeypatch.setattr(onnxruntime, "SessionOptions", Settings)
+    OnnxRuntime().load(bundle, threads=1)
+    assert ("session.x64quantprecision" in made) is exact
+    assert "optimization.disable_specified_optimizers" in made
 
 
 def test_lowering_leaves_the_source_alone_and_gives_the_same_bytes_again(lower, int8_path):
