@@ -37,7 +37,7 @@ from compressor.store import RunStore, StoredStep
 from compressor.tasks import get_task
 from compressor.training.distillation import read_unlabeled
 
-__all__ = ["AutoSettings", "Search", "Trial", "search"]
+__all__ = ["AutoSettings", "Search", "Trial", "fitting_epochs", "search"]
 
 IMPORTANCE_VERSION = 1
 NUM_EXAMPLES = 512

@@ -176,6 +176,7 @@ def test_where_time_is_short_less_is_tried_and_trained(
 
     monkeypatch.setattr(auto, "time", SimpleNamespace(monotonic=lambda: now[0]))
     monkeypatch.setattr(auto._Searcher, "_train", train)
+    monkeypatch.setattr(auto._Searcher, "_count", lambda searcher, step: None)
     monkeypatch.setattr(auto._Searcher, "_int8_drop", lambda searcher, trial: 0.0)
     monkeypatch.setattr(
         auto._Searcher, "_candidates", lambda searcher, *given: [*given[-1].values()] * 3
