@@ -133,7 +133,8 @@ class WrittenAnswers(Answers):
         def extend(tokens: NDArray[np.int64], rows: NDArray[np.int64] | None) -> NDArray[Any]:
             return session.extend({DECODER_IDS: tokens}, rows)[name][:, -1]
 
-        feeds = {name: np.repeat(array, size, axis=0) for name, array in feeds.items()}
+        if size > 1:
+            feeds = {name: np.repeat(array, size, axis=0) for name, array in feeds.items()}
         allowed = functools.partial(self._allowed, feeds[DECODER_IDS])
         first: NDArray[Any] = session.run(feeds)[name][:, -1]
         if self.beams is None:
@@ -177,10 +178,11 @@ class WrittenAnswers(Answers):
             scores[:, list(self.suppressed_first)] = -np.inf
         if number < self.shortest:
             scores[:, self.end] = -np.inf
-        before = np.concatenate([start, written], axis=1)
-        if 0 < self.no_repeat <= before.shape[1]:
+        length = start.shape[1] + number
+        if 0 < self.no_repeat <= length:
+            before = np.concatenate([start, written], axis=1)
             runs = sliding_window_view(before, self.no_repeat, axis=1)
-            last = before[:, before.shape[1] + 1 - self.no_repeat :]
+            last = before[:, length + 1 - self.no_repeat :]
             rows, places = np.nonzero((runs[:, :, :-1] == last[:, None]).all(axis=2))
             scores[rows, runs[rows, places, -1]] = -np.inf
         if self.forced_end and number + 1 == self.longest:
