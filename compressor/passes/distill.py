@@ -39,7 +39,7 @@ class Distill(Pass, DistillSettings):
     )
     libraries: ClassVar[tuple[str, ...]] = ("torch", "transformers", "accelerate")
     uses_original: ClassVar[bool] = True
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     advice: ClassVar[Mapping[Goal, Advice]] = {
         "accuracy": Advice(used="more epochs for distill", absent="a distill pass after the cuts"),
         "speed": Advice(used="fewer layers for distill", absent="a distill pass with fewer layers"),

@@ -42,7 +42,7 @@ class Prune(Pass):
     )
     libraries: ClassVar[tuple[str, ...]] = ("torch", "transformers", "torch-pruning")
     uses_original: ClassVar[bool] = True
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     advice: ClassVar[Mapping[Goal, Advice]] = {
         "accuracy": Advice(used="a lower ratio for prune, or more steps with recovery"),
         "speed": Advice(used="a higher ratio for prune", absent="a prune pass"),

@@ -192,7 +192,13 @@ class AudioClassification(Classification):
         return {what: self.collate(model, each) for what, each in several.items()}
 
     def noise(
-        self, model: TorchModel, rows: Sequence[Row], settings: DistillSettings, seed: int
+        self,
+        model: TorchModel,
+        rows: Sequence[Row],
+        settings: DistillSettings,
+        seed: int,
+        *,
+        inputs: Sequence[Any] = (),
     ) -> AudioNoise:
         """See the base class."""
         from compressor.training.augmentation import AudioNoise
@@ -201,7 +207,7 @@ class AudioClassification(Classification):
             rows,
             share=settings.augmentation,
             mixup=settings.augmentation_mixup,
-            copies=settings.augmentation_copies,
+            copies=settings.num_copies,
             seed=seed,
         )
 

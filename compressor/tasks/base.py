@@ -298,9 +298,23 @@ class Task(ABC):
 
     @abstractmethod
     def noise(
-        self, model: TorchModel, rows: Sequence[Row], settings: DistillSettings, seed: int
+        self,
+        model: TorchModel,
+        rows: Sequence[Row],
+        settings: DistillSettings,
+        seed: int,
+        *,
+        inputs: Sequence[Any] = (),
     ) -> Noise:
-        """Makes more rows for a teacher to label, out of those of the training data."""
+        """Makes more rows for a teacher to label, out of those of the training data.
+
+        Args:
+            model: The student.
+            rows: Of the training data.
+            settings: How much is changed.
+            seed: Of the choices.
+            inputs: What the rows were read from, one each, where more of it may be read.
+        """
 
     # Answers
 

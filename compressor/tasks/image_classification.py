@@ -156,7 +156,13 @@ class ImageClassification(Classification):
         return {what: self.collate(model, each) for what, each in several.items()}
 
     def noise(
-        self, model: TorchModel, rows: Sequence[Row], settings: DistillSettings, seed: int
+        self,
+        model: TorchModel,
+        rows: Sequence[Row],
+        settings: DistillSettings,
+        seed: int,
+        *,
+        inputs: Sequence[Any] = (),
     ) -> Noise:
         """See the base class."""
         from compressor.training.augmentation import ImageNoise
@@ -165,6 +171,6 @@ class ImageClassification(Classification):
             rows,
             share=settings.augmentation,
             mixup=settings.augmentation_mixup,
-            copies=settings.augmentation_copies,
+            copies=settings.num_copies,
             seed=seed,
         )

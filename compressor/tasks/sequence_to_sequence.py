@@ -285,7 +285,13 @@ class SequenceToSequence(Task):
         return found
 
     def noise(
-        self, model: TorchModel, rows: Sequence[Row], settings: DistillSettings, seed: int
+        self,
+        model: TorchModel,
+        rows: Sequence[Row],
+        settings: DistillSettings,
+        seed: int,
+        *,
+        inputs: Sequence[Any] = (),
     ) -> Noise:
         """See the base class: the inputs change, what is written stays."""
         return self.source.noise(_reading(model), rows, settings, seed)

@@ -41,6 +41,8 @@ class TextTask(Task):
 
     kind: ClassVar[Kind] = "text"
     preprocessing_type: ClassVar[type[Preprocessing]] = TextPreprocessing
+    reads_stretches: ClassVar[bool] = False
+    """Whether any stretch of a text is as much an input as its beginning."""
 
     def check_processor(self, folder: Path) -> None:
         """See the base class."""
@@ -126,8 +128,7 @@ class TextTask(Task):
 
     def num_cut(self, model: TorchModel, inputs: Sequence[Any]) -> int:
         """See the base class."""
-        encoded = model.processor(list(inputs), truncation=False, verbose=False)["input_ids"]
-        return sum(len(ids) > model.max_length for ids in encoded)
+        return len(_uncut(model, inputs))
 
     def probes(self, model: TorchModel, rows: Sequence[Row]) -> Mapping[str, Arrays]:
         """See the base class: short and long, with and without padding."""
@@ -152,16 +153,25 @@ class TextTask(Task):
         }
 
     def noise(
-        self, model: TorchModel, rows: Sequence[Row], settings: DistillSettings, seed: int
+        self,
+        model: TorchModel,
+        rows: Sequence[Row],
+        settings: DistillSettings,
+        seed: int,
+        *,
+        inputs: Sequence[Any] = (),
     ) -> TokenNoise:
         """See the base class."""
         from compressor.training.augmentation import TokenNoise
 
+        windows = settings.augmentation_windows if self.reads_stretches else 0.0
         return TokenNoise(
             rows,
             share=settings.augmentation,
             mixup=settings.augmentation_mixup,
-            copies=settings.augmentation_copies,
+            windows=windows,
+            uncut=_uncut(model, inputs) if windows else {},
+            copies=settings.num_copies,
             special_ids=model.processor.all_special_ids,
             seed=seed,
         )
@@ -173,6 +183,12 @@ def text_rows(tokenized: Any) -> list[Row]:
         {IDS: ids, MASK: mask}
         for ids, mask in zip(tokenized["input_ids"], tokenized["attention_mask"], strict=True)
     ]
+
+
+def _uncut(model: TorchModel, inputs: Sequence[Any]) -> dict[int, list[int]]:
+    """All tokens of those texts that are longer than the model's longest input, by their place."""
+    encoded = model.processor(list(inputs), truncation=False, verbose=False)["input_ids"]
+    return {place: ids for place, ids in enumerate(encoded) if len(ids) > model.max_length}
 
 
 def _repeated(row: Row, length: int) -> Row:

@@ -15,3 +15,4 @@ class TextClassification(TextTask, Classification):
 
     name: ClassVar[str] = "text-classification"
     heads: ClassVar[tuple[str, ...]] = ("ForSequenceClassification",)
+    reads_stretches: ClassVar[bool] = True

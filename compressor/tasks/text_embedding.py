@@ -37,6 +37,7 @@ class TextEmbedding(TextTask):
 
     name: ClassVar[str] = "text-embedding"
     heads: ClassVar[tuple[str, ...]] = ("BertModel", "RobertaModel", "ElectraModel")
+    reads_stretches: ClassVar[bool] = True
     label_field: ClassVar[LabelField | None] = None
     answers: ClassVar[AnyAnswers] = EmbeddingAnswers()
 

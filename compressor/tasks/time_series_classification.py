@@ -142,7 +142,13 @@ class TimeSeriesClassification(Classification):
         return {what: self.collate(model, each) for what, each in several.items()}
 
     def noise(
-        self, model: TorchModel, rows: Sequence[Row], settings: DistillSettings, seed: int
+        self,
+        model: TorchModel,
+        rows: Sequence[Row],
+        settings: DistillSettings,
+        seed: int,
+        *,
+        inputs: Sequence[Any] = (),
     ) -> SeriesNoise:
         """See the base class."""
         from compressor.training.augmentation import SeriesNoise
@@ -151,6 +157,6 @@ class TimeSeriesClassification(Classification):
             rows,
             share=settings.augmentation,
             mixup=settings.augmentation_mixup,
-            copies=settings.augmentation_copies,
+            copies=settings.num_copies,
             seed=seed,
         )

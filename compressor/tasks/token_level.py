@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,6 +39,8 @@ class AtTokens:
 
 class TokenLevel(AtTokens, TextClassification):
     """A label, or none, for each token of a text."""
+
+    reads_stretches: ClassVar[bool] = False
 
     def encode_unlabeled(self, model: Model, inputs: Sequence[Any]) -> list[dict[str, Any]]:
         """See the base class."""

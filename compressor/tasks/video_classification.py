@@ -70,7 +70,13 @@ class VideoClassification(ImageClassification):
         return processor
 
     def noise(
-        self, model: TorchModel, rows: Sequence[Row], settings: DistillSettings, seed: int
+        self,
+        model: TorchModel,
+        rows: Sequence[Row],
+        settings: DistillSettings,
+        seed: int,
+        *,
+        inputs: Sequence[Any] = (),
     ) -> Noise:
         """See the base class."""
         from compressor.training.augmentation import VideoNoise
@@ -79,6 +85,6 @@ class VideoClassification(ImageClassification):
             rows,
             share=settings.augmentation,
             mixup=settings.augmentation_mixup,
-            copies=settings.augmentation_copies,
+            copies=settings.num_copies,
             seed=seed,
         )

@@ -70,10 +70,11 @@ class Noise:
         return index + changed * (self.copies or 0)
 
     def _noisy(self, row: Row, index: int, version: int) -> Row:
-        changed = self.change(row, np.random.default_rng((self.seed, index, version)))
+        generator = np.random.default_rng((self.seed, index, version))
+        changed = self.change(row, index, generator)
         return {**row, **changed, "noisy": 1, "slot": self._slot(index) + 1 + version}
 
-    def change(self, row: Row, generator: np.random.Generator) -> Row:
+    def change(self, row: Row, index: int, generator: np.random.Generator) -> Row:
         """The entries of a row that differ in its noisy form; its length stays."""
         return {}
 
@@ -101,18 +102,21 @@ class _Variants(Sequence[Row]):
 
 
 class TokenNoise(Noise):
-    """Changes texts, by either of two ways.
+    """Changes texts, in one of three ways.
 
-    Some noisy rows get the beginning or the end of another row, after Yoon et al., "SSMix:
+    Some noisy rows of texts that were cut are another stretch of the same text, as it stands. Some
+    of the others get the beginning or the end of another row, after Yoon et al., "SSMix:
     Saliency-Based Span Mixup for Text Classification", 2021; here the span is drawn at random, and
-    no label is mixed, for the teacher gives it. In the others a share of the tokens is replaced, in
+    no label is mixed, for the teacher gives it. In the rest a share of the tokens is replaced, in
     the spirit of Jiao et al., "TinyBERT", 2020, section 3.2, where a language model proposes the
     replacements; here they are drawn by their frequency in the training data, which costs nothing.
 
     Args:
         rows: All training rows.
         share: Share of the tokens to replace, in [0, 1); with 0 no row is changed.
-        mixup: Share of the noisy rows that get a span of another row, in [0, 1].
+        mixup: Share of the other noisy rows that get a span of another row, in [0, 1].
+        windows: Share of the noisy rows of a text that was cut that are another stretch of it.
+        uncut: All tokens of the texts that were cut, by the place of their row.
         copies: See the base class.
         special_ids: Tokens that are neither replaced nor drawn.
         seed: Of the noise.
@@ -127,12 +131,16 @@ class TokenNoise(Noise):
         copies: int | None,
         special_ids: Sequence[int],
         seed: int,
+        windows: float = 0.0,
+        uncut: Mapping[int, Sequence[int]] | None = None,
     ) -> None:
         self.share = share
         self.mixup = mixup
+        self.windows = windows
         self.special: NDArray[np.int64] = np.asarray(sorted(special_ids), dtype=np.int64)
         tokens = [np.asarray(row["input_ids"], dtype=np.int64) for row in rows]
-        self.texts = [each[~np.isin(each, self.special)] for each in tokens]
+        self.texts = [self._text(each) for each in tokens]
+        self.uncut = {place: self._text(np.asarray(ids)) for place, ids in (uncut or {}).items()}
         self.pool = np.concatenate(self.texts)
         super().__init__(
             active=share > 0 and len(self.pool) > 0,
@@ -141,14 +149,22 @@ class TokenNoise(Noise):
             seed=seed,
         )
 
-    def change(self, row: Row, generator: np.random.Generator) -> Row:
+    def change(self, row: Row, index: int, generator: np.random.Generator) -> Row:
         """See the base class."""
         ids = np.array(row["input_ids"], dtype=np.int64)
         places = np.flatnonzero(~np.isin(ids, self.special))
+        whole = self.uncut.get(index)
+        if whole is not None and generator.random() < self.windows:
+            start = int(generator.integers(0, max(len(whole) - len(places), 0) + 1))
+            ids[places] = whole[start : start + len(places)]
+            return {"input_ids": ids.tolist()}
         mixed = len(places) > 1 and generator.random() < self.mixup
         change = self._mix if mixed else self._replace
         ids[places] = change(ids[places], generator)
         return {"input_ids": ids.tolist()}
+
+    def _text(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
+        return ids[~np.isin(ids, self.special)]
 
     def _mix(self, text: NDArray[np.int64], generator: np.random.Generator) -> NDArray[np.int64]:
         """Another beginning or another end, as long as what it stands for or a little shorter."""
@@ -206,7 +222,7 @@ class ImageNoise(_MovingNoise):
     mirrors = True
     """Whether images may be seen from the other side."""
 
-    def change(self, row: Row, generator: np.random.Generator) -> Row:
+    def change(self, row: Row, index: int, generator: np.random.Generator) -> Row:
         """See the base class."""
         pixels: NDArray[np.uint8] = row["pixel_values"]
         if self.mirrors and generator.random() < 0.5:
@@ -241,7 +257,7 @@ class AudioNoise(_MovingNoise):
     Snyder et al., "MUSAN: A Music, Speech, and Noise Corpus", 2015; the label is the teacher's.
     """
 
-    def change(self, row: Row, generator: np.random.Generator) -> Row:
+    def change(self, row: Row, index: int, generator: np.random.Generator) -> Row:
         """See the base class."""
         samples = row["samples"].astype(np.float32)
         count = len(samples)
@@ -263,7 +279,7 @@ class SeriesNoise(_MovingNoise):
     What moves in repeats the first or last value. Mixing is that of `ImageNoise`.
     """
 
-    def change(self, row: Row, generator: np.random.Generator) -> Row:
+    def change(self, row: Row, index: int, generator: np.random.Generator) -> Row:
         """See the base class."""
         values: NDArray[np.float32] = row["past_values"]
         if generator.random() < self.mixup:

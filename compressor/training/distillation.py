@@ -108,7 +108,8 @@ def _train(
     reader = replace(student, max_length=limit)
     train = encode(reader, splits.train)
     validation = encode(student, splits.validation)
-    noise = get_task(student.task).noise(student, train, settings, seed)
+    inputs = splits.train.inputs
+    noise = get_task(student.task).noise(reader, train, settings, seed, inputs=inputs)
     if settings.unlabeled is not None:
         more = read_unlabeled(settings.unlabeled, student)
         train += get_task(student.task).encode_unlabeled(reader, more)
@@ -116,7 +117,7 @@ def _train(
         lambda: _DistillTrainer(
             _tapped(student, settings, pairs, side=0, hidden_size=_hidden_size(teacher)),
             settings,
-            teacher=_taught(student, teacher, settings, pairs, noise, train, progress),
+            teacher=_taught(student, teacher, settings, pairs, noise, train, folder, progress),
             inputs=input_names(student),
             task=get_task(student.task),
             train=EncodedRows(train, lengths(student, train), noise),
@@ -319,9 +320,10 @@ def _taught(
     pairs: LayerMap,
     noise: Noise,
     train: list[dict[str, Any]],
+    folder: Path,
     progress: Progress,
 ) -> Teacher:
-    """The teacher, with its outputs in memory where they fit."""
+    """The teacher, with its outputs where there is the space to keep them."""
     taught = Teacher(
         _tapped(teacher.clone(), settings, pairs, side=1),
         input_names(student),
@@ -332,11 +334,16 @@ def _taught(
     reads_context = bool(get_task(student.task).signature(student).context)
     if noise.copies is not None and settings.cache_mib and not reads_context:
         variants = noise.variants(train)
-        progress(0.0, f"the teacher labels {len(variants)} rows")
+        folder.mkdir(parents=True, exist_ok=True)
         taught.remember(
             variants,
             np.repeat(lengths(student, train), noise.num_forms(len(train))).tolist(),
             collator(student),
             limit_bytes=settings.cache_mib * 2**20,
+            folder=folder,
+            disk_bytes=settings.cache_disk_mib * 2**20,
+            progress=lambda count: progress(
+                0.0, f"the teacher labels rows: {count} of {len(variants)}"
+            ),
         )
     return taught

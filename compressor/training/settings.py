@@ -105,6 +105,9 @@ class DistillSettings(TrainingSettings):
     """Share of the augmented rows that get the beginning or the end of another row instead (after
     SSMix, 2021); of images, videos and signals, share of those that are mixed with another, of
     recordings, of those that are laid over another."""
+    augmentation_windows: float = Field(default=0.5, ge=0, le=1)
+    """Of a text longer than the model reads, share of the augmented rows that are another stretch
+    of it, as it stands; they are not changed otherwise. Of classes and embeddings of texts."""
     augmentation_copies: int | None = Field(default=3, ge=1)
     """Different augmented versions of each row, whose teacher outputs are kept in memory; null
     makes a new one each time, which costs a run of the teacher a step."""
@@ -112,7 +115,17 @@ class DistillSettings(TrainingSettings):
     """A UTF-8 file that lists more inputs, one a line: texts, or paths of files from its own
     folder. The teacher labels them; they are not augmented."""
     cache_mib: int = Field(default=2048, ge=0)
-    """Memory for the teacher's outputs. Where it does not suffice, the teacher runs each step."""
+    """Memory for the teacher's outputs, which are made once. 0 runs the teacher each step."""
+    cache_disk_mib: int = Field(default=24_576, ge=0)
+    """Longest file for the states of its layers where that does not suffice, and at most half of
+    the free space of the disk. Where they do not fit there either, the teacher runs each step."""
+
+    @property
+    def num_copies(self) -> int | None:
+        """Augmented versions of each row that come up: a short training does not ask for all."""
+        if self.augmentation_copies is None:
+            return None
+        return min(self.augmentation_copies, (self.epochs + 1) // 2)
 
     def check_unlabeled(self) -> None:
         """Check before any work that the file of unlabeled inputs is there.

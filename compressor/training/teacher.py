@@ -1,10 +1,15 @@
-"""The teacher of a distillation: its outputs for a batch, from memory where they fit."""
+"""The teacher of a distillation: its outputs for a batch, made once where they can be kept."""
 
 from __future__ import annotations
 
 import math
+import os
+import shutil
+import tempfile
+import weakref
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from pathlib import Path
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -20,6 +25,7 @@ from targets.preprocessing.text import IDS, MASK
 
 __all__ = ["Teacher", "vocabulary_table"]
 
+_FREE_SHARE = 0.5  # of the free space of a disk: the rest is for checkpoints, and for others
 _LEAST_SHARED = 0.5  # of the student's tokens; below it the two cannot read the same text
 
 Row = dict[str, Any]
@@ -58,7 +64,7 @@ class Teacher:
 
     @property
     def is_cached(self) -> bool:
-        """Whether the outputs come from memory."""
+        """Whether the outputs are kept."""
         return self._logits is not None
 
     def outputs(self, batch: Mapping[str, Tensor]) -> TappedOutputs:
@@ -78,8 +84,13 @@ class Teacher:
         collate: Callable[[Sequence[Row]], dict[str, Tensor]],
         *,
         limit_bytes: int,
+        folder: Path | None = None,
+        disk_bytes: int = 0,
+        progress: Callable[[int], None] = lambda count: None,
     ) -> bool:
-        """Run the teacher once on everything it will be asked, unless that takes too much memory.
+        """Run the teacher once on everything it will be asked, and keep what it gives.
+
+        In memory; or, where that takes too much, the states of the layers in a file; or not at all.
 
         Rows go by length in one fixed order: the rounding of a batched matrix product depends on
         the batch, and a resumed training must see equal targets.
@@ -89,9 +100,12 @@ class Teacher:
             lengths: Of each; see `Task.length`.
             collate: Pads rows into a batch.
             limit_bytes: Most memory to use.
+            folder: For the file, which has no name there and goes with this object.
+            disk_bytes: Longest file to write.
+            progress: Called with the number of rows that are done.
 
         Returns:
-            Whether the outputs are in memory now.
+            Whether the outputs are kept now.
         """
         order = sorted(range(len(variants)), key=lambda slot: lengths[slot])
         logits = states = None
@@ -111,16 +125,23 @@ class Teacher:
                 answers = lengths if by_token else [1] * len(variants)
                 widths = [part.shape[-1] for part in tokens]
                 shape = tuple(outputs.logits.shape[2 if by_token else 1 :])
-                size = sum(answers) * math.prod(shape) * 4 + sum(sizes) * sum(widths) * 2
-                if size > limit_bytes:
-                    return False
+                answers_size = sum(answers) * math.prod(shape) * 4
+                states_size = sum(sizes) * sum(widths) * 2
+                store: _File | None = None
+                if answers_size + states_size > limit_bytes:
+                    if answers_size > limit_bytes or states_size > disk_bytes:
+                        return False
+                    store = _reserve(folder, sum(sizes), sum(widths))
+                    if store is None:
+                        return False
                 logits = _Kept(answers, shape, torch.float32, by_token=by_token)
                 if tokens:
-                    states = _Kept(sizes, (sum(widths),), torch.float16)
+                    states = _Kept(sizes, (sum(widths),), torch.float16, store=store)
                     self._widths = (widths, len(outputs.hidden))
             logits.put(slots, outputs.logits)
             if states is not None:
                 states.put(slots, torch.cat(tokens, dim=-1))
+            progress(first + len(slots))
         self._logits, self._states = logits, states
         return True
 
@@ -164,6 +185,7 @@ class _Kept:
         shape: Of an output.
         dtype: What they are kept in.
         by_token: Whether rows have several outputs, (N, L, *shape), or one, (N, *shape).
+        store: Where they are kept, if not in memory.
     """
 
     def __init__(
@@ -173,28 +195,68 @@ class _Kept:
         dtype: torch.dtype,
         *,
         by_token: bool = True,
+        store: _File | None = None,
     ) -> None:
         self.starts: list[int] = np.cumsum([0, *sizes]).tolist()
-        self.values = torch.empty(self.starts[-1], *shape, dtype=dtype)
+        self.shape = shape
+        self.dtype = dtype
+        self.values: Tensor | _File = store or torch.empty(self.starts[-1], *shape, dtype=dtype)
         self.by_token = by_token
 
     def put(self, slots: Sequence[int], values: Tensor) -> None:
         """Keep the outputs of a padded batch, without its padding."""
-        values = values.to("cpu", self.values.dtype)
+        values = values.to("cpu", self.dtype)
         for slot, row in zip(slots, values if self.by_token else values[:, None], strict=True):
             start, end = self.starts[slot], self.starts[slot + 1]
             self.values[start:end] = row[: end - start]
 
     def get(self, slots: Sequence[int], longest: int | None) -> Tensor:
         """The outputs of some rows, padded with 0 to a length; None is the longest of them."""
-        if not self.by_token:
+        if isinstance(self.values, Tensor) and not self.by_token:
             return self.values[slots]
         spans = [(self.starts[slot], self.starts[slot + 1]) for slot in slots]
         length = max(end - start for start, end in spans) if longest is None else longest
-        padded = torch.zeros(len(slots), length, *self.values.shape[1:], dtype=self.values.dtype)
+        padded = torch.zeros(len(slots), length, *self.shape, dtype=self.dtype)
         for row, (start, end) in enumerate(spans):
             padded[row, : end - start] = self.values[start:end]
         return padded
+
+
+class _File:
+    """Vectors of float16 in a file without a name: it is gone with this object, however that ends.
+
+    Args:
+        file: Long enough for all of them.
+        width: Of a vector.
+    """
+
+    def __init__(self, file: IO[bytes], width: int) -> None:
+        self.file = file
+        self.width = width
+        weakref.finalize(self, file.close)
+
+    def __setitem__(self, span: slice, values: Tensor) -> None:
+        raw = np.ascontiguousarray(values.numpy()).data.cast("B")
+        os.pwrite(self.file.fileno(), raw, 2 * self.width * span.start)
+
+    def __getitem__(self, span: slice) -> Tensor:
+        values = np.empty((span.stop - span.start, self.width), np.float16)
+        os.preadv(self.file.fileno(), [values.data.cast("B")], 2 * self.width * span.start)
+        return torch.from_numpy(values)
+
+
+def _reserve(folder: Path | None, num_vectors: int, width: int) -> _File | None:
+    """A file for so many vectors; None where there is not the space for it."""
+    size = 2 * num_vectors * width
+    if folder is None or size > _FREE_SHARE * shutil.disk_usage(folder).free:
+        return None
+    file = tempfile.TemporaryFile(dir=folder, buffering=0)  # noqa: SIM115  (kept open)
+    try:
+        os.posix_fallocate(file.fileno(), 0, size)  # so that no later write fails
+    except OSError:
+        file.close()
+        return None
+    return _File(file, width)
 
 
 def vocabulary_table(student: TorchModel, teacher: TorchModel) -> Tensor | None:

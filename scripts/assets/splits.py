@@ -2,7 +2,7 @@
 
 import random
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Protocol, TypeVar
 
 from assets.errors import PackageError
@@ -20,6 +20,7 @@ class Labelled(Protocol):
 
 R = TypeVar("R", bound=Labelled)
 T = TypeVar("T")
+K = TypeVar("K", bound=Hashable)
 
 
 def split_shuffled(
@@ -45,9 +46,7 @@ def take_stratified(rows: Sequence[R], *, count: int, seed: int) -> tuple[list[R
     """
     _require_rows(len(rows), count)
     generator = random.Random(seed)
-    by_label: dict[str, list[R]] = defaultdict(list)
-    for row in rows:
-        by_label[row.label].append(row)
+    by_label = _grouped(rows, lambda row: row.label)
     quotas = {label: count * len(group) / len(rows) for label, group in by_label.items()}
     takes = {label: int(quota) for label, quota in quotas.items()}
     by_remainder = sorted(quotas, key=lambda label: (takes[label] - quotas[label], label))
@@ -63,6 +62,44 @@ def take_stratified(rows: Sequence[R], *, count: int, seed: int) -> tuple[list[R
     generator.shuffle(taken)
     generator.shuffle(left)
     return taken, left
+
+
+def take_whole_groups(
+    rows: Sequence[R], *, count: int, group: Callable[[R], Hashable], seed: int
+) -> tuple[list[R], list[R]]:
+    """Take about `count` rows at random, each label in its share, and no group in part.
+
+    Of each label groups are taken until they have its share: what is taken is a little more.
+
+    Args:
+        rows: To choose from.
+        count: How many to take at least.
+        group: What the rows of one group have in common, such as the thread of a message.
+        seed: Of the choice.
+
+    Returns:
+        The rows taken and the rows left, both shuffled.
+    """
+    _require_rows(len(rows), count)
+    generator = random.Random(seed)
+    taken: list[R] = []
+    left: list[R] = []
+    for _, of_label in sorted(_grouped(rows, lambda row: row.label).items()):
+        groups = list(_grouped(of_label, group).values())
+        generator.shuffle(groups)
+        wanted = len(taken) + count * len(of_label) / len(rows)
+        for each in groups:
+            (taken if len(taken) < wanted else left).extend(each)
+    generator.shuffle(taken)
+    generator.shuffle(left)
+    return taken, left
+
+
+def _grouped(rows: Sequence[R], key: Callable[[R], K]) -> dict[K, list[R]]:
+    groups: dict[K, list[R]] = defaultdict(list)
+    for row in rows:
+        groups[key(row)].append(row)
+    return groups
 
 
 def _require_rows(num_rows: int, needed: int) -> None:

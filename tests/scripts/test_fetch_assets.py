@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import zipfile
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -484,6 +485,35 @@ def test_stratified_rows_keep_each_label_in_its_share() -> None:
     assert sorted(taken + left) == sorted(rows)
     assert (taken, left) == splits.take_stratified(rows, count=13, seed=0)
     assert taken != splits.take_stratified(rows, count=13, seed=1)[0]
+
+
+def test_whole_groups_are_taken_of_each_label_in_its_share() -> None:
+    rows = [Row(f"{number // 3} {number}", "ab"[number // 60]) for number in range(90)]
+
+    def group(row: Row) -> str:
+        return row.text.split()[0]
+
+    taken, left = splits.take_whole_groups(rows, count=30, group=group, seed=0)
+    assert sorted(taken + left) == sorted(rows)
+    assert not {group(row) for row in taken} & {group(row) for row in left}
+    counts = Counter(row.label for row in taken)
+    assert 20 <= counts["a"] <= 22
+    assert 10 <= counts["b"] <= 12
+    again = splits.take_whole_groups(rows, count=30, group=group, seed=0)
+    assert (taken, left) == again
+    assert taken != splits.take_whole_groups(rows, count=30, group=group, seed=1)[0]
+
+
+@pytest.mark.parametrize(
+    ("text", "thread"),
+    [
+        ("re re the cure for it", ("the", "cure")),
+        ("the cure", ("the", "cure")),
+        ("re", ()),
+    ],
+)
+def test_a_message_and_its_answers_are_one_thread(text: str, thread: tuple[str, ...]) -> None:
+    assert text_classification.thread(Row(text, "sci.med")) == thread
 
 
 def test_too_few_rows_to_split_is_a_clear_error() -> None:

@@ -409,7 +409,7 @@ def test_without_a_background_a_recording_is_moved_and_made_louder_or_softer() -
     made = noisy(mixup=0.0)
     row = {"samples": noise(1000)}
     for seed in range(20):
-        changed = made.change(row, np.random.default_rng(seed))["samples"].astype(float)
+        changed = made.change(row, 0, np.random.default_rng(seed))["samples"].astype(float)
         original = row["samples"].astype(float)
         moves = range(-200, 201)
         best = max(moves, key=lambda move: abs(np.dot(np.roll(original, move), changed)))
@@ -423,7 +423,7 @@ def test_without_a_background_a_recording_is_moved_and_made_louder_or_softer() -
 def test_a_background_is_softer_than_the_recording() -> None:
     row = {"samples": np.zeros(1000, np.int16)}
     loudest = max(
-        np.abs(noisy(mixup=1.0).change(row, np.random.default_rng(seed))["samples"]).max()
+        np.abs(noisy(mixup=1.0).change(row, 0, np.random.default_rng(seed))["samples"]).max()
         for seed in range(20)
     )
     assert 0 < loudest <= 8000 / np.sqrt(10) + 1

@@ -262,11 +262,11 @@ def test_noise_moves_and_mixes() -> None:
     generator = np.random.default_rng(0)
     starts = set()
     for _ in range(50):
-        moved = moving.change(rows[0], generator)[VALUES]
+        moved = moving.change(rows[0], 0, generator)[VALUES]
         assert (moved.shape, moved.dtype) == ((20, 2), np.float32)
         starts.add(float(moved[10, 0]) - 10)  # what was there is now elsewhere
         assert set(np.diff(moved[:, 0])) <= {0.0, 1.0}
-        mixed = mixing.change(rows[0], generator)[VALUES]
+        mixed = mixing.change(rows[0], 0, generator)[VALUES]
         assert mixed.dtype == np.float32
         assert (mixed - rows[0][VALUES]).min() >= -1e-5
         assert (rows[1][VALUES] - mixed).min() >= -1e-5

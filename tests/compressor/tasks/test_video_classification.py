@@ -258,7 +258,7 @@ def test_all_frames_move_alike_and_none_is_mirrored() -> None:
     noise = VideoNoise([{PIXELS: pixels}], share=0.2, mixup=0.0, copies=1, seed=0)
     generator = np.random.default_rng(0)
     for _ in range(20):
-        moved = noise.change({PIXELS: pixels}, generator)[PIXELS]
+        moved = noise.change({PIXELS: pixels}, 0, generator)[PIXELS]
         assert (moved.shape, moved.dtype) == (pixels.shape, np.uint8)
         np.testing.assert_array_equal(moved, np.broadcast_to(moved[:1], moved.shape))
         assert moved[0, 8, 10, 0] > moved[0, 8, 5, 0]

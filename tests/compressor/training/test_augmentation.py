@@ -55,6 +55,36 @@ def test_the_share_of_the_rows_is_mixed():
     assert np.mean(np.array(kept) > 0.1) == pytest.approx(0.5, abs=0.15)
 
 
+UNCUT = {0: [2, *range(10, 310), 3]}
+
+
+def stretches(windows, **settings):
+    for seed in range(100):
+        made = noise(windows=windows, uncut=UNCUT, share=0.99, seed=seed, **settings)
+        yield made(ROWS[0], 0, 1)["input_ids"]
+
+
+def test_a_cut_text_is_read_from_elsewhere_as_it_stands():
+    starts = set()
+    for ids in stretches(1.0, mixup=0.5):
+        assert (len(ids), ids[0], ids[-1]) == (102, 2, 3)
+        assert np.diff(ids[1:-1]).tolist() == [1] * 99
+        starts.add(ids[1])
+    assert min(starts) < 30
+    assert max(starts) > 190
+    assert starts <= set(range(10, 211))
+
+
+def test_the_share_of_the_rows_of_a_cut_text_is_read_from_elsewhere():
+    runs = [np.diff(ids[1:-1]).tolist() == [1] * 99 for ids in stretches(0.5)]
+    assert np.mean(runs) == pytest.approx(0.5, abs=0.15)
+
+
+def test_a_text_that_was_not_cut_has_no_other_stretch():
+    plain = noise()(ROWS[1], 1, 0)
+    assert noise(windows=1.0, uncut=UNCUT)(ROWS[1], 1, 0) == plain
+
+
 def test_a_row_of_one_token_or_of_special_ones_alone_is_no_trouble():
     rows = [{"input_ids": [2, 9, 3]}, {"input_ids": [2, 3]}]
     made = TokenNoise(rows, share=0.5, mixup=1.0, copies=None, special_ids=[2, 3], seed=0)

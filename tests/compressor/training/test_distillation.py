@@ -110,6 +110,19 @@ def test_outputs_from_memory_train_like_outputs_made_anew(run, word_model):
     assert first == pytest.approx(second, rel=1e-3)
 
 
+def test_a_short_training_has_only_those_versions_labelled_that_it_sees(run, word_model):
+    models = word_model(num_layers=1), word_model(seed=1)
+    short = SETTINGS.model_copy(update={"epochs": 3, "augmentation_copies": 2})
+    long = short.model_copy(update={"augmentation_copies": 9})
+    assert (short.num_copies, long.num_copies) == (2, 2)
+    assert SETTINGS.model_copy(update={"augmentation_copies": None}).num_copies is None
+    weights = [
+        run(*models, settings=settings, folder=str(number)).model.module.state_dict()
+        for number, settings in enumerate((short, long))
+    ]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
 def test_layer_map_decides_which_layers_are_compared(run, word_model):
     models = word_model(num_layers=1), word_model(seed=1)
     low = run(*models, layer_map=((0, 0),), folder="low").model.module.state_dict()

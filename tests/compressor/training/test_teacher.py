@@ -1,3 +1,9 @@
+import errno
+import gc
+import os
+import shutil
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -8,10 +14,14 @@ from compressor.training.taps import TappedEncoder
 from compressor.training.teacher import Teacher, vocabulary_table
 
 
-@pytest.fixture
-def teacher(word_model):
+def make_teacher(word_model):
     encoder = TappedEncoder(word_model().module, hidden_layers=(0, 1), relation_layer=1)
     return Teacher(encoder, ("input_ids", "attention_mask"), None)
+
+
+@pytest.fixture
+def teacher(word_model):
+    return make_teacher(word_model)
 
 
 def rows_of(model, split):
@@ -37,6 +47,71 @@ def test_memory_limit_is_kept(teacher, word_model, word_splits):
     rows = rows_of(model, word_splits.train)
     assert not teacher.remember(rows, lengths(model, rows), collator(model), limit_bytes=1000)
     assert not teacher.is_cached
+
+
+def on_disk(teacher, model, rows, folder, **changes):
+    settings = {"limit_bytes": 10_000, "folder": folder, "disk_bytes": 2**30, **changes}
+    return teacher.remember(rows, lengths(model, rows), collator(model), **settings)
+
+
+def nameless_files(folder):
+    links = [each for each in Path("/proc/self/fd").iterdir() if each.is_symlink()]
+    opened = [os.readlink(each) for each in links if os.path.lexists(each)]
+    return [each for each in opened if each.startswith(str(folder)) and "(deleted)" in each]
+
+
+def test_states_that_memory_does_not_suffice_for_lie_in_a_file_without_a_name(
+    word_model, word_splits, tmp_path
+):
+    teacher = make_teacher(word_model)
+    model = word_model()
+    rows, done = rows_of(model, word_splits.train), []
+    batch = collator(model)([rows[3], rows[70], rows[1]])
+    live = teacher.outputs(batch)
+    assert on_disk(teacher, model, rows, tmp_path, progress=done.append)
+    assert teacher.is_cached
+    assert not list(tmp_path.iterdir())
+    assert done[-1] == len(rows)
+    recalled = teacher.outputs(batch)
+    mask = batch["attention_mask"][..., None]
+    torch.testing.assert_close(recalled.logits, live.logits)
+    for ours, theirs in zip(recalled.hidden, live.hidden, strict=True):
+        torch.testing.assert_close(ours * mask, theirs * mask, rtol=2e-3, atol=2e-3)
+    assert nameless_files(tmp_path)
+    del teacher
+    gc.collect()
+    assert not nameless_files(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "free"),
+    [
+        ({"disk_bytes": 10_000}, 2**40),
+        ({"limit_bytes": 100}, 2**40),  # the answers are to be in memory
+        ({}, 10_000),
+    ],
+)
+def test_what_neither_memory_nor_disk_suffices_for_is_not_kept(
+    changes, free, teacher, word_model, word_splits, tmp_path, monkeypatch
+):
+    usage = shutil.disk_usage(tmp_path)._replace(free=free)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    model = word_model()
+    assert not on_disk(teacher, model, rows_of(model, word_splits.train), tmp_path, **changes)
+    assert not teacher.is_cached
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_disk_that_fills_up_meanwhile_leaves_nothing(
+    teacher, word_model, word_splits, tmp_path, monkeypatch
+):
+    def full(handle, offset, length):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    model = word_model()
+    assert not on_disk(teacher, model, rows_of(model, word_splits.train), tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_hidden_states_are_those_of_transformers(word_model, word_splits):
