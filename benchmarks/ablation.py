@@ -2,7 +2,8 @@
 
 Accuracy on the test data, over several seeds: of the torch model, or of its int8 form on ONNX
 Runtime where a case ends with ``quantize``. Every case begins with the same checkpoint and the same
-trimmed vocabulary; which units stay is decided anew for each seed.
+trimmed vocabulary; which units stay is decided anew for each seed. On texts that are longer than
+the model reads, and with many of them to judge by, less is left out: what matters there alone.
 """
 
 from __future__ import annotations
@@ -38,7 +39,9 @@ from compressor.training.settings import QuantizationAware
 from targets.scoring import Z_95
 
 HERE = Path(__file__).parent
-RESULT = "ablation_trec_6.json"
+SHORT, LONG = "trec-6", "20-newsgroups"
+MAX_LENGTH = 128
+SMALL = "3 layers, quarter width"
 AWARE_EPOCHS = 4
 
 
@@ -57,12 +60,42 @@ class Case:
     passes: tuple[Pass, ...]
 
 
-def cases() -> tuple[Case, ...]:
-    """The recipe as it is shipped, and what is left of it without its ingredients."""
+def long_cases(found: Path | None) -> tuple[Case, ...]:
+    """What long texts alone show, and another shape.
+
+    Args:
+        found: A recipe of ``compressor auto``, whose shape is trained as the recipe trains its own.
+    """
+    prune, distill, _ = _shipped()
+    plain = distill.model_copy(update={"augmentation_windows": 0.0})
+    cases = (
+        Case("the recipe", SMALL, (prune, distill)),
+        Case("no other stretches of long texts", SMALL, (prune, plain)),
+    )
+    if found is None:
+        return cases
+    _, shaped, trained, *_ = load_recipe(found).passes
+    assert isinstance(shaped, Prune)
+    assert isinstance(trained, Distill)
+    update = {"num_layers": None, "layer_map": trained.layer_map}
+    shape = f"{len(shaped.shape or ())} layers, as solved for"
+    return (
+        *cases,
+        Case("a shape for the latency", shape, (shaped, distill.model_copy(update=update))),
+    )
+
+
+def _shipped() -> tuple[Prune, Distill, Export]:
     _, prune, distill, export = load_recipe("balanced").passes
     assert isinstance(prune, Prune)
     assert isinstance(distill, Distill)
     assert isinstance(export, Export)
+    return prune, distill, export
+
+
+def cases() -> tuple[Case, ...]:
+    """The recipe as it is shipped, and what is left of it without its ingredients."""
+    prune, distill, export = _shipped()
     alone = distill.model_copy(update={"num_layers": None})
     drop = DropLayers(num_layers=distill.num_layers)
     blind = prune.model_copy(update={"importance": "random"})
@@ -83,7 +116,7 @@ def cases() -> tuple[Case, ...]:
 
     int8 = Quantize(method="static", weight_bits=7)
     coarse = Quantize(method="static", weight_bits=7, percentile=99)
-    small, whole = "3 layers, quarter width", "6 layers, whole width"
+    small, whole = SMALL, "6 layers, whole width"
     return (
         Case("the recipe", small, (prune, distill)),
         Case("trained on labels alone", small, (prune, drop, labels)),
@@ -119,19 +152,22 @@ def cases() -> tuple[Case, ...]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Train every case with every seed; what is in the store already is taken from there."""
     parser = argparse.ArgumentParser(prog="scripts/ablate", description=__doc__)
-    parser.add_argument("--checkpoint", type=Path, required=True, help="fine-tuned on TREC-6")
+    parser.add_argument("task", nargs="?", choices=(SHORT, LONG), default=SHORT)
+    parser.add_argument("--checkpoint", type=Path, required=True, help="fine-tuned on the data")
     parser.add_argument("--data", type=Path, required=True, help="what fetch_assets brought")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--results", type=Path, default=HERE / "results")
     parser.add_argument("--store", type=Path)
+    parser.add_argument("--found", type=Path, help="a recipe of auto, for its shape on long texts")
     options = parser.parse_args(arguments)
+    chosen = cases() if options.task == SHORT else long_cases(options.found)
     entries: list[dict[str, Any]] = [
-        {"name": case.name, "shape": case.shape, "right": {}, "train_s": {}} for case in cases()
+        {"name": case.name, "shape": case.shape, "right": {}, "train_s": {}} for case in chosen
     ]
     document: dict[str, Any] = {"untouched": "", "cases": entries}
     with ConsoleProgress() as progress:
         for seed in options.seeds:
-            for case, entry in zip(cases(), entries, strict=True):
+            for case, entry in zip(chosen, entries, strict=True):
                 progress.start(f"{case.name}, seed {seed}")
                 before, after, seconds = _run(case, seed, options)
                 document["untouched"] = before
@@ -139,7 +175,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 lost = 100 * (before.count("1") - after.count("1")) / len(before)
                 progress.finish(f"{lost:.1f} points lost", cached=False)
             # Every seed is whole before it counts.
-            path = options.results / RESULT
+            path = options.results / f"ablation_{options.task.replace('-', '_')}.json"
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(json.dumps(document) + "\n", encoding="utf-8")
     print("\n".join(table(document)))
@@ -149,7 +185,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(case: Case, seed: int, options: argparse.Namespace) -> tuple[str, str, float]:
     """Which test rows the untouched and the small model get right, and the seconds of training."""
     splits = {split: options.data / f"{split}.csv" for split in ("train", "validation", "test")}
-    named = {f"data.{name}": str(path.absolute()) for name, path in splits.items()}
+    named: dict[str, Any] = {f"data.{name}": str(path.absolute()) for name, path in splits.items()}
+    if options.task == LONG:
+        named["data.max_length"] = MAX_LENGTH
     shipped = load_recipe("balanced", values=named)
     trim, *_, export = shipped.passes
     chain = (trim, *case.passes)

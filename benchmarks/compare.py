@@ -33,6 +33,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="scripts/compare", description=__doc__)
     parser.add_argument("tasks", nargs="*", default=TASKS, metavar="TASK", help=", ".join(TASKS))
     parser.add_argument("--assets", type=Path, required=True, help="what fetch_assets brought")
+    parser.add_argument(
+        "--checkpoints", type=Path, help="where scripts/pareto fine-tuned: instead of doing it anew"
+    )
     parser.add_argument("--olive", type=Path, help="the command olive of another environment")
     parser.add_argument("--output", type=Path, default=Path("comparison"))
     parser.add_argument("--results", type=Path, default=HERE / "results")
@@ -45,12 +48,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"there is no task {unknown[0]!r}: use {', '.join(TASKS)}")
     for task in options.tasks:
         folder = (options.output / task).absolute()
-        _compressor(
-            "finetune", options.assets / "minilm-l6", options.assets / task,
-            "--output", folder / "checkpoint", "--overwrite", "--max-length", MAX_LENGTH,
-        )  # fmt: skip
+        checkpoint = folder / "checkpoint"
+        if options.checkpoints is not None:
+            checkpoint = (options.checkpoints / f"{task}-checkpoint").absolute()
+        else:
+            _compressor(
+                "finetune", options.assets / "minilm-l6", options.assets / task,
+                "--output", checkpoint, "--overwrite", "--max-length", MAX_LENGTH,
+            )  # fmt: skip
+        folder.mkdir(parents=True, exist_ok=True)
         recipe = folder / "recipe.json"  # JSON is YAML as well
-        recipe.write_text(json.dumps(_recipe(task, folder, options), indent=1), encoding="utf-8")
+        document = _recipe(task, checkpoint, options)
+        recipe.write_text(json.dumps(document, indent=1), encoding="utf-8")
         again = ["--measure-again"] if options.measure_again else []
         _compressor("run", recipe, "--output", folder / "compressed", *again)
         report = read_report(folder / "compressed" / "report.json")
@@ -67,11 +76,11 @@ def _compressor(*arguments: object) -> None:
         sys.exit(done.returncode)
 
 
-def _recipe(task: str, folder: Path, options: argparse.Namespace) -> dict[str, Any]:
+def _recipe(task: str, checkpoint: Path, options: argparse.Namespace) -> dict[str, Any]:
     """The recipe as it is shipped, on our two CPU targets, with the rivals as further targets."""
     shipped = load_recipe("balanced").model_dump(mode="json")
     data = (options.assets / task).absolute()
-    untouched = {"checkpoint": str(folder / "checkpoint")}
+    untouched = {"checkpoint": str(checkpoint)}
     rivals: list[dict[str, Any]] = [
         {"target": name, **untouched}
         for name in (
@@ -84,7 +93,7 @@ def _recipe(task: str, folder: Path, options: argparse.Namespace) -> dict[str, A
         rivals.append({"target": "olive_int8", "olive": str(options.olive.absolute()), **untouched})
     return {
         "name": f"{task}, with rivals",
-        "model": str(folder / "checkpoint"),
+        "model": str(checkpoint),
         "data": {
             "max_length": MAX_LENGTH,
             **{split: str(data / f"{split}.csv") for split in ("train", "validation", "test")},
