@@ -24,11 +24,12 @@ COMPARISON = Path(__file__).parents[1] / "docs" / "comparison.md"
 
 
 @pytest.mark.parametrize("name", ["trec6_minilm_balanced", "trec6_minilm_balanced_seed1"])
-def test_a_published_run_is_one_of_the_recipe_as_it_is_shipped(name: str) -> None:
-    published = json.loads((RESULTS / f"{name}.json").read_text())["recipe"]
-    shipped = load_recipe("balanced").model_dump(mode="json")
-    for part in ("passes", "variants"):
-        assert published[part] == shipped[part]
+def test_a_published_run_is_one_of_the_recipe_as_it_is_shipped(name: str, tmp_path: Path) -> None:
+    written = json.loads((RESULTS / f"{name}.json").read_text())["recipe"]
+    (tmp_path / "recipe.json").write_text(json.dumps(written))
+    published, shipped = load_recipe(tmp_path / "recipe.json"), load_recipe("balanced")
+    assert published.passes == shipped.passes
+    assert published.variants == shipped.variants
 
 
 def test_the_table_of_the_readme_is_that_of_the_published_run() -> None:
