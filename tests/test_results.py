@@ -25,9 +25,13 @@ COMPARISON = Path(__file__).parents[1] / "docs" / "comparison.md"
 
 @pytest.mark.parametrize("name", ["trec6_minilm_balanced", "trec6_minilm_balanced_seed1"])
 def test_a_published_run_is_one_of_the_recipe_as_it_is_shipped(name: str, tmp_path: Path) -> None:
-    written = json.loads((RESULTS / f"{name}.json").read_text())["recipe"]
-    (tmp_path / "recipe.json").write_text(json.dumps(written))
-    published, shipped = load_recipe(tmp_path / "recipe.json"), load_recipe("balanced")
+    assert_is_balanced(RESULTS / f"{name}.json", tmp_path)
+
+
+def assert_is_balanced(report: Path, folder: Path) -> None:
+    """Its recipe, with the defaults of settings that are newer, does what `balanced` does."""
+    (folder / "recipe.json").write_text(json.dumps(json.loads(report.read_text())["recipe"]))
+    published, shipped = load_recipe(folder / "recipe.json"), load_recipe("balanced")
     assert published.passes == shipped.passes
     assert published.variants == shipped.variants
 
@@ -80,14 +84,11 @@ def test_the_table_of_what_writes_is_that_of_the_published_times() -> None:
         assert line in page
 
 
-def test_what_is_compared_is_the_recipe_as_it_is_shipped() -> None:
+def test_what_is_compared_is_the_recipe_as_it_is_shipped(tmp_path: Path) -> None:
     compared = sorted(RESULTS.glob("compare_*.json"))
     assert compared
-    shipped = load_recipe("balanced").model_dump(mode="json")
     for path in compared:
-        recipe = json.loads(path.read_text())["recipe"]
-        for part in ("passes", "variants"):
-            assert recipe[part] == shipped[part]
+        assert_is_balanced(path, tmp_path)
 
 
 def test_the_table_of_what_transcribes_is_that_of_the_published_times() -> None:
