@@ -30,7 +30,9 @@ def test_a_published_run_is_one_of_the_recipe_as_it_is_shipped(name: str, tmp_pa
 
 def assert_is_balanced(report: Path, folder: Path) -> None:
     """Its recipe, with the defaults of settings that are newer, does what `balanced` does."""
-    (folder / "recipe.json").write_text(json.dumps(json.loads(report.read_text())["recipe"]))
+    written = json.loads(report.read_text())["recipe"]
+    known = {**written, "targets": ["onnxruntime"]}  # rivals are installed elsewhere
+    (folder / "recipe.json").write_text(json.dumps(known))
     published, shipped = load_recipe(folder / "recipe.json"), load_recipe("balanced")
     assert published.passes == shipped.passes
     assert published.variants == shipped.variants
