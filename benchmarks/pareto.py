@@ -69,6 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--max-length", type=int)
     parser.add_argument("--speeds", type=float, nargs="+", choices=list(EPOCHS))
+    parser.add_argument("--time-limit", type=float, default=60.0, help="minutes for each speed")
     parser.add_argument("--unlabeled", type=Path, help="more texts, one a line")
     parser.add_argument("--measure-again", action="store_true")
     options = parser.parse_args(arguments)
@@ -117,7 +118,10 @@ def _found(
     variants: dict[str, tuple[Pass, ...]] = {}
     for speed in options.speeds or EPOCHS:
         epochs = EPOCHS[speed]
-        settings = AutoSettings(unlabeled=options.unlabeled and options.unlabeled.absolute())
+        settings = AutoSettings(
+            time_limit_s=60 * options.time_limit,
+            unlabeled=options.unlabeled and options.unlabeled.absolute(),
+        )
         if epochs < settings.epochs:
             few = {"epochs": epochs, "short_epochs": SHORT_EPOCHS}
             settings = settings.model_copy(update=few)

@@ -187,6 +187,8 @@ def text_rows(tokenized: Any) -> list[Row]:
 
 def _uncut(model: TorchModel, inputs: Sequence[Any]) -> dict[int, list[int]]:
     """All tokens of those texts that are longer than the model's longest input, by their place."""
+    if not inputs:
+        return {}  # the tokenizer takes no empty list
     encoded = model.processor(list(inputs), truncation=False, verbose=False)["input_ids"]
     return {place: ids for place, ids in enumerate(encoded) if len(ids) > model.max_length}
 
