@@ -46,6 +46,7 @@ __all__ = ["RunRecord", "RunStore", "StepRecord", "StoredStep", "default_store",
 RECORD = "step.json"
 FILES = "files"
 WORK = "work"
+ELAPSED = "elapsed_s"
 STEPS = "steps"
 PARTIAL = "partial"
 _ATTEMPT = "files-"
@@ -434,18 +435,28 @@ class RunStore:
             _remove_attempts(partial)  # a half-written result is worth nothing
             files.mkdir(parents=True)
             (partial / WORK).mkdir(exist_ok=True)
-        started = time.monotonic()
-        with full_disk(self.root):
-            facts = make(files, partial / WORK)
-            # What was made around a swallowed interruption may be anything.
-            interruption.leave_if_asked()
+        before, started = _earlier_s(partial), time.monotonic()
+
+        def elapsed_s() -> float:
+            """Of all attempts: what one has finished, the next need not do again."""
+            return round(before + time.monotonic() - started, 3)
+
+        try:
+            with full_disk(self.root):
+                facts = make(files, partial / WORK)
+                # What was made around a swallowed interruption may be anything.
+                interruption.leave_if_asked()
+        except BaseException:
+            with suppress(OSError):
+                (partial / ELAPSED).write_text(str(elapsed_s()))
+            raise
         with storage_errors(self.root):
             record = StepRecord(
                 key=key,
                 kind=kind,
                 inputs=dict(inputs),
                 created=datetime.now(UTC).isoformat(timespec="seconds"),
-                duration_s=round(time.monotonic() - started, 3),
+                duration_s=elapsed_s(),
                 facts=dict(facts),
                 files=record_files(files),
             ).sealed()
@@ -453,6 +464,7 @@ class RunStore:
             write_atomically(partial / RECORD, record.model_dump_json(indent=2))
             _remove_attempts(partial, but=FILES)
             shutil.rmtree(partial / WORK)
+            (partial / ELAPSED).unlink(missing_ok=True)
             target = self._step_folder(key)
             target.parent.mkdir(exist_ok=True)
             if target.exists():  # without a record, or `find` would have returned it
@@ -460,6 +472,14 @@ class RunStore:
             os.rename(partial, target)
             sync_folder(target.parent)
         return StoredStep(record, target / FILES, cached=False)
+
+
+def _earlier_s(partial: Path) -> float:
+    """How long earlier attempts at a step took that did not end, in seconds."""
+    try:
+        return float((partial / ELAPSED).read_text())
+    except (OSError, ValueError):
+        return 0.0
 
 
 def _ending(error: BaseException) -> str:

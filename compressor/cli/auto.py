@@ -53,7 +53,10 @@ def auto(
         typer.Option(min=2, help="Longest input in tokens.", show_default="the model's limit"),
     ] = None,
     threads: Annotated[int, typer.Option(min=1, help="CPU threads of a run.")] = 1,
-    sequence_length: Annotated[int, typer.Option(min=1, help="Tokens of a timed text.")] = 128,
+    sequence_length: Annotated[
+        int | None,
+        typer.Option(min=1, help="Tokens of a timed text.", show_default="128, or all it reads"),
+    ] = None,
     time_limit: Annotated[
         float, typer.Option(min=1, help="Minutes; the best until then is taken.")
     ] = 60.0,
@@ -86,7 +89,10 @@ def auto(
         budget=Budget(
             require="any", max_accuracy_drop=max_drop, max_latency_ms=max_ms, max_size_mb=max_mb
         ),
-        benchmark=BenchmarkSettings(threads=threads, sequence_length=sequence_length),
+        benchmark=BenchmarkSettings.model_validate(
+            {"threads": threads}
+            | ({} if sequence_length is None else {"sequence_length": sequence_length})
+        ),
         seed=seed,
         output=output.absolute(),
     )

@@ -72,7 +72,7 @@ class Distill(Pass, DistillSettings):
     @property
     def input_files(self) -> tuple[Path, ...]:
         """See the base class."""
-        return () if self.unlabeled is None else (self.unlabeled,)
+        return self.unlabeled_files
 
     def plan(self, architecture: Architecture, *, width_multiple: int = 8) -> Architecture:
         """The layers that the student keeps.

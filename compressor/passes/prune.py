@@ -40,7 +40,12 @@ class Prune(Pass):
         "(arXiv 1906.10771); Michel et al., Are Sixteen Heads Really Better than One?, "
         "NeurIPS 2019 (arXiv 1905.10650); Fang et al., DepGraph, CVPR 2023 (arXiv 2301.12900)"
     )
-    libraries: ClassVar[tuple[str, ...]] = ("torch", "transformers", "torch-pruning")
+    libraries: ClassVar[tuple[str, ...]] = (
+        "torch",
+        "transformers",
+        "torch-pruning",
+        "accelerate",
+    )
     uses_original: ClassVar[bool] = True
     version: ClassVar[int] = 3
     advice: ClassVar[Mapping[Goal, Advice]] = {
@@ -113,8 +118,7 @@ class Prune(Pass):
     @property
     def input_files(self) -> tuple[Path, ...]:
         """See the base class."""
-        unlabeled = None if self.recovery is None else self.recovery.unlabeled
-        return () if unlabeled is None else (unlabeled,)
+        return () if self.recovery is None else self.recovery.unlabeled_files
 
     @classmethod
     def unsuited(cls, architecture: Architecture) -> str | None:
@@ -267,7 +271,8 @@ class Prune(Pass):
             return StepResult(cut(1.0))
 
         def make(work: Path) -> StepResult:
-            return self._recover(cut(_SCORING_SHARE), context, work, step, tell)
+            depth = len(before.layers)
+            return self._recover(cut(_SCORING_SHARE), depth, context, work, step, tell)
 
         return stored_step(context.folder / f"step-{step}", make)
 
@@ -319,8 +324,15 @@ class Prune(Pass):
         return tuple(each.layer for each in self.shape)
 
     def _recover(
-        self, student: TorchModel, context: PassContext, work: Path, step: int, tell: Any
+        self,
+        student: TorchModel,
+        depth: int,
+        context: PassContext,
+        work: Path,
+        step: int,
+        tell: Any,
     ) -> StepResult:
+        """The model of a step after its training; before its layers went it had ``depth``."""
         from compressor.pruning.gradual import StepResult
         from compressor.pruning.layers import pair_layers
         from compressor.training.distillation import distill
@@ -328,7 +340,7 @@ class Prune(Pass):
         assert self.recovery is not None
         teacher = context.load_original()
         pairs = pair_layers(student.module, teacher.module)
-        if self.shape is not None:
+        if self.shape is not None and depth == len(_measure(teacher).layers):
             pairs = tuple((number, each.layer) for number, each in enumerate(self.shape))
         result = distill(
             student,

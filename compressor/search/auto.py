@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -90,14 +90,39 @@ class Trial:
         epochs: Of its training.
         drop_points: Accuracy lost on the validation data.
         passes: What makes it.
-        epoch_s: Time that an epoch took, in seconds; 0 where it is not known.
     """
 
     solution: Solution
     epochs: int
     drop_points: float
     passes: tuple[Pass, ...]
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How fast a training was, from which others are predicted.
+
+    Attributes:
+        form_s: Time to have the untouched model label all rows in one of their forms, in seconds.
+        epoch_s: Time of an epoch, in seconds.
+    """
+
+    form_s: float = 0.0
     epoch_s: float = 0.0
+
+    @classmethod
+    def of(cls, distill: Distill, metrics: Mapping[str, float], duration_s: float) -> Pace:
+        """That of a training that is done."""
+        epoch_s = metrics.get("epoch_s", duration_s / distill.epochs)
+        return cls(metrics.get("prepare_s", 0.0) / _num_forms(distill), epoch_s)
+
+    def seconds(self, distill: Distill) -> float:
+        """What another training would take; 0 where nothing is known."""
+        return self.form_s * _num_forms(distill) + self.epoch_s * distill.epochs
+
+
+def _num_forms(distill: Distill) -> int:
+    return 1 + (distill.num_copies or 0)
 
 
 @dataclass
@@ -194,8 +219,8 @@ class _Searcher:
         self.prepared = prepare(recipe, plan, store=store, progress=progress)
         self.manager = self.prepared.manager()
         self.labelled_share = self._labelled_share()
-        self.epoch_s = 0.0
-        """Time that an epoch took last, in seconds."""
+        self.pace = Pace()
+        """Of the last training."""
         self.earlier_s: dict[str, float] = {}
         """Steps that were there already -> what they took: a search that goes on divides its time
         as one that was never interrupted."""
@@ -282,21 +307,27 @@ class _Searcher:
         bisects = self.recipe.budget.max_latency_ms is None
         short: list[Trial] = []
         if len(candidates) > 1:
+            paces = []
             for each in candidates:
-                expected = self._spent_s + self.epoch_s * self.short_epochs
+                expected = self._spent_s + self._seconds(each, self.short_epochs)
                 if short and expected > begun_s + CHOOSING_SHARE * (ends_s - begun_s):
                     break
                 short.append(self._train(found, each, self.short_epochs))
+                paces.append(self.pace)
             best = min(short, key=lambda each: each.drop_points)
-            self.epoch_s = best.epoch_s
+            self.pace = paces[short.index(best)]
             allowed = self.recipe.budget.max_accuracy_drop
             if bisects and allowed is not None and best.drop_points > allowed + HOPELESS_POINTS:
                 return False
             candidates = [best.solution]
         epochs = self._epochs(self.settings.epochs)
-        if epochs > self.short_epochs and self.epoch_s:
-            left = (ends_s - self._spent_s) / self.epoch_s
-            fitting = fitting_epochs(epochs, left, more_than=self.short_epochs if short else 0)
+        if epochs > self.short_epochs and self.pace.epoch_s:
+            left_s = ends_s - self._spent_s
+            fitting = fitting_epochs(
+                epochs,
+                lambda count: self._seconds(candidates[0], count) <= left_s,
+                more_than=self.short_epochs if short else 0,
+            )
             if not fitting and bisects and short:
                 return _holds(best, self.recipe.budget)
             if not fitting:
@@ -351,12 +382,18 @@ class _Searcher:
 
     def _train(self, found: Search, solution: Solution, epochs: int) -> Trial:
         passes = self._passes(solution, epochs)
-        self._check_time(epochs)
+        if self._spent_s + self._seconds(solution, epochs) > self.settings.time_limit_s:
+            raise _OutOfTimeError
+        begun = time.monotonic()
         last = self.manager.run(passes)[-1]
-        self._count(last)
-        self.epoch_s = last.record.duration_s / epochs
-        drop = self._drop(last.record.facts["metrics"]["validation_accuracy"])
-        trial = Trial(solution, epochs, drop, passes, self.epoch_s)
+        # Of a training that was interrupted before, what it had taken until then counts as well.
+        took_s = 0.0 if last.cached else time.monotonic() - begun
+        self.earlier_s[last.record.key] = max(last.record.duration_s - took_s, 0.0)
+        metrics = last.record.facts["metrics"]
+        distill = passes[-1]
+        self.pace = Pace.of(distill, metrics, last.record.duration_s)
+        drop = self._drop(metrics["validation_accuracy"])
+        trial = Trial(solution, epochs, drop, passes)
         found.add(trial, self.recipe.budget)
         self.progress.start(f"{len(solution.kept)} layers, {solution.latency_ms:.3g} ms")
         speed = found.whole_ms / solution.latency_ms
@@ -382,12 +419,11 @@ class _Searcher:
         """Time that the search has taken, also before it was interrupted."""
         return time.monotonic() - self.started + sum(self.earlier_s.values())
 
-    def _check_time(self, epochs: int) -> None:
-        expected = self.epoch_s * epochs
-        if self._spent_s + expected > self.settings.time_limit_s:
-            raise _OutOfTimeError
+    def _seconds(self, solution: Solution, epochs: int) -> float:
+        """What a training is expected to take, in seconds."""
+        return self.pace.seconds(self._passes(solution, epochs)[-1])
 
-    def _passes(self, solution: Solution, epochs: int) -> tuple[Pass, ...]:
+    def _passes(self, solution: Solution, epochs: int) -> tuple[TrimVocabulary, Prune, Distill]:
         return (
             TrimVocabulary(keep_first=self.keep_first),
             Prune(shape=solution.kept),
@@ -453,16 +489,16 @@ def _embeddings(architecture: Architecture, budget: Budget) -> tuple[int, TableB
     return EMBEDDINGS[-1]
 
 
-def fitting_epochs(wanted: int, left: float, *, more_than: int = 0) -> int:
-    """How many epochs to train where there is the time for ``left``; 0 where it is not worth it.
+def fitting_epochs(wanted: int, fits: Callable[[int], bool], *, more_than: int = 0) -> int:
+    """How many epochs to train, as many as there is time for; 0 where it is not worth it.
 
     Args:
         wanted: Where time is no matter.
-        left: Epochs that there is time for.
+        fits: Whether there is the time for so many.
         more_than: As many were trained already: as few are not worth it.
     """
     found = (max(1, round(wanted * share)) for share in FEWER_EPOCHS)
-    return next((count for count in found if more_than < count <= left), 0)
+    return next((count for count in found if more_than < count and fits(count)), 0)
 
 
 class _OutOfTimeError(Exception):

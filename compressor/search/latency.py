@@ -78,7 +78,9 @@ def probe_shapes(
     head_counts = sorted({max(1, round(heads * share)) for share in (1, 2 / 3, 1 / 2, 1 / 3)})
     head_counts = sorted({*head_counts, *(count for count in (1, 2, 3) if count <= heads)})
     shares = (1, 1 / 2, 1 / 4, 1 / 8, 1 / 16)
-    widths = sorted({max(multiple, round(ffn * share / multiple) * multiple) for share in shares})
+    widths = sorted(
+        {min(ffn, max(multiple, round(ffn * share / multiple) * multiple)) for share in shares}
+    )
     middle = LayerShape(head_counts[len(head_counts) // 2], widths[len(widths) // 2])
     shapes = [LayerShape(count, middle.ffn_width) for count in head_counts]
     shapes += [LayerShape(middle.num_heads, width) for width in widths if width != middle.ffn_width]

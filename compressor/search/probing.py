@@ -108,11 +108,12 @@ class Prober:
     def _probes(
         self, architecture: Architecture, target: Target, quantize: Sequence[Pass], work: Path
     ) -> list[Probe]:
-        whole = architecture.layers[0]
+        largest = _largest(architecture.layers)
+        sizes = [architecture.layers[number] for number in largest]
         shapes = probe_shapes(
-            whole.num_heads,
-            whole.ffn_width,
-            num_layers=min(NUM_LAYERS, len(architecture.layers)),
+            min(each.num_heads for each in sizes),
+            min(each.ffn_width for each in sizes),
+            num_layers=len(largest),
             multiple=self.multiple,
         )
         store = RunStore(work / "probes")  # outlives an interruption, not the table
@@ -129,7 +130,7 @@ class Prober:
         bundles = {}
         for number, layers in enumerate(shapes):
             self.progress.update(0.8 * number / len(shapes), f"build model {number + 1}")
-            chain = (TrimVocabulary(keep_first=0), _cut(layers), Export(), *quantize)
+            chain = (TrimVocabulary(keep_first=0), _cut(largest, layers), Export(), *quantize)
             steps = manager.run(chain)
             found = lower(
                 f"probe-{number}",
@@ -171,13 +172,22 @@ class Prober:
         return probes
 
 
-def _cut(layers: Sequence[LayerShape]) -> Prune:
-    """A pass that leaves the first layers with these sizes; which units stay does not matter."""
+def _largest(layers: Sequence[LayerShape]) -> list[int]:
+    """Which layers a probe is cut from: of a model that was compressed before they differ."""
+    by_size = sorted(
+        range(len(layers)),
+        key=lambda number: (-layers[number].ffn_width, -layers[number].num_heads),
+    )
+    return sorted(by_size[:NUM_LAYERS])
+
+
+def _cut(numbers: Sequence[int], layers: Sequence[LayerShape]) -> Prune:
+    """A pass that leaves some layers with these sizes; which units stay does not matter."""
     return Prune(
         importance="random",
         shape=tuple(
             KeptLayer(layer=number, heads=each.num_heads, ffn=each.ffn_width)
-            for number, each in enumerate(layers)
+            for number, each in zip(numbers, layers, strict=False)
         ),
     )
 

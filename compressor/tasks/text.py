@@ -173,6 +173,7 @@ class TextTask(Task):
             uncut=_uncut(model, inputs) if windows else {},
             copies=settings.num_copies,
             special_ids=model.processor.all_special_ids,
+            unknown_id=model.processor.unk_token_id,
             seed=seed,
         )
 

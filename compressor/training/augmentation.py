@@ -54,6 +54,11 @@ class Noise:
         """All forms that rows take, by slot, each made when it is asked for. Needs ``copies``."""
         return _Variants(self, rows)
 
+    @property
+    def beyond(self) -> Sequence[NDArray[np.int64]]:
+        """What noisy rows are made of beside the rows."""
+        return []
+
     def num_forms(self, num_rows: int) -> NDArray[np.int64]:
         """How many forms each of the first rows takes, (num_rows,)."""
         changed = num_rows if self.num_rows is None else min(self.num_rows, num_rows)
@@ -117,6 +122,7 @@ class TokenNoise(Noise):
         mixup: Share of the other noisy rows that get a span of another row, in [0, 1].
         windows: Share of the noisy rows of a text that was cut that are another stretch of it.
         uncut: All tokens of the texts that were cut, by the place of their row.
+        unknown_id: The special token that stands for what a text has, and the vocabulary has not.
         copies: See the base class.
         special_ids: Tokens that are neither replaced nor drawn.
         seed: Of the noise.
@@ -133,14 +139,19 @@ class TokenNoise(Noise):
         seed: int,
         windows: float = 0.0,
         uncut: Mapping[int, Sequence[int]] | None = None,
+        unknown_id: int | None = None,
     ) -> None:
         self.share = share
         self.mixup = mixup
         self.windows = windows
         self.special: NDArray[np.int64] = np.asarray(sorted(special_ids), dtype=np.int64)
         tokens = [np.asarray(row["input_ids"], dtype=np.int64) for row in rows]
-        self.texts = [self._text(each) for each in tokens]
-        self.uncut = {place: self._text(np.asarray(ids)) for place, ids in (uncut or {}).items()}
+        self.texts = [each[~np.isin(each, self.special)] for each in tokens]
+        self.around = self.special[self.special != unknown_id]
+        self.uncut = {
+            place: self._inside(np.asarray(ids, dtype=np.int64))
+            for place, ids in (uncut or {}).items()
+        }
         self.pool = np.concatenate(self.texts)
         super().__init__(
             active=share > 0 and len(self.pool) > 0,
@@ -152,19 +163,27 @@ class TokenNoise(Noise):
     def change(self, row: Row, index: int, generator: np.random.Generator) -> Row:
         """See the base class."""
         ids = np.array(row["input_ids"], dtype=np.int64)
-        places = np.flatnonzero(~np.isin(ids, self.special))
         whole = self.uncut.get(index)
         if whole is not None and generator.random() < self.windows:
-            start = int(generator.integers(0, max(len(whole) - len(places), 0) + 1))
-            ids[places] = whole[start : start + len(places)]
+            inside = ~np.isin(ids, self.around)
+            count = min(int(inside.sum()), len(whole))
+            start = int(generator.integers(0, len(whole) - count + 1))
+            ids[np.flatnonzero(inside)[:count]] = whole[start : start + count]
             return {"input_ids": ids.tolist()}
+        places = np.flatnonzero(~np.isin(ids, self.special))
         mixed = len(places) > 1 and generator.random() < self.mixup
         change = self._mix if mixed else self._replace
         ids[places] = change(ids[places], generator)
         return {"input_ids": ids.tolist()}
 
-    def _text(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
-        return ids[~np.isin(ids, self.special)]
+    @property
+    def beyond(self) -> Sequence[NDArray[np.int64]]:
+        """See the base class."""
+        return list(self.uncut.values())
+
+    def _inside(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The tokens of a text without those that stand around it."""
+        return ids[~np.isin(ids, self.around)]
 
     def _mix(self, text: NDArray[np.int64], generator: np.random.Generator) -> NDArray[np.int64]:
         """Another beginning or another end, as long as what it stands for or a little shorter."""

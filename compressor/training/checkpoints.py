@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
-__all__ = ["claim", "identity", "last_checkpoint", "seal"]
+__all__ = ["claim", "identity", "last_checkpoint", "seal", "step_of"]
 
 _SEAL = "sealed.json"  # file sizes of the checkpoint, written last
 _IDENTITY = "training.json"
@@ -38,7 +38,7 @@ def seal(checkpoint: Path) -> None:
 def last_checkpoint(folder: Path) -> Path | None:
     """The newest sealed checkpoint whose files all have the sizes they were sealed with."""
     whole = [path for path in folder.glob(_PATTERN) if _is_whole(path)]
-    return max(whole, key=_step, default=None)
+    return max(whole, key=step_of, default=None)
 
 
 def claim(folder: Path, identity: str) -> None:
@@ -103,5 +103,6 @@ def _is_whole(checkpoint: Path) -> bool:
         return False
 
 
-def _step(checkpoint: Path) -> int:
+def step_of(checkpoint: Path) -> int:
+    """How many steps of training a checkpoint has behind it."""
     return int(checkpoint.name.rpartition("-")[2])

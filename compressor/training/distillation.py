@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from compressor.data import Splits
@@ -33,7 +34,7 @@ from compressor.training.taps import TappedEncoder, TappedOutputs
 from compressor.training.teacher import Teacher, vocabulary_table
 from compressor.training.trainer import OnEvaluation, Progress, SteadyTrainer
 from targets.answers import IGNORED
-from targets.encoder import encoder_layers
+from targets.encoder import encoder_layers, layer_stacks
 
 __all__ = ["DistillSettings", "LayerMap", "distill", "distillation_loss", "read_unlabeled"]
 
@@ -117,6 +118,7 @@ def _train(
         lambda: _DistillTrainer(
             _tapped(student, settings, pairs, side=0, hidden_size=_hidden_size(teacher)),
             settings,
+            decoders=_decoders(student, pairs),
             teacher=_taught(student, teacher, settings, pairs, noise, train, folder, progress),
             inputs=input_names(student),
             task=get_task(student.task),
@@ -133,17 +135,25 @@ def _train(
         seed=seed,
         folder=folder,
         identity=identity(
-            (settings, seed, pairs, train, validation), (student.module, teacher.module)
+            (settings, seed, pairs, train, validation, noise.beyond),
+            (student.module, teacher.module),
         ),
     )
 
 
 class _DistillTrainer(SteadyTrainer):
     def __init__(
-        self, module: nn.Module, settings: DistillSettings, *, teacher: Teacher, **keywords: Any
+        self,
+        module: nn.Module,
+        settings: DistillSettings,
+        *,
+        teacher: Teacher,
+        decoders: Collection[int],
+        **keywords: Any,
     ) -> None:
         super().__init__(module, settings, **keywords)
         self.settings = settings
+        self.decoders = decoders
         self.teacher = teacher
         teacher.encoder.to(self.args.device)
 
@@ -152,7 +162,12 @@ class _DistillTrainer(SteadyTrainer):
         outputs: TappedOutputs = module(**self.inputs_of(batch))
         counted = {name: each[:num_rows] for name, each in batch.items()}
         return distillation_loss(
-            outputs.first(num_rows), target, counted, self.settings, task=self.task
+            outputs.first(num_rows),
+            target,
+            counted,
+            self.settings,
+            task=self.task,
+            decoders=self.decoders,
         )
 
 
@@ -163,6 +178,7 @@ def distillation_loss(
     settings: DistillSettings,
     *,
     task: Task,
+    decoders: Collection[int] = (),
 ) -> Tensor:
     """The weighted sum of all terms, a scalar.
 
@@ -172,6 +188,7 @@ def distillation_loss(
         batch: noisy (N,) and labels (N, ...); where rows are padded, attention_mask (N, L).
         settings: Weights and temperature.
         task: Says how outputs are compared with each other and with the labels.
+        decoders: Which of the hidden states are those of a decoder: padded as the labels are.
     """
     mask = batch.get("attention_mask")
     loss = settings.logits_weight * task.divergence(
@@ -182,9 +199,10 @@ def distillation_loss(
         noisy = (batch["noisy"] == 1).reshape(-1, *[1] * (batch[LABELS].ndim - 1))
         clean = {**batch, LABELS: batch[LABELS].masked_fill(noisy, IGNORED)}
         loss = loss + settings.labels_weight * global_mean(*task.loss(student.logits, clean))
-    for ours, theirs in zip(student.hidden, teacher.hidden, strict=True):
+    for place, (ours, theirs) in enumerate(zip(student.hidden, teacher.hidden, strict=True)):
         weight = settings.hidden_weight / len(student.hidden)
-        loss = loss + weight * hidden_mse(ours, theirs, token_mask(mask, ours))
+        own = batch[LABELS] != IGNORED if place in decoders else mask
+        loss = loss + weight * hidden_mse(ours, theirs, token_mask(own, ours))
     for ours, theirs in zip(student.projections, teacher.projections, strict=True):
         weight = settings.relation_weight / len(student.projections)
         loss = loss + weight * relation_kl(
@@ -206,7 +224,7 @@ def read_unlabeled(path: Path, model: TorchModel) -> list[str]:
     task = get_task(model.task)
     kind = task.kind
     try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").split("\n")]
     except (OSError, UnicodeDecodeError) as error:
         raise PassError(
             "the file of unlabeled inputs cannot be read",
@@ -264,7 +282,7 @@ def _pairs(
     if not settings.hidden_weight and not settings.relation_weight:
         return ()
     ours, theirs = encoder_layers(student.module), encoder_layers(teacher.module)
-    asked = {"hidden_weight", "relation_weight"} & settings.model_fields_set or layer_map
+    asked = [*settings.asked("hidden_weight", "relation_weight"), *(layer_map or ())]
     if not asked and not (ours and theirs):
         return ()  # a network without layers of that kind learns from the logits
     pairs = pair_layers(student.module, teacher.module) if layer_map is None else layer_map
@@ -288,7 +306,35 @@ def _pairs(
                 given=settings.relation_heads,
                 fix="choose a common divisor of both widths",
             )
+    counts = [
+        [len(states[0]) for states in _states(model, student, [pair[side] for pair in pairs])]
+        for side, model in enumerate((student, teacher))
+    ]
+    if counts[0] != counts[1]:
+        if not asked:
+            return ()  # such as of smaller patches: there is no pairing their states
+        raise PassError(
+            "student and teacher cut their inputs into other numbers of parts",
+            where="the hidden states of their layers",
+            given=f"student {counts[0][0]}, teacher {counts[1][0]}",
+            fix="set hidden_weight and relation_weight to 0: the student learns from the logits",
+        )
     return pairs
+
+
+def _decoders(student: TorchModel, pairs: LayerMap) -> frozenset[int]:
+    """Which of the pairs are of layers of a decoder that follows an encoder."""
+    first, *others = map(len, layer_stacks(student.module) or ((),))
+    return frozenset(place for place, (layer, _) in enumerate(pairs) if others and layer >= first)
+
+
+def _states(model: TorchModel, student: TorchModel, layers: list[int]) -> tuple[Tensor, ...]:
+    """The hidden states of some layers for an example of the student's inputs."""
+    example = get_task(student.task).example(student.module, student.processor)
+    tapped = TappedEncoder(model.module, hidden_layers=layers).eval()
+    with torch.inference_mode():
+        outputs: TappedOutputs = tapped(**example)
+    return outputs.hidden
 
 
 def _hidden_size(model: TorchModel) -> int | None:

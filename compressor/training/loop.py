@@ -18,7 +18,7 @@ from torch import nn
 from transformers.utils import logging
 
 from compressor.model import TorchModel
-from compressor.training.checkpoints import claim, last_checkpoint
+from compressor.training.checkpoints import claim, last_checkpoint, step_of
 from compressor.training.fake_quant import fake_quantized
 from compressor.training.settings import TrainingSettings
 from compressor.training.trainer import SteadyTrainer, is_convolutional, set_memory_format
@@ -43,7 +43,8 @@ class TrainingResult:
         history: One entry a logging step: step and epoch, with loss and learning_rate, or
             validation_accuracy (of language models validation_perplexity too), or all of them.
         metrics: The same of the weights that are returned, num_steps, num_processes at the end,
-            train_s and train_cpu_s of this process since it started or resumed.
+            train_s and train_cpu_s of this process since it started or resumed; of the former
+            prepare_s went before the first step, and an epoch took epoch_s.
     """
 
     model: TorchModel
@@ -76,6 +77,7 @@ def run_training(
     wall, cpu = time.perf_counter(), time.process_time()
     with seeded(seed), quiet(), _prepared(model.module, settings):
         trainer = make_trainer()
+        prepared = time.perf_counter()
         with trainer.accelerator.main_process_first():
             if trainer.args.should_save:
                 claim(folder, identity)
@@ -83,7 +85,9 @@ def run_training(
         aware = settings.quantization_aware
         seen = trainer.calibration_batches(0 if aware is None else aware.num_samples)
         with fake_quantized(model.module, aware, seen):
+            started = time.perf_counter()
             trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+            trained_s = time.perf_counter() - started
         network: nn.Module = trainer.accelerator.unwrap_model(
             trainer.model, keep_fp32_wrapper=False
         )
@@ -105,7 +109,11 @@ def run_training(
         "num_processes": float(trainer.args.world_size),
         "train_s": time.perf_counter() - wall,
         "train_cpu_s": time.process_time() - cpu,
+        "prepare_s": prepared - wall,
     }
+    steps = trainer.state.global_step - (0 if checkpoint is None else step_of(checkpoint))
+    if steps:
+        metrics["epoch_s"] = trained_s * trainer.state.max_steps / settings.epochs / steps
     return TrainingResult(model=model, history=history, metrics=metrics)
 
 

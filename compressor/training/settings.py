@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
@@ -120,12 +122,23 @@ class DistillSettings(TrainingSettings):
     """Longest file for the states of its layers where that does not suffice, and at most half of
     the free space of the disk. Where they do not fit there either, the teacher runs each step."""
 
+    def asked(self, *names: str) -> list[str]:
+        """Those of some settings that are neither off nor as by default: somebody wants them."""
+        fields = type(self).model_fields
+        given = {name: getattr(self, name, None) for name in names}
+        return [name for name, value in given.items() if value and value != fields[name].default]
+
     @property
     def num_copies(self) -> int | None:
         """Augmented versions of each row that come up: a short training does not ask for all."""
         if self.augmentation_copies is None:
             return None
         return min(self.augmentation_copies, (self.epochs + 1) // 2)
+
+    @property
+    def unlabeled_files(self) -> tuple[Path, ...]:
+        """The list of the unlabeled inputs, and the files that it names."""
+        return () if self.unlabeled is None else (self.unlabeled, *_listed(self.unlabeled))
 
     def check_unlabeled(self) -> None:
         """Check before any work that the file of unlabeled inputs is there.
@@ -147,7 +160,7 @@ class DistillSettings(TrainingSettings):
         Raises:
             PassError: A setting asks for it.
         """
-        if "labels_weight" in self.model_fields_set and self.labels_weight and not has_labels:
+        if self.asked("labels_weight") and not has_labels:
             raise PassError(
                 "there are no labels to learn from: the untouched model alone says what is right",
                 where="labels_weight",
@@ -161,8 +174,7 @@ class DistillSettings(TrainingSettings):
         Raises:
             PassError: A setting asks for it.
         """
-        names = ("hidden_weight", "relation_weight", "layer_map")
-        asked = [name for name in names if name in self.model_fields_set and getattr(self, name)]
+        asked = self.asked("hidden_weight", "relation_weight", "layer_map")
         if asked and not num_layers:
             raise PassError(
                 "the model is no transformer encoder: it has no layers to compare",
@@ -170,3 +182,20 @@ class DistillSettings(TrainingSettings):
                 given="0 layers",
                 fix="leave these settings out: the student learns from the logits alone",
             )
+
+
+def _listed(path: Path) -> Iterator[Path]:
+    """Files that the lines of a file name, from its folder; of a folder, those in it."""
+    try:
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
+    except (OSError, UnicodeDecodeError):
+        return  # whoever reads it says what is wrong
+    for line in lines:
+        with suppress(OSError, ValueError):  # a text can be no path at all
+            named = path.parent / line.strip()
+            if not line.strip():
+                continue
+            if named.is_file():
+                yield named
+            elif named.is_dir():
+                yield from (each for each in sorted(named.iterdir()) if each.is_file())

@@ -93,7 +93,7 @@ def arguments(
     """Translate the settings into ``TrainingArguments``; saving and evaluating stay with us."""
     steps_per_epoch = math.ceil(num_rows / settings.batch_size)
     on_cuda = torch.cuda.is_available()
-    return TrainingArguments(
+    found = TrainingArguments(
         output_dir=str(folder),
         num_train_epochs=settings.epochs,
         learning_rate=settings.learning_rate,
@@ -123,6 +123,9 @@ def arguments(
         disable_tqdm=True,
         log_level="error",
     )
+    # A process trains on one GPU, however many it sees: with several, batches would grow.
+    found._n_gpu = min(found.n_gpu, 1)
+    return found
 
 
 class SteadyTrainer(Trainer):  # type: ignore[misc]  # transformers has no types

@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -191,6 +192,25 @@ def test_the_next_try_gets_the_work_folder_and_fresh_files(
     assert (made.folder / "whole.bin").read_text() == "epoch 3"
     assert not (made.folder.parent / "work").exists()
     assert not (store.root / "partial" / made.record.key).exists()
+
+
+def test_the_time_of_all_attempts_counts(store: RunStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    clock = SimpleNamespace(monotonic=lambda: now[0], time=time.time)
+    monkeypatch.setattr("compressor.store.time", clock)
+
+    def work(seconds: float, *, fails: bool) -> Mapping[str, Any]:
+        now[0] += seconds
+        if fails:
+            raise KeyboardInterrupt
+        return {}
+
+    for seconds in (30, 12):
+        with pytest.raises(KeyboardInterrupt):
+            store.step("a", {}, lambda files, folder, s=seconds: work(s, fails=True))
+    made = store.step("a", {}, lambda files, folder: work(5, fails=False))
+    assert made.record.duration_s == 47
+    assert {path.name for path in made.folder.parent.iterdir()} == {"files", "step.json"}
 
 
 def test_a_failure_releases_the_lock(store: RunStore) -> None:

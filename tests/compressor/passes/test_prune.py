@@ -18,9 +18,11 @@ from compressor.errors import PassError
 from compressor.model import TorchModel
 from compressor.passes.base import PassContext, PassResult
 from compressor.passes.prune import Prune
+from compressor.pruning.layers import select_layers
 from compressor.pruning.planning import KeptLayer, plan_shape
 from compressor.pruning.prune import sample_batches
 from compressor.training import distillation
+from compressor.training.loop import TrainingResult
 from compressor.training.settings import DistillSettings
 
 MakeModel = Callable[..., TorchModel]
@@ -320,6 +322,34 @@ def test_recovery_brings_the_pruned_model_nearer_to_the_original(
         )
     assert (recovered - wanted).abs().mean() < 0.7 * (without - wanted).abs().mean()
     assert {entry["prune_step"] for entry in result.history} == {1, 2}
+
+
+@pytest.mark.parametrize(
+    ("layers", "pairs"),
+    [((1, 2, 3), ((0, 1), (1, 3))), ((0, 1, 2, 3), ((0, 0), (1, 2)))],
+)
+def test_a_shape_of_a_model_that_lost_layers_learns_from_an_even_spread(
+    word_model: MakeModel,
+    word_splits: Splits,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    layers: tuple[int, ...],
+    pairs: tuple[tuple[int, int], ...],
+) -> None:
+    """Numbers of its own layers are not those of the untouched model."""
+    whole = word_model(num_layers=4)
+    model = replace(whole, module=select_layers(whole.module, layers))
+    context = PassContext(word_splits, lambda: whole, 0, tmp_path)
+    seen: list[Any] = []
+
+    def watch(student: TorchModel, *_: Any, layer_map: Any, **__: Any) -> Any:
+        seen.append(layer_map)
+        return TrainingResult(student, (), {})
+
+    monkeypatch.setattr(distillation, "distill", watch)
+    shape = tuple(KeptLayer(layer=number, heads=2, ffn=16) for number in (0, 2))
+    run(Prune(shape=shape, recovery=RECOVERY), model, context)
+    assert seen == [pairs]
 
 
 class StoppedError(Exception):

@@ -169,8 +169,8 @@ def test_where_time_is_short_less_is_tried_and_trained(
 
     def train(searcher: Any, found: Search, solution: Solution, epochs: int) -> Trial:
         now[0] += 10 * epochs
-        searcher.epoch_s = 10
-        trial = Trial(solution, epochs, 1 / epochs, (), epoch_s=10)
+        searcher.pace = auto.Pace(epoch_s=10)
+        trial = Trial(solution, epochs, 1 / epochs, ())
         found.add(trial, searcher.recipe.budget)
         return trial
 
@@ -216,7 +216,19 @@ def _last(searcher: Any) -> Callable[[Trial], Any]:
     [(100, 4, 24), (23.9, 4, 18), (12, 4, 12), (5, 4, 0), (6, 4, 6), (3, 0, 3), (2, 0, 0)],
 )
 def test_as_many_epochs_as_there_is_time_for(left: float, more_than: int, epochs: int) -> None:
-    assert fitting_epochs(24, left, more_than=more_than) == epochs
+    found = fitting_epochs(24, lambda count: count <= left, more_than=more_than)
+    assert found == epochs
+
+
+def test_a_training_is_expected_to_label_once_and_to_take_as_long_an_epoch() -> None:
+    short = Distill(epochs=4, augmentation_copies=3)  # two of the copies come up
+    pace = auto.Pace.of(short, {"prepare_s": 30.0, "epoch_s": 7.0}, duration_s=99.0)
+    assert pace.seconds(short) == pytest.approx(30 + 4 * 7)
+    long = short.model_copy(update={"epochs": 24})
+    assert pace.seconds(long) == pytest.approx(4 * 10 + 24 * 7)
+    unknown = auto.Pace.of(short, {}, duration_s=40.0)
+    assert unknown.seconds(long) == pytest.approx(240)
+    assert auto.Pace().seconds(long) == 0
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import pytest
 
 from compressor.architecture import Architecture
 from compressor.search.latency import LatencyTable, Probe, fit_table, probe_shapes
+from compressor.search.probing import _cut, _largest
 from compressor.search.solver import ImportanceCurves, solve
 from targets.shapes import LayerShape
 
@@ -71,6 +72,21 @@ def test_the_probes_cover_small_and_whole_layers() -> None:
     assert {layer.ffn_width for layer in layers} == {96, 192, 384, 768, 1536}
     assert sorted({len(each) for each in shapes}) == [1, 2]
     assert len(shapes) == len(set(shapes))
+
+
+def test_no_probe_is_wider_than_a_layer() -> None:
+    shapes = probe_shapes(2, 1020, num_layers=2, multiple=8)
+    assert max(layer.ffn_width for each in shapes for layer in each) == 1020
+
+
+def test_probes_are_cut_from_the_largest_layers() -> None:
+    sizes = ((2, 192), (3, 64), (1, 256), (4, 192))
+    layers = [LayerShape(heads, ffn) for heads, ffn in sizes]
+    chosen = _largest(layers)
+    assert chosen == [2, 3]
+    (first, second) = _cut(chosen, (LayerShape(1, 64), LayerShape(1, 64))).shape or ()
+    assert (first.layer, second.layer) == (2, 3)
+    assert [each.layer for each in _cut(chosen, (LayerShape(1, 64),)).shape or ()] == [2]
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from compressor.errors import SpaceError
+from compressor.passes.distill import Distill
 from compressor.recipe import Recipe, load_recipe
 from compressor.search.space import Choices, Range, read_space, with_settings
 
@@ -45,6 +46,18 @@ def test_ranges_and_choices(recipe: Recipe, tmp_path: Path) -> None:
         "FloatDistribution", "IntDistribution", "FloatDistribution", "CategoricalDistribution"
     ]  # fmt: skip
     assert space["passes.2.learning_rate"].distribution().log
+
+
+@pytest.mark.parametrize("name", ["embeddings", "image"])
+def test_settings_that_nobody_set_are_not_asked_for(name: str) -> None:
+    """Of embeddings there are no labels to learn from, and convolutions have no layers."""
+    _, distill, *_ = with_settings(load_recipe(name), {"passes.0.ratio": 0.3}).passes
+    assert isinstance(distill, Distill)
+    assert distill.asked("labels_weight", "relation_weight") == []
+    plain = with_settings(load_recipe(name), {"passes.1": {"pass": "distill"}}).passes[1]
+    assert isinstance(plain, Distill)
+    plain.check_labels(has_labels=False)
+    plain.check_compared(0)
 
 
 def test_settings_make_another_recipe_and_nothing_else_changes(recipe: Recipe) -> None:

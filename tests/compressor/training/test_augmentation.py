@@ -80,6 +80,19 @@ def test_the_share_of_the_rows_of_a_cut_text_is_read_from_elsewhere():
     assert np.mean(runs) == pytest.approx(0.5, abs=0.15)
 
 
+def test_a_stretch_has_its_unknown_tokens():
+    whole = [2, 10, 1, 11, 12, 13, 1, 14, 15, 3]
+    row = {"input_ids": [2, 10, 1, 11, 3]}
+    for seed in range(20):
+        made = TokenNoise(
+            [row], share=0.3, mixup=0.0, windows=1.0, uncut={0: whole}, copies=None,
+            special_ids=[1, 2, 3], unknown_id=1, seed=seed,
+        )  # fmt: skip
+        ids = made(row, 0, 1)["input_ids"]
+        assert any(whole[place : place + 3] == ids[1:-1] for place in range(1, 7))
+        assert (ids[0], ids[-1]) == (2, 3)
+
+
 def test_a_text_that_was_not_cut_has_no_other_stretch():
     plain = noise()(ROWS[1], 1, 0)
     assert noise(windows=1.0, uncut=UNCUT)(ROWS[1], 1, 0) == plain

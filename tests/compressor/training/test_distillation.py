@@ -1,3 +1,4 @@
+import copy
 import dataclasses
 
 import numpy as np
@@ -5,13 +6,18 @@ import pytest
 import torch
 
 from compressor.errors import PassError
+from compressor.passes.distill import Distill
+from compressor.passes.prune import Prune
 from compressor.tasks import get_task
+from compressor.tasks.text import text_rows
 from compressor.training import distillation
 from compressor.training.batches import collator, encode
 from compressor.training.distillation import distill, distillation_loss
 from compressor.training.losses import logits_kl
 from compressor.training.settings import DistillSettings
 from compressor.training.taps import TappedOutputs
+from compressor.training.teacher import Teacher
+from tests.compressor.writers import FAMILIES
 
 TASK = get_task("text-classification")
 SETTINGS = DistillSettings(epochs=8, batch_size=16, learning_rate=3e-3)
@@ -108,6 +114,105 @@ def test_outputs_from_memory_train_like_outputs_made_anew(run, word_model):
     first = run(*models, settings=live, folder="a").history[-1]["loss"]
     second = run(*models, settings=remembered, folder="b").history[-1]["loss"]
     assert first == pytest.approx(second, rel=1e-3)
+
+
+def test_states_from_a_file_train_like_those_from_memory(run, word_model, monkeypatch):
+    models = word_model(num_layers=1), word_model(seed=1)
+    settings = SETTINGS.model_copy(update={"epochs": 2})
+    expected = run(*models, settings=settings, folder="a").model.module.state_dict()
+    kept = []
+
+    class Forgetful(Teacher):
+        def remember(self, *arguments, limit_bytes, **keywords):
+            kept.append(super().remember(*arguments, limit_bytes=10_000, **keywords))
+            assert not isinstance(self._states.values, torch.Tensor)
+            return kept[-1]
+
+    monkeypatch.setattr(distillation, "Teacher", Forgetful)
+    found = run(*models, settings=settings, folder="b").model.module.state_dict()
+    assert kept == [True]
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def long_texts(word_model, vocabulary):
+    """A model that reads six tokens, a text of four words and one of forty."""
+    model = dataclasses.replace(word_model(), max_length=6)
+    texts = [" ".join(vocabulary[:4]), " ".join(vocabulary[:20] * 2)]
+    return model, texts, text_rows(TASK.tokenized(model, texts))
+
+
+def test_the_rest_of_a_long_text_is_read_in_noisy_rows(word_model, vocabulary):
+    model, texts, rows = long_texts(word_model, vocabulary)
+    settings = SETTINGS.model_copy(update={"augmentation_windows": 1.0})
+    noise = TASK.noise(model, rows, settings, 0, inputs=texts)
+    whole = model.processor(texts[1])["input_ids"]
+    seen = set()
+    for epoch in range(0, 6, 2):  # the second row is noisy in these
+        made = noise(rows[1], 1, epoch)
+        assert made["noisy"] == 1
+        ids = made["input_ids"]
+        starts = [place for place in range(len(whole)) if whole[place : place + 4] == ids[1:-1]]
+        assert starts
+        assert (ids[0], ids[-1]) == (whole[0], whole[-1])
+        seen.add(starts[0])
+    assert len(seen) > 1
+    assert noise.beyond
+    without = TASK.noise(model, rows, settings, 0)
+    assert without(rows[0], 0, 1) == noise(rows[0], 0, 1)  # it was not cut
+
+
+@pytest.mark.parametrize("name", ["token-classification", "translation"])
+def test_where_places_count_no_other_stretch_is_read(word_model, vocabulary, name):
+    model, texts, rows = long_texts(word_model, vocabulary)
+    settings = SETTINGS.model_copy(update={"augmentation_windows": 1.0})
+    task = get_task(name)
+    reader = task.source if name == "translation" else task
+    model = dataclasses.replace(model, task=name)
+    noise = reader.noise(model, rows, settings, 0, inputs=() if name == "translation" else texts)
+    assert not noise.beyond
+
+
+def test_a_student_with_other_patches_learns_from_the_logits(run, vision_model, image_splits):
+    teacher, student = vision_model("vit"), small_patches(vision_model)
+    settings = SETTINGS.model_copy(update={"epochs": 1})
+    run(student, teacher, settings=settings, splits=image_splits)
+    asked = settings.model_copy(update={"hidden_weight": 2.0})
+    with pytest.raises(PassError, match="other numbers of parts") as error:
+        run(student, teacher, settings=asked, splits=image_splits, folder="asked")
+    assert "student 65, teacher 17" in str(error.value)
+
+
+def small_patches(vision_model):
+    from transformers import AutoModelForImageClassification
+
+    plain = vision_model("vit", seed=1)
+    config = copy.deepcopy(plain.module.config)
+    config.patch_size = 2
+    module = AutoModelForImageClassification.from_config(config, attn_implementation="eager")
+    return dataclasses.replace(plain, module=module.eval())
+
+
+def test_padding_of_what_is_written_does_not_count():
+    states = torch.zeros(1, 4, 2), torch.ones(1, 4, 2)
+    student, teacher = (TappedOutputs(torch.zeros(1, 4, 3), (each,), ()) for each in states)
+    teacher.hidden[0][:, :2] = 0  # they differ in the last two places
+    batch = {
+        "labels": torch.tensor([[1, 2, -100, -100]]),
+        "attention_mask": torch.ones(1, 4, dtype=torch.long),
+        "noisy": torch.zeros(1),
+    }
+    settings = DistillSettings(logits_weight=0.0, labels_weight=0.0, hidden_weight=1.0)
+    task = get_task("token-classification")
+    loss = distillation_loss(student, teacher, batch, settings, task=task, decoders={0})
+    assert loss.item() == 0
+    assert distillation_loss(student, teacher, batch, settings, task=task).item() > 0
+
+
+def test_the_layers_of_a_decoder_are_known(word_model):
+    model = dataclasses.replace(word_model(), module=FAMILIES["marian"]())
+    pairs = ((0, 0), (1, 1), (2, 2), (3, 3))
+    assert distillation._decoders(model, pairs) == {2, 3}
+    assert distillation._decoders(model, ()) == frozenset()
 
 
 def test_a_short_training_has_only_those_versions_labelled_that_it_sees(run, word_model):
@@ -243,6 +348,27 @@ def test_a_file_of_unlabeled_texts_that_holds_none_is_refused(
     with pytest.raises(PassError, match=message) as caught:
         distillation.read_unlabeled(path, word_model())
     assert caught.value.where == str(path)
+
+
+def test_lines_end_where_lines_end_and_no_mark_is_read(word_model, tmp_path):
+    path = tmp_path / "more.txt"
+    path.write_bytes("\ufeffwho w1\u2028w2\r\nwhere\x0cw3\n".encode())
+    assert distillation.read_unlabeled(path, word_model()) == ["who w1\u2028w2", "where\x0cw3"]
+
+
+def test_files_that_are_listed_count_as_inputs(tmp_path):
+    (tmp_path / "frames").mkdir()
+    for name in ("a.png", "frames/1.png", "frames/0.png", "other.png"):
+        (tmp_path / name).write_bytes(b"")
+    listed = tmp_path / "more.txt"
+    listed.write_text("a.png\nframes\n\nno file at all\n" + "x" * 5000 + "\n\0\n")
+    files = Distill(unlabeled=listed).input_files
+    assert [str(each.relative_to(tmp_path)) for each in files] == [
+        "more.txt", "a.png", "frames/0.png", "frames/1.png",
+    ]  # fmt: skip
+    recovered = Prune(ratio=0.5, recovery=DistillSettings(unlabeled=listed))
+    assert recovered.input_files == files
+    assert Distill().input_files == ()
 
 
 def test_unlabeled_images_are_paths_from_the_folder_of_the_list(vision_model, tmp_path):

@@ -56,6 +56,29 @@ def test_training_in_bf16_gives_a_plain_float32_model(
     assert pickle.loads(pickle.dumps(module)) is not None  # noqa: S301  (our own)
 
 
+def test_a_process_uses_one_gpu_of_several(monkeypatch, tmp_path):
+    """Else rows a step would be multiplied by their number."""
+
+    def four(settings):
+        settings._n_gpu = 4
+        return torch.device("cpu")
+
+    monkeypatch.setattr(trainer.TrainingArguments, "_setup_devices", property(four))
+    found = trainer.arguments(
+        FinetuneSettings(batch_size=24), num_rows=100, seed=0, folder=tmp_path, bf16=False
+    )
+    assert found.n_gpu == 1
+    assert found.train_batch_size == 24
+
+
+def test_a_training_tells_how_long_an_epoch_took(word_model, word_splits, tmp_path):
+    keywords = {"seed": 0, "folder": tmp_path, "progress": lambda fraction, line: None}
+    settings = FinetuneSettings(epochs=4, batch_size=32)
+    found = finetune(word_model(num_layers=1), word_splits, settings, **keywords).metrics
+    assert 0 < 4 * found["epoch_s"] <= found["train_s"]
+    assert 0 < found["prepare_s"] <= found["train_s"] - 4 * found["epoch_s"]
+
+
 @pytest.mark.parametrize("schedule", ["linear", "cosine", "constant"])
 def test_learning_rate_rises_and_falls_as_set(word_model, word_splits, tmp_path, schedule):
     settings = FinetuneSettings(
