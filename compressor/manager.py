@@ -22,6 +22,7 @@ from targets.scoring import perplexity
 if TYPE_CHECKING:
     from compressor.data import Splits
     from compressor.model import Model, TorchModel
+    from compressor.training.teacher import TeacherMemory
 
 __all__ = ["PassManager", "TrainingStoppedError", "import_checkpoint"]
 
@@ -99,6 +100,7 @@ class PassManager:
         on_evaluation: Is told each accuracy of each training: (epoch, validation accuracy), also of
             one that was found finished. Where it raises `TrainingStoppedError`, the pass ends, and
             nothing of it is kept.
+        teacher_memory: Keeps what the untouched model says from one training to the next.
     """
 
     store: RunStore
@@ -109,6 +111,7 @@ class PassManager:
     width_multiple: int
     progress: Progress
     on_evaluation: Callable[[int, float], None] = lambda epoch, accuracy: None
+    teacher_memory: TeacherMemory | None = None
     _done: dict[str, StoredStep] = field(default_factory=dict, init=False, repr=False)
     """What this run made or found so far: variants share their first steps."""
 
@@ -186,6 +189,7 @@ class PassManager:
             width_multiple=self.width_multiple,
             progress=self.progress.update,
             on_evaluation=self.on_evaluation,
+            teacher_memory=self.teacher_memory,
         )
         try:
             each.requires(model, context)

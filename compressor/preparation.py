@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from safetensors.numpy import load_file, save_file
@@ -23,6 +23,9 @@ from targets.base import Form, Target
 from targets.environment import library_versions
 from targets.errors import TargetError
 from targets.provenance import checkpoint_hashes
+
+if TYPE_CHECKING:
+    from compressor.training.teacher import TeacherMemory
 
 __all__ = ["Prepared", "prepare", "runnable_targets"]
 
@@ -58,9 +61,11 @@ class Prepared:
         return self.plan.splits
 
     def manager(
-        self, on_evaluation: Callable[[int, float], None] = lambda epoch, accuracy: None
+        self,
+        on_evaluation: Callable[[int, float], None] = lambda epoch, accuracy: None,
+        teacher_memory: TeacherMemory | None = None,
     ) -> PassManager:
-        """What runs passes on the untouched model; see `PassManager` for ``on_evaluation``."""
+        """What runs passes on the untouched model; see `PassManager` for the arguments."""
         return PassManager(
             store=self.store,
             original=self.original,
@@ -70,6 +75,7 @@ class Prepared:
             width_multiple=self.recipe.width_multiple,
             progress=self.progress,
             on_evaluation=on_evaluation,
+            teacher_memory=teacher_memory,
         )
 
 

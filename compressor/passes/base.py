@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from compressor.architecture import Architecture
     from compressor.data import Splits
     from compressor.model import Model, TorchModel
+    from compressor.training.teacher import TeacherMemory
 
 __all__ = ["Advice", "Goal", "Pass", "PassContext", "PassResult"]
 
@@ -33,6 +34,8 @@ class PassContext:
         progress: Called with (fraction done in [0, 1], one short line).
         on_evaluation: Called by passes that do nothing but train with (epoch, validation accuracy
             in [0, 1]) after each evaluation; what it raises ends the pass.
+        teacher_memory: Keeps what the untouched model says of the training data, for a search that
+            trains again and again.
     """
 
     splits: Splits
@@ -42,6 +45,7 @@ class PassContext:
     width_multiple: int = 8
     progress: Callable[[float, str], None] = lambda fraction, line: None
     on_evaluation: Callable[[int, float], None] = lambda epoch, accuracy: None
+    teacher_memory: TeacherMemory | None = None
 
 
 @dataclass(frozen=True)

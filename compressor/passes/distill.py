@@ -128,6 +128,7 @@ class Distill(Pass, DistillSettings):
             folder=context.folder,
             progress=context.progress,
             on_evaluation=context.on_evaluation,
+            memory=context.teacher_memory,
         )
         return PassResult(
             model=result.model, metrics=result.metrics, notes=notes, history=result.history

@@ -36,6 +36,7 @@ from compressor.search.solver import ImportanceCurves, Solution, solve
 from compressor.store import RunStore, StoredStep
 from compressor.tasks import get_task
 from compressor.training.distillation import read_unlabeled
+from compressor.training.teacher import TeacherMemory
 
 __all__ = ["AutoSettings", "Search", "Trial", "fitting_epochs", "search"]
 
@@ -103,26 +104,12 @@ class Pace:
     """How fast a training was, from which others are predicted.
 
     Attributes:
-        form_s: Time to have the untouched model label all rows in one of their forms, in seconds.
         epoch_s: Time of an epoch, in seconds.
+        label_s: Time in which the untouched model labels all rows, in seconds.
     """
 
-    form_s: float = 0.0
     epoch_s: float = 0.0
-
-    @classmethod
-    def of(cls, distill: Distill, metrics: Mapping[str, float], duration_s: float) -> Pace:
-        """That of a training that is done."""
-        epoch_s = metrics.get("epoch_s", duration_s / distill.epochs)
-        return cls(metrics.get("prepare_s", 0.0) / _num_forms(distill), epoch_s)
-
-    def seconds(self, distill: Distill) -> float:
-        """What another training would take; 0 where nothing is known."""
-        return self.form_s * _num_forms(distill) + self.epoch_s * distill.epochs
-
-
-def _num_forms(distill: Distill) -> int:
-    return 1 + (distill.num_copies or 0)
+    label_s: float = 0.0
 
 
 @dataclass
@@ -217,7 +204,8 @@ class _Searcher:
         if settings.keep_first is not None:
             self.keep_first = settings.keep_first
         self.prepared = prepare(recipe, plan, store=store, progress=progress)
-        self.manager = self.prepared.manager()
+        self.memory = TeacherMemory()
+        self.manager = self.prepared.manager(teacher_memory=self.memory)
         self.labelled_share = self._labelled_share()
         self.pace = Pace()
         """Of the last training."""
@@ -261,6 +249,8 @@ class _Searcher:
             found.stopped = "it was interrupted"
         except _OutOfTimeError:
             found.stopped = f"the time limit of {self.settings.time_limit_s / 60:.0f} min"
+        finally:
+            self.memory.clear()
         if found.best is not None:
             found.int8_drop_points = self._int8_drop(found.best)
         return found
@@ -309,7 +299,7 @@ class _Searcher:
         if len(candidates) > 1:
             paces = []
             for each in candidates:
-                expected = self._spent_s + self._seconds(each, self.short_epochs)
+                expected = self._spent_s + self._seconds(self.short_epochs)
                 if short and expected > begun_s + CHOOSING_SHARE * (ends_s - begun_s):
                     break
                 short.append(self._train(found, each, self.short_epochs))
@@ -325,7 +315,7 @@ class _Searcher:
             left_s = ends_s - self._spent_s
             fitting = fitting_epochs(
                 epochs,
-                lambda count: self._seconds(candidates[0], count) <= left_s,
+                lambda count: self._seconds(count) <= left_s,
                 more_than=self.short_epochs if short else 0,
             )
             if not fitting and bisects and short:
@@ -382,7 +372,7 @@ class _Searcher:
 
     def _train(self, found: Search, solution: Solution, epochs: int) -> Trial:
         passes = self._passes(solution, epochs)
-        if self._spent_s + self._seconds(solution, epochs) > self.settings.time_limit_s:
+        if self._spent_s + self._seconds(epochs) > self.settings.time_limit_s:
             raise _OutOfTimeError
         begun = time.monotonic()
         last = self.manager.run(passes)[-1]
@@ -390,8 +380,10 @@ class _Searcher:
         took_s = 0.0 if last.cached else time.monotonic() - begun
         self.earlier_s[last.record.key] = max(last.record.duration_s - took_s, 0.0)
         metrics = last.record.facts["metrics"]
-        distill = passes[-1]
-        self.pace = Pace.of(distill, metrics, last.record.duration_s)
+        self.pace = Pace(
+            metrics.get("epoch_s", last.record.duration_s / epochs),
+            max(self.pace.label_s, metrics.get("prepare_s", 0.0)),
+        )
         drop = self._drop(metrics["validation_accuracy"])
         trial = Trial(solution, epochs, drop, passes)
         found.add(trial, self.recipe.budget)
@@ -419,11 +411,11 @@ class _Searcher:
         """Time that the search has taken, also before it was interrupted."""
         return time.monotonic() - self.started + sum(self.earlier_s.values())
 
-    def _seconds(self, solution: Solution, epochs: int) -> float:
-        """What a training is expected to take, in seconds."""
-        return self.pace.seconds(self._passes(solution, epochs)[-1])
+    def _seconds(self, epochs: int) -> float:
+        """What a training is expected to take, in seconds; 0 where nothing is known."""
+        return epochs * self.pace.epoch_s + (self.pace.label_s if self.memory.is_empty else 0.0)
 
-    def _passes(self, solution: Solution, epochs: int) -> tuple[TrimVocabulary, Prune, Distill]:
+    def _passes(self, solution: Solution, epochs: int) -> tuple[Pass, ...]:
         return (
             TrimVocabulary(keep_first=self.keep_first),
             Prune(shape=solution.kept),

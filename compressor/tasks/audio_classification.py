@@ -207,7 +207,7 @@ class AudioClassification(Classification):
             rows,
             share=settings.augmentation,
             mixup=settings.augmentation_mixup,
-            copies=settings.num_copies,
+            copies=settings.augmentation_copies,
             seed=seed,
         )
 

@@ -171,6 +171,6 @@ class ImageClassification(Classification):
             rows,
             share=settings.augmentation,
             mixup=settings.augmentation_mixup,
-            copies=settings.num_copies,
+            copies=settings.augmentation_copies,
             seed=seed,
         )

@@ -171,7 +171,7 @@ class TextTask(Task):
             mixup=settings.augmentation_mixup,
             windows=windows,
             uncut=_uncut(model, inputs) if windows else {},
-            copies=settings.num_copies,
+            copies=settings.augmentation_copies,
             special_ids=model.processor.all_special_ids,
             unknown_id=model.processor.unk_token_id,
             seed=seed,

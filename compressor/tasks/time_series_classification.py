@@ -157,6 +157,6 @@ class TimeSeriesClassification(Classification):
             rows,
             share=settings.augmentation,
             mixup=settings.augmentation_mixup,
-            copies=settings.num_copies,
+            copies=settings.augmentation_copies,
             seed=seed,
         )

@@ -85,6 +85,6 @@ class VideoClassification(ImageClassification):
             rows,
             share=settings.augmentation,
             mixup=settings.augmentation_mixup,
-            copies=settings.num_copies,
+            copies=settings.augmentation_copies,
             seed=seed,
         )

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from compressor.data import Splits
-from compressor.distributed import check_batch, together
+from compressor.distributed import check_batch, size, together
 from compressor.errors import PassError
 from compressor.model import TorchModel
 from compressor.pruning.layers import pair_layers
@@ -31,7 +31,12 @@ from compressor.training.losses import (
 )
 from compressor.training.settings import DistillSettings
 from compressor.training.taps import TappedEncoder, TappedOutputs
-from compressor.training.teacher import Teacher, vocabulary_table
+from compressor.training.teacher import (
+    Remembered,
+    Teacher,
+    TeacherMemory,
+    vocabulary_table,
+)
 from compressor.training.trainer import OnEvaluation, Progress, SteadyTrainer
 from targets.answers import IGNORED
 from targets.encoder import encoder_layers, layer_stacks
@@ -53,6 +58,7 @@ def distill(
     folder: Path,
     progress: Progress,
     on_evaluation: OnEvaluation = lambda epoch, accuracy: None,
+    memory: TeacherMemory | None = None,
 ) -> TrainingResult:
     """Train a copy of the student on the teacher's outputs.
 
@@ -71,6 +77,8 @@ def distill(
         progress: Called with (fraction done, one line).
         on_evaluation: Called with (epoch, validation accuracy), also for the epochs before the last
             checkpoint; what it raises ends the training.
+        memory: What the teacher gave for an earlier training on the same rows, and what it gives
+            now. In one process only.
 
     Raises:
         PassError: The models do not fit each other, the loss became NaN or infinite, or the disk
@@ -89,6 +97,7 @@ def distill(
         _pairs(student, teacher, settings, layer_map),
         seed=seed,
         folder=folder,
+        memory=memory if size() == 1 else None,
     )
     return together(train, progress=progress, on_evaluation=on_evaluation)
 
@@ -102,6 +111,7 @@ def _train(
     *,
     seed: int,
     folder: Path,
+    memory: TeacherMemory | None,
     progress: Progress,
     on_evaluation: OnEvaluation,
 ) -> TrainingResult:
@@ -110,7 +120,9 @@ def _train(
     train = encode(reader, splits.train)
     validation = encode(student, splits.validation)
     inputs = splits.train.inputs
-    noise = get_task(student.task).noise(reader, train, settings, seed, inputs=inputs)
+    # Longer trainings on the same rows come to copies that a short one does not.
+    changes = settings.with_copies_seen() if memory is None else settings
+    noise = get_task(student.task).noise(reader, train, changes, seed, inputs=inputs)
     if settings.unlabeled is not None:
         more = read_unlabeled(settings.unlabeled, student)
         train += get_task(student.task).encode_unlabeled(reader, more)
@@ -119,7 +131,9 @@ def _train(
             _tapped(student, settings, pairs, side=0, hidden_size=_hidden_size(teacher)),
             settings,
             decoders=_decoders(student, pairs),
-            teacher=_taught(student, teacher, settings, pairs, noise, train, folder, progress),
+            teacher=_taught(
+                student, teacher, settings, pairs, noise, train, folder, memory, progress
+            ),
             inputs=input_names(student),
             task=get_task(student.task),
             train=EncodedRows(train, lengths(student, train), noise),
@@ -367,21 +381,30 @@ def _taught(
     noise: Noise,
     train: list[dict[str, Any]],
     folder: Path,
+    memory: TeacherMemory | None,
     progress: Progress,
 ) -> Teacher:
     """The teacher, with its outputs where there is the space to keep them."""
-    taught = Teacher(
-        _tapped(teacher.clone(), settings, pairs, side=1),
-        input_names(student),
-        vocabulary_table(student, teacher),
-        get_task(student.task).answers.rows_at_once,
-    )
+    table = vocabulary_table(student, teacher)
+
+    def tapped(pairs: LayerMap) -> Teacher:
+        return Teacher(
+            _tapped(teacher.clone(), settings, pairs, side=1),
+            input_names(student),
+            table,
+            get_task(student.task).answers.rows_at_once,
+        )
+
+    taught = tapped(pairs)
     # Of a model with a decoder there are too many: every token of the vocabulary at each token.
     reads_context = bool(get_task(student.task).signature(student).context)
-    if noise.copies is not None and settings.cache_mib and not reads_context:
-        variants = noise.variants(train)
-        folder.mkdir(parents=True, exist_ok=True)
-        taught.remember(
+    if noise.copies is None or not settings.cache_mib or reads_context:
+        return taught
+    variants = noise.variants(train)
+    folder.mkdir(parents=True, exist_ok=True)
+
+    def remember(asked: Teacher) -> Remembered | None:
+        return asked.remember(
             variants,
             np.repeat(lengths(student, train), noise.num_forms(len(train))).tolist(),
             collator(student),
@@ -392,4 +415,18 @@ def _taught(
                 0.0, f"the teacher labels rows: {count} of {len(variants)}"
             ),
         )
+
+    if memory is not None:
+        reads = (settings.noise_settings, noise.seed, train, noise.beyond)
+        words = None if table is None else table.numpy()
+        key = identity((*reads, words), (teacher.module,))
+        kept = memory.find(key)
+        if kept is None:  # of all layers: the next training may compare others
+            every = range(len(encoder_layers(teacher.module)) if pairs else 0)
+            kept = remember(tapped(tuple((layer, layer) for layer in every)))
+        if kept is not None and kept.covers(taught.encoder):
+            memory.keep(key, kept)
+            taught.kept = kept
+            return taught
+    remember(taught)
     return taught

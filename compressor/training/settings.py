@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -128,12 +128,22 @@ class DistillSettings(TrainingSettings):
         given = {name: getattr(self, name, None) for name in names}
         return [name for name, value in given.items() if value and value != fields[name].default]
 
-    @property
-    def num_copies(self) -> int | None:
-        """Augmented versions of each row that come up: a short training does not ask for all."""
+    def with_copies_seen(self) -> Self:
+        """The same without the augmented versions that so few epochs do not come to."""
         if self.augmentation_copies is None:
-            return None
-        return min(self.augmentation_copies, (self.epochs + 1) // 2)
+            return self
+        seen = min(self.augmentation_copies, (self.epochs + 1) // 2)
+        return self.model_copy(update={"augmentation_copies": seen})
+
+    @property
+    def noise_settings(self) -> tuple[float | None, ...]:
+        """All that says which rows the teacher labels, beside the data and the seed."""
+        return (
+            self.augmentation,
+            self.augmentation_mixup,
+            self.augmentation_windows,
+            self.augmentation_copies,
+        )
 
     @property
     def unlabeled_files(self) -> tuple[Path, ...]:

@@ -8,6 +8,7 @@ import shutil
 import tempfile
 import weakref
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
@@ -23,12 +24,62 @@ from compressor.training.trainer import has_bf16, is_convolutional, set_memory_f
 from targets.preprocessing import FIXED_SIZE
 from targets.preprocessing.text import IDS, MASK
 
-__all__ = ["Teacher", "vocabulary_table"]
+__all__ = ["Remembered", "Teacher", "TeacherMemory", "vocabulary_table"]
 
 _FREE_SHARE = 0.5  # of the free space of a disk: the rest is for checkpoints, and for others
 _LEAST_SHARED = 0.5  # of the student's tokens; below it the two cannot read the same text
 
 Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Remembered:
+    """What a teacher gave for rows, by slot.
+
+    Attributes:
+        logits: Of each row.
+        states: What the taps gave, side by side; None where there are none.
+        widths: Of each tap.
+        hidden_layers: The layers of the first taps.
+        relation_layer: That of the others, where there are any.
+    """
+
+    logits: _Kept
+    states: _Kept | None
+    widths: tuple[int, ...]
+    hidden_layers: tuple[int, ...]
+    relation_layer: int | None
+
+    def covers(self, encoder: TappedEncoder) -> bool:
+        """Whether it holds all that other taps would give."""
+        return self.relation_layer == encoder.relation_layer and set(encoder.hidden_layers) <= set(
+            self.hidden_layers
+        )
+
+
+class TeacherMemory:
+    """Keeps what a teacher gave from one training to the next that has the same rows."""
+
+    def __init__(self) -> None:
+        self._key = ""
+        self._kept: Remembered | None = None
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether the next training would have to ask the teacher."""
+        return self._kept is None
+
+    def find(self, key: str) -> Remembered | None:
+        """What is kept under a key, or None."""
+        return self._kept if key == self._key else None
+
+    def keep(self, key: str, kept: Remembered) -> None:
+        """Keep it instead of what was there."""
+        self._key, self._kept = key, kept
+
+    def clear(self) -> None:
+        """Give the memory and the file free."""
+        self._key, self._kept = "", None
 
 
 class Teacher:
@@ -58,14 +109,8 @@ class Teacher:
         self.inputs = tuple(inputs)
         self.table = table
         self.rows_at_once = rows_at_once
-        self._logits: _Kept | None = None
-        self._states: _Kept | None = None
-        self._widths: tuple[list[int], int] = ([], 0)
-
-    @property
-    def is_cached(self) -> bool:
-        """Whether the outputs are kept."""
-        return self._logits is not None
+        self.kept: Remembered | None = None
+        """What it gave for every row, or what one with more taps did."""
 
     def outputs(self, batch: Mapping[str, Tensor]) -> TappedOutputs:
         """The teacher's outputs for a batch of the student's rows.
@@ -73,9 +118,9 @@ class Teacher:
         Args:
             batch: The inputs of the model, (N, ...) each; slot, (N,), where cached.
         """
-        if self._logits is None:
+        if self.kept is None:
             return self._run(batch)
-        return self._recall(self._logits, batch)
+        return self._recall(self.kept, batch)
 
     def remember(
         self,
@@ -87,7 +132,7 @@ class Teacher:
         folder: Path | None = None,
         disk_bytes: int = 0,
         progress: Callable[[int], None] = lambda count: None,
-    ) -> bool:
+    ) -> Remembered | None:
         """Run the teacher once on everything it will be asked, and keep what it gives.
 
         In memory; or, where that takes too much, the states of the layers in a file; or not at all.
@@ -105,10 +150,11 @@ class Teacher:
             progress: Called with the number of rows that are done.
 
         Returns:
-            Whether the outputs are kept now.
+            What is kept now, if it is.
         """
         order = sorted(range(len(variants)), key=lambda slot: lengths[slot])
         logits = states = None
+        widths: tuple[int, ...] = ()
         for first in range(0, len(order), self.rows_at_once):
             slots = order[first : first + self.rows_at_once]
             batch = collate([variants[slot] for slot in slots])
@@ -120,30 +166,31 @@ class Teacher:
                 sizes = list(lengths)
                 if tokens and tokens[0].shape[1] != longest:
                     if max(lengths) != FIXED_SIZE:
-                        return False  # a layer has fewer states than its input is long
+                        return None  # a layer has fewer states than its input is long
                     sizes = [tokens[0].shape[1]] * len(variants)
                 answers = lengths if by_token else [1] * len(variants)
-                widths = [part.shape[-1] for part in tokens]
+                widths = tuple(part.shape[-1] for part in tokens)
                 shape = tuple(outputs.logits.shape[2 if by_token else 1 :])
                 answers_size = sum(answers) * math.prod(shape) * 4
                 states_size = sum(sizes) * sum(widths) * 2
                 store: _File | None = None
                 if answers_size + states_size > limit_bytes:
                     if answers_size > limit_bytes or states_size > disk_bytes:
-                        return False
+                        return None
                     store = _reserve(folder, sum(sizes), sum(widths))
                     if store is None:
-                        return False
+                        return None
                 logits = _Kept(answers, shape, torch.float32, by_token=by_token)
                 if tokens:
                     states = _Kept(sizes, (sum(widths),), torch.float16, store=store)
-                    self._widths = (widths, len(outputs.hidden))
             logits.put(slots, outputs.logits)
             if states is not None:
                 states.put(slots, torch.cat(tokens, dim=-1))
             progress(first + len(slots))
-        self._logits, self._states = logits, states
-        return True
+        if logits is not None:
+            taps = self.encoder.hidden_layers, self.encoder.relation_layer
+            self.kept = Remembered(logits, states, widths, *taps)
+        return self.kept
 
     def _run(self, batch: Mapping[str, Tensor]) -> TappedOutputs:
         device = next(self.encoder.parameters()).device
@@ -161,19 +208,21 @@ class Teacher:
             tuple(part.float().clone() for part in outputs.projections),
         )
 
-    def _recall(self, logits: _Kept, batch: Mapping[str, Tensor]) -> TappedOutputs:
+    def _recall(self, kept: Remembered, batch: Mapping[str, Tensor]) -> TappedOutputs:
         device = batch[self.inputs[0]].device
         slots = batch["slot"].tolist()
         mask = batch.get(MASK)
         # Padded as the batch is: its rows may be longer than all that count.
         longest = None if mask is None else mask.shape[1]
         parts: tuple[Tensor, ...] = ()
-        widths, num_hidden = self._widths
-        if self._states is not None:
-            states = self._states.get(slots, longest).to(device, torch.float32)
-            parts = torch.split(states, widths, dim=-1)
+        if kept.states is not None:
+            states = kept.states.get(slots, longest)
+            parts = torch.split(states, list(kept.widths), dim=-1)
+        places = [kept.hidden_layers.index(layer) for layer in self.encoder.hidden_layers]
+        wanted = [*(parts[place] for place in places), *parts[len(kept.hidden_layers) :]]
+        found = tuple(part.to(device, torch.float32) for part in wanted)
         return TappedOutputs(
-            logits.get(slots, longest).to(device), parts[:num_hidden], parts[num_hidden:]
+            kept.logits.get(slots, longest).to(device), found[: len(places)], found[len(places) :]
         )
 
 

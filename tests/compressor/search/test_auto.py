@@ -220,15 +220,20 @@ def test_as_many_epochs_as_there_is_time_for(left: float, more_than: int, epochs
     assert found == epochs
 
 
-def test_a_training_is_expected_to_label_once_and_to_take_as_long_an_epoch() -> None:
-    short = Distill(epochs=4, augmentation_copies=3)  # two of the copies come up
-    pace = auto.Pace.of(short, {"prepare_s": 30.0, "epoch_s": 7.0}, duration_s=99.0)
-    assert pace.seconds(short) == pytest.approx(30 + 4 * 7)
-    long = short.model_copy(update={"epochs": 24})
-    assert pace.seconds(long) == pytest.approx(4 * 10 + 24 * 7)
-    unknown = auto.Pace.of(short, {}, duration_s=40.0)
-    assert unknown.seconds(long) == pytest.approx(240)
-    assert auto.Pace().seconds(long) == 0
+@pytest.mark.slow
+def test_a_training_is_expected_to_label_once_and_to_take_as_long_an_epoch(
+    recipe: Recipe, store: RunStore
+) -> None:
+    searcher = auto._Searcher(recipe, AutoSettings(epochs=2, short_epochs=1), store, Silent())
+    assert searcher._seconds(24) == 0  # nothing is known yet
+    searcher.pace = auto.Pace(epoch_s=7, label_s=30)
+    assert searcher._seconds(4) == 4 * 7 + 30
+    searcher.memory.keep("key", SimpleNamespace())  # type: ignore[arg-type]
+    assert searcher._seconds(4) == 4 * 7
+    assert searcher.search().best is not None
+    assert searcher.memory.is_empty
+    assert searcher.pace.epoch_s > 0
+    assert searcher.pace.label_s > 0
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from compressor.training.distillation import distill, distillation_loss
 from compressor.training.losses import logits_kl
 from compressor.training.settings import DistillSettings
 from compressor.training.taps import TappedOutputs
-from compressor.training.teacher import Teacher
+from compressor.training.teacher import Teacher, TeacherMemory
 from tests.compressor.writers import FAMILIES
 
 TASK = get_task("text-classification")
@@ -34,6 +34,7 @@ def run(word_model, word_splits, tmp_path):
         seed=0,
         folder="work",
         splits=word_splits,
+        memory=None,
     ):
         return distill(
             student,
@@ -44,6 +45,7 @@ def run(word_model, word_splits, tmp_path):
             seed=seed,
             folder=tmp_path / folder,
             progress=lambda fraction, line: None,
+            memory=memory,
         )
 
     return train
@@ -125,13 +127,64 @@ def test_states_from_a_file_train_like_those_from_memory(run, word_model, monkey
     class Forgetful(Teacher):
         def remember(self, *arguments, limit_bytes, **keywords):
             kept.append(super().remember(*arguments, limit_bytes=10_000, **keywords))
-            assert not isinstance(self._states.values, torch.Tensor)
+            assert not isinstance(kept[-1].states.values, torch.Tensor)
             return kept[-1]
 
     monkeypatch.setattr(distillation, "Teacher", Forgetful)
     found = run(*models, settings=settings, folder="b").model.module.state_dict()
-    assert kept == [True]
+    assert len(kept) == 1
     assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def test_trainings_that_follow_one_another_ask_the_teacher_once(
+    run, word_model, word_splits, tmp_path, monkeypatch
+):
+    """Also of other layers, of other students and with other epochs; not on other rows."""
+    asked = []
+    real = Teacher.remember
+
+    def remember(self, variants, *arguments, **keywords):
+        asked.append(len(variants))
+        return real(self, variants, *arguments, **keywords)
+
+    monkeypatch.setattr(Teacher, "remember", remember)
+    teacher, memory = word_model(num_layers=3, seed=1), TeacherMemory()
+    settings = SETTINGS.model_copy(update={"epochs": 2})
+
+    def weights(student, folder, memory, splits=word_splits, settings=settings, **keywords):
+        trained = run(
+            student, teacher, settings=settings, folder=folder, memory=memory, splits=splits,
+            **keywords,
+        )  # fmt: skip
+        return trained.model.module.state_dict()
+
+    def same(first, second):
+        return all(torch.equal(first[name], second[name]) for name in first)
+
+    low, high = ((0, 0),), ((0, 2),)
+    shared = [
+        weights(word_model(num_layers=1), "a", memory, layer_map=low),
+        weights(word_model(num_layers=1), "b", memory, layer_map=high),
+        weights(word_model(num_layers=2, seed=5), "c", memory, layer_map=((0, 1), (1, 2))),
+    ]
+    longer = settings.model_copy(update={"epochs": 7})
+    weights(word_model(num_layers=1), "d", memory, settings=longer, layer_map=low)
+    assert asked == [4 * len(word_splits.train)]  # clean, and three copies
+    alone = [
+        weights(word_model(num_layers=1), "e", TeacherMemory(), layer_map=low),
+        weights(word_model(num_layers=1), "f", TeacherMemory(), layer_map=high),
+        weights(word_model(num_layers=2, seed=5), "g", TeacherMemory(), layer_map=((0, 1), (1, 2))),
+    ]
+    assert all(map(same, shared, alone))
+    assert not same(shared[0], shared[1])
+    del asked[:]
+    few = dataclasses.replace(word_splits, train=word_splits.train.take(range(32)))
+    weights(word_model(num_layers=1), "h", memory, few, layer_map=low)
+    other = settings.model_copy(update={"augmentation": 0.1})
+    weights(word_model(num_layers=1), "i", memory, settings=other, layer_map=low)
+    assert asked == [4 * 32, 4 * len(word_splits.train)]
+    memory.clear()
+    assert memory.is_empty
 
 
 def long_texts(word_model, vocabulary):
@@ -219,8 +272,9 @@ def test_a_short_training_has_only_those_versions_labelled_that_it_sees(run, wor
     models = word_model(num_layers=1), word_model(seed=1)
     short = SETTINGS.model_copy(update={"epochs": 3, "augmentation_copies": 2})
     long = short.model_copy(update={"augmentation_copies": 9})
-    assert (short.num_copies, long.num_copies) == (2, 2)
-    assert SETTINGS.model_copy(update={"augmentation_copies": None}).num_copies is None
+    assert [each.with_copies_seen().augmentation_copies for each in (short, long)] == [2, 2]
+    unlimited = SETTINGS.model_copy(update={"augmentation_copies": None})
+    assert unlimited.with_copies_seen() == unlimited
     weights = [
         run(*models, settings=settings, folder=str(number)).model.module.state_dict()
         for number, settings in enumerate((short, long))

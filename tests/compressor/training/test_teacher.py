@@ -46,7 +46,7 @@ def test_memory_limit_is_kept(teacher, word_model, word_splits):
     model = word_model()
     rows = rows_of(model, word_splits.train)
     assert not teacher.remember(rows, lengths(model, rows), collator(model), limit_bytes=1000)
-    assert not teacher.is_cached
+    assert teacher.kept is None
 
 
 def on_disk(teacher, model, rows, folder, **changes):
@@ -69,7 +69,7 @@ def test_states_that_memory_does_not_suffice_for_lie_in_a_file_without_a_name(
     batch = collator(model)([rows[3], rows[70], rows[1]])
     live = teacher.outputs(batch)
     assert on_disk(teacher, model, rows, tmp_path, progress=done.append)
-    assert teacher.is_cached
+    assert teacher.kept is not None
     assert not list(tmp_path.iterdir())
     assert done[-1] == len(rows)
     recalled = teacher.outputs(batch)
@@ -98,7 +98,7 @@ def test_what_neither_memory_nor_disk_suffices_for_is_not_kept(
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     model = word_model()
     assert not on_disk(teacher, model, rows_of(model, word_splits.train), tmp_path, **changes)
-    assert not teacher.is_cached
+    assert teacher.kept is None
     assert not list(tmp_path.iterdir())
 
 
@@ -173,7 +173,7 @@ def test_remembered_outputs_for_images_are_those_of_a_run(vision_model, image_sp
     batch = collate([rows[slot] for slot in (3, 70, 1, 287)])
     live = teacher.outputs(batch)
     assert teacher.remember(rows, [0] * len(rows), collate, limit_bytes=2**30)
-    assert teacher.is_cached
+    assert teacher.kept is not None
     recalled = teacher.outputs(batch)
     torch.testing.assert_close(recalled.logits, live.logits, rtol=1e-4, atol=1e-5)
     assert [part.shape for part in recalled.hidden] == [part.shape for part in live.hidden]
@@ -191,7 +191,7 @@ def test_memory_limit_is_kept_for_images(vision_model, image_splits):
     needed = 96 * (17 * 32 * 2 + 3 * 4)
     lengths_of = [0] * len(rows)
     assert not teacher.remember(rows, lengths_of, collator(model), limit_bytes=needed - 1)
-    assert not teacher.is_cached
+    assert teacher.kept is None
     assert teacher.remember(rows, lengths_of, collator(model), limit_bytes=needed)
 
 
