@@ -38,7 +38,7 @@ from compressor.tasks import get_task
 from compressor.training.distillation import read_unlabeled
 from compressor.training.teacher import TeacherMemory
 
-__all__ = ["AutoSettings", "Search", "Trial", "fitting_epochs", "search"]
+__all__ = ["AutoSettings", "Pace", "Search", "Trial", "fitting_epochs", "search"]
 
 IMPORTANCE_VERSION = 1
 NUM_EXAMPLES = 512
