@@ -263,7 +263,8 @@ def read_splits(
             class only, or has labels that the model does not know.
     """
     if labels is None:
-        return _set_validation_apart(_read_all_unlabelled(spec, kind), (), seed)
+        splits = _read_all_unlabelled(spec, kind)
+        return _set_validation_apart(splits, (), seed, least=LEAST_UNLABELLED)
     if labels == "mask":
         return _set_validation_apart(*_read_all_masked(spec, label_names), seed)
     if labels == "boxes":
@@ -299,12 +300,20 @@ def read_splits(
 
 
 def _set_validation_apart(
-    splits: dict[str, Split], label_names: Sequence[str], seed: int
+    splits: dict[str, Split], label_names: Sequence[str], seed: int, *, least: int = 0
 ) -> Splits:
     """All splits; where there is no validation data, out of the training data."""
     train, validation = splits["train"], splits.get("validation")
     if validation is None:
+        whole = len(train)
         train, validation = _set_apart(train, seed)
+        if least and len(validation) < least:
+            raise DataError(
+                "the part that is set apart of the training data is too small to judge by",
+                where="data.validation",
+                given=f"{len(validation)} of {plural(whole, 'row')}",
+                fix=f"pass a validation file of at least {least} rows, or more to train on",
+            )
     return Splits(train, validation, splits["test"], tuple(label_names))
 
 

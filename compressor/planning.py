@@ -12,7 +12,15 @@ from pathlib import Path
 from compressor.architecture import Architecture
 from compressor.checkpoint import check_checkpoint, check_weights, class_name, read_config
 from compressor.data import Splits, read_splits
-from compressor.errors import CheckpointError, PassError, Problem, RecipeError, missing_path
+from compressor.errors import (
+    CheckpointError,
+    PassError,
+    Problem,
+    RecipeError,
+    guess_first,
+    missing_path,
+)
+from compressor.gate.budget import Budget, Limits
 from compressor.gate.budget_file import unknown_targets
 from compressor.passes import Pass
 from compressor.passes.export import Export
@@ -347,14 +355,17 @@ def _budget_problems(recipe: Recipe) -> Iterator[ToolkitError]:
             given=", ".join(budget.devices),
             fix="set devices: FILE, or remove the limits",
         )
-    sliced = [
-        where
-        for where, limits in (
-            ("budget", budget),
-            *((f"budget.targets.{name}", each) for name, each in budget.targets.items()),
-        )
-        if limits.max_slice_drop is not None
-    ]
+    yield from _unknown_devices(recipe)
+    if recipe.task is not None and get_task(recipe.task).trained_for != "perplexity":
+        for where, limits in _all_limits(budget):
+            if limits.max_perplexity_rise is not None:
+                yield Problem(
+                    "there is a limit on the perplexity, and only language models have one",
+                    where=f"{where}.max_perplexity_rise",
+                    given=f"task {recipe.task}",
+                    fix="remove the limit, or use max_accuracy_drop",
+                )
+    sliced = [where for where, limits in _all_limits(budget) if limits.max_slice_drop is not None]
     if sliced and not recipe.data.slices:
         yield Problem(
             "there is a limit on slices, but the data is not sliced",
@@ -362,6 +373,32 @@ def _budget_problems(recipe: Recipe) -> Iterator[ToolkitError]:
             given="data.slices is empty",
             fix="name columns of the test file in data.slices",
         )
+
+
+def _all_limits(budget: Budget) -> Iterator[tuple[str, Limits]]:
+    """Where limits stand, and they."""
+    yield "budget", budget
+    yield from ((f"budget.targets.{name}", each) for name, each in budget.targets.items())
+
+
+def _unknown_devices(recipe: Recipe) -> Iterator[ToolkitError]:
+    """Limits for devices that the devices file does not name."""
+    if not recipe.budget.devices or recipe.devices is None or not recipe.devices.is_file():
+        return
+    from compressor.devices.inventory import read_devices
+
+    try:
+        known = list(read_devices(recipe.devices))
+    except ToolkitError:
+        return  # told already
+    for name in recipe.budget.devices:
+        if name not in known:
+            yield Problem(
+                "the budget has limits for a device that the devices file does not name",
+                where=f"budget.devices.{name}",
+                given=name,
+                fix=guess_first(name, known, f"use {', '.join(known)}"),
+            )
 
 
 def _shape_problems(recipe: Recipe, original: Architecture) -> Iterator[ToolkitError]:

@@ -96,9 +96,14 @@ class Rows:
         found: dict[str, NDArray[np.generic]] = {}
         for key, predictions in self.predictions.items():
             units = predictions["test"]
-            found |= {"rows": units.rows, key: self.task.kept(units)}
+            found[key] = self.task.kept(units)
+            own = {"rows": units.rows}
             if units.labels.ndim == 1:
-                found["labels"] = units.labels
+                own["labels"] = units.labels
+            for name, values in own.items():
+                first = found.setdefault(name, values)
+                if not np.array_equal(first, values):  # it judges other parts of the rows
+                    found[f"{key}.{name}"] = values
         return found
 
     def _row(self, candidate: Candidate) -> Row:

@@ -114,7 +114,9 @@ def compare_releases(
                 f"{old.variant}, which came nearest to its budget"
             )
         found: list[Check] = []
-        unpaired = _why_unpaired(now, before, answers_now.get(new.key), answers_before.get(old.key))
+        unpaired = _why_unpaired(
+            now, before, _Answered.of(answers_now, new), _Answered.of(answers_before, old)
+        )
         if unpaired is None:
             task = get_task(now.recipe.get("task", "text-classification"))
             found += _accuracy(task, label, new, old, answers_now, answers_before, tolerance)
@@ -232,17 +234,22 @@ def _chosen(report: Report, *, shipped: bool = False) -> dict[str, Row]:
 def _why_unpaired(
     now: Report,
     before: Report,
-    answers_now: NDArray[np.generic] | None,
-    answers_before: NDArray[np.generic] | None,
+    answers_now: _Answered | None,
+    answers_before: _Answered | None,
 ) -> str | None:
     """Why the answers of two rows cannot be compared example by example; None where they can."""
     reason = "the data differs"
     if now.data.get("sha256") == before.data.get("sha256"):
         places = {"the report": answers_now, "that of the last release": answers_before}
         absent = [place for place, answers in places.items() if answers is None]
-        if not absent:
-            return None
-        reason = f"there is no predictions.safetensors with them beside {' and '.join(absent)}"
+        if answers_now is not None and answers_before is not None:
+            if now.data.get("labels") == before.data.get("labels") and answers_now.judges_as(
+                answers_before
+            ):
+                return None
+            reason = "their answers are to other parts of the examples, or other classes"
+        else:
+            reason = f"there is no predictions.safetensors with them beside {' and '.join(absent)}"
     return (
         "accuracy is compared by the intervals of both, which are wider than one of paired "
         f"answers: {reason}"
@@ -274,16 +281,37 @@ def _accuracy(
     tolerance: Tolerance,
 ) -> Iterator[Check]:
     """The answers of both, example by example."""
-    drop, low, high = task.drop(
-        answers_before[old.key], answers_now[new.key], answers_now.get("labels"), _rows(answers_now)
-    )
+    own = _Answered.of(answers_now, new)
+    assert own is not None
+    rows = None if own.rows is None else np.asarray(own.rows, dtype=np.int64)
+    drop, low, high = task.drop(answers_before[old.key], own.answers, own.labels, rows)
     yield _drop(label, new.measure, drop, low, high, tolerance)
 
 
-def _rows(answers: Answers) -> NDArray[np.int64] | None:
+class _Answered(NamedTuple):
+    """What a row of a report answered, and to what."""
+
+    answers: NDArray[np.generic]
+    rows: NDArray[np.generic] | None
     """Which row each answer belongs to; reports of older versions have one answer a row."""
-    found = answers.get("rows")
-    return None if found is None else np.asarray(found)
+    labels: NDArray[np.generic] | None
+
+    @classmethod
+    def of(cls, answers: Answers, row: Row) -> _Answered | None:
+        """None where they are not known."""
+        if row.key not in answers:
+            return None
+        rows, labels = (
+            answers.get(f"{row.key}.{name}", answers.get(name)) for name in ("rows", "labels")
+        )
+        return cls(answers[row.key], rows, labels)
+
+    def judges_as(self, other: _Answered) -> bool:
+        """Whether both answer the same."""
+        pairs = ((self.rows, other.rows), (self.labels, other.labels))
+        return len(self.answers) == len(other.answers) and all(
+            one is None or another is None or np.array_equal(one, another) for one, another in pairs
+        )
 
 
 def _accuracy_unpaired(label: str, new: Row, old: Row, tolerance: Tolerance) -> Iterator[Check]:

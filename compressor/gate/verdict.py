@@ -59,11 +59,29 @@ def judge_rows(rows: Sequence[Row], budget: Budget, primary_shape: str) -> list[
     for index, row in enumerate(rows):
         checks: tuple[Check, ...] = ()
         if row.kind == "candidate" and row.status == "measured":
-            checks = check_row(row, budget, row.test_comparison, primary_shape)
+            checks = check_row(
+                row,
+                budget,
+                row.test_comparison,
+                primary_shape,
+                noisy_bases={
+                    "min_speedup": _is_noisy(rows, "baseline", primary_shape, target_label(row)),
+                    "min_speedup_eager": _is_noisy(rows, "reference", primary_shape),
+                },
+            )
         marked.append(row.model_copy(update={"chosen": index in chosen, "checks": checks}))
     for index, checks in _unmeasured(marked, budget, primary_shape).items():
         marked[index] = marked[index].model_copy(update={"checks": checks})
     return marked
+
+
+def _is_noisy(rows: Sequence[Row], kind: str, shape: str, label: str | None = None) -> bool:
+    """Whether any row of a kind, of one target or of all, was measured on a noisy machine."""
+    return any(
+        row.latency[shape].noise.verdict == "noisy"
+        for row in rows
+        if row.kind == kind and shape in row.latency and label in (None, target_label(row))
+    )
 
 
 def _unmeasured(

@@ -32,7 +32,7 @@ _PRECISIONS: dict[str, Precision] = {
 _METHODS_WITH: dict[str, tuple[str, ...]] = {
     "calibration": ("static",),
     "percentile": ("static",),
-    "num_samples": ("static", "weights"),
+    "num_samples": ("static", "dynamic", "weights"),
     "smooth_quant": ("static",),
     "activation_matmuls": ("static",),
     "weight_bits": ("static", "dynamic", "weights"),

@@ -114,7 +114,9 @@ def quantize_static(
         nodes = dict.fromkeys(site.node for site in sites)
         few = list(inputs)[:_SENSITIVITY_BATCHES]
         errors = sensitivities(model, nodes, rounded, few, threads=threads)
-        sites = _of_nodes(sites, sorted(nodes, key=errors.__getitem__)[:-keep_float])
+        kept = sorted(nodes, key=errors.__getitem__)[-keep_float:]
+        # What follows a product that stays float reads floats, and is quantized where it reads.
+        sites = _sites(Graph(model), [*exclude, *kept], activation_matmuls)
     quantized = insert_qdq(model, sites, thresholds, weight_bits)
     table_names = quantize_tables(quantized, exclude, bits=table_bits) if tables else ()
     save_model(quantized, destination)

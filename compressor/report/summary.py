@@ -373,7 +373,10 @@ def how_measured(report: Report) -> tuple[str, ...]:
         noun = "examples" if by_row else f"{found[0].unit}s"
         measure = measure_of(report)
         interval, exact = "Wilson", "McNemar's exact test."
-        if measure != "accuracy":
+        if measure == "mAP":
+            interval = "bootstrap"
+            exact = f"that of 1,000 random exchanges of the answers to the {split} rows."
+        elif measure != "accuracy":
             interval, exact = "bootstrap", f"that of the sign-flip test of the {split} rows."
         lines += [
             f"{measure.capitalize()} is on {_range(each.num_judged for each in found)} {split} "

@@ -375,6 +375,7 @@ def test_an_output_folder_that_cannot_be_written_is_found_first(place: Workplace
         ),
         ({"devices": {"pi": {"max_latency_ms": 1}}}, "budget.devices", "set devices: FILE"),
         ({"max_slice_drop": 3}, "budget.max_slice_drop", "name columns of the test file"),
+        ({"max_perplexity_rise": 3}, "budget.max_perplexity_rise", "use max_accuracy_drop"),
         (
             {"targets": {"onnxruntime": {"max_slice_drop": 3}}},
             "budget.targets.onnxruntime.max_slice_drop",
@@ -388,6 +389,15 @@ def test_a_limit_on_what_is_not_measured_is_a_problem(
     problem = place.problem(budget=budget)
     assert problem.where == where
     assert fix in str(problem.fix)
+
+
+def test_a_limit_for_a_device_that_is_not_named(place: Workplace, tmp_path: Path) -> None:
+    devices = tmp_path / "devices.yaml"
+    devices.write_text("pi:\n  address: ssh://me@127.0.0.1\n")
+    limits = {"devices": {"py": {"max_latency_ms": 1}}}
+    problem = place.problem(budget=limits, devices=str(devices))
+    assert problem.where == "budget.devices.py"
+    assert problem.fix == "did you mean 'pi'? use pi"
 
 
 def test_two_targets_of_one_name(place: Workplace) -> None:

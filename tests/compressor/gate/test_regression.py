@@ -213,6 +213,28 @@ def test_what_is_not_compared_is_told(now: Report, before: Report) -> None:
     assert "onnxruntime: not compared, as it is not in both reports: accuracy" in compared.notes
 
 
+@pytest.mark.parametrize("of_row", [False, True])
+@pytest.mark.parametrize("change", ["rows", "labels", "count", "classes"])
+def test_answers_to_other_parts_are_not_paired(now: Report, change: str, of_row: bool) -> None:
+    answers = answers_for(now, {KEY: 50})
+    rows = np.arange(len(answers["labels"]))
+    before, other = {**answers, "rows": rows}, now
+    key = f"{KEY}." if of_row else ""
+    if change == "rows":
+        before[f"{key}rows"] = rows[::-1]
+    elif change == "labels":
+        before[f"{key}labels"] = answers["labels"][::-1]
+    elif change == "count":
+        before |= {KEY: answers[KEY][:-1], f"{key}rows": rows[:-1]}
+    else:
+        other = now.model_copy(update={"data": {**now.data, "labels": ["b", "a"]}})
+    compared = compare_releases(
+        now, other, answers_now={**answers, "rows": rows}, answers_before=before
+    )
+    assert found(compared)["accuracy"].found == 0  # of the same intervals
+    assert any("other parts of the examples, or other classes" in each for each in compared.notes)
+
+
 def test_answers_without_those_of_a_row_leave_its_intervals(now: Report) -> None:
     answers = answers_for(now, {KEY: 50})
     without = {key: each for key, each in answers.items() if key != KEY}

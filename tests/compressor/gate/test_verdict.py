@@ -396,6 +396,46 @@ def test_a_time_that_is_too_long_on_a_slowed_machine_is_doubtful_and_a_ratio_is_
     assert "the machine was 1.50x slower than it has been" in checks["max_latency_ms"].text
 
 
+@pytest.mark.parametrize(
+    ("kind", "target", "wanted", "noisy"),
+    [
+        ("baseline", "onnxruntime", {"min_speedup": 3.0}, True),
+        ("baseline", "onnxruntime", {"min_speedup": 1.5}, False),  # the interval leaves no doubt
+        ("baseline", "onnxruntime", {"min_speedup": 6.0}, False),
+        ("baseline", "openvino", {"min_speedup": 3.0}, False),  # of another target
+        ("reference", "pytorch", {"min_speedup_eager": 6.0}, True),
+        ("reference", "pytorch", {"min_speedup": 3.0}, False),
+    ],
+)
+def test_a_ratio_to_a_noisy_time_decides_nothing_where_it_could_be_on_either_side(
+    kind: str, target: str, wanted: dict[str, float], noisy: bool
+) -> None:
+    base = row(kind=kind, target=target, latency={SHAPE: measurement(6, others_cpus=2.0)})
+    ratios = {
+        name: Speedup(ratio=middle, low=middle / 1.6, high=middle * 1.6, num_rounds=9)
+        for name, middle in (("speedup", 3.0), ("speedup_eager", 6.0))
+    }
+    found = row().model_copy(update=ratios)
+    _, judged = judge_rows([base, found], Budget(**wanted), SHAPE)
+    assert [check.noisy for check in judged.checks] == [noisy]
+
+
+def test_a_difference_of_shares_holds_a_limit_that_it_is_equal_to() -> None:
+    """100 * (0.936 - 0.931) is a little more than 0.5."""
+    points = 100 * (0.936 - 0.931)
+    assert points > 0.5
+    lost = Change(value=0.931, reference=0.936, drop_points=points, low_points=0, high_points=1)
+    found = comparison(points).model_copy(update={"metrics": {"accuracy": lost}})
+    limits = Budget(max_metric_drop={"accuracy": 0.5}, max_accuracy_drop=0.5)
+    assert all(check.met for check in check_row(row(), limits, found, SHAPE))
+
+
+def test_a_share_of_less_than_nothing_is_not_known() -> None:
+    found = comparison(50).model_copy(update={"reference_accuracy": -0.2})
+    [check] = check_row(row(), Budget(max_relative_drop=1.0), found, SHAPE)
+    assert (check.met, check.found) == (False, None)
+
+
 def test_only_checks_of_latency_are_noisy() -> None:
     noisy = row(latency={SHAPE: measurement(2, others_cpus=2.0)})
     checks = check_row(noisy, Budget(max_latency_ms=3, max_size_mb=99), None, SHAPE)

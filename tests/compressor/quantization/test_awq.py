@@ -135,4 +135,5 @@ def test_settings_without_an_effect_are_refused(settings: dict[str, Any], messag
 def test_only_weights_of_4_bits_are_calibrated() -> None:
     settings = {"method": "weights", "weight_bits": 4, "awq": True, "num_samples": 9}
     assert Quantize(**settings).model_dump()["awq"]
+    assert Quantize(method="dynamic", kv_cache="int8", num_samples=9).num_samples == 9
     assert "awq" not in Quantize(method="weights").model_dump()

@@ -193,7 +193,8 @@ def test_values_that_are_not_finite_are_named(quantized, tmp_path, make_encoder)
     assert caught.value.where == "tensor relu_out"
 
 
-def test_convolutions_are_quantized_at_inputs_and_outputs(tmp_path):
+def two_convolutions(path):
+    """One after the other, and an input for them."""
     generator = np.random.default_rng(0)
     kernel = generator.normal(size=(4, 3, 3, 3)).astype(np.float32)
     second = generator.normal(size=(2, 4, 1, 1)).astype(np.float32)
@@ -208,8 +209,12 @@ def test_convolutions_are_quantized_at_inputs_and_outputs(tmp_path):
         [numpy_helper.from_array(kernel, "kernel"), numpy_helper.from_array(second, "second")],
     )
     opset = [helper.make_opsetid("", 20)]
-    onnx.save(helper.make_model(graph, opset_imports=opset, ir_version=10), tmp_path / "conv.onnx")
-    feeds = {"x": generator.normal(size=(2, 3, 8, 8)).astype(np.float32)}
+    onnx.save(helper.make_model(graph, opset_imports=opset, ir_version=10), path)
+    return {"x": generator.normal(size=(2, 3, 8, 8)).astype(np.float32)}
+
+
+def test_convolutions_are_quantized_at_inputs_and_outputs(tmp_path):
+    feeds = two_convolutions(tmp_path / "conv.onnx")
     path = tmp_path / "int8.onnx"
     summary = quantize_static(tmp_path / "conv.onnx", path, [feeds], calibration="minmax")
     assert summary.quantized_nodes == ("first", "second")
@@ -217,3 +222,18 @@ def test_convolutions_are_quantized_at_inputs_and_outputs(tmp_path):
     assert types["QuantizeLinear"] == 3  # x, h (once, though it is an output and an input) and y
     assert load_model(path).graph.output[0].name == "y"
     assert error(path, tmp_path / "conv.onnx", feeds) < 0.03
+
+
+def test_what_follows_a_convolution_that_stays_float_is_quantized_where_it_reads(tmp_path):
+    feeds = two_convolutions(tmp_path / "conv.onnx")
+    feeds["x"][0, 0, 0, 0] = 1000  # which int8 of the first input has to hold
+    graphs = []
+    for name, settings in (("kept", {"keep_float": 1}), ("named", {"exclude": ("first",)})):
+        path = tmp_path / f"{name}.onnx"
+        summary = quantize_static(
+            tmp_path / "conv.onnx", path, [feeds], calibration="minmax", **settings
+        )
+        assert summary.quantized_nodes == ("second",)
+        graphs.append(node_types(load_model(path)))
+    assert graphs[0] == graphs[1]
+    assert graphs[0]["QuantizeLinear"] == 2  # what the second reads, and what it gives

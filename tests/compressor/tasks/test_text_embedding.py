@@ -338,6 +338,15 @@ def test_data_needs_texts_alone(tmp_path: Path) -> None:
     assert found.label_names == ()
 
 
+def test_too_little_to_set_validation_data_apart_is_named(tmp_path: Path) -> None:
+    write(tmp_path / "train.csv", "text", *(f"text {index}" for index in range(14)))
+    write(tmp_path / "test.csv", "text", "a", "b", "c")
+    with pytest.raises(DataError, match="too small to judge by") as raised:
+        read(tmp_path)
+    assert raised.value.given == "1 of 14 rows"
+    assert "at least 3 rows" in str(raised.value)
+
+
 @pytest.mark.parametrize(
     ("lines", "words"),
     [
