@@ -134,7 +134,13 @@ def bench(
             lambda done, total, line: on_progress(done / total, line),
             shapes=sweep.shapes,
         )
-    written = _written(bundles, sweep, settings, on_progress) if sweep.num_written else {}
+    written: dict[tuple[str, int], list[Writing]] = {}
+    if sweep.num_written:
+        failed = {
+            name for (name, _), each in zip(cases, results.values(), strict=True) if each.failures
+        }
+        able = {name: bundle for name, bundle in bundles.items() if name not in failed}
+        written = _written(able, sweep, settings, on_progress)
     entries = []
     for (name, threads), result in zip(cases, results.values(), strict=True):
         bundle = bundles[name]

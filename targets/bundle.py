@@ -171,6 +171,7 @@ class Bundle:
         self.folder = folder
         self.manifest = manifest
         self.source = folder if source is None else source
+        self._origin: Bundle | None = None
 
     @classmethod
     def create(cls, folder: Path, manifest: Manifest) -> Bundle:
@@ -277,7 +278,9 @@ class Bundle:
         """The same files with ``options`` on top of those in the manifest."""
         merged = merge_options(self.manifest.options, options)
         manifest = self.manifest.model_copy(update={"options": merged})
-        return Bundle(self.folder, manifest, self.source)
+        found = Bundle(self.folder, manifest, self.source)
+        found._origin = self  # whose folder it may be that goes with it, of an archive
+        return found
 
     @property
     def identity(self) -> str:

@@ -41,11 +41,14 @@ class EnergyMeter:
     """
 
     def __init__(self, powercap: Path = POWERCAP) -> None:
-        # Only whole packages: their cores and memory are zones inside of them.
+        # Only whole packages: their cores and memory are zones inside of them, and psys, the
+        # platform, has the packages in it.
         self._zones = [
             zone
             for zone in sorted(powercap.glob("intel-rapl:*"))
-            if zone.name.count(":") == 1 and _read(zone / "energy_uj") is not None
+            if zone.name.count(":") == 1
+            and not _named(zone, "psys")
+            and _read(zone / "energy_uj") is not None
         ]
         self._gpus = _nvml_handles()
 
@@ -85,6 +88,14 @@ def energy_between(before: EnergySample, after: EnergySample) -> float | None:
         taken = end.joules - before[name].joules
         total += taken + end.range_joules if taken < 0 else taken
     return total
+
+
+def _named(zone: Path, name: str) -> bool:
+    """Whether the kernel calls a zone so."""
+    try:
+        return (zone / "name").read_text(encoding="ascii").startswith(name)
+    except (OSError, UnicodeDecodeError):
+        return False
 
 
 def _read(path: Path) -> int | None:

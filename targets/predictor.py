@@ -174,15 +174,16 @@ def load(path: str | Path, *, threads: int = 1, batch_size: int = 32) -> Predict
 
 
 def predict_lines(
-    predictor: Predictor, lines: Iterable[str | list[str]], *, chunk: int = 1024
+    predictor: Predictor, lines: Iterable[str | list[str]], *, chunk: int | None = None
 ) -> Iterator[BasePrediction]:
-    """Classify a stream of inputs, one a line, in pieces that fit in memory: texts, or paths.
+    """Classify a stream of inputs, one a line: texts, or paths.
 
     Args:
         predictor: What answers.
         lines: Each is a text or a path; or, for a model of words, a list of words.
-        chunk: Inputs that are read at once.
+        chunk: Inputs that are read before the first is answered; None is a batch.
     """
+    chunk = chunk or predictor.batch_size
     waiting: list[str | list[str]] = []
     for line in lines:
         waiting.append(line.rstrip("\r\n") if isinstance(line, str) else line)

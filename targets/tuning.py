@@ -212,7 +212,9 @@ def _measure(
 
 def _is_faster(trial: Trial) -> bool:
     gain: Speedup | None = trial.gain
-    return trial.rejected is None and gain is not None and gain.low > 1 and gain.ratio >= LEAST_GAIN
+    if trial.rejected is not None or gain is None:
+        return False
+    return gain.is_certain and gain.ratio >= LEAST_GAIN
 
 
 def _keep_labels(

@@ -50,9 +50,10 @@ def bench_bundles(
         progress.start(f"measure {len(bundles)} bundles")
         report = bench(opened, sweep, settings, texts=read, on_progress=progress.update)
         progress.finish("", cached=False)
-    show_bench(report)
     if output is not None:
         output.write_text(report.model_dump_json(indent=1) + "\n", encoding="utf-8")
+    show_bench(report)
+    if output is not None:
         console().print(f"raw times: {output}", soft_wrap=True)
     return report.complete
 

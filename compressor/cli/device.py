@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import stat
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TextIO
 
 import typer
 
@@ -116,7 +118,9 @@ def predict(
         if jsonl and not given and not preprocessing.reads_objects:
             lists = preprocessing.reads_lists or predictor.bundle.manifest.answers.of_words
             lines = read_jsonl(sys.stdin, field or preprocessing.kind, lists=lists)
-        for prediction in predict_lines(predictor, lines):
+        # Who writes to a pipe may wait for the answer before the next line.
+        chunk = None if given or _is_file(sys.stdin) else 1
+        for prediction in predict_lines(predictor, lines, chunk=chunk):
             if min_score is not None and isinstance(prediction, BoxesPrediction):
                 prediction = prediction.above(min_score)
             if output is not None and isinstance(prediction, EmbeddingPrediction):
@@ -171,6 +175,14 @@ def _write(
                 sys.stdout.write(piece)
                 sys.stdout.flush()
             typer.echo()
+
+
+def _is_file(stream: TextIO) -> bool:
+    """Whether a stream is a file, all of which is there already."""
+    try:
+        return stat.S_ISREG(os.fstat(stream.fileno()).st_mode)
+    except (OSError, ValueError):  # such as in a test, where it is none of the system
+        return True
 
 
 def _inputs(
@@ -337,6 +349,9 @@ def bench(
     if on or devices:
         from compressor.cli.devices import bench_on_devices
 
+        if scenario is not None:
+            raise typer.BadParameter("--scenario is measured here: leave --on and --devices out")
+
         raise typer.Exit(0 if bench_on_devices(context, bundles, on, devices, output) else 6)
 
     from compressor.cli.scenario import bench_scenario, read_settings
@@ -393,7 +408,9 @@ def tune(
         typer.Option(min=1, help="Length of each input, such as tokens. [default: 128]"),
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Inputs a run.")] = 1,
-    rounds: Annotated[int, typer.Option(min=1, help="Rounds for each alternative.")] = 9,
+    rounds: Annotated[
+        int, typer.Option(min=6, help="Rounds for each alternative; fewer prove nothing.")
+    ] = 9,
     even_if_noisy: Annotated[
         bool,
         typer.Option("--even-if-noisy", help="Believe times that other work disturbed."),

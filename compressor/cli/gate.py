@@ -98,8 +98,8 @@ def gate(
 
 
 def _show(result: GateResult) -> None:
-    from rich.markup import escape
     from rich.table import Table
+    from rich.text import Text
 
     from compressor.cli.progress import console
     from compressor.report.wording import one_line
@@ -113,10 +113,10 @@ def _show(result: GateResult) -> None:
             if check.noisy:
                 mark, style = f"{mark} ~noisy", style if result.even_if_noisy else "yellow"
             cells = (one_line(each) for each in (target, check.limit, check.text))
-            table.add_row(f"[{style}]{mark}[/]", *map(escape, cells))
+            table.add_row(Text(mark, style), *cells)
         console().print(table)
     for line in result.lines:
-        console().print(one_line(line), soft_wrap=True, markup=False)
+        console().print(one_line(line), soft_wrap=True)
     title = {"pass": "PASSED", "fail": "FAILED", "undecided": "UNDECIDED"}[result.outcome]
     style = {"pass": "bold green", "fail": "bold red", "undecided": "bold yellow"}[result.outcome]
     console().print(f"gate {title}", style=style)

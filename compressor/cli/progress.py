@@ -8,8 +8,8 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.text import Text
 
 if TYPE_CHECKING:
     from compressor.report.schema import Report
@@ -23,7 +23,8 @@ LOG_EVERY_S = 20.0
 @functools.cache
 def console() -> Console:
     """The console for results, on standard output."""
-    return Console(highlight=False)
+    # What is printed has paths, names and messages of libraries in it: brackets are brackets.
+    return Console(highlight=False, markup=False, emoji=False)
 
 
 def show_report(report: Report, *lines: str) -> None:
@@ -42,10 +43,10 @@ class ConsoleProgress:
     def __init__(self) -> None:
         self._live = Progress(
             SpinnerColumn(),
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=20),
             TimeElapsedColumn(),
-            TextColumn("[dim]{task.fields[line]}"),
+            TextColumn("{task.fields[line]}", style="dim", markup=False),
             console=console(),
             transient=True,
             disable=not console().is_terminal,
@@ -69,30 +70,32 @@ class ConsoleProgress:
 
     def warn(self, line: str) -> None:
         """See `compressor.progress.Progress`."""
-        console().print(f"[yellow]warning:[/] {escape(line)}", soft_wrap=True)
+        console().print(Text.assemble(("warning:", "yellow"), " ", line), soft_wrap=True)
 
     def start(self, title: str) -> None:
         """See `compressor.progress.Progress`."""
         self._drop_task()
         self._title, self._started = title, time.monotonic()
         self._told = self._started
-        self._task = self._live.add_task(escape(title), total=1.0, line="")
+        self._task = self._live.add_task(title, total=1.0, line="")
 
     def update(self, fraction: float, line: str) -> None:
         """See `compressor.progress.Progress`."""
         if self._task is not None:
-            self._live.update(self._task, completed=fraction, line=escape(line))
+            self._live.update(self._task, completed=fraction, line=line)
         now = time.monotonic()
         if not console().is_terminal and now - self._told >= LOG_EVERY_S:
             self._told = now
             text = f"  {self._title}: {fraction:.0%} after {now - self._started:.0f} s  {line}"
-            console().print(escape(text), soft_wrap=True)
+            console().print(text, soft_wrap=True)
 
     def finish(self, line: str, *, cached: bool) -> None:
         """See `compressor.progress.Progress`."""
         self._drop_task()
         took = "cached" if cached else f"{time.monotonic() - self._started:.1f} s"
-        text = f"  [bold]{escape(self._title):<44}[/] [cyan]{took:>8}[/]  {escape(line)}"
+        text = Text.assemble(
+            "  ", (f"{self._title:<44}", "bold"), " ", (f"{took:>8}", "cyan"), "  ", line
+        )
         if console().is_terminal:
             console().print(text, no_wrap=True, overflow="ellipsis")
         else:

@@ -133,6 +133,9 @@ async def occupy(
                 given=(await holder.wait()).last_words,
                 fix="name another workdir in the devices file",
             )
+        # Whoever had the lock has removed all files, that of this run too.
+        await make_folder(connection, folder)
+        await copy_file(connection, source, folder / source.name)
         place = Workplace(connection, root, run, attended)
         try:
             yield place

@@ -13,7 +13,13 @@ from numpy.typing import NDArray
 
 from targets.errors import InputError
 from targets.preprocessing.base import Encoded
-from targets.preprocessing.text import IDS, TextEncoder, TextPreprocessing, read_tokenizer
+from targets.preprocessing.text import (
+    IDS,
+    TextEncoder,
+    TextPreprocessing,
+    check_characters,
+    read_tokenizer,
+)
 
 if TYPE_CHECKING:
     from tokenizers import Encoding, Tokenizer
@@ -86,6 +92,9 @@ class QuestionEncoder(TextEncoder):
         return [json.dumps(Question(*pair)._asdict()) for pair in zip(texts, texts, strict=True)]
 
     def _tokens(self, questions: Sequence[Question]) -> list[Encoding]:
+        for index, each in enumerate(questions):
+            for part in each:
+                check_characters(part, f"questions[{index}]")
         try:
             return list(self.tokenizer.encode_batch(list(questions))) if questions else []
         except Exception:  # the library raises Exception itself, and does not say for which

@@ -17,7 +17,15 @@ from targets.signature import Arrays, Signature
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-__all__ = ["IDS", "MASK", "ZEROS_IF_ABSENT", "TextEncoder", "TextPreprocessing", "read_tokenizer"]
+__all__ = [
+    "IDS",
+    "MASK",
+    "ZEROS_IF_ABSENT",
+    "TextEncoder",
+    "TextPreprocessing",
+    "check_characters",
+    "read_tokenizer",
+]
 
 IDS = "input_ids"
 MASK = "attention_mask"
@@ -88,6 +96,23 @@ class TextPreprocessing(Preprocessing):
         return {IDS: list(np.split(ids, np.cumsum(lengths)[:-1]))}
 
 
+def check_characters(text: str, where: str) -> None:
+    """Refuse half of a character: a text that was cut in UTF-16.
+
+    Raises:
+        InputError: It has one.
+    """
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise InputError(
+            "a text has half of a character in it",
+            where=f"{where}, character {error.start + 1}",
+            given=ascii(text[error.start : error.end]),
+            fix="cut texts between characters, not between the two halves of one in UTF-16",
+        ) from error
+
+
 class TextEncoder(Encoder):
     """A tokenizer, set to cut to the length that the model was built for."""
 
@@ -107,7 +132,16 @@ class TextEncoder(Encoder):
                     given=f"{type(text).__name__} {text!r:.60}",
                     fix="pass strings only; leave empty cells out or turn them into ''",
                 )
+            check_characters(text, f"texts[{index}]")
         found = self.tokenizer.encode_batch(list(inputs)) if inputs else []
+        for index, each in enumerate(found):
+            if not each.ids:
+                raise InputError(
+                    "a text has no tokens",
+                    where=f"texts[{index}]",
+                    given=repr(inputs[index]),
+                    fix="leave it out: this model puts none around a text",
+                )
         return Encoded(
             {
                 IDS: [np.array(each.ids, dtype=np.int64) for each in found],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -451,6 +452,16 @@ def test_bench_tells_how_fast_a_bundle_writes(
     report = BenchReport.model_validate_json((tmp_path / "times.json").read_bytes())
     [writing] = report.entries[0].writing
     assert (writing.prompt_tokens, writing.num_tokens, len(writing.rounds)) == (8, 4, 2)
+    broken = tmp_path / "broken"
+    shutil.copytree(bundle.folder, broken)
+    Bundle.create(broken, bundle.manifest.model_copy(update={"target": "tensorrt_rtx"}))
+    found = compressor(
+        "bench", bundle.folder, broken, *arguments[2:], "--rounds", "2", "--write", "4",
+        "--output", tmp_path / "some.json",
+    )  # fmt: skip
+    assert found.code != 0
+    report = BenchReport.model_validate_json((tmp_path / "some.json").read_bytes())
+    assert [len(entry.writing) for entry in report.entries] == [1, 0]
     refused = compressor(*arguments, "--write", "1")
     assert refused.code == 2
     assert "use at least 2" in " ".join(refused.err.replace("│", " ").split())

@@ -393,11 +393,11 @@ def test_a_limit_on_what_is_not_measured_is_a_problem(
 
 def test_a_limit_for_a_device_that_is_not_named(place: Workplace, tmp_path: Path) -> None:
     devices = tmp_path / "devices.yaml"
-    devices.write_text("pi:\n  address: ssh://me@127.0.0.1\n")
-    limits = {"devices": {"py": {"max_latency_ms": 1}}}
+    devices.write_text("board:\n  address: ssh://me@127.0.0.1\n")
+    limits = {"devices": {"bord": {"max_latency_ms": 1}}}
     problem = place.problem(budget=limits, devices=str(devices))
-    assert problem.where == "budget.devices.py"
-    assert problem.fix == "did you mean 'pi'? use pi"
+    assert problem.where == "budget.devices.bord"
+    assert problem.fix == "did you mean 'board'? use board"
 
 
 def test_two_targets_of_one_name(place: Workplace) -> None:

@@ -120,6 +120,18 @@ def test_a_bundle_from_an_archive_cleans_up_behind_itself(
     assert list((tmp_path / "temporary").iterdir()) == []
 
 
+def test_other_options_keep_the_folder_of_an_archive(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    (tmp_path / "temporary").mkdir()
+    pack(folder, tmp_path / "half.zip")
+    bundle = Bundle.open(tmp_path / "half.zip").with_options({"x": 1})
+    bundle.verify()
+    del bundle
+    assert list((tmp_path / "temporary").iterdir()) == []
+
+
 def test_a_damaged_bundle_is_not_packed(folder: Path, tmp_path: Path) -> None:
     (folder / "model.bin").write_bytes(b"other")
     with pytest.raises(BundleError, match="changed after it was built"):

@@ -30,6 +30,13 @@ def test_packages_are_added_up_and_the_zones_inside_of_them_are_not(tmp_path: Pa
     assert energy_between(before, meter.take()) == pytest.approx(0.18)
 
 
+def test_the_platform_is_not_counted_beside_its_packages(tmp_path: Path) -> None:
+    for number, name in enumerate(("package-0", "psys", "package-1")):
+        write_zone(tmp_path, f"intel-rapl:{number}", 100_000)
+        (tmp_path / f"intel-rapl:{number}" / "name").write_text(f"{name}\n")
+    assert EnergyMeter(tmp_path).sources == ("intel-rapl:0", "intel-rapl:2")
+
+
 def test_a_counter_may_begin_anew(tmp_path: Path) -> None:
     write_zone(tmp_path, "intel-rapl:0", 990_000)
     meter = EnergyMeter(tmp_path)

@@ -7,13 +7,14 @@ import io
 import json
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from tokenizers import Tokenizer
 
 import targets
 from targets import Bundle, Manifest, Predictor, Signature, Source, TensorSpec
@@ -22,6 +23,7 @@ from targets.bundle import SCHEMA_VERSION
 from targets.errors import BundleError, InputError, TargetError
 from targets.predictor import encode, predict_lines, read_jsonl
 from targets.preprocessing import TextPreprocessing
+from targets.preprocessing.text import TextEncoder
 
 TEXTS = ["w1 w2", "w3", "w4 w5 w6 w7 w8", "", "unseen w1", " ".join(["w9"] * 40), "w1 w2"]
 LABELS = ("negative", "neutral", "positive")
@@ -192,6 +194,7 @@ def test_no_texts_give_no_predictions(bundle: Bundle) -> None:
         ("w1 w2", "takes a list of texts", "str 'w1 w2'"),
         ("", "takes a list of texts", "str ''"),
         (5, "takes a list of texts", "int 5"),
+        (["w1", "a\ud83d"], "half of a character", "'\\ud83d'"),
     ],
 )
 def test_what_is_not_text_is_refused(
@@ -201,7 +204,19 @@ def test_what_is_not_text_is_refused(
         predictor.predict(texts)  # type: ignore[arg-type]
     assert caught.value.given == given
     if isinstance(texts, list):
-        assert caught.value.where == "texts[1]"
+        assert str(caught.value.where).startswith("texts[1]")
+
+
+def test_a_text_without_tokens_is_named(bundle: Bundle) -> None:
+    """Of a tokenizer that puts none around texts."""
+    plain = Tokenizer.from_file(str(bundle.path("tokenizer.json")))
+    plain.post_processor = None
+    preprocessing = bundle.manifest.preprocessing
+    assert isinstance(preprocessing, TextPreprocessing)
+    encoder = TextEncoder(preprocessing, plain)
+    with pytest.raises(InputError, match="a text has no tokens") as caught:
+        encoder.encode(["w1", ""])
+    assert caught.value.where == "texts[1]"
 
 
 def test_lines_are_predicted_in_their_order_across_chunks(bundle: Bundle) -> None:
@@ -210,6 +225,21 @@ def test_lines_are_predicted_in_their_order_across_chunks(bundle: Bundle) -> Non
         streamed = list(predict_lines(predictor, iter(lines), chunk=3))
         at_once = predictor.predict([line.strip() for line in lines])
     assert [each.label for each in streamed] == [each.label for each in at_once]
+
+
+def test_a_line_is_answered_before_the_next_one_is_read(bundle: Bundle) -> None:
+    asked = []
+
+    def client() -> Iterator[str]:
+        for index in range(3):
+            asked.append(index)
+            yield f"w{index}\n"
+
+    with Predictor(bundle, batch_size=4) as predictor:
+        answers = predict_lines(predictor, client(), chunk=1)
+        next(answers)
+        assert asked == [0]
+        assert len(list(answers)) == 2
 
 
 def test_threads_may_share_a_predictor(bundle: Bundle) -> None:

@@ -17,7 +17,7 @@ from targets.bundle import Tuning, merge_options
 from targets.errors import BundleError, InputError, TargetError
 from targets.evaluation_pack import EvaluationPack
 from targets.preprocessing import TextPreprocessing
-from targets.tuning import _together, describe, offered, tune, write_tuned
+from targets.tuning import _is_faster, _together, describe, offered, tune, write_tuned
 
 MakeBundle = Callable[..., Path]
 QUICK = BenchmarkSettings(
@@ -191,6 +191,11 @@ def test_of_two_winners_that_set_one_option_the_faster_stays() -> None:
         options = dict(offered[name].options)
         return Trial(name=name, options=options, threads=None, median_ms=1, gain=gain)
 
+    few = trial("one", 1.5).model_copy(
+        update={"gain": Speedup(ratio=1.5, low=1.5, high=1.5, num_rounds=5)}
+    )
+    assert not _is_faster(few)  # so few rounds prove nothing
+    assert _is_faster(trial("one", 1.5))
     both = _together([trial("one", 1.5), trial("two", 1.2), trial("thread", 1.1)], offered)
     assert both.options == {"x": 1, "y": 1}
     assert both.threads == 1

@@ -14,11 +14,13 @@ from typing import Any, NamedTuple
 
 import pytest
 import yaml
+from rich.table import Table
 
 import compressor.errors
 import targets.errors
 from compressor.cli import main
 from compressor.cli.app import INTERRUPTED_MESSAGE, app
+from compressor.cli.progress import ConsoleProgress, console
 from compressor.errors import DocumentError, Problem, RecipeError
 from compressor.passes import available_passes
 from compressor.recipe import builtin_recipes, recipe_json_schema
@@ -530,3 +532,19 @@ def test_an_answer_to_sigterm_of_the_program_around_stays(call: Call) -> None:
         signal.signal(signal.SIGTERM, before)
     assert call("targets").code == 0
     assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_brackets_are_printed_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    """Paths, names and messages of libraries have some."""
+    line = "'compressor[openvino]' runs[v2] [/opt/x.cc:12] :smile:"
+    console.cache_clear()
+    with ConsoleProgress() as progress:
+        progress.warn(line)
+        progress.start(line)
+        progress.finish(line, cached=False)
+    table = Table(box=None, show_header=False)
+    table.add_row(line)
+    console().print(table, width=200)
+    console().print(line, soft_wrap=True)
+    console.cache_clear()
+    assert capsys.readouterr().out.count(line) == 5

@@ -130,7 +130,7 @@ def test_tune_prints_every_alternative_and_writes_a_bundle_that_runs(
     subprocess.run(make_key, check=True, capture_output=True)
     assert compressor("sign", bundle, "--key", key).code == 0
     options = (
-        "--rounds", "2", "--sequence-length", "16", "--even-if-noisy",
+        "--rounds", "6", "--sequence-length", "16", "--even-if-noisy",
         "--output", tmp_path / "tuned",
     )  # fmt: skip
     outcome = compressor("tune", bundle, *options)
