@@ -29,6 +29,7 @@ __all__ = ["CLEAN_UP_S", "Workplace", "occupy", "remove_workplace", "workdir_of"
 SILENCE_S = 6 * BEAT_S
 """The device ends what it does after hearing nothing of the workstation for so long."""
 CLEAN_UP_S = 20.0
+LOCK = "lock"
 KINDS = ("files", "venvs", "packages", "bundles", "runs")
 
 
@@ -112,6 +113,7 @@ async def occupy(
         DeviceError: The connection was lost, or the folder cannot be made.
     """
     root = await workdir_of(connection)
+    await _check_own(connection, root)
     run = root / "runs" / secrets.token_hex(8)
     await make_folder(connection, run)
     source = Path(targets.attended.__file__)
@@ -119,7 +121,7 @@ async def occupy(
     await make_folder(connection, folder)
     await copy_file(connection, source, folder / source.name)
     attended = (python, str(folder / source.name))
-    lock = ("--silence", str(SILENCE_S), "--lock", str(root / "lock"), "--remove", str(run))
+    lock = ("--silence", str(SILENCE_S), "--lock", str(root / LOCK), "--remove", str(run))
     doing = "waiting for the lock of the work folder"
     async with connection.start((*attended, *lock), doing=doing, beat=True) as holder:
         answer = await holder.line()
@@ -145,6 +147,32 @@ async def occupy(
                     await place.remove(root / "files")
 
 
+async def _check_own(connection: Connection, root: PurePosixPath) -> None:
+    """Refuse a folder with other things in it that was never a work folder.
+
+    Folders of its own names are removed without asking.
+
+    Raises:
+        DeviceError: It is such a one.
+    """
+    import asyncssh
+
+    sftp = await connection.sftp()
+    with talking(connection.device, f"looking into {root}"):
+        try:
+            found = {str(name) for name in await sftp.listdir(str(root))} - {".", ".."}
+        except asyncssh.SFTPNoSuchFile:
+            return
+    others = sorted(found - {*KINDS, LOCK})
+    if others and LOCK not in found:
+        raise DeviceError(
+            "the work folder of the device has other things in it",
+            where=f"{connection.device.address}, {root}",
+            given=", ".join(others[:3]),
+            fix="name a folder of its own as workdir in the devices file: parts of it are removed",
+        )
+
+
 async def remove_workplace(connection: Connection) -> PurePosixPath:
     """Remove all that was ever left on a device, environments too.
 
@@ -152,7 +180,8 @@ async def remove_workplace(connection: Connection) -> PurePosixPath:
         The work folder, which is removed as well unless something else lies in it.
     """
     root = await workdir_of(connection)
-    known = [str(root / name) for name in (*KINDS, "lock")]
+    await _check_own(connection, root)
+    known = [str(root / name) for name in (*KINDS, LOCK)]
     done = await connection.run(("rm", "-rf", "--", *known), doing=f"removing {root}")
     if done.code:
         raise DeviceError(

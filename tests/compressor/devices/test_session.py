@@ -196,6 +196,20 @@ def test_one_benchmark_waits_for_the_other(server, python, small_bundle, wheel, 
 # What a device may be unable to do
 
 
+def test_a_folder_of_somebody_else_is_left_alone(fails, server):
+    (server.workdir / "files").mkdir(parents=True)
+    (server.workdir / "files" / "letter.txt").write_text("dear")
+    (server.workdir / "photos").mkdir()
+    error = fails(server.device())
+    assert error.what == "the work folder of the device has other things in it"
+    assert error.given == "photos"
+    assert "name a folder of its own" in error.fix
+    found = fleet.clean_devices({"a": server.device()})["a"]
+    assert isinstance(found, DeviceError)
+    assert found.what == error.what
+    assert (server.workdir / "files" / "letter.txt").read_text() == "dear"
+
+
 def test_no_interpreter(fails, server):
     error = fails(server.device(base_python="python9"))
     assert error.what == "the device has no such Python interpreter"
