@@ -144,9 +144,10 @@ def table(report: Report) -> Iterator[str]:
             f"| {speedup(baseline, one)} | {batch.throughput:.0f} | {100 * row.test.value:.1f}% "
             f"| {lost} | {row.size_bytes / 1e6:.1f} |"
         )
-    ours, rival, gain = against_best_rival(report)
-    yield ""
-    yield f"{ours.variant} on {ours.target} against {rival.target}, the fastest rival: {gain}"
+    if any(_is_rival(row) for row in rows):
+        ours, rival, gain = against_best_rival(report)
+        yield ""
+        yield f"{ours.variant} on {ours.target} against {rival.target}, the fastest rival: {gain}"
 
 
 def _what(row: Row) -> str:
@@ -161,10 +162,12 @@ def against_best_rival(report: Report) -> tuple[Row, Row, Speedup]:
     """What was chosen, the fastest rival, and how many times faster the first is."""
     rows = [row for row in report.rows if row.status == "measured"]
     ours = min((row for row in rows if row.chosen and row.target in OURS), key=_latency)
-    rival = min(
-        (row for row in rows if row.kind == "baseline" and row.target not in OURS), key=_latency
-    )
+    rival = min((row for row in rows if _is_rival(row)), key=_latency)
     return ours, rival, speedup(_at(rival, 0), _at(ours, 0))
+
+
+def _is_rival(row: Row) -> bool:
+    return row.kind == "baseline" and row.target not in OURS
 
 
 def _latency(row: Row) -> float:

@@ -52,7 +52,11 @@ def test_the_table_of_the_readme_is_that_of_the_published_run() -> None:
         assert any(all(f"| {value} |" in line for value in wanted) for line in lines), wanted
 
 
-@pytest.mark.parametrize("path", sorted(RESULTS.glob("compare_*.json")), ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path",
+    sorted([*RESULTS.glob("compare_*.json"), *RESULTS.glob("int8_*.json")]),
+    ids=lambda path: path.stem,
+)
 def test_the_tables_of_the_comparison_are_those_of_the_published_runs(path: Path) -> None:
     published = COMPARISON.read_text()
     for line in table(read_report(path)):
