@@ -214,7 +214,7 @@ def test_a_length_that_the_model_does_not_take(bench: Bench, make_bundle: MakeBu
 
 
 def test_a_run_that_is_not_valid_is_no_success(bench: Bench, make_bundle: MakeBundle) -> None:
-    done = bench(make_bundle(), "--scenario", "multi-stream", "--duration", "0.1")
+    done = bench(make_bundle(), "--scenario", "multi-stream", "--duration", "0.01")
     assert done.code == 6
     assert "queries/s" in done.out
     assert "error: LoadGen does not call the run valid" in done.err

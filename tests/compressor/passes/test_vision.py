@@ -234,7 +234,7 @@ def test_settings_about_transformers_are_refused_before_the_run(
         (Distill(hidden_weight=0.5), "it has no layers to compare"),
         (Distill(relation_weight=0.5), "it has no layers to compare"),
         (Distill(layer_map=((0, 0),)), "it has no layers to compare"),
-        (Prune(ratio=0.5, recovery=DistillSettings(hidden_weight=1.0)), "no layers to compare"),
+        (Prune(ratio=0.5, recovery=DistillSettings(hidden_weight=2.0)), "no layers to compare"),
     ],
     ids=str,
 )
