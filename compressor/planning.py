@@ -338,9 +338,18 @@ def _device_problems(recipe: Recipe) -> Iterator[ToolkitError]:
         return
     try:
         require_ssh()
-        read_devices(recipe.devices)
+        known = list(read_devices(recipe.devices))
     except ToolkitError as error:
         yield from getattr(error, "problems", (error,))
+        return
+    for name in recipe.budget.devices:
+        if name not in known:
+            yield Problem(
+                "the budget has limits for a device that the devices file does not name",
+                where=f"budget.devices.{name}",
+                given=name,
+                fix=guess_first(name, known, f"use {', '.join(known)}"),
+            )
 
 
 def _budget_problems(recipe: Recipe) -> Iterator[ToolkitError]:
@@ -355,7 +364,6 @@ def _budget_problems(recipe: Recipe) -> Iterator[ToolkitError]:
             given=", ".join(budget.devices),
             fix="set devices: FILE, or remove the limits",
         )
-    yield from _unknown_devices(recipe)
     if recipe.task is not None and get_task(recipe.task).trained_for != "perplexity":
         for where, limits in _all_limits(budget):
             if limits.max_perplexity_rise is not None:
@@ -379,26 +387,6 @@ def _all_limits(budget: Budget) -> Iterator[tuple[str, Limits]]:
     """Where limits stand, and they."""
     yield "budget", budget
     yield from ((f"budget.targets.{name}", each) for name, each in budget.targets.items())
-
-
-def _unknown_devices(recipe: Recipe) -> Iterator[ToolkitError]:
-    """Limits for devices that the devices file does not name."""
-    if not recipe.budget.devices or recipe.devices is None or not recipe.devices.is_file():
-        return
-    from compressor.devices.inventory import read_devices
-
-    try:
-        known = list(read_devices(recipe.devices))
-    except ToolkitError:
-        return  # told already
-    for name in recipe.budget.devices:
-        if name not in known:
-            yield Problem(
-                "the budget has limits for a device that the devices file does not name",
-                where=f"budget.devices.{name}",
-                given=name,
-                fix=guess_first(name, known, f"use {', '.join(known)}"),
-            )
 
 
 def _shape_problems(recipe: Recipe, original: Architecture) -> Iterator[ToolkitError]:
