@@ -60,29 +60,25 @@ class Case:
     passes: tuple[Pass, ...]
 
 
-def long_cases(found: Path | None) -> tuple[Case, ...]:
-    """What long texts alone show, and another shape.
-
-    Args:
-        found: A recipe of ``compressor auto``, whose shape is trained as the recipe trains its own.
-    """
+def long_cases() -> tuple[Case, ...]:
+    """What long texts alone show."""
     prune, distill, _ = _shipped()
     plain = distill.model_copy(update={"augmentation_windows": 0.0})
-    cases = (
+    return (
         Case("the recipe", SMALL, (prune, distill)),
         Case("no other stretches of long texts", SMALL, (prune, plain)),
     )
-    if found is None:
-        return cases
+
+
+def solved_case(found: Path) -> Case:
+    """The shape of a recipe of ``compressor auto``, trained as ``balanced`` trains its own."""
+    _, distill, _ = _shipped()
     _, shaped, trained, *_ = load_recipe(found).passes
     assert isinstance(shaped, Prune)
     assert isinstance(trained, Distill)
     update = {"num_layers": None, "layer_map": trained.layer_map}
     shape = f"{len(shaped.shape or ())} layers, as solved for"
-    return (
-        *cases,
-        Case("a shape for the latency", shape, (shaped, distill.model_copy(update=update))),
-    )
+    return Case("a shape for the latency", shape, (shaped, distill.model_copy(update=update)))
 
 
 def _shipped() -> tuple[Prune, Distill, Export]:
@@ -158,9 +154,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--results", type=Path, default=HERE / "results")
     parser.add_argument("--store", type=Path)
-    parser.add_argument("--found", type=Path, help="a recipe of auto, for its shape on long texts")
+    parser.add_argument("--found", type=Path, help="a recipe of auto, for its shape")
     options = parser.parse_args(arguments)
-    chosen = cases() if options.task == SHORT else long_cases(options.found)
+    chosen = cases() if options.task == SHORT else long_cases()
+    if options.found is not None:
+        chosen = (*chosen, solved_case(options.found))
     entries: list[dict[str, Any]] = [
         {"name": case.name, "shape": case.shape, "right": {}, "train_s": {}} for case in chosen
     ]

@@ -1,8 +1,8 @@
 """Compare the toolkit with what a user would pick instead, on three tasks, side by side.
 
-For each task MiniLM-L6 is fine-tuned, and one run of the recipe ``balanced`` measures its bundles
-in turn with the untouched model and with the tools of :mod:`rivals`. Needs what ``scripts/compare``
-installs.
+For each task MiniLM-L6 is fine-tuned, and one run of the recipe ``balanced``, or of one that
+``compressor auto`` found, measures its bundles in turn with the untouched model and with the tools
+of :mod:`rivals`. Needs what ``scripts/compare`` installs.
 """
 
 from __future__ import annotations
@@ -35,6 +35,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--assets", type=Path, required=True, help="what fetch_assets brought")
     parser.add_argument(
         "--checkpoints", type=Path, help="where scripts/pareto fine-tuned: instead of doing it anew"
+    )
+    parser.add_argument(
+        "--found", type=Path, help="take passes and variants of this recipe instead of balanced"
     )
     parser.add_argument("--olive", type=Path, help="the command olive of another environment")
     parser.add_argument("--output", type=Path, default=Path("comparison"))
@@ -77,8 +80,8 @@ def _compressor(*arguments: object) -> None:
 
 
 def _recipe(task: str, checkpoint: Path, options: argparse.Namespace) -> dict[str, Any]:
-    """The recipe as it is shipped, on our two CPU targets, with the rivals as further targets."""
-    shipped = load_recipe("balanced").model_dump(mode="json")
+    """A recipe as shipped or found, on our two CPU targets, with the rivals as further targets."""
+    shipped = load_recipe(options.found or "balanced").model_dump(mode="json")
     data = (options.assets / task).absolute()
     untouched = {"checkpoint": str(checkpoint)}
     rivals: list[dict[str, Any]] = [

@@ -1,10 +1,11 @@
 """What is lost at every speed: the shape that ``auto`` finds for each latency, side by side.
 
 Speeds are multiples of the untouched model's on ONNX Runtime in fp32. For each, the search of
-``compressor auto --max-ms`` finds and trains a shape for OpenVINO in int8; then one run measures
-them all in turn, and reads the test data once. Latencies are predicted from a table before a shape
-is trained: the speeds that were measured stand beside those that were asked for. A second
-measurement runs texts of the lengths of the test data, from their tokens and from the text.
+``compressor auto --max-ms`` finds and trains a shape for OpenVINO in int8, for some epochs in int8
+where that loses too much otherwise; then one run measures them all in turn, and reads the test data
+once. Latencies are predicted from a table before a shape is trained: the speeds that were measured
+stand beside those that were asked for. A second measurement runs texts of the lengths of the test
+data, from their tokens and from the text. The recipes are left beside the bundles.
 """
 
 from __future__ import annotations
@@ -25,10 +26,11 @@ from compressor.passes.quantize import Quantize
 from compressor.pipeline import run
 from compressor.progress import Progress
 from compressor.recipe import Recipe
+from compressor.recipe.write import write_recipe
 from compressor.report.schema import Report, Row
 from compressor.report.wording import drop_interval, points
 from compressor.search.auto import AutoSettings, search
-from compressor.search.found import int8_variants
+from compressor.search.found import found_recipe, int8_variants
 from compressor.store import RunStore, default_store
 from targets.bench import BenchReport, Sweep, bench
 from targets.benchmark import BenchmarkSettings, Shape
@@ -46,6 +48,8 @@ PACKED_FROM = 15.0
 """Speeds from which on the embeddings are most of the size: 4 bits are measured too."""
 SHORT_EPOCHS = 2
 """Of the trainings that choose between numbers of layers, where there are few epochs."""
+MAX_DROP = 1.0
+"""Points of accuracy; int8 that loses more is trained for."""
 BASE, TARGET = "onnxruntime", "openvino"
 THREADS = 2
 EAGER = "pytorch"
@@ -125,18 +129,21 @@ def _found(
         if epochs < settings.epochs:
             few = {"epochs": epochs, "short_epochs": SHORT_EPOCHS}
             settings = settings.model_copy(update=few)
-        budget = Budget(require="any", max_latency_ms=fp32_ms / speed)
+        budget = Budget(require="any", max_latency_ms=fp32_ms / speed, max_accuracy_drop=MAX_DROP)
         recipe = base.model_copy(update={"budget": budget, "variants": {}})
         try:
-            best = search(recipe, settings, store=store, progress=progress).best
+            found = search(recipe, settings, store=store, progress=progress)
         except BudgetError as error:
             progress.warn(f"{speed:g}x: {error.what}")
             continue
-        assert best is not None
-        variants[f"{speed:g}x"] = (*best.passes, Export(), *int8_variants()["int8"])
+        chosen = found_recipe(recipe, found)
+        write_recipe(chosen, recipe.output / "recipes" / f"{speed:g}x.yaml")
+        into_int8 = chosen.variants.get("int8-aware", chosen.variants["int8"])
+        *chain, quantize = (*chosen.passes, *into_int8)
+        variants[f"{speed:g}x"] = (*chain, quantize)
         if speed >= PACKED_FROM:
-            packed = int8_variants(table_bits=4)["int8"]
-            variants[f"{speed:g}x, 4-bit embeddings"] = (*best.passes, Export(), *packed)
+            packed = quantize.model_copy(update={"table_bits": 4})
+            variants[f"{speed:g}x, 4-bit embeddings"] = (*chain, packed)
     return variants
 
 

@@ -39,6 +39,7 @@ from targets.benchmark import CaseResult
 from targets.bundle import Bundle
 from targets.environment import Environment
 from targets.errors import BundleError, MissingLibraryError, TargetError
+from targets.interference import peak_memory_bytes
 from targets.runtimes.pytorch import PyTorch
 from targets.scoring import perplexity
 from targets.tuning import offered
@@ -228,6 +229,7 @@ class _Run:
             name=self.recipe.name,
             created=datetime.now(UTC).isoformat(timespec="seconds"),
             duration_s=round(time.monotonic() - self.started, 3),
+            peak_memory_bytes=peak_memory_bytes(with_children=True),
             seed=self.recipe.seed,
             recipe=self.recipe.model_dump(mode="json"),
             budget=self.recipe.budget.model_dump(mode="json"),

@@ -65,8 +65,11 @@ def round_between(before: CpuSample, after: CpuSample, run_ns: tuple[int, ...]) 
     )
 
 
-def peak_memory_bytes() -> int:
+def peak_memory_bytes(*, with_children: bool = False) -> int:
     """Largest resident size of this process so far.
+
+    Args:
+        with_children: Or of the largest process that it started and that has ended.
 
     Not ``ru_maxrss`` where it can be avoided: on Linux that is inherited from the parent, so a
     small worker started by a large process would seem large.
@@ -74,7 +77,12 @@ def peak_memory_bytes() -> int:
     try:
         status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
         line = next(line for line in status.splitlines() if line.startswith("VmHWM:"))
-        return int(line.split()[1]) * 1024
+        peak = int(line.split()[1]) * 1024
     except (OSError, StopIteration):
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return peak if sys.platform == "darwin" else peak * 1024
+        peak = _max_resident_bytes(resource.RUSAGE_SELF)
+    return max(peak, _max_resident_bytes(resource.RUSAGE_CHILDREN) if with_children else 0)
+
+
+def _max_resident_bytes(who: int) -> int:
+    peak = resource.getrusage(who).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

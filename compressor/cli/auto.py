@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -67,6 +68,7 @@ def auto(
 
     Writes the recipe that it found, which is yours to change and to run again.
     """
+    begun = time.monotonic()
     from compressor.cli.progress import ConsoleProgress, show_report
     from compressor.data import DataSpec
     from compressor.errors import BudgetError
@@ -74,6 +76,7 @@ def auto(
     from compressor.pipeline import run as run_recipe
     from compressor.recipe import Recipe
     from compressor.recipe.write import write_recipe
+    from compressor.report.wording import cost_text
     from compressor.search.auto import AutoSettings, search
     from compressor.search.found import found_recipe
     from targets.benchmark import BenchmarkSettings
@@ -122,6 +125,7 @@ def auto(
     show_report(
         report,
         *_prediction(found, report),
+        f"took: {cost_text(time.monotonic() - begun, report.peak_memory_bytes)}",
         f"recipe: {output / RECIPE}",
         f"report: {output / 'report.html'}",
     )

@@ -24,8 +24,8 @@ from compressor.report.summary import (
 )
 from compressor.report.wording import (
     bytes_text,
+    cost_text,
     count_text,
-    duration_text,
     milliseconds,
     one_line,
     shape_words,
@@ -211,7 +211,7 @@ def _provenance(report: Report) -> list[str]:
         ("sha256", model.sha256),
         *((f"data {name}", _value(value)) for name, value in report.data.items()),
         ("created", report.created),
-        ("took", duration_text(report.duration_s)),
+        ("took", cost_text(report.duration_s, report.peak_memory_bytes)),
         ("seed", str(report.seed)),
     ]
     recipe = report.model_dump(mode="json", include={"recipe"})["recipe"]

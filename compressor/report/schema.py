@@ -311,6 +311,8 @@ class Report(_Frozen):
     created: str
     """UTC, ISO 8601."""
     duration_s: float = Field(ge=0)
+    peak_memory_bytes: int | None = Field(None, ge=0)
+    """Largest resident size of a process of the run; None in reports from before it was kept."""
     seed: int
     recipe: dict[str, Any]
     """The recipe with all defaults filled in."""

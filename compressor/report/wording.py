@@ -15,6 +15,7 @@ __all__ = [
     "accuracy_interval",
     "bytes_text",
     "change",
+    "cost_text",
     "count_text",
     "drop_interval",
     "duration_text",
@@ -117,6 +118,13 @@ def bytes_text(value: float | None) -> str:
 def count_text(value: float | None) -> str:
     """A large number: 384, 22.7 M."""
     return NONE if value is None else _scaled(value, ("", "k", "M", "B")).strip()
+
+
+def cost_text(seconds: float, peak_memory_bytes: int | None) -> str:
+    """What making something took: 12 min 4 s, at most 3.1 GB of memory."""
+    if peak_memory_bytes is None:
+        return duration_text(seconds)
+    return f"{duration_text(seconds)}, at most {bytes_text(peak_memory_bytes)} of memory"
 
 
 def duration_text(seconds: float) -> str:

@@ -25,6 +25,7 @@ from targets.errors import (
 )
 from targets.evaluation_pack import EvaluationPack
 from targets.feeds import FeedsSpec
+from targets.interference import peak_memory_bytes
 from targets.preprocessing import TextPreprocessing
 from targets.protocol import ErrorRecord
 from targets.worker_client import Worker, worker_environment
@@ -59,6 +60,14 @@ def test_peak_memory_is_that_of_the_worker_and_not_of_a_large_parent(
     with Worker() as worker:
         opened = worker.open(make_bundle())
     assert 20e6 < opened.peak_memory_bytes < 200e6 < ballast.nbytes
+
+
+def test_peak_memory_can_be_that_of_a_large_child_that_has_ended() -> None:
+    here = peak_memory_bytes()
+    script = f"ballast = b'1' * {here + 100_000_000}"
+    subprocess.run([sys.executable, "-c", script], check=True)
+    assert peak_memory_bytes() < here + 50_000_000
+    assert peak_memory_bytes(with_children=True) > here + 100_000_000
 
 
 def test_predict_gives_outputs_in_the_order_of_the_pack(

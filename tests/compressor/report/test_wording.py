@@ -43,6 +43,11 @@ def test_durations(seconds, text):
     assert wording.duration_text(seconds) == text
 
 
+def test_what_a_run_took():
+    assert wording.cost_text(250, 3_140_000_000) == "4 min 10 s, at most 3.14 GB of memory"
+    assert wording.cost_text(250, None) == "4 min 10 s"  # a report from before it was kept
+
+
 def test_counts():
     assert wording.count_text(22_700_000) == "22.7 M"
     assert wording.count_text(384) == "384"

@@ -73,6 +73,7 @@ def test_the_recipe_that_was_found_gives_the_bundles_again(
     outcome = compressor("auto", *options)
     assert outcome.code == 0, outcome.err
     assert re.search(r"latency: \S+ ms predicted, \S+ ms measured \([+-]\d+%\)", outcome.out)
+    assert re.search(r"took: .* s, at most \S+ [MG]B of memory", outcome.out)
     found = load_recipe(output / "recipe.yaml")
     assert [each.name for each in found.passes] == ["trim_vocabulary", "prune", "distill", "export"]
     assert found.budget.max_accuracy_drop == 100
