@@ -9,8 +9,9 @@ from pathlib import Path
 from compressor.errors import DataError
 from targets.errors import InputError
 from targets.preprocessing import KINDS, Preprocessing
+from targets.preprocessing.text import check_characters
 
-__all__ = ["as_data_error", "read_cell"]
+__all__ = ["as_data_error", "read_cell", "whole_text"]
 
 
 def read_cell(
@@ -30,7 +31,7 @@ def read_cell(
     """
     preprocessing = KINDS[kind]
     if not preprocessing.reads_files():
-        return cell if isinstance(cell, str) and cell.strip() else None
+        return whole_text(cell, where) if isinstance(cell, str) and cell.strip() else None
     held = _content(preprocessing, cell, where)
     if held is not None:
         return held
@@ -50,6 +51,19 @@ def read_cell(
             fix="correct the path: it is read from the folder of the table",
         )
     return str(path)
+
+
+def whole_text(text: str, where: str) -> str:
+    """A text that is not cut within a character.
+
+    Raises:
+        DataError: It has half of one.
+    """
+    try:
+        check_characters(text, where)
+    except InputError as error:
+        raise as_data_error(error) from error
+    return text
 
 
 def _content(preprocessing: type[Preprocessing], cell: object, where: str) -> bytes | None:

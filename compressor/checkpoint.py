@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from compressor.architecture import reads_sound
 from compressor.data import Kind
@@ -169,10 +170,13 @@ def label_names(folder: Path) -> tuple[str, ...]:
         CheckpointError: The config names none.
     """
     config = read_config(folder / "config.json")
-    names = config.get("id2label")
-    if not isinstance(names, dict) or not names:
+    names: Any = config.get("id2label") or None
+    numbered = isinstance(names, dict) and all(str(key).isdecimal() for key in names)
+    if not numbered:
         raise CheckpointError(
-            "the config names no classes",
+            "the config names no classes"
+            if names is None
+            else "the config does not name classes by their numbers",
             where=f"{folder / 'config.json'}, field id2label",
             given=names,
             fix="save the model with id2label, or fine-tune first: compressor finetune",

@@ -19,7 +19,7 @@ from targets.base import Target
 from targets.benchmark import BenchmarkCase, BenchmarkSettings, CaseResult, benchmark
 from targets.bundle import Bundle
 from targets.environment import Environment
-from targets.errors import TargetError, WorkerError
+from targets.errors import WorkerError
 from targets.evaluation_pack import EvaluationPack
 from targets.predictor import encode
 from targets.preprocessing.text import IDS, TextEncoder
@@ -166,7 +166,6 @@ def evaluate(
                 pack = packs.folder / pack_file(name)
                 outputs = worker.predict(pack)[manifest.signature.outputs[0].name]
                 units = manifest.answers.units(outputs, EvaluationPack.load(pack))
-                _check_finite(units, candidate, name)
                 parts = {part: getattr(units, part) for part in _PARTS}
                 arrays |= {
                     f"{name}.{part}": each for part, each in parts.items() if each is not None
@@ -191,24 +190,6 @@ def evaluate(
         for name in names
     }
     return step, {name: Units(**parts) for name, parts in found.items()}
-
-
-def _check_finite(units: Units, candidate: Candidate, split: str) -> None:
-    """Refuse answers that are no numbers: nothing can be said of them.
-
-    Raises:
-        TargetError: Some are NaN or infinite.
-    """
-    for found in (units.scores, units.losses):
-        if found is not None and np.issubdtype(found.dtype, np.floating):
-            rows = np.flatnonzero(~np.isfinite(found).reshape(len(found), -1).all(axis=1))
-            if len(rows):
-                raise TargetError(
-                    "the bundle answers with numbers that are not finite",
-                    where=f"{candidate.target.label}, row {rows[0] + 1} of the {split} data",
-                    given=f"{len(rows)} of {len(found)} answers with NaN or infinity",
-                    fix="use bf16, or leave the nodes that overflow out: exclude of quantize",
-                )
 
 
 def tuned(

@@ -364,15 +364,8 @@ def _budget_problems(recipe: Recipe) -> Iterator[ToolkitError]:
             given=", ".join(budget.devices),
             fix="set devices: FILE, or remove the limits",
         )
-    if recipe.task is not None and get_task(recipe.task).trained_for != "perplexity":
-        for where, limits in _all_limits(budget):
-            if limits.max_perplexity_rise is not None:
-                yield Problem(
-                    "there is a limit on the perplexity, and only language models have one",
-                    where=f"{where}.max_perplexity_rise",
-                    given=f"task {recipe.task}",
-                    fix="remove the limit, or use max_accuracy_drop",
-                )
+    if recipe.task is not None:
+        yield from _uncompared(budget, get_task(recipe.task))
     sliced = [where for where, limits in _all_limits(budget) if limits.max_slice_drop is not None]
     if sliced and not recipe.data.slices:
         yield Problem(
@@ -381,6 +374,26 @@ def _budget_problems(recipe: Recipe) -> Iterator[ToolkitError]:
             given="data.slices is empty",
             fix="name columns of the test file in data.slices",
         )
+
+
+def _uncompared(budget: Budget, task: Task) -> Iterator[ToolkitError]:
+    """Limits on what the models of a task are not compared by."""
+    for where, limits in _all_limits(budget):
+        for name in sorted(limits.given & task.not_compared):
+            yield Problem(
+                "there is a limit on what models of this task do not have",
+                where=f"{where}.{name}",
+                given=f"task {task.name}",
+                fix="remove the limit, or use max_accuracy_drop",
+            )
+        for name in limits.max_metric_drop:
+            if name not in task.metrics:
+                yield Problem(
+                    "there is a limit on a metric by which models of this task are not judged",
+                    where=f"{where}.max_metric_drop.{name}",
+                    given=f"task {task.name}",
+                    fix=f"use {', '.join(task.metrics)}" if task.metrics else "remove the limit",
+                )
 
 
 def _all_limits(budget: Budget) -> Iterator[tuple[str, Limits]]:

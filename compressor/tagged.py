@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from compressor.cells import as_data_error
+from compressor.cells import as_data_error, whole_text
 from compressor.class_names import label_text
 from compressor.errors import DataError
 from compressor.tables import FLAT, require_columns
@@ -81,7 +81,7 @@ def read_tagged(path: Path, *, tokens: str, tags: str, slices: Sequence[str] = (
                 fix="give each word a class name or index",
             )
         try:
-            texts.append(join_words(words, where=where))
+            texts.append(whole_text(join_words(words, where=where), where))
         except InputError as error:
             raise as_data_error(error) from error
         labelled.append(tuple(found))

@@ -29,6 +29,7 @@ __all__ = [
 ]
 
 TOKENIZER = "tokenizer.json"
+_CONFIG = "tokenizer_config.json"
 TARGET = "target_tokenizer.json"
 """That of the texts that are written, where it is another than that of the texts that are read."""
 _SPM, _TARGET_SPM = "source.spm", "target.spm"
@@ -92,7 +93,9 @@ def read_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
         vocabulary = Tokenizer.from_file(str(path))
         # The generic class reads exactly tokenizer.json: no model-specific code, no hub.
         special = _known(_USUAL_TOKENS | _configured_tokens(folder), vocabulary)
-        return PreTrainedTokenizerFast(tokenizer_file=str(path), **special)
+        side = _settings(folder / _CONFIG).get("truncation_side")
+        cut = {"truncation_side": side} if side in ("left", "right") else {}
+        return PreTrainedTokenizerFast(tokenizer_file=str(path), **special, **cut)
     return _converted(folder)
 
 
@@ -135,16 +138,21 @@ def _known(tokens: dict[str, str], vocabulary: Tokenizer) -> dict[str, str]:
 def _configured_tokens(folder: Path) -> dict[str, str]:
     """The special tokens that a checkpoint names: role -> token."""
     found: dict[str, str] = {}
-    for name in ("special_tokens_map.json", "tokenizer_config.json"):
-        try:
-            config = json.loads((folder / name).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            continue
-        for role, value in config.items():
+    for name in ("special_tokens_map.json", _CONFIG):
+        for role, value in _settings(folder / name).items():
             token = value.get("content") if isinstance(value, dict) else value
             if role.endswith("_token") and isinstance(token, str):
                 found[role] = token
     return found
+
+
+def _settings(path: Path) -> dict[str, Any]:
+    """What a file of settings holds; empty where there is none that can be read."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _converted(folder: Path) -> PreTrainedTokenizerFast:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from compressor.cells import read_cell
+from compressor.cells import read_cell, whole_text
 from compressor.errors import DataError
 from compressor.tables import require_columns
 from targets.preprocessing import KINDS
@@ -61,6 +61,6 @@ def read_written(
                 given=f"{source}={cell!r:.100}, {target}={text!r:.100}",
                 fix=f"remove the row, or write {KINDS[kind].wanted} and a text",
             )
-        rows.append((found, text))
+        rows.append((found, whole_text(text, where)))
     inputs, texts = zip(*rows, strict=True)
     return Written(inputs, texts, {name: values[name] for name in slices if name in values})

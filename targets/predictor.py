@@ -79,6 +79,7 @@ class Predictor:
 
         Raises:
             InputError: Something passed cannot be read.
+            TargetError: The model gives numbers that are not finite.
         """
         manifest = self.bundle.manifest
         encoded = self._encoder.encode(manifest.answers.raw(inputs))

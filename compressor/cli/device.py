@@ -118,6 +118,8 @@ def predict(
         if jsonl and not given and not preprocessing.reads_objects:
             lists = preprocessing.reads_lists or predictor.bundle.manifest.answers.of_words
             lines = read_jsonl(sys.stdin, field or preprocessing.kind, lists=lists)
+        elif preprocessing.reads_objects and not given:
+            lines = (line for line in sys.stdin if line.strip())
         # Who writes to a pipe may wait for the answer before the next line.
         chunk = None if given or _is_file(sys.stdin) else 1
         for prediction in predict_lines(predictor, lines, chunk=chunk):

@@ -41,7 +41,9 @@ def gate(
     ] = None,
     max_slowdown: Annotated[
         float,
-        typer.Option(min=0, help="Slow-down that is as good as the last release, as a share."),
+        typer.Option(
+            min=0, max=1000, help="Slow-down that is as good as the last release, as a share."
+        ),
     ] = 0.03,
     even_if_noisy: Annotated[
         bool,

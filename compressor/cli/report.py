@@ -44,6 +44,8 @@ def report(
     found = [read_report(path) for path in files]
     if output is None:
         output = files[0].with_suffix(".html") if len(files) == 1 else Path("comparison.html")
+    if output.name in ("", ".."):
+        raise typer.BadParameter(f"--output {output} is a folder; pass a file, such as page.html")
     if any(output.resolve() == path.resolve() for path in files):
         raise typer.BadParameter(f"--output {output} is a report that is read; pass another file")
     page = render_html(found[0]) if len(found) == 1 else render_comparison(found, files)

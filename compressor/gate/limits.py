@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from compressor.gate.budget import Budget, DeviceLimits, Limits
@@ -26,8 +26,8 @@ class _Facts:
     measured: Measurement | None
     speedup: Speedup | None
     limits: DeviceLimits
-    noisy_bases: Mapping[str, bool] = field(default_factory=dict)
-    """Limit on a ratio -> whether what it divides was measured while the machine was noisy."""
+    noisy_bases: Collection[str] = ()
+    """Limits on a ratio of which what it divides was measured while the machine was noisy."""
 
     @property
     def upper(self) -> bool:
@@ -187,7 +187,7 @@ def check_row(
     comparison: Comparison | None,
     primary_shape: str,
     *,
-    noisy_bases: Mapping[str, bool] | None = None,
+    noisy_bases: Mapping[str | None, Collection[str]] | None = None,
 ) -> tuple[Check, ...]:
     """Compare a row with every limit that there is for it.
 
@@ -196,18 +196,20 @@ def check_row(
         budget: The limits.
         comparison: The row against the untouched model, on the data that is to count.
         primary_shape: The shape whose latency counts.
-        noisy_bases: Limit on a ratio -> whether what it divides was measured while the machine was
-            noisy.
+        noisy_bases: Device, None for this machine -> limits on a ratio of which what it divides was
+            measured while the machine was noisy.
     """
     limits = budget.on(target_label(row))
     measured = row.latency.get(primary_shape)
-    facts = _Facts(row, comparison, measured, row.speedup, limits, noisy_bases or {})
+    noisy_bases = noisy_bases or {}
+    facts = _Facts(row, comparison, measured, row.speedup, limits, noisy_bases.get(None, ()))
     checks = [*_simple(facts), *_metrics(facts, limits), *_groups(facts, limits)]
     for name, device_limits in budget.devices.items():
         found = row.devices.get(name)
         measured = None if found is None else found.latency.get(primary_shape)
         there = None if found is None else found.speedup
-        checks += _simple(_Facts(row, None, measured, there, device_limits), f"on {name}")
+        of_device = _Facts(row, None, measured, there, device_limits, noisy_bases.get(name, ()))
+        checks += _simple(of_device, f"on {name}")
     if row.bundle is None:
         text = "nothing to ship: the report names no bundle of it"
         checks.append(Check(limit="bundle", wanted=1, found=0, met=False, shortfall=1.0, text=text))
@@ -241,11 +243,7 @@ def _simple(facts: _Facts, subject: str = "") -> Iterator[Check]:
 def _hangs_on_base(facts: _Facts, limit: str, wanted: float) -> bool:
     """Whether a ratio to a noisy time could as well be on the other side of its limit."""
     found = facts.row.speedup_eager if limit == "min_speedup_eager" else facts.speedup
-    return (
-        facts.noisy_bases.get(limit, False)
-        and found is not None
-        and found.low < wanted <= found.high
-    )
+    return limit in facts.noisy_bases and found is not None and found.low < wanted <= found.high
 
 
 def _excused(check: Check, measured: Measurement) -> Check:

@@ -45,7 +45,9 @@ RESAMPLES = 2000
 class Tolerance(BaseModel):
     """How much worse than the last release is still as good."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False
+    )
 
     accuracy_points: float = Field(default=0.0, ge=0)
     """A loss counts where the lower end of its 95% interval is above this."""
@@ -357,12 +359,16 @@ def _latency(
         each is not None and each.noise.verdict == "noisy"
         for each in (measured, earlier, base_now, base_before)
     )
+    met = low - 1 <= tolerance.latency
+    slowed = earlier if met else measured
+    if not has_base and slowed.is_slowed:  # which may be all of the difference
+        noisy = True
     yield Check(
         limit="latency",
         subject=label,
         wanted=tolerance.latency,
         found=ratio - 1,
-        met=low - 1 <= tolerance.latency,
+        met=met,
         shortfall=max(0.0, low - 1 - tolerance.latency),
         text=f"{label}: {ratio:.3f}x the time of the last release ({low:.3f} to {high:.3f})"
         f"{beside}; {earlier.median_ms:.3f} ms then, {measured.median_ms:.3f} ms now",

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from compressor.gate.budget import Budget
 from compressor.gate.limits import GOALS, check_row, target_label
 from compressor.report.schema import Check, Row, Verdict
 from compressor.report.wording import worst_layer
+from targets.measurement import Measurement
 
 __all__ = ["choose", "judge", "judge_rows", "judged_rows", "shortfall"]
 
@@ -64,10 +65,7 @@ def judge_rows(rows: Sequence[Row], budget: Budget, primary_shape: str) -> list[
                 budget,
                 row.test_comparison,
                 primary_shape,
-                noisy_bases={
-                    "min_speedup": _is_noisy(rows, "baseline", primary_shape, target_label(row)),
-                    "min_speedup_eager": _is_noisy(rows, "reference", primary_shape),
-                },
+                noisy_bases=_noisy_bases(rows, row, primary_shape),
             )
         marked.append(row.model_copy(update={"chosen": index in chosen, "checks": checks}))
     for index, checks in _unmeasured(marked, budget, primary_shape).items():
@@ -75,13 +73,31 @@ def judge_rows(rows: Sequence[Row], budget: Budget, primary_shape: str) -> list[
     return marked
 
 
-def _is_noisy(rows: Sequence[Row], kind: str, shape: str, label: str | None = None) -> bool:
-    """Whether any row of a kind, of one target or of all, was measured on a noisy machine."""
-    return any(
-        row.latency[shape].noise.verdict == "noisy"
-        for row in rows
-        if row.kind == kind and shape in row.latency and label in (None, target_label(row))
+def _noisy_bases(
+    rows: Sequence[Row], candidate: Row, shape: str
+) -> dict[str | None, frozenset[str]]:
+    """Device, None for this machine -> limits on ratios to what was measured on a noisy machine."""
+    untouched = [row for row in rows if row.kind != "candidate"]
+    own = [row for row in untouched if target_label(row) == target_label(candidate)]
+    eager = [row for row in untouched if row.kind == "reference"]
+
+    def noisy(limit: str, latencies: Iterable[Mapping[str, Measurement]]) -> frozenset[str]:
+        found = (each[shape] for each in latencies if shape in each)
+        is_noisy = any(each.noise.verdict == "noisy" for each in found)
+        return frozenset({limit} if is_noisy else ())
+
+    here = noisy("min_speedup", (row.latency for row in own)) | noisy(
+        "min_speedup_eager", (row.latency for row in eager)
     )
+    return {
+        None: here,
+        **{
+            name: noisy(
+                "min_speedup", (row.devices[name].latency for row in own if name in row.devices)
+            )
+            for name in candidate.devices
+        },
+    }
 
 
 def _unmeasured(

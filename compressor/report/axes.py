@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-__all__ = ["Axis", "linear_axis", "linear_ticks", "log_axis", "log_ticks"]
+__all__ = ["Axis", "linear_axis", "linear_ticks", "log_axis", "log_ticks", "percent_labels"]
 
 # Digits that divide a decade into steps of about equal length, coarse to fine.
 MANTISSAS = ((1,), (1, 3), (1, 2, 5), (1, 2, 3, 5, 7), (1, 2, 3, 4, 5, 6, 7, 8, 9))
 NICE_STEPS = (1, 2, 2.5, 5, 10)
+
+
+MAX_DECIMALS = 6
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,19 @@ def linear_axis(
     return Axis(
         low if from_zero else low - room, high if from_zero and high else high + room, start, end
     )
+
+
+def percent_labels(ticks: Sequence[float]) -> list[str]:
+    """Shares as percentages, with the fewest decimals at which each is exact."""
+    decimals = next(
+        (
+            count
+            for count in range(MAX_DECIMALS)
+            if all(math.isclose(round(100 * t, count), 100 * t, abs_tol=1e-9) for t in ticks)
+        ),
+        MAX_DECIMALS,
+    )
+    return [f"{tick:.{decimals}%}" for tick in ticks]
 
 
 def log_axis(values: Iterable[float], start: float, end: float) -> Axis:

@@ -66,12 +66,15 @@ def change_texts(report: Report) -> tuple[ChangeText, ...]:
         for text in row_texts(report)
         if text.row.chosen and text.row.test is not None
         if (compared := text.row.test_comparison) is not None
-        if compared.groups or compared.perplexity
+        if compared.groups or compared.metrics or compared.perplexity
     )
 
 
 def _facts(compared: Comparison) -> tuple[tuple[str, str], ...]:
-    found = [("same answer as the untouched model", percent(compared.agreement))]
+    found = [
+        ("same answer as the untouched model", percent(compared.agreement)),
+        ("p-value of the drop", significant(compared.p_value)),
+    ]
     if compared.perplexity is not None:
         found.insert(0, ("perplexity", perplexity_text(compared.perplexity)))
     difference = compared.max_probability_difference

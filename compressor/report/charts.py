@@ -21,7 +21,7 @@ from compressor.report.drawing import (
 )
 from compressor.report.schema import Report
 from compressor.report.summary import RowText, measurement_of, row_texts
-from compressor.report.wording import bytes_text, significant
+from compressor.report.wording import bytes_text, significant, smaller_text
 from targets.measurement import Measurement
 
 __all__ = [
@@ -162,8 +162,8 @@ def size_chart(report: Report, width: float) -> Chart | None:
 
 
 def _size_value(text: RowText, width: float) -> str:
-    is_worth_saying = width > 500 and text.sort.get("size_ratio", 1) != 1
-    return f"{text.size}, {text.size_ratio} smaller" if is_worth_saying else text.size
+    smaller = smaller_text(text.size_ratio) if width > 500 else ""
+    return f"{text.size}, {smaller}" if smaller else text.size
 
 
 def _row_chart(

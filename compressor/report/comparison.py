@@ -17,6 +17,7 @@ from compressor.report.summary import (
     RowText,
     accuracy_of,
     accuracy_split,
+    measure_of,
     measurement_of,
     row_texts,
     with_latency,
@@ -142,10 +143,14 @@ class Entry:
         return f"{self.device} of {self.run.label}" if self.device else self.run.label
 
     @property
-    def data_key(self) -> tuple[str, str]:
-        """What has to be equal for two accuracies to be comparable: the examples."""
+    def data_key(self) -> DataKey:
+        """What has to be equal for two accuracies to be comparable: the examples, the measure."""
         report = self.run.report
-        return str(report.data.get("sha256")), str(accuracy_split(report))
+        return str(report.data.get("sha256")), str(accuracy_split(report)), measure_of(report)
+
+
+DataKey = tuple[str, str, str]
+"""The sha256 of the data, the split, and what is measured on it."""
 
 
 @dataclass(frozen=True)
@@ -178,8 +183,14 @@ class Comparison:
     runs: tuple[Run, ...]
     entries: tuple[Entry, ...]
     markers: dict[str, str]
-    fronts: dict[tuple[Ground, tuple[str, str]], Front]
+    fronts: dict[tuple[Ground, DataKey], Front]
     notes: tuple[str, ...]
+
+    @property
+    def measure(self) -> str:
+        """What is shown as the accuracy: that of all runs, or accuracy where they differ."""
+        found = {measure_of(entry.run.report) for entry in self.entries if entry.accuracy}
+        return found.pop() if len(found) == 1 else "accuracy"
 
     @property
     def looks(self) -> tuple[Series, ...]:
@@ -223,7 +234,7 @@ class Comparison:
             width,
             height,
             across=f"latency{at}, ms (log scale)",
-            up="accuracy",
+            up=self.measure,
             fronts=tuple(self.fronts.values()),
         )
 
@@ -387,8 +398,8 @@ def _pace(entry: Entry) -> _Pace:
     return entry.run.report.model.architecture, row.target, row.device, row.precision
 
 
-def _fronts(entries: Sequence[Entry]) -> dict[tuple[Ground, tuple[str, str]], Front]:
-    found: dict[tuple[Ground, tuple[str, str]], dict[str, None]] = {}
+def _fronts(entries: Sequence[Entry]) -> dict[tuple[Ground, DataKey], Front]:
+    found: dict[tuple[Ground, DataKey], dict[str, None]] = {}
     for entry in entries:
         if entry.ground and entry.accuracy:
             found.setdefault((entry.ground, entry.data_key), {})[entry.place] = None
@@ -437,6 +448,14 @@ def _notes(runs: Sequence[Run], entries: Sequence[Entry]) -> Iterator[str]:
     )
     if len(splits) > 1:
         yield f"Accuracies are on different splits: {_list(splits)}."
+    measures = _groups(
+        runs,
+        lambda run: measure_of(run.report),
+        lambda run: run.label,
+        only=lambda run: accuracy_split(run.report) is not None,
+    )
+    if len(measures) > 1:
+        yield f"What stands under accuracy is not the same in all runs: {_list(measures)}."
     models = _groups(runs, lambda run: run.report.model.sha256[:12], lambda run: run.label)
     if len(models) > 1:
         named = {f"model {sha}": names for sha, names in models.items()}

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from compressor.report.axes import Axis, linear_axis
+from compressor.report.axes import Axis, linear_axis, percent_labels
 from compressor.report.drawing import Chart, Label, Shape, marker, polyline, segment
 from compressor.report.schema import Report, Step
 from compressor.report.wording import percent, significant
@@ -67,9 +67,11 @@ def _chart(step: Step) -> Chart:
         is_share = name == "validation_accuracy"
         shapes += _panel(points, across, up, dotted=is_share)
         labels.append(Label(LEFT, top - 8, title, "name"))
+        ticks = up.ticks(3)
+        texts = percent_labels(ticks) if is_share else [f"{tick:g}" for tick in ticks]
         labels += [
-            Label(LEFT - 7, up.at(t) + 4, percent(t) if is_share else f"{t:g}", "axis", "end")
-            for t in up.ticks(3)
+            Label(LEFT - 7, up.at(tick) + 4, text, "axis", "end")
+            for tick, text in zip(ticks, texts, strict=True)
         ]
         first, last = (
             percent(v) if is_share else significant(v) for v in (points[0][1], points[-1][1])

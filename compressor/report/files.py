@@ -123,7 +123,7 @@ def read_answers(report: Report, path: str | Path) -> dict[str, NDArray[np.gener
 def report_file(path: str | Path) -> Path:
     """The file of a report, which is named by itself or by the folder that holds it."""
     path = Path(path)
-    return path / JSON_NAME if path.is_dir() else path
+    return path / JSON_NAME if os.path.isdir(path) else path
 
 
 def read_report(path: str | Path) -> Report:
@@ -142,7 +142,7 @@ def read_report(path: str | Path) -> Report:
         data = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise ReportError("the report does not exist", where=path, fix=fix) from error
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ReportError(
             "this is not a report: it cannot be read as JSON", where=path, given=error, fix=fix
         ) from error

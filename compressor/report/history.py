@@ -7,7 +7,7 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from compressor.report.axes import Axis, linear_axis
+from compressor.report.axes import Axis, linear_axis, percent_labels
 from compressor.report.charts import RADIUS
 from compressor.report.comparison import Comparison, Entry, Run
 from compressor.report.drawing import (
@@ -20,7 +20,7 @@ from compressor.report.drawing import (
     shorten,
     text_width,
 )
-from compressor.report.wording import bytes_text, percent
+from compressor.report.wording import bytes_text, capitalized
 
 __all__ = ["History", "TargetHistory", "histories_of"]
 
@@ -72,7 +72,8 @@ class _Value:
 class _Panel:
     title: str
     of: Callable[[Entry], _Value | None]
-    form: Callable[[float], str]
+    form: Callable[[Sequence[float]], Sequence[str]]
+    """Texts of ticks."""
     from_zero: bool
 
 
@@ -87,7 +88,7 @@ def histories_of(found: Comparison) -> tuple[History, ...]:
             own = {e.run.number: e for e in shipped if e.text.target == target}
             if len(own) > 1:
                 rows = tuple((run, own.get(run.number)) for run in runs)
-                targets.append(TargetHistory(target, _charts(target, rows), rows))
+                targets.append(TargetHistory(target, _charts(target, rows, found.measure), rows))
         title = ", ".join(dict.fromkeys(run.report.name for run in runs))
         histories.append(History(title, tuple(targets)))
     return tuple(histories)
@@ -134,16 +135,19 @@ def _size(entry: Entry) -> _Value | None:
     return None if size is None else _Value(size, size, size, entry.text.size, "size")
 
 
-PANELS = (
-    _Panel("latency, ms", _latency, lambda value: f"{value:g}", from_zero=True),
-    _Panel("accuracy", _accuracy, percent, from_zero=False),
-    _Panel("size", _size, bytes_text, from_zero=True),
-)
+def _panels(measure: str) -> tuple[_Panel, ...]:
+    return (
+        _Panel("latency, ms", _latency, lambda ticks: [f"{t:g}" for t in ticks], from_zero=True),
+        _Panel(measure, _accuracy, percent_labels, from_zero=False),
+        _Panel("size", _size, lambda ticks: [bytes_text(t) for t in ticks], from_zero=True),
+    )
 
 
-def _charts(target: str, rows: Sequence[tuple[Run, Entry | None]]) -> tuple[Chart, ...]:
+def _charts(
+    target: str, rows: Sequence[tuple[Run, Entry | None]], measure: str
+) -> tuple[Chart, ...]:
     charts = []
-    for panel in PANELS:
+    for panel in _panels(measure):
         values = [(run, panel.of(entry) if entry else None) for run, entry in rows]
         if sum(value is not None for _, value in values) > 1:
             charts.append(_chart(panel, target, values))
@@ -157,9 +161,13 @@ def _chart(panel: _Panel, target: str, values: Sequence[tuple[Run, _Value | None
     up = linear_axis(ends, BOTTOM, TOP, from_zero=panel.from_zero)
     step = (RIGHT - LEFT) / len(values)
     places = [LEFT + step * (index + 0.5) for index in range(len(values))]
-    shapes = [Shape(segment(LEFT, up.at(t), RIGHT, up.at(t)), "grid") for t in up.ticks(4)]
+    ticks = up.ticks(4)
+    shapes = [Shape(segment(LEFT, up.at(t), RIGHT, up.at(t)), "grid") for t in ticks]
     labels = [Label(0, 12, panel.title, "name")]
-    labels += [Label(LEFT - 7, up.at(t) + 4, panel.form(t), "axis", "end") for t in up.ticks(4)]
+    labels += [
+        Label(LEFT - 7, up.at(tick) + 4, text, "axis", "end")
+        for tick, text in zip(ticks, panel.form(ticks), strict=True)
+    ]
     drawn = [(x, run, value) for x, (run, value) in zip(places, values, strict=True) if value]
     shapes += [
         Shape(polyline((x, up.at(value.value)) for x, _, value in drawn if value.joins == each),
@@ -170,7 +178,7 @@ def _chart(panel: _Panel, target: str, values: Sequence[tuple[Run, _Value | None
         shapes += _dot(x, run, value, up)
     labels += _dates([run for run, _ in values], places)
     told = "; ".join(f"{run.created} {value.text}" for _, run, value in drawn)
-    summary = f"{panel.title.capitalize()} of what is shipped on {target}, by date: {told}."
+    summary = f"{capitalized(panel.title)} of what is shipped on {target}, by date: {told}."
     return Chart(WIDTH, HEIGHT, summary, tuple(shapes), tuple(labels))
 
 

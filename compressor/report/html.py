@@ -59,7 +59,6 @@ def render_html(report: Report) -> str:
         "report.html.j2",
         ("report",),
         report=report,
-        wording=wording,
         split=accuracy_split(report),
         measure=measure_of(report),
         best=best(report),
@@ -92,7 +91,6 @@ def render_comparison(reports: Sequence[Report], files: Sequence[Path] = ()) -> 
         "comparison.html.j2",
         ("report", "comparison"),
         found=found,
-        wording=wording,
         scatter=[found.scatter(*size) for size in (SCATTER_WIDE, SCATTER_NARROW)],
         histories=histories_of(found),
     )
@@ -117,6 +115,7 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.globals["wording"] = wording
     environment.filters["breakable"] = _breakable
     return environment
 

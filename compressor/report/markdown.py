@@ -29,6 +29,7 @@ from compressor.report.wording import (
     milliseconds,
     one_line,
     shape_words,
+    smaller_text,
 )
 
 __all__ = ["escape", "render_markdown"]
@@ -81,7 +82,7 @@ def _headline(report: Report) -> list[str]:
         ("speed-up on the same target", _with(text.speedup, text.speedup_interval)),
         ("speed-up against eager PyTorch", text.speedup_eager),
         (f"{measure_of(report)} drop, points", _with(text.drop, text.drop_interval)),
-        ("size", f"{text.size}, {text.size_ratio} smaller"),
+        ("size", _with(text.size, smaller_text(text.size_ratio))),
     ]
     title = "Best bundle" if found.met else "Nearest candidate (not within the budget)"
     row = text.row
@@ -257,7 +258,7 @@ def _changes(report: Report) -> list[str]:
     parts: list[str] = []
     for change in change_texts(report):
         parts += [
-            f"## What {_name(change.text)} changes",
+            f"## What {escape(_name(change.text))} changes",
             "; ".join(f"{name}: {value}" for name, value in change.facts),
             _table(
                 ("on", "examples", "untouched", "bundle", "drop, points"),

@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from compressor.report.axes import Axis, linear_axis, log_axis
+from compressor.report.axes import Axis, linear_axis, log_axis, percent_labels
 from compressor.report.charts import RADIUS, Series, name_of, series_of
 from compressor.report.drawing import Box, Chart, Label, Shape, marker, place, segment, shorten
 from compressor.report.pareto import pareto_front
@@ -144,11 +144,10 @@ def _grid(across: Axis, up: Axis, area: Box, title: str) -> tuple[list[Shape], l
         shapes.append(Shape(segment(x, area.top, x, area.bottom), "grid"))
         labels.append(Label(x, area.bottom + 17, f"{tick:g}", "axis", "middle"))
     ticks = up.ticks(6)
-    decimals = 0 if all(abs(tick * 100 - round(tick * 100)) < 1e-6 for tick in ticks) else 1
-    for tick in ticks:
+    for tick, text in zip(ticks, percent_labels(ticks), strict=True):
         y = up.at(tick)
         shapes.append(Shape(segment(area.left, y, area.right, y), "grid"))
-        labels.append(Label(area.left - 8, y + 4, f"{tick:.{decimals}%}", "axis", "end"))
+        labels.append(Label(area.left - 8, y + 4, text, "axis", "end"))
     labels.append(Label((area.left + area.right) / 2, area.bottom + 38, title, "axis", "middle"))
     return shapes, labels
 

@@ -14,6 +14,7 @@ from compressor.report.wording import (
     NONE,
     accuracy_interval,
     bytes_text,
+    capitalized,
     drop_interval,
     interval_text,
     milliseconds,
@@ -102,9 +103,9 @@ def target_labels(report: Report, among: Iterable[Report] = ()) -> tuple[str, ..
         report: Whose rows.
         among: Reports that are shown beside it.
     """
-    devices: dict[str, set[str]] = {}
+    devices: dict[str, set[str | None]] = {}
     for row in (*report.rows, *(row for other in among for row in other.rows)):
-        devices.setdefault(row.target, set()).update({row.device} if row.device else ())
+        devices.setdefault(row.target, set()).add(row.device)  # None: the default one
     return tuple(
         f"{row.target} ({row.device})"
         if row.device and len(devices[row.target]) > 1
@@ -309,7 +310,7 @@ def best(report: Report) -> Best | None:
     baselines = [
         measured.median_ms
         for row in report.rows
-        if row.kind == "baseline"
+        if row.kind != "candidate"
         and (row.target, row.device) == (first.row.target, first.row.device)
         if (measured := measurement_of(report, row))
     ]
@@ -372,14 +373,14 @@ def how_measured(report: Report) -> tuple[str, ...]:
         by_row = all(each.unit == "row" for each in found)
         noun = "examples" if by_row else f"{found[0].unit}s"
         measure = measure_of(report)
-        interval, exact = "Wilson", "McNemar's exact test."
+        interval, exact = "Wilson", "that of McNemar's exact test."
         if measure == "mAP":
             interval = "bootstrap"
             exact = f"that of 1,000 random exchanges of the answers to the {split} rows."
         elif measure != "accuracy":
             interval, exact = "bootstrap", f"that of the sign-flip test of the {split} rows."
         lines += [
-            f"{measure.capitalize()} is on {_range(each.num_judged for each in found)} {split} "
+            f"{capitalized(measure)} is on {_range(each.num_judged for each in found)} {split} "
             f"{noun}, through the bundle itself, with its 95% {interval} interval. The drop is "
             f"paired with the untouched model on the same {noun} (positive: lost); its p-value is "
             + (

@@ -1,4 +1,4 @@
-"""The results as a table and a verdict for the terminal, at any width and without colour."""
+"""The results as a table and a verdict for the terminal, from 50 columns on and without colour."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ from compressor.report.wording import one_line, shape_words
 
 __all__ = ["results_table", "verdict_panel"]
 
+MIN_NAME_WIDTH = 8
 MAX_VARIANT_WIDTH = 24
 
 HEADERS = {
@@ -41,13 +42,21 @@ HEADERS = {
 }
 
 # From the fullest to the leanest; the first that fits is shown. "+": with its interval.
-COLUMNS = (
+COLUMNS: tuple[tuple[str, ...], ...] = (
     ("latency+", "p90", "speedup+", "speedup_eager", "accuracy+", "drop+", "size", "size_ratio"),
     ("latency+", "speedup+", "speedup_eager", "accuracy", "drop+", "size", "size_ratio"),
     ("latency", "speedup+", "speedup_eager", "accuracy", "drop+", "size", "size_ratio"),
     ("latency", "speedup", "speedup_eager", "accuracy", "drop+", "size"),
     ("latency", "speedup", "speedup_eager", "accuracy", "drop", "size"),
     ("latency", "speedup", "accuracy", "drop", "size"),
+)
+
+# Where none of those fits: the first that does with its names folded.
+LEAN_COLUMNS: tuple[tuple[str, ...], ...] = (
+    ("latency", "speedup", "accuracy", "drop", "size"),
+    ("latency", "speedup", "drop", "size"),
+    ("latency", "speedup", "drop"),
+    ("latency", "drop"),
 )
 
 MAX_NOISE_LINES = 3
@@ -120,28 +129,37 @@ class _Results:
         texts: Sequence[RowText],
         marks: dict[str, str],
     ) -> Table:
+        wide = options.update(max_width=1000)
         for columns in COLUMNS:
             table = _table(texts, marks, columns)
-            if (
-                Measurement.get(console, options.update(max_width=1000), table).maximum
-                <= options.max_width
-            ):
+            if Measurement.get(console, wide, table).maximum <= options.max_width:
+                return table
+        for columns in LEAN_COLUMNS:
+            folded = _table(texts, marks, columns, max_name_width=MIN_NAME_WIDTH)
+            if Measurement.get(console, wide, folded).maximum <= options.max_width:
                 break
-        return table
+        return _table(texts, marks, columns)
 
 
 def _table(
     texts: Sequence[RowText],
     marks: dict[str, str],
     columns: tuple[str, ...],
+    *,
+    max_name_width: int | None = None,
 ) -> Table:
     table = Table(
         box=ASCII_HEAD if marks is ASCII_MARKS else box.SIMPLE_HEAD, padding=0, pad_edge=False
     )
     table.add_column("", no_wrap=True)
     table.add_column("#", justify="right", no_wrap=True)
-    table.add_column("variant", overflow="fold", min_width=8, max_width=MAX_VARIANT_WIDTH)
-    table.add_column("target", overflow="fold")
+    table.add_column(
+        "variant",
+        overflow="fold",
+        min_width=MIN_NAME_WIDTH,
+        max_width=max_name_width or MAX_VARIANT_WIDTH,
+    )
+    table.add_column("target", overflow="fold", min_width=MIN_NAME_WIDTH, max_width=max_name_width)
     table.add_column("precision", no_wrap=True)
     for name in columns:
         table.add_column(HEADERS[name.partition("+")[0]], justify="right", no_wrap=True)

@@ -14,6 +14,7 @@ __all__ = [
     "NONE",
     "accuracy_interval",
     "bytes_text",
+    "capitalized",
     "change",
     "cost_text",
     "count_text",
@@ -29,6 +30,7 @@ __all__ = [
     "setting",
     "shape_words",
     "significant",
+    "smaller_text",
     "speedup_interval",
     "times",
     "worst_layer",
@@ -118,6 +120,17 @@ def bytes_text(value: float | None) -> str:
 def count_text(value: float | None) -> str:
     """A large number: 384, 22.7 M."""
     return NONE if value is None else _scaled(value, ("", "k", "M", "B")).strip()
+
+
+def capitalized(text: str) -> str:
+    """A name at the beginning of a sentence; mAP and chrF stay as they are."""
+    return text[:1].upper() + text[1:] if text.islower() else text
+
+
+def smaller_text(ratio: str) -> str:
+    """How many times smaller something is than it was; empty where that says nothing."""
+    says_nothing = ratio in (NONE, "1x", "1.00x")
+    return "" if says_nothing else f"{ratio} smaller"
 
 
 def cost_text(seconds: float, peak_memory_bytes: int | None) -> str:

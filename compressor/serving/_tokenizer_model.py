@@ -25,10 +25,12 @@ class TritonPythonModel:
         from tokenizers import Tokenizer
 
         config = json.loads(args["model_config"])
-        given = {key: int(each["string_value"]) for key, each in config["parameters"].items()}
+        told = {key: each["string_value"] for key, each in config["parameters"].items()}
+        side = told.pop("truncation_side")
+        given = {key: int(value) for key, value in told.items()}
         folder = Path(args["model_repository"]) / args["model_version"]
         tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-        tokenizer.enable_truncation(given["max_length"])
+        tokenizer.enable_truncation(given["max_length"], direction=side)
         tokenizer.no_padding()
         self._tokenizer = tokenizer
         self._input = config["input"][0]["name"]

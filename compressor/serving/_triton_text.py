@@ -73,6 +73,7 @@ def write_text_models(
         parameters=parameters(
             {
                 "max_length": str(preprocessing.max_length),
+                "truncation_side": preprocessing.truncation_side,
                 "pad_token_id": str(preprocessing.pad_token_id),
                 "length_multiple": str(length_multiple),
             }

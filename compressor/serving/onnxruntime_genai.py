@@ -104,6 +104,7 @@ def _special_tokens(tokenizer: Any, answers: AnyAnswers) -> dict[str, int | list
     """The ids of the tokens that begin, end and pad a text; those that there are."""
     begin, end, pad = tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id
     ends = answers.ends if isinstance(answers, NextTokenAnswers) else ()
+    end = next(iter(ends), None) if end is None else end
     several = list(ends) if len(ends) > 1 else end
     found = {"bos": begin, "eos": several, "pad": end if pad is None else pad}
     return {f"{name}_token_id": value for name, value in found.items() if value is not None}

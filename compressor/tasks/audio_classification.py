@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from compressor.data import Kind
-    from compressor.training.augmentation import AudioNoise
+    from compressor.training.augmentation import AudioNoise, Material
     from compressor.training.settings import DistillSettings
 
 __all__ = ["AudioClassification"]
@@ -192,19 +192,13 @@ class AudioClassification(Classification):
         return {what: self.collate(model, each) for what, each in several.items()}
 
     def noise(
-        self,
-        model: TorchModel,
-        rows: Sequence[Row],
-        settings: DistillSettings,
-        seed: int,
-        *,
-        inputs: Sequence[Any] = (),
+        self, model: TorchModel, material: Material, settings: DistillSettings, seed: int
     ) -> AudioNoise:
         """See the base class."""
         from compressor.training.augmentation import AudioNoise
 
         return AudioNoise(
-            rows,
+            material.rows,
             share=settings.augmentation,
             mixup=settings.augmentation_mixup,
             copies=settings.augmentation_copies,

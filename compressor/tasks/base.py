@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from compressor.data import Kind, LabelField, Split
     from compressor.model import Model, TorchModel
     from compressor.report.schema import ChangedExample, Comparison
-    from compressor.training.augmentation import Noise
+    from compressor.training.augmentation import Material, Noise
     from compressor.training.settings import DistillSettings
 
 __all__ = ["LABELS", "Row", "Task", "keep_whole", "padded"]
@@ -64,6 +64,19 @@ class Task(ABC):
 
     answers: ClassVar[AnyAnswers]
     """What the outputs say, and what of it is judged."""
+
+    metrics: ClassVar[Collection[str]]
+    """All that :meth:`compare` may find, which a budget may limit with `max_metric_drop`."""
+
+    not_compared: ClassVar[frozenset[str]] = frozenset(
+        {
+            "max_perplexity_rise",
+            "max_class_drop",
+            "max_probability_difference",
+            "max_calibration_error",
+        }
+    )
+    """Limits of a budget on what :meth:`compare` does not find."""
 
     trained_for: ClassVar[Literal["accuracy", "perplexity"]] = "accuracy"
     """Which of :meth:`training_metrics` tells the best weights of a training."""
@@ -298,22 +311,15 @@ class Task(ABC):
 
     @abstractmethod
     def noise(
-        self,
-        model: TorchModel,
-        rows: Sequence[Row],
-        settings: DistillSettings,
-        seed: int,
-        *,
-        inputs: Sequence[Any] = (),
+        self, model: TorchModel, material: Material, settings: DistillSettings, seed: int
     ) -> Noise:
         """Makes more rows for a teacher to label, out of those of the training data.
 
         Args:
             model: The student.
-            rows: Of the training data.
+            material: The training data.
             settings: How much is changed.
             seed: Of the choices.
-            inputs: What the rows were read from, one each, where more of it may be read.
         """
 
     # Answers

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compressor.checkpoint import label_names
+from compressor.metrics import METRICS
 from compressor.tasks.base import LABELS, Row, Task
 from targets.answers import IGNORED, AnyAnswers, LabelAnswers, Units, classes_of
 from targets.scoring import count_equal
@@ -29,11 +30,13 @@ class Classification(Task):
     """One label out of several for an input, or for its parts."""
 
     answers: ClassVar[AnyAnswers] = LabelAnswers()
+    metrics: ClassVar[Collection[str]] = METRICS.keys()
+    not_compared: ClassVar[frozenset[str]] = frozenset({"max_perplexity_rise"})
 
     def class_names(self, config: Any) -> tuple[str, ...]:
         """See the base class."""
         names: Mapping[int, str] = config.id2label
-        return tuple(names[index] for index in sorted(names))
+        return tuple(str(names[index]) for index in sorted(names))
 
     def label_names(self, folder: Path) -> tuple[str, ...]:
         """See the base class."""

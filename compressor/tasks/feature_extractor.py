@@ -97,7 +97,7 @@ def _from_config(config: Mapping[str, Any], folder: Path) -> AudioPreprocessing:
     return AudioPreprocessing(
         sampling_rate=rate,
         max_samples=config.get("max_samples", window),
-        normalize=config.get("do_normalize", False),
+        normalize=False,  # that of Whisper looks at the argument of a call, and not at its file
         log_mel=LogMel(
             num_mel=config.get("feature_size", 80),
             window=window,

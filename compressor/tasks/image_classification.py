@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from compressor.data import Kind
     from compressor.model import Model, TorchModel
-    from compressor.training.augmentation import Noise
+    from compressor.training.augmentation import Material, Noise
     from compressor.training.settings import DistillSettings
 
 __all__ = ["ImageClassification"]
@@ -156,19 +156,13 @@ class ImageClassification(Classification):
         return {what: self.collate(model, each) for what, each in several.items()}
 
     def noise(
-        self,
-        model: TorchModel,
-        rows: Sequence[Row],
-        settings: DistillSettings,
-        seed: int,
-        *,
-        inputs: Sequence[Any] = (),
+        self, model: TorchModel, material: Material, settings: DistillSettings, seed: int
     ) -> Noise:
         """See the base class."""
         from compressor.training.augmentation import ImageNoise
 
         return ImageNoise(
-            rows,
+            material.rows,
             share=settings.augmentation,
             mixup=settings.augmentation_mixup,
             copies=settings.augmentation_copies,

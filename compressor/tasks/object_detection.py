@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -15,7 +15,7 @@ from compressor.tasks import image_processor
 from compressor.tasks.base import LABELS, Row
 from compressor.tasks.image_classification import ImageClassification
 from targets.answers import IGNORED, AnyAnswers, BoxAnswers, Units
-from targets.answers.boxes import MAX_BOXES, place_boxes
+from targets.answers.boxes import BOX_METRICS, MAX_BOXES, place_boxes
 from targets.average_precision import BOX, CLASS, SCORE
 from targets.preprocessing.image import ImagePreprocessing
 from targets.signature import TensorSpec
@@ -49,6 +49,11 @@ class ObjectDetection(ImageClassification):
     name: ClassVar[str] = "object-detection"
     heads: ClassVar[tuple[str, ...]] = ("ForObjectDetection",)
     answers: ClassVar[AnyAnswers] = BoxAnswers()
+    metrics: ClassVar[Collection[str]] = BOX_METRICS.keys()
+    not_compared: ClassVar[frozenset[str]] = ImageClassification.not_compared | {
+        "max_probability_difference",
+        "max_calibration_error",
+    }
     label_field: ClassVar[LabelField] = "boxes"
 
     def check_network(self, folder: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -45,6 +45,7 @@ class QuestionAnswering(AtTokens, TextTask):
     label_field: ClassVar[LabelField] = "answers"
     preprocessing_type: ClassVar[type[Preprocessing]] = QuestionPreprocessing
     answers: ClassVar[SpanAnswers] = SpanAnswers()
+    metrics: ClassVar[Collection[str]] = SPAN_METRICS.keys()
 
     def preprocessing(self, folder: Path, max_length: int) -> QuestionPreprocessing:
         """See the base class."""

@@ -34,6 +34,10 @@ class SemanticSegmentation(ImageClassification):
     name: ClassVar[str] = "semantic-segmentation"
     heads: ClassVar[tuple[str, ...]] = ("ForSemanticSegmentation",)
     answers: ClassVar[AnyAnswers] = PixelLabelAnswers()
+    not_compared: ClassVar[frozenset[str]] = ImageClassification.not_compared | {
+        "max_probability_difference",
+        "max_calibration_error",
+    }
     label_field: ClassVar[LabelField] = "mask"
 
     def check_fit(self, network: nn.Module, processor: ImagePreprocessing) -> None:

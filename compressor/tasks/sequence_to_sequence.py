@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from compressor.data import LabelField, Split
     from compressor.model import Model, TorchModel
-    from compressor.training.augmentation import Noise
+    from compressor.training.augmentation import Material, Noise
     from compressor.training.settings import DistillSettings
 
 __all__ = ["Processor", "SequenceToSequence"]
@@ -285,16 +285,10 @@ class SequenceToSequence(Task):
         return found
 
     def noise(
-        self,
-        model: TorchModel,
-        rows: Sequence[Row],
-        settings: DistillSettings,
-        seed: int,
-        *,
-        inputs: Sequence[Any] = (),
+        self, model: TorchModel, material: Material, settings: DistillSettings, seed: int
     ) -> Noise:
         """See the base class: the inputs change, what is written stays."""
-        return self.source.noise(_reading(model), rows, settings, seed)
+        return self.source.noise(_reading(model), replace(material, inputs=()), settings, seed)
 
     # Answers
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -31,6 +31,7 @@ class SpeechRecognition(SequenceToSequence):
     source: ClassVar[Task] = AudioClassification()
     preprocessing_type: ClassVar[type[Preprocessing]] = AudioPreprocessing
     answers: ClassVar[TranscriptAnswers] = TranscriptAnswers()
+    metrics: ClassVar[Collection[str]] = WRITTEN_METRICS[:1]
 
     def begun(self, text: str) -> str:
         """See the base class: with the space that Whisper begins with."""

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from compressor.data import Kind
     from compressor.model import Model, TorchModel
-    from compressor.training.augmentation import TokenNoise
+    from compressor.training.augmentation import Material, TokenNoise
     from compressor.training.settings import DistillSettings
 
 __all__ = ["TextTask", "text_rows"]
@@ -67,8 +67,12 @@ class TextTask(Task):
 
     def preprocessing(self, folder: Path, max_length: int) -> TextPreprocessing:
         """See the base class."""
-        pad = self.load_processor(folder).pad_token_id
-        return TextPreprocessing(max_length=max_length, pad_token_id=int(pad or 0))
+        processor = self.load_processor(folder)
+        return TextPreprocessing(
+            max_length=max_length,
+            pad_token_id=int(processor.pad_token_id or 0),
+            truncation_side=processor.truncation_side,
+        )
 
     def signature(self, model: TorchModel) -> Signature:
         """See the base class."""
@@ -153,24 +157,18 @@ class TextTask(Task):
         }
 
     def noise(
-        self,
-        model: TorchModel,
-        rows: Sequence[Row],
-        settings: DistillSettings,
-        seed: int,
-        *,
-        inputs: Sequence[Any] = (),
+        self, model: TorchModel, material: Material, settings: DistillSettings, seed: int
     ) -> TokenNoise:
         """See the base class."""
         from compressor.training.augmentation import TokenNoise
 
         windows = settings.augmentation_windows if self.reads_stretches else 0.0
         return TokenNoise(
-            rows,
+            material.rows,
             share=settings.augmentation,
             mixup=settings.augmentation_mixup,
             windows=windows,
-            uncut=_uncut(model, inputs) if windows else {},
+            uncut=_uncut(model, material.inputs) if windows else {},
             copies=settings.augmentation_copies,
             special_ids=model.processor.all_special_ids,
             unknown_id=model.processor.unk_token_id,

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from compressor.similarity import SIMILARITY_METRICS
 from compressor.tasks.base import LABELS, Row
 from compressor.tasks.text import TextTask
 from targets.answers import AnyAnswers, EmbeddingAnswers, Units
@@ -40,6 +41,7 @@ class TextEmbedding(TextTask):
     reads_stretches: ClassVar[bool] = True
     label_field: ClassVar[LabelField | None] = None
     answers: ClassVar[AnyAnswers] = EmbeddingAnswers()
+    metrics: ClassVar[Collection[str]] = SIMILARITY_METRICS.keys()
 
     def longest(self, folder: Path, processor: Any) -> int:
         """See the base class: what sentence-transformers cuts at, where the checkpoint says so."""

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from compressor.tasks.base import LABELS, Row
+from compressor.tasks.base import LABELS, Row, Task
 from compressor.tasks.generation_config import GENERATION, read_ends, write_ends
 from compressor.tasks.token_level import TokenLevel
 from targets.answers import IGNORED, NextTokenAnswers, Units
@@ -43,6 +43,8 @@ class TextGeneration(TokenLevel):
     name: ClassVar[str] = "text-generation"
     heads: ClassVar[tuple[str, ...]] = ("ForCausalLM", "LMHeadModel")
     answers: ClassVar[NextTokenAnswers] = NextTokenAnswers()
+    metrics: ClassVar[Collection[str]] = ()
+    not_compared: ClassVar[frozenset[str]] = Task.not_compared - {"max_perplexity_rise"}
     label_field: ClassVar[LabelField] = "text"
     fresh_head: ClassVar[bool] = False
     keeps_state: ClassVar[bool] = True

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from compressor.data import Kind
     from compressor.model import Model, TorchModel
-    from compressor.training.augmentation import SeriesNoise
+    from compressor.training.augmentation import Material, SeriesNoise
     from compressor.training.settings import DistillSettings
 
 __all__ = ["TimeSeriesClassification"]
@@ -142,19 +142,13 @@ class TimeSeriesClassification(Classification):
         return {what: self.collate(model, each) for what, each in several.items()}
 
     def noise(
-        self,
-        model: TorchModel,
-        rows: Sequence[Row],
-        settings: DistillSettings,
-        seed: int,
-        *,
-        inputs: Sequence[Any] = (),
+        self, model: TorchModel, material: Material, settings: DistillSettings, seed: int
     ) -> SeriesNoise:
         """See the base class."""
         from compressor.training.augmentation import SeriesNoise
 
         return SeriesNoise(
-            rows,
+            material.rows,
             share=settings.augmentation,
             mixup=settings.augmentation_mixup,
             copies=settings.augmentation_copies,

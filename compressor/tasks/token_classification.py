@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from compressor.metrics import ENTITY_METRICS, METRICS
 from compressor.tasks.base import LABELS
 from compressor.tasks.text import text_rows
 from compressor.tasks.token_level import TokenLevel
@@ -31,6 +33,7 @@ class TokenClassification(TokenLevel):
     name: ClassVar[str] = "token-classification"
     heads: ClassVar[tuple[str, ...]] = ("ForTokenClassification",)
     answers: ClassVar[AnyAnswers] = TokenLabelAnswers()
+    metrics: ClassVar[Collection[str]] = (*METRICS, *ENTITY_METRICS)
     label_field: ClassVar[LabelField] = "tags"
 
     def outputs(self, model: TorchModel) -> tuple[TensorSpec, ...]:

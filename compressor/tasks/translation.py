@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 from compressor.tasks.base import Task
@@ -28,6 +28,7 @@ class Translation(SequenceToSequence):
     source: ClassVar[Task] = TextClassification()
     preprocessing_type: ClassVar[type[Preprocessing]] = TextPreprocessing
     answers: ClassVar[TranslationAnswers] = TranslationAnswers()
+    metrics: ClassVar[Collection[str]] = WRITTEN_METRICS[1:]
 
     def compare(
         self,

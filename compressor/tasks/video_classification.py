@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from compressor.errors import CheckpointError
-from compressor.tasks.base import Row
 from compressor.tasks.image_classification import ImageClassification
 from compressor.tasks.video_processor import read_video_processor, write_video_processor
 from targets.preprocessing import Preprocessing, VideoPreprocessing
@@ -17,7 +15,7 @@ if TYPE_CHECKING:
 
     from compressor.data import Kind
     from compressor.model import TorchModel
-    from compressor.training.augmentation import Noise
+    from compressor.training.augmentation import Material, Noise
     from compressor.training.settings import DistillSettings
 
 __all__ = ["VideoClassification"]
@@ -70,19 +68,13 @@ class VideoClassification(ImageClassification):
         return processor
 
     def noise(
-        self,
-        model: TorchModel,
-        rows: Sequence[Row],
-        settings: DistillSettings,
-        seed: int,
-        *,
-        inputs: Sequence[Any] = (),
+        self, model: TorchModel, material: Material, settings: DistillSettings, seed: int
     ) -> Noise:
         """See the base class."""
         from compressor.training.augmentation import VideoNoise
 
         return VideoNoise(
-            rows,
+            material.rows,
             share=settings.augmentation,
             mixup=settings.augmentation_mixup,
             copies=settings.augmentation_copies,

@@ -3,17 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["AudioNoise", "ImageNoise", "Noise", "SeriesNoise", "TokenNoise", "VideoNoise"]
+__all__ = [
+    "AudioNoise",
+    "ImageNoise",
+    "Material",
+    "Noise",
+    "SeriesNoise",
+    "TokenNoise",
+    "VideoNoise",
+]
 
 Row = dict[str, Any]
 
 _GAIN_DB = 6.0  # louder or softer by at most a factor of 2
 _BELOW_DB = (10.0, 25.0)  # backgrounds lie so far below what they were
+
+
+@dataclass(frozen=True)
+class Material:
+    """What more rows are made of.
+
+    Attributes:
+        rows: Of the training data.
+        inputs: What they were read from, one each, where more of it may be read; empty elsewhere.
+    """
+
+    rows: Sequence[Mapping[str, Any]]
+    inputs: Sequence[Any] = ()
 
 
 class Noise:

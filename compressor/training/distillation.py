@@ -19,7 +19,7 @@ from compressor.model import TorchModel
 from compressor.pruning.layers import pair_layers
 from compressor.tasks import Task, get_task
 from compressor.tasks.base import LABELS
-from compressor.training.augmentation import Noise
+from compressor.training.augmentation import Material, Noise
 from compressor.training.batches import EncodedRows, collator, encode, input_names, lengths
 from compressor.training.checkpoints import identity
 from compressor.training.loop import TrainingResult, run_training
@@ -119,10 +119,10 @@ def _train(
     reader = replace(student, max_length=limit)
     train = encode(reader, splits.train)
     validation = encode(student, splits.validation)
-    inputs = splits.train.inputs
+    material = Material(train, splits.train.inputs)
     # Longer trainings on the same rows come to copies that a short one does not.
     changes = settings.with_copies_seen() if memory is None else settings
-    noise = get_task(student.task).noise(reader, train, changes, seed, inputs=inputs)
+    noise = get_task(student.task).noise(reader, material, changes, seed)
     if settings.unlabeled is not None:
         more = read_unlabeled(settings.unlabeled, student)
         train += get_task(student.task).encode_unlabeled(reader, more)

@@ -12,6 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
+from targets.errors import TargetError
+from targets.preprocessing.text import MASK
 from targets.scoring import Accuracy, accuracy
 
 if TYPE_CHECKING:
@@ -26,6 +28,7 @@ __all__ = [
     "Answers",
     "BasePrediction",
     "Units",
+    "check_finite",
     "classes_of",
     "most_probable",
     "shared_units",
@@ -150,6 +153,32 @@ def shared_units(first: Units, second: Units) -> tuple[Units, Units]:
     return first.take(ours[same]), second.take(theirs[same])
 
 
+def check_finite(outputs: NDArray[Any], feeds: Arrays) -> None:
+    """Refuse outputs of which nothing can be said; lowest values are what networks mask with.
+
+    Args:
+        outputs: Of a batch, (N, ...), with padding (N, length, ...).
+        feeds: The inputs, (N, ...) each.
+
+    Raises:
+        TargetError: Some are NaN or infinite.
+    """
+    if not outputs.size or outputs.max() < np.inf:  # False for NaN as well
+        return
+    wrong = np.isnan(outputs) | np.isposinf(outputs)
+    mask = feeds.get(MASK)
+    if mask is not None and wrong.shape[: mask.ndim] == mask.shape:
+        wrong = wrong.reshape(*mask.shape, -1) & (mask != 0)[..., np.newaxis]
+    count = int(wrong.reshape(len(wrong), -1).any(axis=1).sum())
+    if count:
+        raise TargetError(
+            "the model answers with numbers that are not finite",
+            where="its outputs",
+            given=f"NaN or infinity for {count} of {len(outputs)} inputs",
+            fix="use bf16 or fp32, or leave the nodes that overflow out: exclude of quantize",
+        )
+
+
 class BasePrediction(BaseModel):
     """The answer to one input."""
 
@@ -201,6 +230,7 @@ class Answers(BaseModel, ABC):
 
         def answer(session: Session, feeds: Arrays) -> Arrays:
             outputs, name = session.run(feeds), session.signature.outputs[0].name
+            check_finite(outputs[name], feeds)
             return {**outputs, name: self.reduced(outputs[name], feeds)}
 
         return answer

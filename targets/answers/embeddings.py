@@ -29,6 +29,7 @@ NUM_NEIGHBOURS = 10
 MAX_CORPUS = 2000
 """Inputs that each one is compared with; of more, an evenly spaced choice."""
 _DECIMALS = 6  # of a similarity: what is beyond them is rounding of float32, and no order
+_TIE = 1e-11  # less than what counts, for as many others as there are
 _CELLS = 2**22  # of a table of similarities that is held at once
 
 Vectors = NDArray[np.floating]
@@ -132,9 +133,8 @@ def neighbour_recall(
         count = min(count, own.shape[1] - 1)
         near = []
         for table in both:
-            table[own] = -np.inf
             chosen = np.zeros(table.shape, dtype=bool)
-            last = np.argpartition(-table, count - 1, axis=1)[:, :count]
+            last = np.argpartition(-_of_others(table, own), count - 1, axis=1)[:, :count]
             np.put_along_axis(chosen, last, values=True, axis=1)
             near.append(chosen)
         found.append((near[0] & near[1]).sum(axis=1) / count)
@@ -152,9 +152,20 @@ def nearest(embeddings: Vectors) -> NDArray[np.int64]:
     """
     found = []
     for own, table in _similarities(embeddings):
-        table[own] = -np.inf
-        found.append(table.argmax(axis=1))
+        found.append(_of_others(table, own).argmax(axis=1))
     return np.concatenate(found)
+
+
+def _of_others(table: Table, own: Any) -> Table:
+    """Similarities of which no two are equal: of others that are as near, the first is nearest.
+
+    Args:
+        table: (inputs, others)
+        own: Cells of an input with itself, which are left out.
+    """
+    ordered = np.round(table, _DECIMALS) - _TIE * np.arange(table.shape[1])
+    ordered[own] = -np.inf
+    return np.asarray(ordered)
 
 
 def _similarities(*models: Vectors) -> Iterator[tuple[Any, ...]]:

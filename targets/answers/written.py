@@ -21,6 +21,7 @@ from targets.answers.base import (
     Answers,
     BasePrediction,
     Units,
+    check_finite,
     most_probable,
     side_by_side,
 )
@@ -131,7 +132,9 @@ class WrittenAnswers(Answers):
         name = session.signature.outputs[0].name
 
         def extend(tokens: NDArray[np.int64], rows: NDArray[np.int64] | None) -> NDArray[Any]:
-            return session.extend({DECODER_IDS: tokens}, rows)[name][:, -1]
+            scores = session.extend({DECODER_IDS: tokens}, rows)[name][:, -1]
+            check_finite(scores, {})
+            return scores
 
         if size > 1:
             feeds = {name: np.repeat(array, size, axis=0) for name, array in feeds.items()}
@@ -302,11 +305,9 @@ def words_of(text: str) -> list[str]:
 
     Apostrophes go without leaving a space, other punctuation and symbols leave one.
     """
-    glued = text.lower().translate(_GLUED)
-    signs = (
-        " " if unicodedata.category(sign)[0] in "PS" else sign
-        for sign in unicodedata.normalize("NFKC", glued)
-    )
+    # Signs such as that of a trademark become letters first.
+    glued = unicodedata.normalize("NFKC", text.translate(_GLUED)).lower().translate(_GLUED)
+    signs = (" " if unicodedata.category(sign)[0] in "PS" else sign for sign in glued)
     return "".join(signs).split()
 
 

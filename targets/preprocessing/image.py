@@ -256,7 +256,10 @@ class ImageEncoder(Encoder):
 
         wanted = self.preprocessing
         image = _eight_bits(open_image(value, where), where)
-        image = image.convert("RGB" if wanted.channels == 3 else "L")
+        try:
+            image = image.convert("RGB" if wanted.channels == 3 else "L")
+        except ValueError as error:
+            raise _unreadable(where, str(error)) from error
         source = image.size[::-1]
         size = wanted.size_before_crop(*image.size)
         if size[0] * size[1] > _MOST_PIXELS:

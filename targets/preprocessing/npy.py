@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,12 @@ from numpy.typing import NDArray
 from targets.errors import InputError
 
 __all__ = ["read_npy"]
+
+
+_DAMAGED = (
+    OSError, ValueError, EOFError, TypeError, MemoryError, SyntaxError, TokenError,
+)  # fmt: skip
+"""What numpy raises: a header is a literal of Python, which it parses."""
 
 
 def read_npy(file: str | Path | bytes, *, where: str) -> NDArray[Any]:
@@ -27,7 +34,7 @@ def read_npy(file: str | Path | bytes, *, where: str) -> NDArray[Any]:
     try:
         content = file if isinstance(file, bytes) else Path(file).read_bytes()
         array = np.lib.format.read_array(io.BytesIO(content), allow_pickle=False)
-    except (OSError, ValueError, EOFError, TypeError, MemoryError) as error:
+    except _DAMAGED as error:
         lines = str(error).splitlines()
         raise InputError(
             "the array cannot be read",

@@ -21,11 +21,14 @@ __all__ = [
     "IDS",
     "MASK",
     "ZEROS_IF_ABSENT",
+    "Side",
     "TextEncoder",
     "TextPreprocessing",
     "check_characters",
     "read_tokenizer",
 ]
+
+Side = Literal["left", "right"]
 
 IDS = "input_ids"
 MASK = "attention_mask"
@@ -43,6 +46,8 @@ class TextPreprocessing(Preprocessing):
     """Longest input in tokens."""
     pad_token_id: int = Field(ge=0)
     """What ``input_ids`` are padded with; all other inputs are padded with 0."""
+    truncation_side: Side = Field(default="right", exclude_if=lambda side: side == "right")
+    """Which end of a text is left out where it is too long."""
 
     noun: ClassVar[str] = "text"
     needs: ClassVar[str] = IDS
@@ -64,7 +69,7 @@ class TextPreprocessing(Preprocessing):
     def open(self, folder: Path, *, source: Path | None = None) -> TextEncoder:
         """See the base class."""
         tokenizer = read_tokenizer(folder / self.tokenizer, where=(source or folder))
-        tokenizer.enable_truncation(self.max_length)
+        tokenizer.enable_truncation(self.max_length, direction=self.truncation_side)
         return TextEncoder(self, tokenizer)
 
     def feeds(self, rows: Rows, signature: Signature) -> Arrays:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -20,6 +21,7 @@ from targets.signature import Arrays, Signature
 __all__ = ["VideoEncoder", "VideoPreprocessing"]
 
 _ARRAY = b"\x93NUMPY"
+_PARTS = re.compile(r"(\D*)(\d*)")
 """How the content of an .npy file begins."""
 
 
@@ -160,14 +162,14 @@ def _content(value: Any, where: str) -> NDArray[Any] | bytes:
 
 
 def _images_of(folder: Path) -> list[Path]:
-    """The images of a folder by their names; what is hidden is passed over.
+    """The images of a folder in the order of their names; what is hidden is passed over.
 
     Raises:
         InputError: It holds none.
     """
     found = [
         each
-        for each in sorted(folder.iterdir())
+        for each in sorted(folder.iterdir(), key=_in_order)
         if each.suffix.lower() in ImagePreprocessing.suffixes and not each.name.startswith(".")
     ]
     if not found:
@@ -178,6 +180,11 @@ def _images_of(folder: Path) -> list[Path]:
             fix=f"put its frames there, ending in {', '.join(ImagePreprocessing.suffixes)}",
         )
     return found
+
+
+def _in_order(file: Path) -> tuple[list[tuple[str, int]], str]:
+    """What to sort by: frame2.png comes before frame10.png."""
+    return [(text, int(number or 0)) for text, number in _PARTS.findall(file.name)], file.name
 
 
 def _unreadable(where: str, given: str) -> InputError:

@@ -13,7 +13,7 @@ from transformers import (
     RobertaForSequenceClassification,
 )
 
-from compressor.checkpoint import check_checkpoint, check_weights
+from compressor.checkpoint import check_checkpoint, check_weights, label_names
 from compressor.errors import CheckpointError
 from compressor.lowering import _source
 from compressor.model import TorchModel
@@ -120,6 +120,26 @@ def test_a_config_that_names_no_class_is_told_to_fine_tune_first(folder: Path) -
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(CheckpointError, match="no head for this task"):
         check_checkpoint(folder, head=HEAD)
+
+
+def test_class_names_may_be_numbers(folder: Path) -> None:
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    numbers = {name: 2 * int(name) for name in config["id2label"]}
+    path.write_text(json.dumps(config | {"id2label": numbers}))
+    names = tuple(str(2 * index) for index in range(len(numbers)))
+    assert label_names(folder) == names
+    assert get_task("text-classification").load_checkpoint(folder).labels == names
+
+
+def test_classes_have_to_be_numbered(folder: Path) -> None:
+    path = folder / "config.json"
+    names = {"id2label": {"pos": "0", "neg": "1"}}
+    path.write_text(json.dumps(json.loads(path.read_text()) | names))
+    with pytest.raises(CheckpointError, match="does not name classes by their numbers") as error:
+        label_names(folder)
+    assert "id2label" in str(error.value.where)
+    assert "'pos': '0'" in str(error.value)
 
 
 @pytest.mark.parametrize("keep", [0, 5, 200, -10])

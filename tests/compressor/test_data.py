@@ -272,6 +272,14 @@ def test_a_row_without_text_or_label_is_named(
     assert f"label={row.get('label')!r}" in str(error.given)
 
 
+def test_half_of_a_character_is_named(spec: Callable[..., DataSpec]) -> None:
+    error = refusal(
+        spec('{"text": "x", "label": 1}\n{"text": "a \\ud83d", "label": 2}\n', "a.jsonl")
+    )
+    assert error.what == "a text has half of a character in it"
+    assert str(error.where).endswith("row 2, character 3")
+
+
 def test_an_empty_csv_field_is_no_label(spec: Callable[..., DataSpec]) -> None:
     assert "row 2" in str(refusal(spec("text,label\nx,a\ny,\n")))
 

@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 from transformers import MobileNetV2Config, MobileNetV2ForSemanticSegmentation
 
+from compressor.metrics import ENTITY_METRICS
 from compressor.report.files import read_report
-from compressor.tasks import TASKS
+from compressor.report.schema import Comparison
+from compressor.tasks import TASKS, get_task
 from tests.compressor.conftest import Outcome
 from tests.compressor.homes import HOMES
 
@@ -50,6 +52,7 @@ def test_every_variant_of_every_task_is_built_and_keeps_its_score(
     assert list(rows) == VARIANTS
     [untouched] = [row for row in report.rows if row.kind == "baseline"]
     assert untouched.test is not None
+    _has_what_a_budget_may_limit(rows["int8"].test_comparison, home.task)
     for row in rows.values():
         assert row.status == "measured", row.reason
         assert row.test is not None
@@ -57,6 +60,20 @@ def test_every_variant_of_every_task_is_built_and_keeps_its_score(
         answer = compressor("predict", tmp_path / "out" / str(row.bundle), *home.asked(folder))
         assert answer.code == 0, answer.err
         assert json.loads(answer.out)
+
+
+def _has_what_a_budget_may_limit(found: Comparison | None, name: str) -> None:
+    assert found is not None
+    task = get_task(name)
+    assert set(task.metrics) - found.metrics.keys() <= ENTITY_METRICS.keys()  # of tags in IOB2
+    assert found.metrics.keys() <= set(task.metrics)
+    limited = {
+        "max_perplexity_rise": found.perplexity,
+        "max_class_drop": [each for each in found.groups if each.column is None] or None,
+        "max_probability_difference": found.max_probability_difference,
+        "max_calibration_error": found.calibration_error,
+    }
+    assert {limit for limit, value in limited.items() if value is None} == task.not_compared
 
 
 @pytest.mark.slow

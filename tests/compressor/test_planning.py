@@ -377,6 +377,11 @@ def test_an_output_folder_that_cannot_be_written_is_found_first(place: Workplace
         ({"max_slice_drop": 3}, "budget.max_slice_drop", "name columns of the test file"),
         ({"max_perplexity_rise": 3}, "budget.max_perplexity_rise", "use max_accuracy_drop"),
         (
+            {"targets": {"onnxruntime": {"max_metric_drop": {"entity_f1": 1}}}},
+            "budget.targets.onnxruntime.max_metric_drop.entity_f1",
+            "use accuracy, balanced_accuracy, macro_f1, mean_iou",
+        ),
+        (
             {"targets": {"onnxruntime": {"max_slice_drop": 3}}},
             "budget.targets.onnxruntime.max_slice_drop",
             "name columns of the test file",

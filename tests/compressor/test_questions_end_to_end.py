@@ -116,7 +116,7 @@ def test_predict_gives_the_answer_and_its_place(
         assert each["answer"] == asked["context"][each["start"] : each["end"]] != ""
         assert 0 < each["score"] <= 1
         assert not each["truncated"]
-    lines = "\n".join(map(json.dumps, questions))
+    lines = "\n \n".join([*map(json.dumps, questions), ""])  # empty lines are passed over
     for more in ((), ("--jsonl",)):
         monkeypatch.setattr("sys.stdin", io.StringIO(lines))
         found = compressor("predict", folder, *more)

@@ -88,6 +88,7 @@ def test_the_columns_are_part_of_the_fingerprint(tmp_path: Path) -> None:
         ({"tokens": ["a"], "tags": "X"}, "no list in the column 'tags'", "str 'X'"),
         ({"tokens": ["a", " "], "tags": ["X", "Y"]}, "a word is not a string", "str ' '"),
         ({"tokens": ["a", "b"], "tags": ["X", None]}, "a word has no label", "None in 'tags'"),
+        ({"tokens": ["a\ud83d"], "tags": ["X"]}, "half of a character", "'\\ud83d'"),
         ({"tokens": [], "tags": []}, "a list of words is empty", "[]"),
     ],
 )

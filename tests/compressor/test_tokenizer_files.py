@@ -17,6 +17,7 @@ from transformers import (
     T5Tokenizer,
 )
 
+from compressor import tokenizer_files
 from compressor.errors import CheckpointError
 from compressor.tasks import get_task
 from compressor.tokenizer_files import TARGET, read_target_tokenizer, read_tokenizer
@@ -124,6 +125,27 @@ def words_of(folder: Path) -> Path:
     )
     tokenizer.model.save(str(folder))
     return folder / "vocab.txt"
+
+
+@pytest.mark.parametrize("kept", ["tokenizer.json", "tokenizer_config.json"])
+def test_which_end_of_a_text_is_read_survives_every_step(tmp_path: Path, kept: str) -> None:
+    words = words_of(tmp_path)
+    first = BertTokenizer(vocab=str(words), truncation_side="left")
+    first(["a text that is cut"], truncation=True, max_length=4)  # which leaves it in the file
+    folder = tmp_path / "given"
+    first.save_pretrained(folder)
+    if kept == "tokenizer.json":
+        (folder / "tokenizer_config.json").unlink()
+    else:
+        tokenizer_files.write_tokenizer(read_tokenizer(folder), folder / "tokenizer.json")
+    task = get_task("text-classification")
+    for name in ("first", "second"):  # steps write what they read
+        found = read_tokenizer(folder)
+        assert found.truncation_side == "left"
+        assert task.preprocessing(folder, 4).truncation_side == "left"
+        folder = tmp_path / name
+        folder.mkdir()
+        task.save_processor(found, folder)
 
 
 def test_a_list_of_words_is_enough(tmp_path: Path) -> None:

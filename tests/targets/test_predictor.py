@@ -162,6 +162,45 @@ def test_tokens_are_exactly_those_of_transformers(bundle: Bundle) -> None:
     assert pack.inputs["input_ids"].tolist() == [value for row in expected for value in row]
 
 
+def test_a_model_that_reads_the_ends_of_texts(bundle: Bundle) -> None:
+    from transformers import PreTrainedTokenizerFast
+
+    path = str(bundle.path("tokenizer.json"))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_file=path, truncation_side="left")
+    texts = ["w1 w2", " ".join(f"w{number % 9}" for number in range(2 * MAX_LENGTH))]
+    expected = tokenizer(texts, truncation=True, max_length=MAX_LENGTH)["input_ids"]
+    usual = bundle.manifest.preprocessing
+    assert "truncation_side" not in usual.model_dump(mode="json")
+    ends = usual.model_validate({**usual.model_dump(), "truncation_side": "left"})
+    found = ends.open(bundle.folder).encode(texts)
+    assert [row.tolist() for row in found.rows["input_ids"]] == expected
+    beginnings = usual.open(bundle.folder).encode(texts)
+    assert [row.tolist() for row in beginnings.rows["input_ids"]] != expected
+
+
+def test_numbers_that_are_not_finite_are_no_answer(
+    bundle: Bundle, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from compressor.cli import main
+
+    onnx = pytest.importorskip("onnx")
+    numpy_helper = onnx.numpy_helper
+    model = onnx.load(bundle.model_path)
+    for weight in model.graph.initializer:
+        values = numpy_helper.to_array(weight).copy()
+        if values.dtype == np.float32:
+            values[..., -1] = np.nan
+            weight.CopyFrom(numpy_helper.from_array(values, weight.name))
+    onnx.save(model, bundle.model_path)
+    broken = Bundle.create(bundle.folder, bundle.manifest.model_copy(update={"files": {}}))
+    with pytest.raises(SystemExit) as left:
+        main(["predict", str(broken.folder), "--text", "w1"])
+    assert left.value.code == TargetError.exit_code
+    out, err = capsys.readouterr()
+    assert not out
+    assert "the model answers with numbers that are not finite" in " ".join(err.split())
+
+
 def test_padding_in_the_tokenizer_file_is_not_used(bundle: Bundle) -> None:
     from tokenizers import Tokenizer
 

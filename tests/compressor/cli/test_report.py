@@ -54,6 +54,14 @@ def test_a_file_of_another_name_gives_its_name_to_the_page(call, folder):
     assert (folder / "last.html").exists()
 
 
+@pytest.mark.parametrize("output", [".", ".."])
+def test_a_page_is_no_folder(call, folder, monkeypatch, output):
+    monkeypatch.chdir(folder)
+    code, said = call(folder, "--output", output)
+    assert code == 2
+    assert "is a folder; pass a file" in " ".join(said.replace("│", " ").split())
+
+
 def test_several_reports_are_compared(call, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     code, said = call(*REPORTS)

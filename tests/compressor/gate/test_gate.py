@@ -174,6 +174,9 @@ def test_worse_than_the_last_release_fails(gate: Gate, now: Report, tmp_path: Pa
     assert done.code == 5
     assert "worse than the last release: onnxruntime: 1.300x the time" in done.out
     assert gate(tmp_path, "--against", NOW, "--max-slowdown", "0.5").code == 0
+    refused = gate(tmp_path, "--against", NOW, "--max-slowdown", "inf")
+    assert refused.code == 2
+    assert "--max-slowdown" in refused.err
 
 
 def test_answers_of_both_runs_are_paired(gate: Gate, now: Report, tmp_path: Path) -> None:

@@ -124,6 +124,33 @@ def test_a_machine_that_was_slower_as_a_whole_is_no_slower_bundle(now: Report) -
     assert "untouched" not in check.text
 
 
+@pytest.mark.parametrize(
+    ("factor", "slowed_now", "slowed_before", "noisy"),
+    [
+        (1.5, True, False, True),  # all of the slow-down may be that of the machine
+        (1.5, False, True, False),
+        (1.0, False, True, True),  # and here a slow-down may be hidden
+        (1.0, True, False, False),
+    ],
+)
+def test_without_the_untouched_model_a_slowed_machine_decides_nothing(
+    now: Report, factor: float, slowed_now: bool, slowed_before: bool, noisy: bool
+) -> None:
+    def on(report: Report, slowed: bool) -> Report:
+        work = {"reference_ns": 1_500_000 if slowed else 1_000_000}
+        latency = {
+            shape: each.model_copy(update={"best_reference_ns": 1_000_000})
+            for shape, each in with_rounds(row_of(report), lambda one: work).items()
+        }
+        return changed(report, latency=latency)
+
+    other = now.model.model_copy(update={"sha256": "0"})
+    new = slower(now, factor).model_copy(update={"model": other})
+    pair = on(new, slowed_now), on(now, slowed_before)
+    check = found(compare_releases(*pair, allow=["model"]))["latency"]
+    assert (check.met, check.noisy) == (factor == 1.0, noisy)
+
+
 def test_the_interval_of_a_ratio_holds_the_truth_about_as_often_as_it_says() -> None:
     held = 0
     for seed in range(50):

@@ -405,6 +405,7 @@ def test_a_time_that_is_too_long_on_a_slowed_machine_is_doubtful_and_a_ratio_is_
         ("baseline", "openvino", {"min_speedup": 3.0}, False),  # of another target
         ("reference", "pytorch", {"min_speedup_eager": 6.0}, True),
         ("reference", "pytorch", {"min_speedup": 3.0}, False),
+        ("reference", "onnxruntime", {"min_speedup": 3.0}, True),  # a target that is the reference
     ],
 )
 def test_a_ratio_to_a_noisy_time_decides_nothing_where_it_could_be_on_either_side(
@@ -418,6 +419,18 @@ def test_a_ratio_to_a_noisy_time_decides_nothing_where_it_could_be_on_either_sid
     found = row().model_copy(update=ratios)
     _, judged = judge_rows([base, found], Budget(**wanted), SHAPE)
     assert [check.noisy for check in judged.checks] == [noisy]
+
+
+def test_a_noisy_base_on_a_device_decides_nothing_there() -> None:
+    """Of a device only its own base counts, and of this machine only the one here."""
+    ratio = Speedup(ratio=3, low=1.5, high=4.5, num_rounds=9)
+    there = OnDevice(latency={SHAPE: measurement(2)}, speedup=ratio)
+    noisy = {SHAPE: measurement(6, others_cpus=2.0)}
+    base = row(kind="baseline", devices={"pi": OnDevice(latency=noisy)})
+    found = row(devices={"pi": there}).model_copy(update={"speedup": ratio})
+    limits = {"min_speedup": 4, "devices": {"pi": {"min_speedup": 4}}}
+    _, judged = judge_rows([base, found], Budget.model_validate(limits), SHAPE)
+    assert [(check.met, check.noisy) for check in judged.checks] == [(False, False), (False, True)]
 
 
 def test_a_difference_of_shares_holds_a_limit_that_it_is_equal_to() -> None:

@@ -213,7 +213,7 @@ class RowMaker:
                 variant=variant,
                 kind=kind,
                 target=target,
-                device=None if kind == "reference" else "CPU",
+                device=None,
                 precision=precision,
                 status="measured",
                 bundle=None if kind == "reference" else f"bundles/{variant}-{target}",

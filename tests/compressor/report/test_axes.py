@@ -6,7 +6,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from compressor.report.axes import Axis, linear_axis, linear_ticks, log_axis, log_ticks
+from compressor.report.axes import (
+    Axis,
+    linear_axis,
+    linear_ticks,
+    log_axis,
+    log_ticks,
+    percent_labels,
+)
 
 
 @pytest.mark.parametrize("log", [False, True])
@@ -19,6 +26,19 @@ def test_ends_lie_on_the_ends(log):
 def test_equal_ratios_take_equal_room_on_a_log_axis():
     axis = Axis(1, 100, 0, 200, log=True)
     assert axis.at(10) == pytest.approx(100)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "num", "first"),
+    [(0.930, 0.943, 6, "93.00%"), (0.9990, 0.9996, 4, "99.90%"), (0.80, 0.92, 6, "80%"),
+     (0.985, 0.9865, 4, "98.50%"), (0.5, 0.53, 6, "50.0%")],
+)  # fmt: skip
+def test_shares_are_written_exactly_and_no_longer_than_they_have_to_be(low, high, num, first):
+    ticks = linear_ticks(low, high, num)
+    labels = percent_labels(ticks)
+    assert labels[0] == first
+    for tick, label in zip(ticks, labels, strict=True):
+        assert float(label[:-1]) == pytest.approx(100 * tick, abs=1e-9)
 
 
 @pytest.mark.parametrize("make", [linear_axis, log_axis])

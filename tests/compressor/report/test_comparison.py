@@ -149,8 +149,28 @@ def test_labels_of_targets_agree_between_the_runs(report):
         for row in report.rows
     )
     found = compare_reports([report, report.model_copy(update={"rows": rows})])
-    assert {"openvino (CPU)", "openvino (GPU)"} <= set(found.markers)
-    assert "openvino" not in found.markers
+    assert {"openvino", "openvino (GPU)"} <= set(found.markers)
+
+
+def test_a_target_on_two_devices_has_a_history_of_each(several_reports):
+    """One that ships for a CPU and for a GPU: neither takes the place of the other."""
+    both = [
+        each.model_copy(
+            update={
+                "rows": tuple(
+                    row
+                    for one in each.rows
+                    for row in (one, one.model_copy(update={"device": "GPU"}))
+                    if one.target == "openvino"
+                )
+            }
+        )
+        for each in several_reports
+    ]
+    found = compare_reports(both)
+    (history,) = histories_of(found)
+    assert [each.target for each in history.targets] == ["openvino", "openvino (GPU)"]
+    assert [each.target for each in found.runs[0].ships] == ["openvino", "openvino (GPU)"]
 
 
 # History

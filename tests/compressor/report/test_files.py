@@ -91,13 +91,20 @@ def test_a_folder_that_is_a_file_is_named(report, tmp_path):
     assert str(tmp_path / "taken") in str(caught.value)
 
 
+def test_a_name_that_no_file_can_have_is_a_report_that_is_not_there(tmp_path):
+    with pytest.raises(ReportError, match="not a report: it cannot be read"):
+        read_report(tmp_path / ("x" * 300))
+
+
 def test_a_missing_report_is_named(tmp_path):
     with pytest.raises(ReportError, match="the report does not exist") as caught:
         read_report(tmp_path)
     assert str(tmp_path / "report.json") in str(caught.value)
 
 
-@pytest.mark.parametrize("content", [b"{", b"\xff\xfe", b""])
+@pytest.mark.parametrize(
+    "content", [b"{", b"\xff\xfe", b"", b"[" * 100_000, b"9" * 5000], ids=lambda each: each[:2]
+)
 def test_a_file_that_is_not_json_is_refused(tmp_path, content):
     (tmp_path / "report.json").write_bytes(content)
     with pytest.raises(ReportError, match="not a report: it cannot be read as JSON"):

@@ -43,6 +43,22 @@ def test_durations(seconds, text):
     assert wording.duration_text(seconds) == text
 
 
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("accuracy", "Accuracy"), ("rank correlation", "Rank correlation"), ("mAP", "mAP"),
+     ("chrF", "chrF")],
+)  # fmt: skip
+def test_a_name_at_the_beginning_of_a_sentence(name, text):
+    assert wording.capitalized(name) == text
+
+
+@pytest.mark.parametrize(
+    ("ratio", "text"), [(3.5, "3.50x smaller"), (0.9999992, ""), (1, ""), (None, "")]
+)
+def test_how_much_smaller_where_that_says_something(ratio, text):
+    assert wording.smaller_text(wording.times(ratio)) == text
+
+
 def test_what_a_run_took():
     assert wording.cost_text(250, 3_140_000_000) == "4 min 10 s, at most 3.14 GB of memory"
     assert wording.cost_text(250, None) == "4 min 10 s"  # a report from before it was kept

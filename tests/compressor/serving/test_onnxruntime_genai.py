@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from compressor.errors import PackageError
 from compressor.serving import available_formats
+from compressor.serving.onnxruntime_genai import _special_tokens
+from targets.answers import NextTokenAnswers
 from targets.bundle import Bundle
 from targets.generation import load_generator
 from tests.compressor.serving.writers import PROMPT, make_writer
@@ -65,6 +68,18 @@ def test_a_text_may_end_with_several_tokens(bundle: Bundle, tmp_path: Path) -> N
     config = json.loads((tmp_path / "out" / "genai_config.json").read_text(encoding="utf-8"))
     assert config["model"]["eos_token_id"] == [5, 1]
     assert config["model"]["pad_token_id"] == 1
+
+
+@pytest.mark.parametrize(
+    ("ends", "own", "expected"), [((7,), None, 7), ((), 3, 3), ((7, 3), 3, [7, 3])]
+)
+def test_an_end_that_the_tokenizer_does_not_name_is_one(
+    ends: tuple[int, ...], own: int | None, expected: object
+) -> None:
+    tokenizer = SimpleNamespace(bos_token_id=None, eos_token_id=own, pad_token_id=None)
+    found = _special_tokens(tokenizer, NextTokenAnswers(ends=ends))
+    assert found["eos_token_id"] == expected
+    assert found["pad_token_id"] == (own or 7)
 
 
 def test_layers_of_other_heads_are_refused(bundle: Bundle, tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ from compressor.model import TorchModel
 from compressor.parity import measure_parity
 from compressor.tasks import get_task, infer_task
 from compressor.tasks.feature_extractor import read_extractor, write_extractor
-from compressor.training.augmentation import AudioNoise
+from compressor.training.augmentation import AudioNoise, Material
 from compressor.training.batches import lengths
 from compressor.training.finetuning import new_classifier
 from compressor.training.settings import DistillSettings
@@ -151,6 +151,21 @@ def test_what_transformers_writes_is_read(encoder: Path) -> None:
         assert found.max_samples == found.log_mel.window == 3 * RATE
         assert found.log_mel.num_frames == 300
         assert not found.normalize
+
+
+def test_a_file_that_says_to_normalize_changes_no_spectrogram(tmp_path: Path) -> None:
+    """As in transformers, where the argument of a call alone does."""
+    WhisperFeatureExtractor().save_pretrained(tmp_path)
+    path = tmp_path / "preprocessor_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "do_normalize": True}))
+    sound = noise(RATE).astype(np.float32) / 2**15
+    extractor = WhisperFeatureExtractor.from_pretrained(tmp_path)
+    first, second = (
+        extractor(sound, sampling_rate=RATE, **more)["input_features"]
+        for more in ({}, {"do_normalize": False})
+    )
+    np.testing.assert_array_equal(first, second)
+    assert not read_extractor(tmp_path).normalize
 
 
 def test_the_shortest_input_gives_one_state(tmp_path: Path) -> None:
@@ -432,5 +447,7 @@ def test_a_background_is_softer_than_the_recording() -> None:
 def test_no_share_means_no_noise() -> None:
     assert not noisy(share=0.0).active
     model = TorchModel(torch.nn.Identity(), None, TASK.name, RATE)
-    made = TASK.noise(model, [{"samples": noise(100)}], DistillSettings(augmentation=0.1), 3)
+    made = TASK.noise(
+        model, Material([{"samples": noise(100)}]), DistillSettings(augmentation=0.1), 3
+    )
     assert made.active

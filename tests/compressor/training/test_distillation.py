@@ -11,6 +11,7 @@ from compressor.passes.prune import Prune
 from compressor.tasks import get_task
 from compressor.tasks.text import text_rows
 from compressor.training import distillation
+from compressor.training.augmentation import Material
 from compressor.training.batches import collator, encode
 from compressor.training.distillation import distill, distillation_loss
 from compressor.training.losses import logits_kl
@@ -197,7 +198,7 @@ def long_texts(word_model, vocabulary):
 def test_the_rest_of_a_long_text_is_read_in_noisy_rows(word_model, vocabulary):
     model, texts, rows = long_texts(word_model, vocabulary)
     settings = SETTINGS.model_copy(update={"augmentation_windows": 1.0})
-    noise = TASK.noise(model, rows, settings, 0, inputs=texts)
+    noise = TASK.noise(model, Material(rows, texts), settings, 0)
     whole = model.processor(texts[1])["input_ids"]
     seen = set()
     for epoch in range(0, 6, 2):  # the second row is noisy in these
@@ -210,7 +211,7 @@ def test_the_rest_of_a_long_text_is_read_in_noisy_rows(word_model, vocabulary):
         seen.add(starts[0])
     assert len(seen) > 1
     assert noise.beyond
-    without = TASK.noise(model, rows, settings, 0)
+    without = TASK.noise(model, Material(rows), settings, 0)
     assert without(rows[0], 0, 1) == noise(rows[0], 0, 1)  # it was not cut
 
 
@@ -221,7 +222,8 @@ def test_where_places_count_no_other_stretch_is_read(word_model, vocabulary, nam
     task = get_task(name)
     reader = task.source if name == "translation" else task
     model = dataclasses.replace(model, task=name)
-    noise = reader.noise(model, rows, settings, 0, inputs=() if name == "translation" else texts)
+    material = Material(rows, () if name == "translation" else texts)
+    noise = reader.noise(model, material, settings, 0)
     assert not noise.beyond
 
 

@@ -6,7 +6,30 @@ import numpy as np
 import pytest
 
 from targets.answers import IGNORED, Units, most_probable, softmax
-from targets.answers.base import shared_units
+from targets.answers.base import check_finite, shared_units
+from targets.errors import TargetError
+
+
+@pytest.mark.parametrize("shape", [(3, 2), (3, 4, 2), (3, 5, 4, 4)])  # of inputs, tokens, pixels
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_outputs_that_are_no_numbers_are_refused(shape: tuple[int, ...], value: float) -> None:
+    outputs = np.zeros(shape, np.float16)
+    outputs[0] = -np.inf  # what is never to be answered
+    check_finite(outputs, {})
+    outputs[1, 1] = value
+    with pytest.raises(TargetError, match="not finite") as error:
+        check_finite(outputs, {})
+    assert error.value.given == "NaN or infinity for 1 of 3 inputs"
+
+
+def test_what_stands_at_padding_counts_for_nothing() -> None:
+    outputs = np.zeros((2, 3, 4), np.float32)
+    mask = np.array([[1, 1, 1], [1, 1, 0]])
+    outputs[1, 2] = np.nan
+    check_finite(outputs, {"attention_mask": mask})
+    outputs[1, 1, 0] = np.nan
+    with pytest.raises(TargetError, match="for 1 of 2 inputs"):
+        check_finite(outputs, {"attention_mask": mask})
 
 
 def test_what_is_ignored_is_left_out_and_rows_are_kept() -> None:

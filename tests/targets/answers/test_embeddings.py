@@ -56,6 +56,16 @@ def test_where_all_are_equally_near_there_is_no_order() -> None:
     assert rank_correlations(np.zeros((5, 3)), same).tolist() == [1] * 5
 
 
+def test_copies_of_a_text_are_as_near_as_each_other() -> None:
+    generator = np.random.default_rng(0)
+    first = np.repeat(generator.standard_normal((30, 8)), 15, axis=0)
+    second = np.repeat(generator.standard_normal((30, 8)), 15, axis=0)
+    second += 1e-9 * generator.standard_normal(second.shape)  # how a batch was padded
+    assert neighbour_recall(first, second).tolist() == [1] * len(first)
+    assert (nearest(first) == nearest(second)).all()
+    assert neighbour_recall(first, np.ones_like(second)).mean() < 0.1  # of what tells nothing apart
+
+
 def test_neighbours_by_hand() -> None:
     """On a half circle: 0, 10, 25 and 60 degrees; in the other model the last lies at 5."""
     first, second = (

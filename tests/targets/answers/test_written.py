@@ -85,6 +85,7 @@ def test_capitals_and_punctuation_do_not_count() -> None:
         "ok",
     ]
     assert words_of("Don\u2019t") == ["dont"]
+    assert words_of("ACME\u2122 \u2116 5") == words_of("acmetm no 5")  # signs that are letters
     assert word_errors(words_of(" Good-bye."), words_of("good bye")) == (0, 2)
     answers = TranscriptAnswers()
     same = answers.given(units_of([("Hello, you.", "x"), (" hello you", "x"), ("hello", "x")]))

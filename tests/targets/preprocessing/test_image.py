@@ -288,6 +288,13 @@ def test_an_image_that_would_fill_the_memory_when_it_is_resized() -> None:
     assert error.fix == "cut it to what is to be seen"
 
 
+def test_colours_that_pillow_does_not_convert() -> None:
+    value = content(Image.new("LAB", (8, 8)), "TIFF")
+    error = refusal(value, channels=1, mean=(0.5,), std=(0.5,))
+    assert error.what == "the image cannot be read"
+    assert "conversion from LAB" in str(error.given)
+
+
 @pytest.mark.parametrize("mode", ["I", "F"])
 def test_values_of_an_unknown_range(mode: str) -> None:
     error = refusal(content(picture(8, 8).convert("L").convert(mode), "TIFF"))

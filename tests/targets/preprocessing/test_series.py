@@ -136,8 +136,10 @@ def test_missing_values_are_refused(wrong: float) -> None:
         (b"1, 2, 3\n4, 5, 6\n", "magic string"),
         (npy(np.zeros((3, 2)))[:-8], ""),
         (npy(np.array([{}, 1], dtype=object)), "allow_pickle=False"),
+        (npy(np.zeros((3, 2))).replace(b"}", b" ", 1), "EOF in multi-line statement"),
+        (npy(np.zeros((3, 2))).replace(b"descr", b"de\\cr", 1), ""),
     ],
-    ids=["empty", "text", "truncated", "objects"],
+    ids=["empty", "text", "truncated", "objects", "header", "escape"],
 )
 def test_files_that_are_damaged_or_hold_objects_are_refused(
     tmp_path: Path, content: bytes, given: str

@@ -98,6 +98,14 @@ def test_every_form_of_a_video_gives_the_same_row(tmp_path: Path) -> None:
         np.testing.assert_array_equal(row, expected, err_msg=f"{form!r:.60}")
 
 
+def test_frames_go_by_the_numbers_in_their_names(tmp_path: Path) -> None:
+    frames = frames_of(12)
+    for number, frame in enumerate(frames):
+        Image.fromarray(frame).save(tmp_path / f"frame{number}.png")
+    [row], [expected] = read(tmp_path), read(frames)
+    np.testing.assert_array_equal(row, expected)
+
+
 def test_batches_are_those_of_the_images() -> None:
     first, second = frames_of(4), frames_of(8)
     rows = read(first, second)
