@@ -14,7 +14,7 @@ from targets.bench import BenchEntry, BenchReport, Sweep, bench
 from targets.benchmark import BenchmarkSettings, Failure
 from targets.bundle import Bundle
 from targets.feeds import usual_length
-from targets.measurement import Interval, Measurement
+from targets.measurement import LEAST_ROUNDS, Interval, Measurement
 from targets.wording import plural
 from targets.workloads import read_texts
 
@@ -108,6 +108,9 @@ def _legend(report: BenchReport, has_energy: bool) -> list[str]:
     if report.sweep.real_texts:
         lines.append("real: texts as long as the test data")
         lines.append("raw text: tokenization included")
+    fewest = [len(found.rounds) for entry in report.entries for found in entry.result.measurements]
+    if min(fewest, default=LEAST_ROUNDS) < LEAST_ROUNDS:
+        lines.append(f"of fewer than {LEAST_ROUNDS} rounds the interval is their range")
     if has_energy:
         lines.append("mJ: of one input, all processors")
     return lines

@@ -26,7 +26,7 @@ from compressor.report.wording import (
     speedup_interval,
     times,
 )
-from targets.measurement import Measurement, Speedup
+from targets.measurement import LEAST_ROUNDS, Measurement, Speedup
 
 __all__ = [
     "Best",
@@ -360,7 +360,12 @@ def how_measured(report: Report) -> tuple[str, ...]:
             f"{_range(len(each.rounds) for each in measured)} rounds; the rounds of all bundles "
             "alternated, so that what disturbed one disturbed the others.",
             f"Latency is the median of the round medians ({_range(len(e.run_ms) for e in measured)}"
-            " runs a bundle and shape); its 95% interval comes from order statistics.",
+            " runs a bundle and shape); its 95% interval comes from order statistics"
+            + (
+                f", and of fewer than {LEAST_ROUNDS} rounds it is their range."
+                if min(len(each.rounds) for each in measured) < LEAST_ROUNDS
+                else "."
+            ),
             "A speed-up divides, round by round, the median of the fastest uncompressed model on "
             f"the same target by that of the bundle, at {shape_words(report.primary_shape)}.",
             "While measuring, the load average was "

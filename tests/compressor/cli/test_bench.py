@@ -81,6 +81,7 @@ def test_the_widest_rows_fit_a_narrow_terminal(ns, energy_j, capsys, monkeypatch
     assert len(rows) == 10
     energy = {None: [], 1.234e-3: ["0.0386"], 12.34: ["386"]}[energy_j]
     assert rows[0].split()[-1 - len(energy) :] == [*energy, "noisy"]
+    assert "of fewer than 6 rounds the interval is their range" in " ".join(shown.split())
 
 
 @pytest.mark.slow
