@@ -32,6 +32,7 @@ from compressor.report.wording import drop_interval, points
 from compressor.search.auto import AutoSettings, search
 from compressor.search.found import found_recipe, int8_variants
 from compressor.store import RunStore, default_store
+from compressor.training.teacher import TeacherMemory
 from targets.bench import BenchReport, Sweep, bench
 from targets.benchmark import BenchmarkSettings, Shape
 from targets.bundle import Bundle
@@ -120,6 +121,7 @@ def _found(
 ) -> dict[str, tuple[Pass, ...]]:
     """A variant for each speed that some shape reaches."""
     variants: dict[str, tuple[Pass, ...]] = {}
+    memory = TeacherMemory()  # the untouched model labels all rows once for all speeds
     for speed in options.speeds or EPOCHS:
         epochs = EPOCHS[speed]
         settings = AutoSettings(
@@ -132,7 +134,7 @@ def _found(
         budget = Budget(require="any", max_latency_ms=fp32_ms / speed, max_accuracy_drop=MAX_DROP)
         recipe = base.model_copy(update={"budget": budget, "variants": {}})
         try:
-            found = search(recipe, settings, store=store, progress=progress)
+            found = search(recipe, settings, store=store, progress=progress, memory=memory)
         except BudgetError as error:
             progress.warn(f"{speed:g}x: {error.what}")
             continue
@@ -144,6 +146,7 @@ def _found(
         if speed >= PACKED_FROM:
             packed = quantize.model_copy(update={"table_bits": 4})
             variants[f"{speed:g}x, 4-bit embeddings"] = (*chain, packed)
+    memory.clear()
     return variants
 
 

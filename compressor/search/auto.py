@@ -156,7 +156,12 @@ def _holds(trial: Trial, budget: Budget) -> bool:
 
 
 def search(
-    recipe: Recipe, settings: AutoSettings, *, store: RunStore, progress: Progress
+    recipe: Recipe,
+    settings: AutoSettings,
+    *,
+    store: RunStore,
+    progress: Progress,
+    memory: TeacherMemory | None = None,
 ) -> Search:
     """Find the passes for a recipe that has none.
 
@@ -170,18 +175,31 @@ def search(
         settings: Of the search.
         store: Every training is kept; the same search goes on where it was interrupted.
         progress: Is told what happens.
+        memory: What the untouched model says, where several searches share it; it is the caller's
+            to clear then.
 
     Raises:
         RecipeError: The recipe does not hold.
         TargetError: No target runs here.
         BudgetError: No shape can meet the latency.
     """
-    return _Searcher(recipe, settings, store, progress).search()
+    if memory is not None:
+        return _Searcher(recipe, settings, store, progress, memory).search()
+    memory = TeacherMemory()
+    try:
+        return _Searcher(recipe, settings, store, progress, memory).search()
+    finally:
+        memory.clear()
 
 
 class _Searcher:
     def __init__(
-        self, recipe: Recipe, settings: AutoSettings, store: RunStore, progress: Progress
+        self,
+        recipe: Recipe,
+        settings: AutoSettings,
+        store: RunStore,
+        progress: Progress,
+        memory: TeacherMemory,
     ) -> None:
         self.started = time.monotonic()
         self.recipe = recipe
@@ -204,7 +222,7 @@ class _Searcher:
         if settings.keep_first is not None:
             self.keep_first = settings.keep_first
         self.prepared = prepare(recipe, plan, store=store, progress=progress)
-        self.memory = TeacherMemory()
+        self.memory = memory
         self.manager = self.prepared.manager(teacher_memory=self.memory)
         self.labelled_share = self._labelled_share()
         self.pace = Pace()
@@ -249,8 +267,6 @@ class _Searcher:
             found.stopped = "it was interrupted"
         except _OutOfTimeError:
             found.stopped = f"the time limit of {self.settings.time_limit_s / 60:.0f} min"
-        finally:
-            self.memory.clear()
         if found.best is not None:
             found.int8_drop_points = self._int8_drop(found.best)
         return found
