@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Collection, Sequence
 
@@ -9,6 +10,9 @@ from compressor.errors import DataError
 from targets.wording import plural
 
 __all__ = ["check_labels", "class_indices", "label_text", "sorted_names"]
+
+
+_UNNAMED = re.compile(r"LABEL_\d+")  # how transformers numbers classes that have no names
 
 
 def label_text(label: object) -> str | None:
@@ -77,13 +81,19 @@ def check_labels(
             f"{name!r} ({plural(count, unit)})" for name, count in unknown.most_common(5)
         )
         rest = len(label_names) - 20
+        fix = "correct the labels, name another label column, or fine-tune a model on these"
+        if all(_UNNAMED.fullmatch(name) for name in label_names):
+            fix = (
+                "its classes have no names: write them into id2label of its config.json, in the "
+                f"order of its outputs, or the numbers 0 to {len(label_names) - 1} into the data"
+            )
         raise DataError(
             "the data has labels that the model does not know",
             where=where,
             given=names + (f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""),
             fix=f"the model knows {', '.join(map(repr, label_names[:20]))}"
             + (f" and {rest} more" if rest > 0 else "")
-            + "; correct the labels, name another label column, or fine-tune a model on these",
+            + f"; {fix}",
         )
     if len(counts) < 2:
         raise DataError(

@@ -14,6 +14,7 @@ from compressor.progress import Progress
 from compressor.store import RunStore, StoredStep, step_key
 from compressor.training.settings import TrainingSettings
 from targets.bundle import hash_file
+from targets.discovery import foreign_source
 from targets.environment import library_versions
 from targets.errors import ToolkitError, is_disk_full
 from targets.provenance import checkpoint_hashes
@@ -169,7 +170,7 @@ class PassManager:
             "model": source.content_hash,
             "settings": each.settings(),
             "version": each.version,
-            "libraries": library_versions(each.libraries),
+            "libraries": library_versions(each.libraries) | foreign_source(type(each)),
             "seed": self.seed,
             "width_multiple": self.width_multiple,
             "data": self.data_hash if each.uses_data else None,
@@ -226,6 +227,12 @@ def _save(each: Pass, result: PassResult, files: Path) -> None:
 
 
 def _check_form(each: Pass, result: PassResult) -> None:
+    if getattr(getattr(result, "model", None), "form", None) is None:
+        raise PassError(
+            f"the pass {each.name} gives no PassResult with a model",
+            given=type(result).__name__,
+            fix="this is a mistake in the pass: its run ends with return PassResult(model=...)",
+        )
     if result.model.form != each.produces:
         raise PassError(
             f"the pass {each.name} promises a model in {each.produces} form",

@@ -224,7 +224,8 @@ class _Run:
         built = rows.build()
         described = [measured.baselines[0], *measured.chains]
         steps = {chain.variant: _describe_steps(chain) for chain in described}
-        advice = {str(goal): each for goal, each in advice_for(_pass_names(self.recipe)).items()}
+        found = advice_for(_pass_names(self.recipe), self.plan.original)
+        advice = {str(goal): each for goal, each in found.items()}
         report = Report(
             name=self.recipe.name,
             created=datetime.now(UTC).isoformat(timespec="seconds"),

@@ -226,7 +226,7 @@ def _chain_problems(
     needing = [target.label for target in recipe.targets if target.form == "onnx"]
     if form != "onnx" and needing and in_order:
         yield Problem(
-            f"the passes leave a torch model, but {', '.join(needing)} take ONNX",
+            f"the passes leave a torch model, but ONNX is needed by {', '.join(needing)}",
             where=f"variants.{variant}" if recipe.variants else "passes",
             given=" > ".join(step.name for step in passes) or "no passes",
             fix="end with '- pass: export' (and a quantize after it, where you want one)",

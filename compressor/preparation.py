@@ -23,6 +23,7 @@ from targets.base import Form, Target
 from targets.environment import library_versions
 from targets.errors import TargetError
 from targets.provenance import checkpoint_hashes
+from targets.scoring import Z_95
 
 if TYPE_CHECKING:
     from compressor.training.teacher import TeacherMemory
@@ -110,7 +111,29 @@ def prepare(recipe: Recipe, plan: Plan, *, store: RunStore, progress: Progress) 
         data_hash=data_hash,
         progress=progress,
     )
+    doubt = _worse_than_one_answer(original, data)
+    if doubt is not None:
+        progress.warn(doubt)
     return Prepared(recipe, plan, store, progress, hashes, data_hash, original)
+
+
+def _worse_than_one_answer(original: StoredStep, data: Splits) -> str | None:
+    """Words for a model that gives no class as often rightly as always giving one would."""
+    labels, found = data.validation.labels, original.record.facts["metrics"]
+    accuracy = found.get("validation_accuracy")
+    if accuracy is None or not isinstance(labels, np.ndarray) or labels.dtype.kind != "i":
+        return None
+    if labels.ndim != 1 or not data.label_names:
+        return None
+    counts = np.bincount(labels)
+    share = counts.max() / len(labels)
+    if accuracy + Z_95 * np.sqrt(share * (1 - share) / len(labels)) >= share:
+        return None
+    name = data.label_names[int(counts.argmax())]
+    return (
+        f"the untouched model is right on {accuracy:.1%} of the validation data, where always "
+        f"{name!r} would be on {share:.1%}: do the labels stand for the classes of this model?"
+    )
 
 
 def _answered(

@@ -21,6 +21,7 @@ from compressor.rows import shape_key
 from compressor.storage import records_of
 from compressor.store import StoredStep
 from compressor.tasks import get_task
+from targets import registry
 from targets.archive import MANIFEST, SIGNATURE
 from targets.benchmark import Shape
 from targets.bundle import (
@@ -33,6 +34,7 @@ from targets.bundle import (
     Manifest,
     Measured,
 )
+from targets.discovery import announcer
 from targets.environment import Environment, library_versions
 from targets.errors import BundleError
 from targets.measurement import Measurement
@@ -277,7 +279,9 @@ def _latency(measured: Measurement) -> Latency:
 def _card(manifest: Manifest, row: Row) -> str:
     """The model card: what the bundle is, how good and how fast it is, and how to use it."""
     origin, preprocessing = manifest.provenance, manifest.preprocessing
-    extras = filter(None, (manifest.target.replace("_", "-"), preprocessing.extra))
+    target = registry.get(manifest.target)
+    extras = dict.fromkeys(filter(None, (target.extra, preprocessing.extra)))
+    owner = announcer(type(target))
     example = '--text "..."'
     if preprocessing.reads_files():
         example = f"--file {preprocessing.noun}{preprocessing.suffixes[0]}"
@@ -292,7 +296,7 @@ def _card(manifest: Manifest, row: Row) -> str:
         "## Use",
         "",
         "```",
-        f"pip install 'compressor[{','.join(extras)}]'",
+        f"pip install 'compressor[{','.join(extras)}]'{f' {owner}' if owner else ''}",
         f"compressor predict . {example}",
         "compressor evaluate ." if manifest.evaluation else "compressor bench .",
         "```",
@@ -300,6 +304,7 @@ def _card(manifest: Manifest, row: Row) -> str:
         "## Measured when it was built",
         "",
         *_figures(manifest, row),
+        *_judged(row),
         "",
         "## How it was made",
         "",
@@ -354,6 +359,15 @@ def _figures(manifest: Manifest, row: Row) -> list[str]:
         lines.append(f"| against the untouched model there | {row.speedup.ratio:.2f}x as fast |")
     lines.append(f"| machine | {measured.machine} |")
     return lines
+
+
+def _judged(row: Row) -> list[str]:
+    """Whether the bundle is one to ship, of a candidate that was judged."""
+    if row.unmet:
+        return ["", f"Budget: missed. It {'; it '.join(row.unmet)}."]
+    if row.chosen:
+        return ["", "Budget: met; of the bundles for this target it is the one to ship."]
+    return ["", "Budget: met; another bundle is the one to ship."] if row.checks else []
 
 
 def _settings(settings: Mapping[str, Any]) -> str:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from targets.discovery import Component
+from targets.discovery import Component, foreign_source
 from targets.errors import InputError, TargetError
 from targets.signature import Arrays, Signature
 
@@ -270,10 +270,13 @@ class Target(Component, ABC):
         )
 
     def versions(self) -> dict[str, str]:
-        """Versions of the libraries whose change makes a lowered model stale."""
+        """Versions of the libraries whose change makes a lowered model stale.
+
+        Of a target of another distribution its own code as well.
+        """
         from targets.environment import library_versions
 
-        return library_versions(self.libraries)
+        return library_versions(self.libraries) | foreign_source(type(self))
 
     libraries: ClassVar[tuple[str, ...]] = ()
     """Distributions that ``versions`` names."""

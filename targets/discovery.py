@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import importlib
 import importlib.metadata
 import pkgutil
+import sys
+from pathlib import Path
 from types import ModuleType
 from typing import Any, ClassVar, TypeVar
 
@@ -12,7 +16,9 @@ from pydantic import BaseModel, ConfigDict
 
 from targets.errors import PluginError
 
-__all__ = ["Component", "discover"]
+__all__ = ["Component", "announcer", "discover", "foreign_source"]
+
+_OWN = ("compressor", "targets")
 
 
 class Component(BaseModel):
@@ -72,6 +78,37 @@ def discover(
     return dict(sorted(found.items()))
 
 
+def announcer(cls: type[Component]) -> str | None:
+    """The distribution that a pass or target of somebody else comes with; None for our own."""
+    package = cls.__module__.partition(".")[0]
+    if package in _OWN:
+        return None
+    return next(iter(importlib.metadata.packages_distributions().get(package, ())), package)
+
+
+@functools.cache
+def foreign_source(cls: type[Component]) -> dict[str, str]:
+    """What tells one state of the code of somebody else's pass or target from another.
+
+    Ours have versions, which go up when results change; theirs are under work when they are first
+    tried.
+
+    Returns:
+        Package -> sha256 of all its Python files; empty for our own.
+    """
+    package = cls.__module__.partition(".")[0]
+    file = getattr(sys.modules.get(package), "__file__", None)
+    if package in _OWN or file is None:
+        return {}
+    path = Path(file)
+    files = sorted(path.parent.rglob("*.py")) if path.name == "__init__.py" else [path]
+    digest = hashlib.sha256()
+    for each in files:
+        digest.update(each.relative_to(path.parent).as_posix().encode() + b"\0")
+        digest.update(each.read_bytes())
+    return {f"source of {package}": digest.hexdigest()}
+
+
 def _import(name: str) -> ModuleType:
     try:
         return importlib.import_module(name)
@@ -96,15 +133,34 @@ def _load_entry(entry: importlib.metadata.EntryPoint, base: type[ComponentT]) ->
     except Exception as error:  # whatever the module of a stranger raises on import
         raise _unusable(entry, f"{type(error).__name__}: {error}") from error
     if not _is_component(cls, base):
-        raise _unusable(entry, f"it is no subclass of {base.__name__} with a name of its own")
+        what = "a module" if isinstance(cls, ModuleType) else "it"
+        reason = f"{what} is no subclass of {base.__name__} with a name of its own"
+        raise _unusable(entry, reason, "; its author names the class: package.module:Class")
+    missing = _missing(cls, base)
+    if missing:
+        reason = f"{cls.__name__} lacks {', '.join(missing)}"
+        raise _unusable(entry, reason, f"; its author adds what {base.__name__} asks for")
     return cls  # type: ignore[no-any-return]
 
 
-def _unusable(entry: importlib.metadata.EntryPoint, reason: str) -> PluginError:
+def _missing(cls: type[Component], base: type[Component]) -> list[str]:
+    """What a class does not have that all of its kind need."""
+    wanted = {
+        name
+        for parent in base.__mro__
+        for name, kind in vars(parent).get("__annotations__", {}).items()
+        if str(kind).startswith("ClassVar") and not name.startswith(("_", "model_"))
+    }
+    absent = sorted(name for name in wanted if not hasattr(cls, name))
+    methods = sorted(getattr(cls, "__abstractmethods__", ()))
+    return [*absent, *(f"{name}()" for name in methods), *([] if cls.__doc__ else ["a docstring"])]
+
+
+def _unusable(entry: importlib.metadata.EntryPoint, reason: str, more: str = "") -> PluginError:
     owner = "another distribution" if entry.dist is None else entry.dist.name
     return PluginError(
         f"{owner} announces {entry.name!r}, which cannot be used",
         where=f"entry point {entry.group}: {entry.value}",
         given=reason,
-        fix=f"update or uninstall {owner}",
+        fix=f"update or uninstall {owner}{more}",
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -26,6 +27,11 @@ __all__ = [
     "read_recipe",
 ]
 
+SPLIT_NAMES = {
+    "train": ("train",),
+    "validation": ("validation", "valid", "val", "dev"),
+    "test": ("test",),
+}
 SPLIT_SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
 
 RecipeArgument = Annotated[
@@ -109,21 +115,20 @@ def find_splits(folder: Path) -> dict[str, str]:
             fix=fix if folder.exists() else missing_path(folder, fix),
         )
     found = {}
-    for split in ("train", "validation", "test"):
-        for suffix in SPLIT_SUFFIXES:
-            path = folder / f"{split}{suffix}"
-            if path.is_file():
-                found[split] = str(path.absolute())
-                break
-        if split not in found and (folder / split).is_dir():
-            found[split] = str((folder / split).absolute())
+    for split, names in SPLIT_NAMES.items():
+        files = (folder / f"{name}{suffix}" for name in names for suffix in SPLIT_SUFFIXES)
+        folders = (folder / name for name in names)
+        there = itertools.chain(filter(Path.is_file, files), filter(Path.is_dir, folders))
+        path = next(there, None)
+        if path is not None:
+            found[split] = str(path.absolute())
     missing = [split for split in ("train", "test") if split not in found]
     if missing:
-        names = sorted(path.name for path in folder.glob("*"))[:10]
+        there_is = sorted(path.name for path in folder.glob("*"))[:10]
         raise DataError(
             f"the data folder has no {' and no '.join(missing)} file",
             where=folder,
-            given=", ".join(names) or "an empty folder",
+            given=", ".join(there_is) or "an empty folder",
             fix=wanted,
         )
     return found

@@ -148,6 +148,7 @@ class Distill(Pass, DistillSettings):
                 "the student cannot have more layers than the model it comes from",
                 where="pass distill, num_layers",
                 given=f"{self.num_layers} of {num_layers}",
-                fix=f"set num_layers to at most {num_layers}",
+                fix=f"set num_layers to at most {num_layers}: --set passes.I.num_layers=N, where I "
+                "is the place of distill among the passes, from 0",
             )
         return spread_layers(self.num_layers, num_layers)

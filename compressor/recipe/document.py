@@ -168,9 +168,18 @@ def _index(node: Any, part: str, here: str, dotted: str) -> Any:
             "an override names an element that is not there",
             where=here,
             given=dotted,
-            fix=f"use an index from 0 to {len(node) - 1}" if node else "the list is empty",
+            fix=f"use an index: {', '.join(_numbered(node))}" if node else "the list is empty",
         )
     return int(part)
+
+
+def _numbered(entries: list[Any]) -> list[str]:
+    """Each entry of a list with its index: by its name, where it is a pass or a target."""
+    names = [
+        each.get("pass") or each.get("target") if isinstance(each, dict) else each
+        for each in entries
+    ]
+    return [f"{index} ({shown(name)})" for index, name in enumerate(names)]
 
 
 def _parse_value(text: str, override: str) -> Any:

@@ -187,6 +187,13 @@ def test_unknown_labels_are_named_and_counted(spec: Callable[..., DataSpec]) -> 
     assert "column 'label'" in str(error.where)
 
 
+def test_names_for_a_model_whose_classes_have_none(spec: Callable[..., DataSpec]) -> None:
+    error = refusal(spec("text,label\nx,food\ny,sport\n"), ("LABEL_0", "LABEL_1"))
+    assert "the model knows 'LABEL_0', 'LABEL_1'; its classes have no names" in str(error.fix)
+    assert "id2label" in str(error.fix)
+    assert "the numbers 0 to 1 into the data" in str(error.fix)
+
+
 def test_an_index_beyond_the_classes_is_unknown(spec: Callable[..., DataSpec]) -> None:
     assert "'2' (1 row)" in str(refusal(spec("text,label\nx,0\ny,2\n"), ("a", "b")))
     assert "'-1' (1 row)" in str(refusal(spec("text,label\nx,0\ny,-1\n"), ("a", "b")))

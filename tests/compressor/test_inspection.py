@@ -8,10 +8,13 @@ from typing import Any
 import pytest
 from transformers import BertConfig, BertForSequenceClassification, ViTConfig, ViTModel
 
+from compressor.architecture import Architecture
 from compressor.errors import CheckpointError
 from compressor.inspection import inspect_checkpoint
+from compressor.passes import advice_for
 from compressor.tasks import get_task
 from targets.preprocessing import ImagePreprocessing
+from tests.compressor.decoders import write_decoder
 
 HIDDEN, FFN, LAYERS, LENGTH = 32, 48, 2, 10
 
@@ -88,3 +91,11 @@ def test_the_command_prints_it(checkpoint: Path, compressor: Any) -> None:
     for told in ("family:  bert", "task:    text-classification", "feed-forward", "GFLOP"):
         assert told in outcome.out
     assert "no head" not in outcome.out
+
+
+def test_what_does_not_suit_a_model_is_no_advice(tmp_path: Path) -> None:
+    write_decoder(tmp_path)
+    found, all_of_it = advice_for((), Architecture.read(tmp_path / "model")), advice_for(())
+    assert "trim_vocabulary" in all_of_it["size"]
+    assert "trim_vocabulary" not in found["size"]
+    assert set(found["speed"]) == set(all_of_it["speed"])

@@ -27,9 +27,11 @@ from compressor.recipe import load_recipe
 from compressor.report.files import read_report
 from compressor.store import RunStore, StoredStep
 from compressor.tasks import get_task
+from targets import registry
 from targets.bundle import Bundle, hash_file
 from targets.errors import TargetError, WorkerError
 from targets.evaluation_pack import EvaluationPack
+from tests.compressor.conftest import write_rows
 
 LABELS = ("person", "place", "time")
 
@@ -146,6 +148,9 @@ def test_a_bundle_tells_its_origin_and_what_was_measured_of_it(finished, rows, h
         assert measured.machine == report.environment.machine
         card = (finished.output / row.bundle / "README.md").read_text()
         assert f"# {row.variant} for {row.target}" in card
+        assert f"pip install 'compressor[{registry.get(row.target).extra}]'\n" in card
+        judged = "the one to ship" if row.chosen else "Budget: missed" if row.unmet else ""
+        assert judged in card
         if row.status == "measured":
             own = row.latency[report.primary_shape]
             assert measured.latency.median_ms == own.median_ms
@@ -474,6 +479,42 @@ class Refuse(Rebuild):
 def test_a_checkpoint_that_a_pass_reads_keeps_its_own_error(home, tmp_path):
     with pytest.raises(CheckpointError, match="the teacher is damaged"):
         run_passes(home, tmp_path, Refuse())
+
+
+class Bare(Rebuild):
+    """Gives what is no result."""
+
+    name: ClassVar[str] = "bare"
+
+    def run(self, model: Any, context: Any) -> Any:
+        return model.clone()
+
+
+def test_a_pass_that_gives_no_result_is_told_what_to_give(home, tmp_path):
+    with pytest.raises(PassError, match="the pass bare gives no PassResult with a model") as caught:
+        run_passes(home, tmp_path, Bare())
+    assert caught.value.given == "TorchModel"
+    assert "return PassResult(model=...)" in str(caught.value.fix)
+
+
+def test_labels_in_another_order_than_the_classes_are_doubted(home, tmp_path, compressor):
+    """Nothing is lost against an untouched model that is wrong itself: the budget would be met."""
+    assert "do the labels stand" not in compressor("plan", home / "recipe.yaml").out
+    turned = tmp_path / "home"
+    shutil.copytree(home, turned)
+    for name in ("train", "validation", "test"):
+        path = turned / f"{name}.csv"
+        with path.open(encoding="utf-8") as stream:
+            rows = [(row["text"], LABELS.index(row["label"])) for row in csv.DictReader(stream)]
+        write_rows(path, [(text, str((number + 1) % len(LABELS))) for text, number in rows])
+    found = compressor(
+        "run", "int8", "--model", turned / "model", "--data", turned, "--output", tmp_path / "out",
+        "--store", tmp_path / "store", "--set", "targets=[onnxruntime]",
+        "--set", "benchmark={rounds: 1, min_round_s: 0.001, pause_s: 0, sequence_length: 16}",
+    )  # fmt: skip
+    said = " ".join((found.out + found.err).split())
+    assert "warning: the untouched model is right on" in said
+    assert "do the labels stand for the classes of this model?" in said
 
 
 def test_passes_never_see_the_test_data(home, tmp_path):

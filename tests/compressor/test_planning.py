@@ -196,7 +196,7 @@ def test_a_chain_that_ends_before_the_export(
     place: Workplace, changes: dict[str, Any], where: str
 ) -> None:
     problem = place.problem(**changes)
-    assert problem.what == "the passes leave a torch model, but onnxruntime take ONNX"
+    assert problem.what == "the passes leave a torch model, but ONNX is needed by onnxruntime"
     assert problem.where == where
     assert "end with '- pass: export'" in str(problem.fix)
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -12,8 +14,9 @@ from typing import ClassVar
 import pytest
 from pydantic import Field, ValidationError
 
-from targets.discovery import Component, discover
+from targets.discovery import Component, announcer, discover, foreign_source
 from targets.errors import PluginError
+from targets.runtimes.onnxruntime import OnnxRuntime
 
 GROUP = "test.shapes"
 
@@ -121,7 +124,7 @@ def test_two_classes_of_one_name_in_the_package_are_a_bug(
 def test_entry_points_add_components(
     package: Callable[..., ModuleType], announce: Callable[..., None]
 ) -> None:
-    announce("class Star(Shape):\n    name = 'star'\n", "other_module:Star")
+    announce("class Star(Shape):\n    'A star.'\n    name = 'star'\n", "other_module:Star")
     found = discover(package(a="class A(Shape):\n    name = 'a'\n"), Shape, GROUP)
     assert list(found) == ["a", "star"]
     assert found["star"].__module__ == "other_module"
@@ -135,7 +138,13 @@ def test_entry_points_add_components(
         ("", "other_module:Star", "AttributeError"),
         ("class Star:\n    name = 'star'\n", "other_module:Star", "no subclass of Shape"),
         ("class Star(Shape):\n    '''No name.'''\n", "other_module:Star", "no subclass of Shape"),
-        ("class Star(Shape):\n    name = 'a'\n", "other_module:Star", "'a' is taken by shapes_of"),
+        (
+            "class Star(Shape):\n    'A star.'\n    name = 'a'\n",
+            "other_module:Star",
+            "'a' is taken by shapes_of",
+        ),
+        ("", "other_module", "a module is no subclass of Shape"),
+        ("class Star(Shape):\n    name = 'star'\n", "other_module:Star", "lacks a docstring"),
     ],
 )
 def test_a_plugin_that_cannot_be_used_is_named_with_its_distribution(
@@ -153,7 +162,50 @@ def test_a_plugin_that_cannot_be_used_is_named_with_its_distribution(
     assert error.what == "other announces 'plugin', which cannot be used"
     assert error.where == f"entry point {GROUP}: {value}"
     assert reason in str(error.given)
-    assert error.fix == "update or uninstall other"
+    assert str(error.fix).startswith("update or uninstall other")
+
+
+class Wheeled(Component, ABC):
+    """Base of components that have to bring something."""
+
+    wheels: ClassVar[int]
+    colour: ClassVar[str] = "red"
+
+    @abstractmethod
+    def roll(self) -> None:
+        """Go on."""
+
+
+def test_a_plugin_that_is_not_whole_is_told_what_it_lacks(
+    announce: Callable[..., None], package: Callable[..., ModuleType]
+) -> None:
+    empty = package()
+    sys.modules["test_discovery_base"].Shape = Wheeled  # type: ignore[attr-defined]
+    announce("class Car(Shape):\n    'A car.'\n    name = 'car'\n", "other_module:Car")
+    with pytest.raises(PluginError) as caught:
+        discover(empty, Wheeled, GROUP)  # type: ignore[type-abstract]
+    assert caught.value.given == "Car lacks wheels, roll()"
+    assert "its author adds what Wheeled asks for" in str(caught.value.fix)
+
+
+def test_the_code_of_a_plugin_tells_its_states_apart(
+    announce: Callable[..., None], package: Callable[..., ModuleType], tmp_path: Path
+) -> None:
+    announce("class Star(Shape):\n    'A star.'\n    name = 'star'\n", "other_module:Star")
+    star = discover(package(), Shape, GROUP)["star"]
+    assert announcer(star) == "other_module"  # of which no list of files is installed
+    [(name, first)] = foreign_source(star).items()
+    assert name == "source of other_module"
+    file = tmp_path / "site_other" / "other_module.py"
+    assert first == hashlib.sha256(b"other_module.py\0" + file.read_bytes()).hexdigest()
+    file.write_text(file.read_text() + "# another line\n")
+    foreign_source.cache_clear()
+    assert foreign_source(star) != {name: first}
+
+
+def test_our_own_components_have_versions_instead() -> None:
+    assert foreign_source(OnnxRuntime) == {}
+    assert announcer(OnnxRuntime) is None
 
 
 def test_a_component_is_frozen_and_checked() -> None:

@@ -20,6 +20,7 @@ import compressor.errors
 import targets.errors
 from compressor.cli import main
 from compressor.cli.app import INTERRUPTED_MESSAGE, app
+from compressor.cli.options import find_splits
 from compressor.cli.progress import ConsoleProgress, console
 from compressor.errors import DocumentError, Problem, RecipeError
 from compressor.passes import available_passes
@@ -284,6 +285,15 @@ def test_a_data_folder_without_splits_says_what_it_holds(call: Call, tmp_path: P
     assert outcome.code == 3
     assert "the data folder has no train and no test file" in outcome.err
     assert "given: training.csv" in outcome.err
+
+
+@pytest.mark.parametrize("name", ["validation.tsv", "valid.csv", "val.jsonl", "dev"])
+def test_validation_data_goes_by_its_usual_names(tmp_path: Path, name: str) -> None:
+    for each in ("train.csv", "test.csv"):
+        (tmp_path / each).touch()
+    assert set(find_splits(tmp_path)) == {"train", "test"}
+    (tmp_path / name).touch() if "." in name else (tmp_path / name).mkdir()
+    assert find_splits(tmp_path)["validation"] == str(tmp_path / name)
 
 
 def test_data_that_is_no_folder_says_so(call: Call, tmp_path: Path) -> None:
