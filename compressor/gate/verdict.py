@@ -212,13 +212,23 @@ def _line(label: str, row: Row, primary_shape: str) -> str:
     if row.test_comparison is not None:
         drop = row.test_comparison
         parts.append(
-            f"{0.0 - drop.drop_points:+.1f} points of {row.measure} "
-            f"({0.0 - drop.high_points:+.1f} to {0.0 - drop.low_points:+.1f})"
+            f"{_gain(drop.drop_points)} points of {row.measure} "
+            f"({_gain(drop.high_points)} to {_gain(drop.low_points)})"
         )
+        if drop.perplexity is not None:
+            rise = drop.perplexity
+            parts.append(
+                f"{rise.rise:+.1f}% of perplexity ({rise.rise_low:+.1f} to {rise.rise_high:+.1f})"
+            )
     if row.size_ratio is not None:
         parts.append(f"{row.size_ratio:.1f}x smaller")
     outcome = "meets the budget" if not row.unmet else "misses it: " + "; ".join(row.unmet)
     return f"{label}: {row.variant} {outcome} ({', '.join(parts)})"
+
+
+def _gain(lost: float) -> str:
+    """Points that were gained, with their sign."""
+    return f"{0.0 - lost:+.1f}".replace("-0.0", "+0.0")
 
 
 def _advice(rows: Sequence[Row], advice: Advice) -> list[str]:

@@ -23,6 +23,7 @@ from compressor.report.summary import (
     row_texts,
 )
 from compressor.report.wording import (
+    NONE,
     bytes_text,
     cost_text,
     count_text,
@@ -94,7 +95,7 @@ def _headline(report: Report) -> list[str]:
 
 def _results(report: Report) -> list[str]:
     split, measure = accuracy_split(report), measure_of(report)
-    header = (
+    header: tuple[str, ...] = (
         "#",
         "variant",
         "target",
@@ -105,13 +106,19 @@ def _results(report: Report) -> list[str]:
         "against eager",
         f"{split} {measure}" if split else measure,
         "drop, points",
+        "perplexity",
         "size",
         "smaller",
         "budget",
     )
     rows = [_result(text) for text in row_texts(report)]
+    align = "rlllrrrrrrrrrl"
+    place = header.index("perplexity")
+    if all(row[place] == NONE for row in rows):
+        header, *rows = (each[:place] + each[place + 1 :] for each in (header, *rows))
+        align = align[:place] + align[place + 1 :]
     return [
-        _table(header, rows, align="rlllrrrrrrrrl"),
+        _table(header, rows, align=align),
         f"Latency is the median at {shape_words(report.primary_shape)}. Brackets hold 95% "
         "intervals. Speed-up: against the fastest uncompressed model on the same target. "
         f"A drop is positive where {measure} was lost. `~`: noisy.",
@@ -131,6 +138,7 @@ def _result(text: RowText) -> tuple[str, ...]:
         text.speedup_eager,
         _with(text.accuracy, text.accuracy_interval),
         _with(text.drop, text.drop_interval),
+        text.perplexity,
         text.size,
         text.size_ratio,
         text.state,

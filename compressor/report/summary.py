@@ -144,6 +144,7 @@ class RowText:
     accuracy_interval: str = ""
     drop: str = NONE
     drop_interval: str = ""
+    perplexity: str = NONE
     size: str = NONE
     size_ratio: str = NONE
     noisy: bool = False
@@ -172,6 +173,8 @@ def _row_text(report: Report, row: Row, number: int, target: str) -> RowText:
     }
     mark, state = _judgement(row)
     values["budget"] = ORDER.get(mark)
+    perplexity, rise = _perplexity(report, row, split)
+    values["perplexity"] = perplexity
     text = RowText(
         number=number,
         row=row,
@@ -184,11 +187,25 @@ def _row_text(report: Report, row: Row, number: int, target: str) -> RowText:
         accuracy_interval=accuracy_interval(accuracy) if accuracy else "",
         drop=points(values["drop"]),
         drop_interval=drop_interval(compared) if compared else "",
+        perplexity=significant(perplexity) + rise if perplexity else NONE,
         size=bytes_text(values["size"]),
         size_ratio=times(values["size_ratio"]),
         sort={name: value for name, value in values.items() if value is not None},
     )
     return with_latency(text, measured, row.speedup)
+
+
+def _perplexity(report: Report, row: Row, split: Split | None) -> tuple[float | None, str]:
+    """That of a row and what was lost of it, in words; None where it is not what counts."""
+    compared = comparison_of(row, split)
+    if compared is not None:
+        found = compared.perplexity
+        return (None, "") if found is None else (found.value, f" ({found.rise:+.1f}%)")
+    if row.kind == "candidate" or row.status != "measured":
+        return None, ""
+    beside = (comparison_of(each, split) for each in report.rows)
+    own = (each.perplexity.reference for each in beside if each and each.perplexity)
+    return next(own, None), ""
 
 
 def with_latency(text: RowText, measured: Measurement | None, speedup: Speedup | None) -> RowText:

@@ -1,8 +1,8 @@
-"""The results as a table and a verdict for the terminal, from 50 columns on and without colour."""
+"""The results as a table and a verdict for the terminal, from 60 columns on and without colour."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from rich import box
@@ -23,7 +23,7 @@ from compressor.report.summary import (
     noise_reasons,
     row_texts,
 )
-from compressor.report.wording import one_line, shape_words
+from compressor.report.wording import NONE, one_line, shape_words
 
 __all__ = ["results_table", "verdict_panel"]
 
@@ -37,6 +37,7 @@ HEADERS = {
     "speedup_eager": "vs eager",
     "accuracy": "accuracy",
     "drop": "drop",
+    "perplexity": "perplexity",
     "size": "size",
     "size_ratio": "smaller",
 }
@@ -130,15 +131,26 @@ class _Results:
         marks: dict[str, str],
     ) -> Table:
         wide = options.update(max_width=1000)
-        for columns in COLUMNS:
+        for columns in map(_judged_by(texts), COLUMNS):
             table = _table(texts, marks, columns)
             if Measurement.get(console, wide, table).maximum <= options.max_width:
                 return table
-        for columns in LEAN_COLUMNS:
+        for columns in map(_judged_by(texts), LEAN_COLUMNS):
             folded = _table(texts, marks, columns, max_name_width=MIN_NAME_WIDTH)
             if Measurement.get(console, wide, folded).maximum <= options.max_width:
                 break
         return _table(texts, marks, columns)
+
+
+def _judged_by(texts: Sequence[RowText]) -> Callable[[tuple[str, ...]], tuple[str, ...]]:
+    """What takes the columns of a table: of language models the perplexity is what counts."""
+    if all(text.perplexity == NONE for text in texts):
+        return lambda columns: columns
+    return lambda columns: tuple(
+        "perplexity" if name.startswith("drop") else name
+        for name in columns
+        if not name.startswith("accuracy")
+    )
 
 
 def _table(

@@ -692,7 +692,8 @@ def test_the_line_of_a_shipped_row_has_its_figures() -> None:
     found = verdict([row("half", ms=1.234, drop=0.5, speedup=3.2)], Budget(max_accuracy_drop=1))
     assert found.lines == (
         "onnxruntime: half meets the budget (1.234 ms, 3.2x the speed of the untouched model "
-        "there, -0.5 points of accuracy (-2.5 to +0.5), 4.0x smaller)",
+        "there, -0.5 points of accuracy (-2.5 to +0.5), +2.0% of perplexity (+1.0 to +3.0), "
+        "4.0x smaller)",
     )
 
 

@@ -21,6 +21,7 @@ from compressor.report.schema import (
     Group,
     ModelFacts,
     OnDevice,
+    Perplexity,
     Report,
     Row,
     Step,
@@ -565,3 +566,24 @@ def page_of(request: pytest.FixtureRequest) -> Callable[[str], str]:
         return render_comparison(found) if isinstance(found, tuple) else render_html(found)
 
     return render
+
+
+@pytest.fixture
+def written_report() -> Report:
+    """A report of a language model: its rows have a perplexity beside that of the untouched one."""
+    report = make_report()
+
+    def with_perplexity(row: Row, value: float) -> Row:
+        rise = 100 * (value / 48 - 1)
+        found = Perplexity(
+            value=value, low=value - 1, high=value + 1, reference=48.0, rise=rise,
+            rise_low=rise - 1, rise_high=rise + 1,
+        )  # fmt: skip
+        compared = row.test_comparison
+        if compared is None or row.kind == "reference":
+            return row.model_copy(update={"test_comparison": None})
+        changed = compared.model_copy(update={"perplexity": found})
+        return row.model_copy(update={"test_comparison": changed})
+
+    rows = tuple(with_perplexity(row, 48 + number) for number, row in enumerate(report.rows))
+    return report.model_copy(update={"rows": rows})

@@ -239,3 +239,10 @@ def test_every_measured_row_of_every_run_is_in_the_table(page_of, several_report
 
 def test_a_comparison_stays_small(page_of):
     assert len(page_of("several_reports")) < 300_000
+
+
+def test_the_perplexity_of_language_models_has_a_column(written_report, report):
+    page = render_html(written_report)
+    assert 'data-label="perplexity"' in page
+    assert "49 (+2.1%)" in page
+    assert 'data-label="perplexity"' not in render_html(report)

@@ -83,3 +83,8 @@ def test_nothing_measured_is_said(unmeasured_report):
     text = render_markdown(unmeasured_report)
     assert "No candidate could be measured." in text
     assert "Nothing was measured." in text
+
+
+def test_the_perplexity_of_language_models_has_a_column(written_report, report):
+    assert "| 49 (+2.1%) |" in render_markdown(written_report)
+    assert "perplexity" not in render_markdown(report)

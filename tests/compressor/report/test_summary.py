@@ -147,3 +147,13 @@ def test_the_untouched_model_has_no_drop_against_itself(report):
         own = text.row.model_copy(update={"test_comparison": compared})
         (found,) = row_texts(report.model_copy(update={"rows": (own,)}))
         assert (found.drop, found.drop_interval, found.accuracy) == ("-", "", text.accuracy)
+
+
+def test_rows_of_a_language_model_have_their_perplexity(written_report, report):
+    texts = row_texts(written_report)
+    measured = [text for text in texts if text.row.status == "measured"]
+    assert measured[0].perplexity == "48"  # the untouched model, with which all are compared
+    assert measured[1].perplexity == "49 (+2.1%)"
+    assert measured[1].sort["perplexity"] == 49
+    assert {text.perplexity for text in texts if text.row.status != "measured"} == {"-"}
+    assert {text.perplexity for text in row_texts(report)} == {"-"}

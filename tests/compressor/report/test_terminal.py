@@ -94,3 +94,13 @@ def test_noisy_latencies_are_marked(noisy_report):
     text = printed(results_table(noisy_report), 80)
     assert f"{row_texts(noisy_report)[0].latency}~" in text
     assert "~ noisy" in text
+
+
+@pytest.mark.parametrize("width", [60, 80, 120, 200])
+def test_a_language_model_is_judged_by_its_perplexity(written_report, width):
+    text = printed(results_table(written_report), width)
+    head = next(line for line in text.splitlines() if "variant" in line)
+    assert "perplexity" in head
+    assert "drop" not in head
+    assert "accuracy" not in head
+    assert "49 (+2.1%)" in text
