@@ -167,7 +167,7 @@ def _check_kind(recipe: Recipe, task: Task) -> None:
             f"the checkpoint is one for {found}, and the recipe has another task",
             where="task",
             given=recipe.task,
-            fix=f"set task: {found}, or use the recipe {_recipes_of(found)}",
+            fix=f"use the recipe {_recipes_of(found)}, or set task: {found} in one of your own",
         )
     if head is None and task_of_head(recipe.model) not in (None, task.name):
         name = class_name(read_config(recipe.model / "config.json"))

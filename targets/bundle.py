@@ -367,8 +367,9 @@ def hash_file(path: Path) -> str:
 
 
 def _bundles_below(folder: Path) -> str | None:
-    """Where the bundles are, for who passed the output folder of a run."""
-    found = sorted(path.parent for path in folder.glob(f"bundles/*/{MANIFEST}"))
+    """Where the bundles are, for who passed the output folder of a run, or the folder of them."""
+    places = (f"bundles/*/{MANIFEST}", f"*/{MANIFEST}")
+    found = sorted({path.parent for place in places for path in folder.glob(place)})
     return f"pass one of {', '.join(map(str, found[:8]))}" if found else None
 
 

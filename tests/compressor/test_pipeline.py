@@ -234,9 +234,10 @@ def test_a_tuned_run_stores_the_evidence_and_finds_it_again(finished, home, tmp_
 
 
 def test_the_output_of_a_run_is_no_bundle_but_names_those_in_it(finished, compressor):
-    outcome = compressor("verify", finished.output)
-    assert outcome.code == 6
-    assert f"pass one of {finished.output / 'bundles'}" in outcome.err
+    for folder in (finished.output, finished.output / "bundles"):
+        outcome = compressor("verify", folder)
+        assert outcome.code == 6
+        assert f"pass one of {finished.output / 'bundles'}" in outcome.err
 
 
 def test_the_data_can_be_left_out(finished, home, tmp_path, compressor):

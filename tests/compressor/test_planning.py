@@ -311,7 +311,9 @@ def test_a_recipe_for_another_task_than_that_of_the_checkpoint(place: Workplace)
         "the checkpoint is one for token-classification, and the recipe has another task"
     )
     assert (problem.where, problem.given) == ("task", "question-answering")
-    assert problem.fix == ("set task: token-classification, or use the recipe words or int8")
+    assert problem.fix == (
+        "use the recipe words or int8, or set task: token-classification in one of your own"
+    )
 
 
 def test_a_pass_that_is_not_for_the_model(place: Workplace) -> None:
@@ -546,10 +548,12 @@ def test_a_checkpoint_of_another_task_names_the_recipe_for_it(place: Workplace) 
     problem = place.problem(validate_recipe, **other)  # its data is not looked at
     assert "is one for text-generation, and the recipe has another task" in problem.what
     assert (problem.where, problem.given) == ("task", "text-classification")
-    assert problem.fix == "set task: text-generation, or use the recipe generation or int8"
+    assert problem.fix == (
+        "use the recipe generation or int8, or set task: text-generation in one of your own"
+    )
     place.write_config(architectures=["BertForQuestionAnswering"])
     fix = place.problem(validate_recipe, **other).fix
-    assert fix == "set task: question-answering, or use the recipe int8"
+    assert fix == "use the recipe int8, or set task: question-answering in one of your own"
 
 
 def test_a_valid_recipe_is_planned(place: Workplace) -> None:
