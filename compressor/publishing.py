@@ -304,7 +304,6 @@ def _card(manifest: Manifest, row: Row) -> str:
         "## Measured when it was built",
         "",
         *_figures(manifest, row),
-        *_judged(row),
         "",
         "## How it was made",
         "",
@@ -359,15 +358,6 @@ def _figures(manifest: Manifest, row: Row) -> list[str]:
         lines.append(f"| against the untouched model there | {row.speedup.ratio:.2f}x as fast |")
     lines.append(f"| machine | {measured.machine} |")
     return lines
-
-
-def _judged(row: Row) -> list[str]:
-    """Whether the bundle is one to ship, of a candidate that was judged."""
-    if row.unmet:
-        return ["", f"Budget: missed. It {'; it '.join(row.unmet)}."]
-    if row.chosen:
-        return ["", "Budget: met; of the bundles for this target it is the one to ship."]
-    return ["", "Budget: met; another bundle is the one to ship."] if row.checks else []
 
 
 def _settings(settings: Mapping[str, Any]) -> str:

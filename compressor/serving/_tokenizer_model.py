@@ -26,7 +26,7 @@ class TritonPythonModel:
 
         config = json.loads(args["model_config"])
         told = {key: each["string_value"] for key, each in config["parameters"].items()}
-        side = told.pop("truncation_side")
+        side = told.pop("truncation_side", "right")
         given = {key: int(value) for key, value in told.items()}
         folder = Path(args["model_repository"]) / args["model_version"]
         tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))

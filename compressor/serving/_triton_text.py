@@ -73,7 +73,11 @@ def write_text_models(
         parameters=parameters(
             {
                 "max_length": str(preprocessing.max_length),
-                "truncation_side": preprocessing.truncation_side,
+                **(
+                    {"truncation_side": preprocessing.truncation_side}
+                    if preprocessing.truncation_side != "right"
+                    else {}
+                ),
                 "pad_token_id": str(preprocessing.pad_token_id),
                 "length_multiple": str(length_multiple),
             }

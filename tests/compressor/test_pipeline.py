@@ -149,8 +149,6 @@ def test_a_bundle_tells_its_origin_and_what_was_measured_of_it(finished, rows, h
         card = (finished.output / row.bundle / "README.md").read_text()
         assert f"# {row.variant} for {row.target}" in card
         assert f"pip install 'compressor[{registry.get(row.target).extra}]'\n" in card
-        judged = "the one to ship" if row.chosen else "Budget: missed" if row.unmet else ""
-        assert judged in card
         if row.status == "measured":
             own = row.latency[report.primary_shape]
             assert measured.latency.median_ms == own.median_ms

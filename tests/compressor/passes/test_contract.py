@@ -357,7 +357,7 @@ def blocks(language: str) -> list[str]:
 @pytest.fixture
 def announced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The example of the documentation, as another installed distribution would bring it."""
-    [code] = blocks("python")
+    code, _ = blocks("python")
     info = tmp_path / "site" / "round_weights-1.0.dist-info"
     info.mkdir(parents=True)
     (tmp_path / "site" / "documented_pass.py").write_text(code, encoding="utf-8")
@@ -390,6 +390,18 @@ def test_the_documented_pass_lives_outside_of_the_package_and_stands_the_suite(
     weight = next(trial.results[0].model.module.parameters())
     mantissa, _ = torch.frexp(weight)
     torch.testing.assert_close(mantissa * 64, (mantissa * 64).round(), rtol=0, atol=0)
+
+
+@pytest.mark.usefixtures("announced")
+def test_the_documented_test_of_a_pass_runs(
+    original: TorchModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, code = blocks("python")
+    original.save(tmp_path / "checkpoint")
+    monkeypatch.chdir(tmp_path)
+    names = {"tmp_path": tmp_path, "RoundWeights": available_passes()["round_weights"]}
+    exec(code, names)  # noqa: S102  (our own documentation)
+    assert names["result"].model.form == "torch"  # type: ignore[attr-defined]
 
 
 class _Faulty(Pass):

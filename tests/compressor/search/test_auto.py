@@ -34,6 +34,7 @@ from compressor.search.auto import (
 from compressor.search.found import KEEP_FLOAT, found_recipe, int8_variants
 from compressor.search.solver import Solution
 from compressor.store import RunStore
+from compressor.training.teacher import TeacherMemory
 from targets.benchmark import BenchmarkSettings
 from targets.errors import TargetError
 from targets.registry import get
@@ -199,7 +200,7 @@ def test_a_search_that_goes_on_has_the_time_that_it_had(recipe: Recipe, store: R
     budget = Budget(max_accuracy_drop=100.0, max_latency_ms=1e3)
     wanted = recipe.model_copy(update={"budget": budget})
     first = search(wanted, settings, store=store, progress=Silent())
-    searcher = auto._Searcher(wanted, settings, store, Silent())
+    searcher = auto._Searcher(wanted, settings, store, Silent(), TeacherMemory())
     again = searcher.search()
     assert [each.passes for each in again.trials] == [each.passes for each in first.trials]
     trained = [step.record.duration_s for step in map(_last(searcher), again.trials)]
@@ -225,14 +226,15 @@ def test_as_many_epochs_as_there_is_time_for(left: float, more_than: int, epochs
 def test_a_training_is_expected_to_label_once_and_to_take_as_long_an_epoch(
     recipe: Recipe, store: RunStore
 ) -> None:
-    searcher = auto._Searcher(recipe, AutoSettings(epochs=2, short_epochs=1), store, Silent())
+    settings = AutoSettings(epochs=2, short_epochs=1)
+    searcher = auto._Searcher(recipe, settings, store, Silent(), TeacherMemory())
     assert searcher._seconds(24) == 0  # nothing is known yet
     searcher.pace = auto.Pace(epoch_s=7, label_s=30)
     assert searcher._seconds(4) == 4 * 7 + 30
     searcher.memory.keep("key", SimpleNamespace())  # type: ignore[arg-type]
     assert searcher._seconds(4) == 4 * 7
     assert searcher.search().best is not None
-    assert searcher.memory.is_empty
+    assert not searcher.memory.is_empty  # for whoever searches next with it
     assert searcher.pace.epoch_s > 0
     assert searcher.pace.label_s > 0
 
