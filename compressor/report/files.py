@@ -123,6 +123,7 @@ def read_answers(report: Report, path: str | Path) -> dict[str, NDArray[np.gener
 def report_file(path: str | Path) -> Path:
     """The file of a report, which is named by itself or by the folder that holds it."""
     path = Path(path)
+    # Never raises, as is_dir of a path does: reading it then tells what is wrong.
     return path / JSON_NAME if os.path.isdir(path) else path
 
 

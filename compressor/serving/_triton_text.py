@@ -73,11 +73,7 @@ def write_text_models(
         parameters=parameters(
             {
                 "max_length": str(preprocessing.max_length),
-                **(
-                    {"truncation_side": preprocessing.truncation_side}
-                    if preprocessing.truncation_side != "right"
-                    else {}
-                ),
+                **preprocessing.model_dump(include={"truncation_side"}),  # where it is not usual
                 "pad_token_id": str(preprocessing.pad_token_id),
                 "length_multiple": str(length_multiple),
             }

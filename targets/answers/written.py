@@ -131,15 +131,18 @@ class WrittenAnswers(Answers):
             return [text for each in parts for text in self.tokens(session, each)]
         name = session.signature.outputs[0].name
 
-        def extend(tokens: NDArray[np.int64], rows: NDArray[np.int64] | None) -> NDArray[Any]:
-            scores = session.extend({DECODER_IDS: tokens}, rows)[name][:, -1]
+        def last(outputs: Arrays) -> NDArray[Any]:
+            scores = outputs[name][:, -1]
             check_finite(scores, {})
             return scores
+
+        def extend(tokens: NDArray[np.int64], rows: NDArray[np.int64] | None) -> NDArray[Any]:
+            return last(session.extend({DECODER_IDS: tokens}, rows))
 
         if size > 1:
             feeds = {name: np.repeat(array, size, axis=0) for name, array in feeds.items()}
         allowed = functools.partial(self._allowed, feeds[DECODER_IDS])
-        first: NDArray[Any] = session.run(feeds)[name][:, -1]
+        first = last(session.run(feeds))
         if self.beams is None:
             return self._most_probable(first, extend, allowed)
         return search(first, extend, self.beams, end=self.end, longest=self.longest, scored=allowed)
