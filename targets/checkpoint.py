@@ -203,11 +203,12 @@ def _describe(module: nn.Module, config: Any, found: Shapes) -> ShapeManifest | 
 
     with _quiet_transformers(), torch.random.fork_rng(devices=[]), torch.device("meta"):
         reference = type(module)(_constructible(config))
+    dropped = _drop_absent(reference, module)
     built = _shapes(reference)
     _check_names(found, reference)
     resized = {name: shape for name, shape in found.items() if built[name] != shape}
     layers = encoder_layers(module)
-    if not resized:
+    if not resized and not dropped:
         return None
     sizes = {layer.head_size for layer in layers} or {0}
     if len(sizes) != 1:
@@ -225,7 +226,29 @@ def _describe(module: nn.Module, config: Any, found: Shapes) -> ShapeManifest | 
         head_size=sizes.pop(),
         layers=tuple(LayerShape(layer.num_heads, layer.ffn_width) for layer in layers),
         tensors=resized,
+        dropped=dropped,
     )
+
+
+def _drop_absent(reference: nn.Module, module: nn.Module) -> tuple[str, ...]:
+    """Take out of a reference what another network of its class has dropped, and name it."""
+    from torch import nn
+
+    dropped = tuple(
+        name
+        for name, part in reference.named_modules()
+        if any(True for _ in part.parameters()) and isinstance(_part(module, name), nn.Identity)
+    )
+    for name in dropped:
+        reference.set_submodule(name, nn.Identity())
+    return dropped
+
+
+def _part(module: nn.Module, name: str) -> nn.Module | None:
+    try:
+        return module.get_submodule(name)
+    except AttributeError:
+        return None
 
 
 def _constructible(config: Any) -> Any:
@@ -274,6 +297,7 @@ def _load_plain(folder: Path, network: Any) -> nn.Module:
 
 def _load_resized(folder: Path, network: Any, manifest: ShapeManifest, found: Shapes) -> nn.Module:
     from safetensors.torch import load_file
+    from torch import nn
     from transformers import AutoConfig
 
     try:
@@ -292,6 +316,10 @@ def _load_resized(folder: Path, network: Any, manifest: ShapeManifest, found: Sh
         raise _foreign(
             folder, f"it describes a {manifest.architecture}, not {type(module).__name__}"
         )
+    for name in manifest.dropped:
+        if not name or _part(module, name) is None:
+            raise _foreign(folder, f"it drops {name!r}, which is no part of the network")
+        module.set_submodule(name, nn.Identity())
     expected = {**_shapes(module), **manifest.tensors}
     _compare(found, expected, module, where=folder / SHAPES_FILE)
     _resize(module.float(), expected)

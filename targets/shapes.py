@@ -40,6 +40,7 @@ class ShapeManifest(BaseModel):
         head_size: Width of one attention head, the same in all layers.
         layers: One shape a layer, the first first.
         tensors: Name -> shape of every tensor that differs from what the config alone would build.
+        dropped: Names of parts that are gone: what they would read goes on as it is.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -50,6 +51,7 @@ class ShapeManifest(BaseModel):
     head_size: int = Field(ge=0)
     layers: tuple[LayerShape, ...]
     tensors: dict[str, tuple[int, ...]]
+    dropped: tuple[str, ...] = Field(default=(), exclude_if=lambda names: not names)
 
     @classmethod
     def read(cls, folder: Path) -> Self | None:

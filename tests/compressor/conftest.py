@@ -201,11 +201,16 @@ def colour_image() -> Callable[[int, int], Image.Image]:
     return make_image
 
 
-@pytest.fixture(scope="session")
-def image_splits() -> Splits:
+def make_image_splits() -> Splits:
+    """Images of all colours."""
     return Splits(
         make_image_split(96, 1), make_image_split(36, 2), make_image_split(36, 3), COLOURS
     )
+
+
+@pytest.fixture(scope="session")
+def image_splits() -> Splits:
+    return make_image_splits()
 
 
 NOUNS = ["cat", "dog", "house", "tree", "river", "stone", "music", "paper", "window", "garden"]

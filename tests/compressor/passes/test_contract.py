@@ -28,6 +28,7 @@ from compressor.passes.quantize import Quantize
 from compressor.recipe import load_recipe
 from compressor.recipe.schema import component_entry
 from compressor.tasks import get_task
+from tests.compressor.conftest import make_image_splits, make_vision
 from tests.compressor.writers import SPEECH, make_writer
 from tests.compressor.writers import make_splits as speech_splits
 
@@ -40,6 +41,7 @@ CHECKPOINT = object()
 # an ONNX model is given an exported one.
 EXAMPLES: dict[str, tuple[dict[str, Any], ...]] = {
     "distill": ({**SHORT, "num_layers": 1, "layer_map": ((0, 1),)},),
+    "drop_blocks": ({"ratio": 0.5}, {"blocks": ("efficientnet_lite.blocks.2",)}),
     "drop_layers": ({"keep": (1,)}, {"num_layers": 1, "strategy": "importance"}),
     "finetune": (SHORT,),
     "prune": (
@@ -60,11 +62,12 @@ EXAMPLES: dict[str, tuple[dict[str, Any], ...]] = {
 
 # Passes that are unsuited to classifiers of texts: a model of another kind, and data for it.
 SUITED: dict[str, Callable[[], tuple[TorchModel, Splits]]] = {
-    "variable_window": lambda: (make_writer("whisper"), speech_splits(SPEECH))
+    "drop_blocks": lambda: (make_vision("efficientnet-lite"), make_image_splits()),
+    "variable_window": lambda: (make_writer("whisper"), speech_splits(SPEECH)),
 }
 
-# What a plan cannot know, because the data decides it.
-UNPLANNED = {"trim_vocabulary": ("vocabulary_size",)}
+# What a plan cannot know, because the data or the loaded network decides it.
+UNPLANNED = {"drop_blocks": ("num_other_parameters",), "trim_vocabulary": ("vocabulary_size",)}
 
 TOPICS = ("who is the king", "where is the river", "when is the battle")
 
