@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.checkpoints import MAX_LENGTH, MODEL, fetch, fine_tune
 from compressor.answering import answer
 from compressor.cli.progress import ConsoleProgress
 from compressor.data import Split
@@ -38,9 +39,7 @@ from compressor.store import RunStore, default_store
 from compressor.training.settings import QuantizationAware
 from targets.scoring import Z_95
 
-HERE = Path(__file__).parent
 SHORT, LONG = "trec-6", "20-newsgroups"
-MAX_LENGTH = 128
 SMALL = "3 layers, quarter width"
 AWARE_EPOCHS = 4
 
@@ -95,6 +94,8 @@ def cases() -> tuple[Case, ...]:
     alone = distill.model_copy(update={"num_layers": None})
     drop = DropLayers(num_layers=distill.num_layers)
     blind = prune.model_copy(update={"importance": "random"})
+    fitted = prune.model_copy(update={"refit": True})
+    second = fitted.model_copy(update={"importance": "second-order"})
     labels = Finetune(epochs=distill.epochs)
 
     def without(**changes: Any) -> Distill:
@@ -123,6 +124,10 @@ def cases() -> tuple[Case, ...]:
         Case("only layers go", "3 layers, whole width", (distill,)),
         Case("only heads and neurons go", "6 layers, quarter width", (prune, alone)),
         Case("not trained at all", "6 layers, quarter width", (prune,)),
+        Case("not trained, fitted", "6 layers, quarter width", (fitted,)),
+        Case("not trained, fitted, second-order", "6 layers, quarter width", (second,)),
+        Case("the recipe, fitted", small, (fitted, distill)),
+        Case("the recipe, fitted, second-order", small, (second, distill)),
         Case("only int8", whole, (export, int8)),
         Case("the recipe, int8", small, (prune, distill, export, int8)),
         Case(
@@ -149,13 +154,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Train every case with every seed; what is in the store already is taken from there."""
     parser = argparse.ArgumentParser(prog="scripts/ablate", description=__doc__)
     parser.add_argument("task", nargs="?", choices=(SHORT, LONG), default=SHORT)
-    parser.add_argument("--checkpoint", type=Path, required=True, help="fine-tuned on the data")
-    parser.add_argument("--data", type=Path, required=True, help="what fetch_assets brought")
+    parser.add_argument(
+        "--checkpoint", type=Path, help="fine-tuned on the task: instead of doing it anew"
+    )
+    parser.add_argument("--output", type=Path, default=Path("demo-output/ablation"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--results", type=Path, default=HERE / "results")
     parser.add_argument("--store", type=Path)
     parser.add_argument("--found", type=Path, help="a recipe of auto, for its shape")
     options = parser.parse_args(arguments)
+    assets = fetch(MODEL, options.task)
+    if options.checkpoint is None:
+        folder = options.output / options.task / "checkpoint"
+        options.checkpoint = fine_tune(options.task, assets, folder)
+    options.data = assets / options.task
     chosen = cases() if options.task == SHORT else long_cases()
     if options.found is not None:
         chosen = (*chosen, solved_case(options.found))
@@ -173,7 +184,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 lost = 100 * (before.count("1") - after.count("1")) / len(before)
                 progress.finish(f"{lost:.1f} points lost", cached=False)
             # Every seed is whole before it counts.
-            path = options.results / f"ablation_{options.task.replace('-', '_')}.json"
+            path = options.output / f"ablation_{options.task.replace('-', '_')}.json"
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(json.dumps(document) + "\n", encoding="utf-8")
     print("\n".join(table(document)))

@@ -38,7 +38,8 @@ class Prune(Pass):
     paper: ClassVar[str] = (
         "Molchanov et al., Importance Estimation for Neural Network Pruning, CVPR 2019 "
         "(arXiv 1906.10771); Michel et al., Are Sixteen Heads Really Better than One?, "
-        "NeurIPS 2019 (arXiv 1905.10650); Fang et al., DepGraph, CVPR 2023 (arXiv 2301.12900)"
+        "NeurIPS 2019 (arXiv 1905.10650); Fang et al., DepGraph, CVPR 2023 (arXiv 2301.12900); "
+        "He et al., Channel Pruning for Accelerating Very Deep Neural Networks, ICCV 2017"
     )
     libraries: ClassVar[tuple[str, ...]] = (
         "torch",
@@ -66,9 +67,10 @@ class Prune(Pass):
     shape: tuple[KeptLayer, ...] | None = None
     """The layers that stay, each with its own heads and neurons, instead of shares: what
     `compressor auto` finds. The other layers are dropped."""
-    importance: Literal["taylor", "magnitude", "random"] = "taylor"
-    """How units are scored: by the change of the loss on training data, by the size of their
-    weights, or at random (a control)."""
+    importance: Literal["taylor", "second-order", "magnitude", "random"] = "taylor"
+    """How units are scored: by the change of the loss on training data; by what the others cannot
+    say in their place (second-order, with `refit`); by the size of their weights; or at random (a
+    control)."""
     scope: Literal["layer", "global"] = "layer"
     """Whether each layer loses the same share, or all layers compete and may end up different."""
     steps: int = Field(default=1, ge=1, le=100)
@@ -76,8 +78,11 @@ class Prune(Pass):
     left."""
     recovery: DistillSettings | None = None
     """Distillation from the untouched model after each cut."""
+    refit: bool = Field(default=False, exclude_if=lambda refit: not refit)
+    """Whether the heads and neurons that stay are fitted to say what those that go have said, by
+    least squares on training data."""
     examples: int = Field(default=512, ge=8)
-    """Training rows that Taylor importance looks at."""
+    """Training rows that Taylor and second-order importance look at, and that `refit` fits on."""
 
     @model_validator(mode="after")
     def _check_effect(self) -> Self:
@@ -89,8 +94,13 @@ class Prune(Pass):
             self._check_shape(self.shape)
         elif ratios == Ratios(0.0, 0.0, 0.0):
             raise ValueError("nothing to prune: set ratio, or heads, ffn or hidden, above 0")
+        if self.importance == "second-order" and not self.refit:
+            raise ValueError("importance second-order counts on refit: set it to true")
+        if self.importance == "second-order" and self.hidden:
+            raise ValueError("importance second-order knows no hidden units: drop hidden")
         if (
             self.importance != "taylor"
+            and not self.refit
             and self.examples != type(self).model_fields["examples"].default
         ):
             raise ValueError(f"examples has no effect with importance {self.importance}")
@@ -149,8 +159,7 @@ class Prune(Pass):
             PassError: The settings are about parts that such a network does not have.
         """
         wrong = [name for name in ("heads", "ffn", "shape") if getattr(self, name) is not None]
-        if self.hidden:
-            wrong.append("hidden")
+        wrong += [name for name in ("hidden", "refit") if getattr(self, name)]
         if wrong or self.ratio is None:
             raise PassError(
                 "the model is no transformer encoder: it has channels, and no heads or layers",
@@ -298,6 +307,7 @@ class Prune(Pass):
                 scope=self.scope,
                 multiple=context.width_multiple,
                 num_examples=self.examples,
+                refits=self.refit,
                 seed=seed,
                 progress=progress,
             )

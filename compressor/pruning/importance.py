@@ -1,7 +1,7 @@
 """How much each head, feed-forward neuron and hidden unit of an encoder matters.
 
 All scores are non-negative, larger is more important. Scores of one kind of unit are comparable
-between layers: Taylor and random ones as they are, magnitudes after division by their layer's mean.
+between layers: magnitudes after division by their layer's mean, the others as they are.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from compressor.pruning.moments import Moments, gather_moments, head_groups
 from compressor.tasks.base import LABELS
 from targets.encoder import EncoderLayer, encoder_layers
 
@@ -27,11 +28,14 @@ __all__ = [
     "labelled_loss",
     "magnitude_scores",
     "random_scores",
+    "second_order_scores",
     "taylor_scores",
 ]
 
-Importance = Literal["taylor", "magnitude", "random"]
+Importance = Literal["taylor", "second-order", "magnitude", "random"]
 Array = NDArray[np.float64]
+_REMOVALS = 256
+"""Of the units of a layer, how often costs are worked out anew."""
 
 
 @dataclass(frozen=True)
@@ -138,6 +142,69 @@ def taylor_scores(
         for parameter, flag in flags:
             parameter.requires_grad_(flag)
     return Scores(heads=tuple(heads), ffn=tuple(ffn), hidden=hidden)
+
+
+def second_order_scores(
+    module: nn.Module,
+    batches: Sequence[Mapping[str, Tensor]],
+    *,
+    progress: Callable[[int], None] = lambda count: None,
+) -> Scores:
+    """What of the output of its projection is lost for good when a unit goes, one after another.
+
+    Those that stay are fitted to say what it has said, so that of two units that say the same one
+    costs nothing (Hassibi and Stork, "Optimal Brain Surgeon", 1993; for whole structures Kurtic et
+    al., "ZipLM", 2023). The unit that costs least goes, and the costs of the rest are worked out
+    anew: a score is the error at which a unit goes, as a share of what is written of a token.
+    Prune with :func:`compressor.pruning.refit.refit`, which is what the scores count on.
+
+    Args:
+        module: Stays as it was.
+        batches: Inputs of the model, with ``labels``.
+        progress: Called with the number of batches done.
+    """
+    layers = encoder_layers(module)
+    found = gather_moments(module, batches, progress=progress)
+    heads, ffn = [], []
+    for layer, moments in zip(layers, found, strict=True):
+        heads.append(_errors_when_gone(moments.heads, head_groups(layer)))
+        neurons = torch.arange(layer.ffn_width, device=layer.ffn_output.weight.device)
+        ffn.append(_errors_when_gone(moments.ffn, neurons[:, None]))
+    hidden = np.zeros(layers[0].query.in_features)  # no projection alone reads these
+    return Scores(heads=tuple(heads), ffn=tuple(ffn), hidden=hidden)
+
+
+def _errors_when_gone(moments: Moments, groups: Tensor) -> Array:
+    """The error when each unit has gone, with all that went before it.
+
+    Args:
+        moments: What the projection reads.
+        groups: (units, size) the columns of each unit.
+
+    Returns:
+        (units,) mean squared error, where what is written has a mean square of 1.
+    """
+    inverse = torch.linalg.inv(moments.covariance)
+    weight = moments.part.weight.detach().double()
+    errors = np.zeros(len(groups))
+    left = torch.arange(len(groups), device=groups.device)
+    at_once = max(1, len(groups) // _REMOVALS)
+    lost = 0.0
+    while len(left):
+        columns = groups[left]  # (units, size)
+        own = torch.linalg.inv(inverse[columns[:, :, None], columns[:, None, :]])
+        costs = torch.einsum("ous,ust,out->u", weight[:, columns], own, weight[:, columns])
+        going = costs.topk(min(at_once, len(left)), largest=False).indices
+        gone = groups[left[going]].flatten()
+        among = torch.linalg.inv(inverse[gone][:, gone])
+        lost += float(torch.einsum("og,gh,oh->", weight[:, gone], among, weight[:, gone]))
+        told = among @ inverse[gone]  # (gone, all)
+        weight = weight - weight[:, gone] @ told
+        inverse = inverse - inverse[:, gone] @ told
+        errors[left[going].cpu().numpy()] = lost
+        left = left[~torch.isin(left, left[going])]
+    # Each token counts as much as what is written of it has a mean square of 1.
+    return errors * moments.count / max(1, moments.num_tokens) / len(weight)
 
 
 def random_scores(module: nn.Module, seed: int) -> Scores:

@@ -19,9 +19,11 @@ from compressor.pruning.importance import (
     Scores,
     magnitude_scores,
     random_scores,
+    second_order_scores,
     taylor_scores,
 )
 from compressor.pruning.layers import select_layers
+from compressor.pruning.refit import refit
 from compressor.pruning.selection import global_counts, top_units
 from compressor.pruning.slicing import Kept, keep_units
 from compressor.pruning.widths import head_multiple
@@ -47,6 +49,7 @@ def prune_to(
     scope: Scope,
     multiple: int,
     num_examples: int,
+    refits: bool,
     seed: int,
     progress: Callable[[float], None] = lambda fraction: None,
 ) -> TorchModel:
@@ -61,19 +64,26 @@ def prune_to(
         importance: How units are scored.
         scope: Whether units compete within their layer or with those of all layers.
         multiple: Widths are multiples of this.
-        num_examples: Rows for Taylor importance.
+        num_examples: Rows for Taylor and second-order importance, and to fit on.
+        refits: Whether what stays is fitted to say what goes, see :mod:`compressor.pruning.refit`.
         seed: Of the choice of rows, and of random scores.
         progress: Called with the fraction done.
     """
-    if importance == "taylor":
+    batches = []
+    if importance in ("taylor", "second-order") or refits:
         batches = sample_batches(
             model, split, num_rows=num_examples, batch_size=TAYLOR_BATCH, seed=seed
         )
+    if importance == "taylor":
         scores = taylor_scores(
             model.module,
             batches,
             task=get_task(model.task),
             progress=lambda count: progress(count / len(batches)),
+        )
+    elif importance == "second-order":
+        scores = second_order_scores(
+            model.module, batches, progress=lambda count: progress(count / len(batches))
         )
     elif importance == "magnitude":
         scores = magnitude_scores(model.module)
@@ -86,6 +96,8 @@ def prune_to(
         now = replace(now, layers=tuple(now.layers[layer] for layer in layers))
         scores = scores.of_layers(layers)
     kept = choose(scores, now, target, scope=scope, multiple=multiple)
+    if refits:
+        module = refit(module, kept, batches)
     return replace(model, module=keep_units(module, kept, _example(model, split)))
 
 

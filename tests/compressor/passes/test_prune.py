@@ -70,7 +70,10 @@ def test_pruning_nothing_is_an_error(settings: dict[str, float]) -> None:
         ({"ratio": 1.0}, "less than 1"),
         ({"ratio": 0.0}, "greater than 0"),
         ({"ratio": 0.5, "steps": 0}, "greater than or equal to 1"),
-        ({"ratio": 0.5, "importance": "hessian"}, "'taylor', 'magnitude' or 'random'"),
+        (
+            {"ratio": 0.5, "importance": "hessian"},
+            "'taylor', 'second-order', 'magnitude' or 'random'",
+        ),
         ({"ratio": 0.5, "ration": 0.5}, "Extra inputs"),
     ],
 )

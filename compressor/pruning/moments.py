@@ -1,0 +1,138 @@
+"""Second moments of what the projections read that units end in: what one unit tells of others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from compressor.tasks.base import LABELS
+from compressor.training.losses import token_mask
+from targets.answers import IGNORED
+from targets.encoder import EncoderLayer, encoder_layers, layer_stacks
+
+__all__ = ["LayerMoments", "Moments", "gather_moments", "head_groups"]
+
+_LEAST = 1e-6
+_DAMPING = 0.01
+"""Added to the variance of each unit, as a share of their mean: what few rows do not tell stays as
+it is."""
+
+
+class Moments:
+    """Weighted sums over tokens of what a projection reads, and how it weighs that.
+
+    A token counts in inverse proportion to the square of what the projection writes of it: errors
+    are relative. Else a few tokens, such as separators, whose states are a hundred times those of
+    others, would decide alone, although the normalization after it makes all of them equal.
+
+    Args:
+        part: Reads the units, (out, units).
+    """
+
+    def __init__(self, part: nn.Linear) -> None:
+        width, device = part.in_features, part.weight.device
+        self.part = part
+        self.num_tokens = 0
+        self.count = 0.0
+        self.sum = torch.zeros(width, dtype=torch.float64, device=device)
+        self.products = torch.zeros((width, width), dtype=torch.float64, device=device)
+
+    def add(self, given: Tensor) -> None:
+        """Add tokens.  # (N, units)"""
+        given = given.float()
+        written = functional.linear(given, self.part.weight.float(), self.part.bias)
+        weights = 1 / written.square().mean(dim=-1).clamp(min=_LEAST)
+        weighted = given * weights[:, None]
+        self.num_tokens += len(given)
+        self.count += float(weights.sum())
+        self.sum += weighted.sum(dim=0)
+        self.products += (given.T @ weighted).double()
+
+    @property
+    def mean(self) -> Tensor:
+        """(units,); zeros where the projection has no bias that could make up for it."""
+        if self.part.bias is None or not self.count:
+            return torch.zeros_like(self.sum)
+        return self.sum / self.count
+
+    @property
+    def covariance(self) -> Tensor:
+        """(units, units), around the mean, and with a little more variance."""
+        products = self.products / max(self.count, _LEAST) - torch.outer(self.mean, self.mean)
+        damping = _DAMPING * products.diagonal().mean()
+        products.diagonal().add_(damping.clamp(min=torch.finfo(torch.float64).tiny))
+        return products
+
+
+@dataclass(frozen=True)
+class LayerMoments:
+    """What the two projections of a layer read that its units end in."""
+
+    heads: Moments
+    ffn: Moments
+
+
+def head_groups(layer: EncoderLayer) -> Tensor:
+    """(heads, channels): the columns of the output projection that each head gives."""
+    device = layer.attention_output.weight.device
+    return torch.arange(layer.attention_output.in_features, device=device).reshape(
+        layer.num_heads, -1
+    )
+
+
+def gather_moments(
+    module: nn.Module,
+    batches: Sequence[Mapping[str, Tensor]],
+    *,
+    progress: Callable[[int], None] = lambda count: None,
+) -> list[LayerMoments]:
+    """Read batches, and note what the units of each layer give of all tokens that are no padding.
+
+    Args:
+        module: A transformer whose layers are known.
+        batches: Inputs, and labels, of which a decoder's padding is read.
+        progress: Called with the number of batches done.
+    """
+    layers = encoder_layers(module)
+    first, *_ = map(len, layer_stacks(module))
+    masks: list[Tensor | None] = [None, None]  # of the first stack; of a decoder that follows it
+    found, hooks = [], []
+    for number, layer in enumerate(layers):
+        pair = LayerMoments(Moments(layer.attention_output), Moments(layer.ffn_output))
+        for moments in (pair.heads, pair.ffn):
+            adder = _adder(moments, masks, int(number >= first))
+            hooks.append(moments.part.register_forward_pre_hook(adder))
+        found.append(pair)
+    training = module.training
+    module.eval()
+    try:
+        with torch.no_grad():
+            for count, batch in enumerate(batches, start=1):
+                masks[0] = batch.get("attention_mask")
+                if first < len(layers):
+                    masks[1] = _up_to_the_last(batch[LABELS] != IGNORED)
+                module(**{name: each for name, each in batch.items() if name != LABELS})
+                progress(count)
+    finally:
+        for hook in hooks:
+            hook.remove()
+        module.train(training)
+    return found
+
+
+def _up_to_the_last(judged: Tensor) -> Tensor:
+    """(N, L): 1 up to the last token that is judged; those after it are padding."""
+    return judged.long().flip(-1).cummax(dim=-1).values.flip(-1)
+
+
+def _adder(moments: Moments, masks: Sequence[Tensor | None], stack: int) -> Any:
+    def add(_: nn.Module, given: tuple[Tensor, ...]) -> None:
+        states = given[0] if given[0].ndim == 3 else given[0][None]  # some lay all tokens in a row
+        moments.add(states[token_mask(masks[stack], states) != 0])
+
+    return add
