@@ -9,80 +9,66 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.checkpoints import MAX_LENGTH, MODEL, TASKS, fetch, fine_tune, run_compressor
 from compressor.recipe import load_recipe
 from compressor.report.files import read_report
 from compressor.report.schema import Report, Row
 from compressor.report.wording import drop_interval, points
 from targets.measurement import Measurement, Speedup, speedup
 
-HERE = Path(__file__).parent
-TASKS = ("trec-6", "rotten-tomatoes", "20-newsgroups")
 OURS = ("onnxruntime", "openvino")
 BATCH_SIZES = (1, 8)
-MAX_LENGTH = 128
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the comparison."""
     parser = argparse.ArgumentParser(prog="scripts/compare", description=__doc__)
     parser.add_argument("tasks", nargs="*", default=TASKS, metavar="TASK", help=", ".join(TASKS))
-    parser.add_argument("--assets", type=Path, required=True, help="what fetch_assets brought")
     parser.add_argument(
-        "--checkpoints", type=Path, help="where scripts/pareto fine-tuned: instead of doing it anew"
+        "--checkpoint", type=Path, help="fine-tuned on the one task: instead of doing it anew"
     )
     parser.add_argument(
         "--found", type=Path, help="take passes and variants of this recipe instead of balanced"
     )
     parser.add_argument("--olive", type=Path, help="the command olive of another environment")
     parser.add_argument("--output", type=Path, default=Path("comparison"))
-    parser.add_argument("--results", type=Path, default=HERE / "results")
-    parser.add_argument("--rounds", type=int, default=25)
+    parser.add_argument(
+        "--results", type=Path, help="where figures to publish go; by default the output folder"
+    )
+    parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--measure-again", action="store_true")
     options = parser.parse_args(arguments)
     unknown = sorted(set(options.tasks) - set(TASKS))
     if unknown:
         parser.error(f"there is no task {unknown[0]!r}: use {', '.join(TASKS)}")
+    if options.checkpoint is not None and len(options.tasks) > 1:
+        parser.error("--checkpoint is of one task: name it")
+    assets = fetch(MODEL, *options.tasks)
     for task in options.tasks:
         folder = (options.output / task).absolute()
-        checkpoint = folder / "checkpoint"
-        if options.checkpoints is not None:
-            checkpoint = (options.checkpoints / f"{task}-checkpoint").absolute()
-        else:
-            _compressor(
-                "finetune", options.assets / "minilm-l6", options.assets / task,
-                "--output", checkpoint, "--overwrite", "--max-length", MAX_LENGTH,
-            )  # fmt: skip
         folder.mkdir(parents=True, exist_ok=True)
+        checkpoint = options.checkpoint or fine_tune(task, assets, folder / "checkpoint")
         recipe = folder / "recipe.json"  # JSON is YAML as well
-        document = _recipe(task, checkpoint, options)
+        document = _recipe(assets / task, checkpoint.absolute(), options)
         recipe.write_text(json.dumps(document, indent=1), encoding="utf-8")
         again = ["--measure-again"] if options.measure_again else []
-        _compressor("run", recipe, "--output", folder / "compressed", *again)
+        run_compressor("run", recipe, "--output", folder / "compressed", *again)
         report = read_report(folder / "compressed" / "report.json")
         name = f"compare_{task.replace('-', '_')}_seed{options.seed}.json"
-        publish(report, options.results / name)
+        publish(report, (options.results or options.output) / name)
         print("\n".join(table(report)))
     return 0
 
 
-def _compressor(*arguments: object) -> None:
-    command = [sys.executable, "-m", "compressor", *map(str, arguments)]
-    done = subprocess.run(command, check=False)
-    if done.returncode not in (0, 5):  # a missed budget is a result as well
-        sys.exit(done.returncode)
-
-
-def _recipe(task: str, checkpoint: Path, options: argparse.Namespace) -> dict[str, Any]:
+def _recipe(data: Path, checkpoint: Path, options: argparse.Namespace) -> dict[str, Any]:
     """A recipe as shipped or found, on our two CPU targets, with the rivals as further targets."""
     shipped = load_recipe(options.found or "balanced").model_dump(mode="json")
-    data = (options.assets / task).absolute()
     untouched = {"checkpoint": str(checkpoint)}
     rivals: list[dict[str, Any]] = [
         {"target": name, **untouched}
@@ -95,7 +81,7 @@ def _recipe(task: str, checkpoint: Path, options: argparse.Namespace) -> dict[st
     if options.olive is not None:
         rivals.append({"target": "olive_int8", "olive": str(options.olive.absolute()), **untouched})
     return {
-        "name": f"{task}, with rivals",
+        "name": f"{data.name}, with rivals",
         "model": str(checkpoint),
         "data": {
             "max_length": MAX_LENGTH,
@@ -118,6 +104,12 @@ def publish(report: Report, path: Path) -> None:
     for key in ("train", "validation", "test"):
         recipe["data"][key] = f"{key}.csv"
     recipe["targets"] = [{"target": each["target"]} for each in recipe["targets"]]
+    for step in (
+        *recipe["passes"],
+        *(each for tail in recipe["variants"].values() for each in tail),
+    ):
+        if step.get("unlabeled"):
+            step["unlabeled"] = Path(step["unlabeled"]).name
     document["predictions"] = None
     document["rows"] = [row for row in document["rows"] if row["status"] == "measured"]
     path.parent.mkdir(parents=True, exist_ok=True)

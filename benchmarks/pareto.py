@@ -15,6 +15,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from benchmarks.checkpoints import MAX_LENGTH, MODEL, TASKS, fetch, fine_tune
 from benchmarks.compare import publish
 from compressor.cli.progress import ConsoleProgress
 from compressor.data import DataSpec
@@ -39,7 +40,6 @@ from targets.bundle import Bundle
 from targets.measurement import Measurement, speedup
 from targets.registry import get
 
-HERE = Path(__file__).parent
 EPOCHS: Mapping[float, int] = {
     4.0: 6, 6.0: 10, 8.0: 24, 10.0: 24, 15.0: 24, 20.0: 24, 25.0: 24,
 }  # fmt: skip
@@ -65,35 +65,41 @@ WHOLE: Mapping[str, tuple[Pass, ...]] = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Find a shape for every speed, and measure them."""
     parser = argparse.ArgumentParser(prog="scripts/pareto", description=__doc__)
-    parser.add_argument("task", help="name of the data among the assets, such as trec-6")
-    parser.add_argument("--checkpoint", type=Path, required=True, help="fine-tuned on the data")
-    parser.add_argument("--data", type=Path, required=True, help="what fetch_assets brought")
-    parser.add_argument("--output", type=Path, default=Path("pareto"))
-    parser.add_argument("--results", type=Path, default=HERE / "results")
+    parser.add_argument("task", nargs="?", choices=TASKS, default=TASKS[0])
+    parser.add_argument(
+        "--checkpoint", type=Path, help="fine-tuned on the task: instead of doing it anew"
+    )
+    parser.add_argument("--output", type=Path, default=Path("demo-output/pareto"))
+    parser.add_argument(
+        "--results", type=Path, help="where figures to publish go; by default the output folder"
+    )
     parser.add_argument("--store", type=Path)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--max-length", type=int)
     parser.add_argument("--speeds", type=float, nargs="+", choices=list(EPOCHS))
     parser.add_argument("--time-limit", type=float, default=60.0, help="minutes for each speed")
     parser.add_argument("--unlabeled", type=Path, help="more texts, one a line")
     parser.add_argument("--measure-again", action="store_true")
     options = parser.parse_args(arguments)
     store = RunStore(options.store or default_store())
+    assets = fetch(MODEL, options.task)
+    output = (options.output / options.task).absolute()
+    checkpoint = options.checkpoint or fine_tune(options.task, assets, output / "checkpoint")
+    data = assets / options.task
     base = Recipe(
         name=f"{options.task}, every speed",
-        model=options.checkpoint.absolute(),
+        model=checkpoint.absolute(),
         task="text-classification",
         data=DataSpec(
-            train=options.data / "train.csv",
-            validation=options.data / "validation.csv",
-            test=options.data / "test.csv",
-            max_length=options.max_length,
+            train=data / "train.csv",
+            validation=data / "validation.csv",
+            test=data / "test.csv",
+            max_length=MAX_LENGTH,
         ),
         targets=(get(TARGET), get(BASE)),
         budget=Budget(require="any"),
         benchmark=BenchmarkSettings(threads=THREADS, sequence_length=128, batch_sizes=(1, 8)),
         seed=options.seed,
-        output=(options.output / options.task).absolute(),
+        output=output,
     )
     with ConsoleProgress() as progress:
         whole = base.model_copy(update={"variants": dict(WHOLE)})
@@ -105,8 +111,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         real = _real_texts(report, base, progress)
         progress.finish("", cached=False)
     name = f"{options.task.replace('-', '_')}_seed{options.seed}.json"
-    publish(report, options.results / f"pareto_{name}")
-    path = options.results / f"real_texts_{name}"
+    results = options.results or options.output
+    publish(report, results / f"pareto_{name}")
+    path = results / f"real_texts_{name}"
     path.write_text(real.model_dump_json() + "\n", encoding="utf-8")
     print("\n".join((*table(report), "", *real_table(real))))
     return 0

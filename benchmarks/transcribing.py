@@ -18,6 +18,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 import targets
+from benchmarks.named_bundles import add_bundles, named_bundles
 from targets.answers.written import word_errors, words_of
 from targets.environment import Environment
 from targets.preprocessing.wav import read_wav
@@ -67,11 +68,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, write the raw times, and print the table."""
     parser = argparse.ArgumentParser(prog="benchmarks.transcribing", description=__doc__)
     parser.add_argument("table", type=Path, help="CSV with the columns audio and target")
-    parser.add_argument("bundles", nargs="+", metavar="NAME=BUNDLE")
+    add_bundles(parser)
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args(arguments)
-    named = dict(each.split("=", 1) for each in options.bundles)
+    named = named_bundles(parser, options.bundles)
+    options.output.parent.mkdir(parents=True, exist_ok=True)  # before the work, not after it
     found = measure(options.table, named, num_rounds=options.rounds)
     document = {
         "environment": Environment.here().model_dump(mode="json"),

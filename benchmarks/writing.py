@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.named_bundles import add_bundles, named_bundles
 from targets.bundle import Bundle
 from targets.environment import Environment
 from targets.writing import Writing, measure_writing
@@ -24,13 +25,14 @@ THREADS = 2
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, write the raw times, and print the table."""
     parser = argparse.ArgumentParser(prog="benchmarks.writing", description=__doc__)
-    parser.add_argument("bundles", nargs="+", metavar="NAME=BUNDLE")
+    add_bundles(parser)
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--prompt-tokens", type=int, default=128)
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=9)
     options = parser.parse_args(arguments)
-    named = dict(each.split("=", 1) for each in options.bundles)
+    named = named_bundles(parser, options.bundles)
+    options.output.parent.mkdir(parents=True, exist_ok=True)  # before the work, not after it
     found = measure_writing(
         {name: Bundle.open(path) for name, path in named.items()},
         threads=THREADS,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import itertools
 import json
+import math
 import shutil
 import subprocess
 from collections.abc import Mapping
@@ -24,6 +25,7 @@ from targets.errors import TargetError, UnsupportedModelError
 from targets.runtimes.onnxruntime import OnnxRuntimeSession, create_session
 from targets.runtimes.openvino import OpenVINO
 from targets.runtimes.pytorch import PyTorch
+from targets.shapes import tensor_shapes
 from targets.signature import Arrays, Signature
 
 MODEL = "model.onnx"
@@ -31,20 +33,28 @@ NUM_CALIBRATION_TEXTS = 300  # as NNCF's own default
 _ONLY_UNTOUCHED = "it stands for the untouched model alone"
 
 
-def _refuse_compressed(source: Source, checkpoint: Path, num_layers: int) -> None:
+_WHOLE = 0.98
+"""Share of the weights of a checkpoint that its export has, at least."""
+
+
+def _refuse_compressed(source: Source, checkpoint: Path, num_weights: int) -> None:
     """Leave out our own students: they are measured on the targets of the toolkit.
 
     Raises:
-        UnsupportedModelError: The model has not the layers of the checkpoint.
+        UnsupportedModelError: The model has not the weights of the checkpoint.
     """
-    wanted = _config(checkpoint)["num_hidden_layers"]
-    if num_layers != wanted:
+    wanted = _num_weights(checkpoint)
+    if num_weights < _WHOLE * wanted:
         raise UnsupportedModelError(
             "this target stands for what users would pick instead",
             where=source.path,
-            given=f"a compressed model: {num_layers} layers instead of {wanted}",
+            given=f"a compressed model: {num_weights} weights instead of {wanted}",
             fix="measure it on a target of the toolkit",
         )
+
+
+def _num_weights(checkpoint: Path) -> int:
+    return sum(math.prod(shape) for shape in tensor_shapes(checkpoint).values())
 
 
 def _config(checkpoint: Path) -> dict[str, Any]:
@@ -77,9 +87,8 @@ class _OnnxRival(Target):
         """Refuse what is not the untouched model."""
         import onnx
 
-        nodes = onnx.load(source.path, load_external_data=False).graph.node
-        attentions = sum(node.op_type == "Softmax" for node in nodes)
-        _refuse_compressed(source, self.checkpoint, attentions)
+        constants = onnx.load(source.path, load_external_data=False).graph.initializer
+        _refuse_compressed(source, self.checkpoint, sum(math.prod(each.dims) for each in constants))
 
     def load(self, bundle: Bundle, *, threads: int) -> Session:
         """Open the graph in ONNX Runtime."""
@@ -105,6 +114,7 @@ class OrtOptimizer(_OnnxRival):
     """ONNX Runtime's own optimizer for transformers: fused attention, GELU and LayerNorm, fp32."""
 
     name = "ort_optimizer"
+    libraries: ClassVar[tuple[str, ...]] = ("onnxruntime", "onnx")
 
     def lower(self, source: Source, folder: Path) -> Lowered:
         """Fuse."""
@@ -115,6 +125,7 @@ class OrtDynamicInt8(_OnnxRival):
     """ONNX Runtime's ``quantize_dynamic`` after its optimizer for transformers."""
 
     name = "ort_dynamic_int8"
+    libraries: ClassVar[tuple[str, ...]] = ("onnxruntime", "onnx")
 
     def lower(self, source: Source, folder: Path) -> Lowered:
         """Fuse and quantize."""
@@ -153,6 +164,7 @@ class NncfInt8(_OnnxRival):
     """NNCF post-training int8 in OpenVINO, its preset for transformers."""
 
     name = "nncf_int8"
+    libraries: ClassVar[tuple[str, ...]] = ("nncf", "openvino")
     data: Path
     """The training data, a CSV file with a column ``text``: calibration takes its first rows."""
 
@@ -196,6 +208,14 @@ class OliveInt8(_OnnxRival):
     name = "olive_int8"
     olive: Path
     """The command ``olive`` of that environment."""
+
+    def versions(self) -> dict[str, str]:
+        """See the base class: those of that environment."""
+        found = (self.olive.parent.parent / "lib").glob("python*/site-packages/*.dist-info")
+        parts = (path.name.removesuffix(".dist-info").rpartition("-") for path in found)
+        named = {name: version for name, _, version in parts}
+        wanted = ("olive_ai", "onnxruntime", "torch", "transformers")
+        return super().versions() | {name: named[name] for name in wanted if name in named}
 
     def lower(self, source: Source, folder: Path) -> Lowered:
         """Let Olive go from the checkpoint to its ONNX file.
@@ -253,7 +273,7 @@ class _TorchRival(PyTorch):
 
     def requires(self, source: Source) -> None:
         """Refuse what is not the untouched model."""
-        _refuse_compressed(source, self.checkpoint, _config(source.path)["num_hidden_layers"])
+        _refuse_compressed(source, self.checkpoint, _num_weights(source.path))
         super().requires(source)
 
     def load(self, bundle: Bundle, *, threads: int) -> Session:
@@ -296,6 +316,7 @@ class TorchaoInt8(_TorchRival):
     """torchao's dynamic int8 activations and int8 weights, under ``torch.compile``."""
 
     name = "torchao_int8"
+    libraries: ClassVar[tuple[str, ...]] = ("torch", "transformers", "torchao")
 
     def turned(self, module: Any) -> Any:
         """Quantize and compile."""

@@ -7,7 +7,6 @@ import signal
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from pathlib import Path
 
 from benchmarks.soak.job import Job, make_home
@@ -18,12 +17,14 @@ __all__ = ["main"]
 
 VARIANTS = "variants={int8: [{pass: quantize, method: static, num_samples: 32}]}"
 OPTIONS = ("--set", "targets=[onnxruntime, openvino]", "--set", VARIANTS)
+KINDS = ("kills", "bits", "signals", "input", "disk", "runtime", "together", "repeat")
 DISKS = 6
 REPEATS = 2
+INTERRUPTED = 130
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the soak; returns 1 where anything failed."""
+    """Run the soak; returns 1 where anything failed, and 130 where it was interrupted."""
     parser = argparse.ArgumentParser(
         prog="scripts/soak",
         description="Kill, interrupt, starve and damage runs of a small job, and check that the "
@@ -35,6 +36,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--only", nargs="*", metavar="FAULT", help="some of the kinds of faults")
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/soak.json"))
     options = parser.parse_args(arguments)
+    if set(options.only or ()) - set(KINDS):
+        parser.error(f"--only takes {', '.join(KINDS)}")
     ledger = Ledger(seed=options.seed, minutes=options.minutes)
     with tempfile.TemporaryDirectory(prefix="soak-") as folder:
         job = Job(make_home(Path(folder) / "home"), OPTIONS)
@@ -52,18 +55,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "together": lambda: trials.run_twice_at_once(few),
             "repeat": lambda: trials.repeat(REPEATS),
         }
-        unknown = set(options.only or ()) - set(kinds)
-        if unknown:
-            parser.error(f"--only takes {', '.join(kinds)}")
+        assert tuple(kinds) == KINDS
         for number in (signal.SIGINT, signal.SIGTERM):  # also where a shell had them ignored
             signal.signal(number, signal.default_int_handler)
-        with suppress(KeyboardInterrupt):  # what was found until then counts
+        try:
             for name, run in kinds.items():
                 if options.only is None or name in options.only:
                     run()
+        except KeyboardInterrupt:  # what was found until then counts, and is not all
+            ledger.is_interrupted = True
     ledger.write(options.output)
     print(f"\n{ledger.table()}\n\nwritten to {options.output}")
-    return 1 if ledger.failures else 0
+    if ledger.failures:
+        return 1
+    return INTERRUPTED if ledger.is_interrupted else 0
 
 
 if __name__ == "__main__":

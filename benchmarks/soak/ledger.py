@@ -31,6 +31,7 @@ class Ledger:
         self.facts: dict[str, object] = {}
         self.bytes_lost = 0
         self.steps_checked = 0
+        self.is_interrupted = False
 
     @property
     def is_over(self) -> bool:
@@ -76,6 +77,7 @@ class Ledger:
         result = {
             "seed": self.seed,
             "environment": Environment.here().model_dump(mode="json"),
+            **({"interrupted": True} if self.is_interrupted else {}),
             "duration_s": round(time.monotonic() - self.started, 1),
             **self.facts,
             "injected": dict(self.injected),

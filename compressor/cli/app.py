@@ -107,8 +107,6 @@ def _run(arguments: list[str], debug: bool) -> None:
         if leaving.code in (INTERRUPTED, TERMINATED):  # typer turns Ctrl-C into this
             _fail(INTERRUPTED_MESSAGE, int(leaving.code), debug)
         raise
-    except BrokenPipeError:
-        sys.exit(0)
     except Exception as error:  # the last resort: a bug must not look like a verdict
         _fail_if_interrupted(debug)
         if is_disk_full(error):

@@ -94,8 +94,8 @@ def gate(
         except ReportError as unwritten:
             typer.echo(f"error: {unwritten}", err=True)
         raise
-    _show(result)
     _write(result, junit, summary, output)
+    _show(result)
     raise typer.Exit(result.exit_code)
 
 

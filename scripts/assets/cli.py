@@ -10,7 +10,7 @@ from typing import NoReturn
 
 from assets.asset import Asset
 from assets.catalog import CATALOG
-from assets.errors import AssetError, UsageError
+from assets.errors import AssetError, MissingLibraryError, UsageError
 from assets.store import Store
 
 _EXIT_INTERRUPTED = 130
@@ -97,11 +97,18 @@ def _print_list(store: Store, assets: Sequence[Asset]) -> None:
 
 
 def _fetch(store: Store, assets: Sequence[Asset], *, verify: bool) -> None:
+    missing: MissingLibraryError | None = None
     for asset in assets:
-        outcome = store.ensure(asset, report=_print_line, verify=verify)
+        try:
+            outcome = store.ensure(asset, report=_print_line, verify=verify)
+        except MissingLibraryError as error:  # others may do without
+            missing = missing or error
+            continue
         size = f"{outcome.size_bytes / 1e6:.1f} MB"
         duration = f"{outcome.duration_s:.1f} s"
         print(f"{asset.name}: {outcome.action}, {size}, {duration}, {outcome.folder}", flush=True)
+    if missing is not None:
+        raise missing
 
 
 def _print_line(line: str) -> None:

@@ -97,7 +97,7 @@ def no_space(where: str, *, given: str) -> NoSpaceError:
         "no space left for the assets",
         where=where,
         given=given,
-        fix="free some space (all assets with their packages take about 600 MB), "
+        fix="free some space (all assets with their packages take about 1.6 GB), "
         "or choose another disk with --to DIR or COMPRESSOR_ASSETS",
     )
 

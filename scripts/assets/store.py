@@ -132,6 +132,8 @@ class Store:
                 destination.rename(previous)
             partial.rename(destination)
         finally:
+            if previous.exists() and not destination.exists():
+                previous.rename(destination)
             shutil.rmtree(partial, ignore_errors=True)
             shutil.rmtree(previous, ignore_errors=True)
 
