@@ -72,6 +72,9 @@ def long_cases() -> tuple[Case, ...]:
 def solved_case(found: Path) -> Case:
     """The shape of a recipe of ``compressor auto``, trained as ``balanced`` trains its own."""
     _, distill, _ = _shipped()
+    kinds = [type(each) for each in load_recipe(found).passes]
+    if kinds[1:3] != [Prune, Distill]:
+        sys.exit(f"error: {found} is no recipe that auto found: its passes are other ones")
     _, shaped, trained, *_ = load_recipe(found).passes
     assert isinstance(shaped, Prune)
     assert isinstance(trained, Distill)
@@ -162,14 +165,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--store", type=Path)
     parser.add_argument("--found", type=Path, help="a recipe of auto, for its shape")
     options = parser.parse_args(arguments)
+    chosen = cases() if options.task == SHORT else long_cases()
+    if options.found is not None:
+        chosen = (*chosen, solved_case(options.found))
     assets = fetch(MODEL, options.task)
     if options.checkpoint is None:
         folder = options.output / options.task / "checkpoint"
         options.checkpoint = fine_tune(options.task, assets, folder)
     options.data = assets / options.task
-    chosen = cases() if options.task == SHORT else long_cases()
-    if options.found is not None:
-        chosen = (*chosen, solved_case(options.found))
     entries: list[dict[str, Any]] = [
         {"name": case.name, "shape": case.shape, "right": {}, "train_s": {}} for case in chosen
     ]

@@ -43,19 +43,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--measure-again", action="store_true")
+    parser.add_argument("--check", action="store_true", help="look at the arguments, do nothing")
     options = parser.parse_args(arguments)
     unknown = sorted(set(options.tasks) - set(TASKS))
     if unknown:
         parser.error(f"there is no task {unknown[0]!r}: use {', '.join(TASKS)}")
     if options.checkpoint is not None and len(options.tasks) > 1:
         parser.error("--checkpoint is of one task: name it")
+    shipped = load_recipe(options.found or "balanced").model_dump(mode="json")
+    if options.check:
+        return 0
     assets = fetch(MODEL, *options.tasks)
     for task in options.tasks:
         folder = (options.output / task).absolute()
         folder.mkdir(parents=True, exist_ok=True)
         checkpoint = options.checkpoint or fine_tune(task, assets, folder / "checkpoint")
         recipe = folder / "recipe.json"  # JSON is YAML as well
-        document = _recipe(assets / task, checkpoint.absolute(), options)
+        document = _recipe(shipped, assets / task, checkpoint.absolute(), options)
         recipe.write_text(json.dumps(document, indent=1), encoding="utf-8")
         again = ["--measure-again"] if options.measure_again else []
         run_compressor("run", recipe, "--output", folder / "compressed", *again)
@@ -66,9 +70,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _recipe(data: Path, checkpoint: Path, options: argparse.Namespace) -> dict[str, Any]:
+def _recipe(
+    shipped: dict[str, Any], data: Path, checkpoint: Path, options: argparse.Namespace
+) -> dict[str, Any]:
     """A recipe as shipped or found, on our two CPU targets, with the rivals as further targets."""
-    shipped = load_recipe(options.found or "balanced").model_dump(mode="json")
     untouched = {"checkpoint": str(checkpoint)}
     rivals: list[dict[str, Any]] = [
         {"target": name, **untouched}
@@ -104,16 +109,20 @@ def publish(report: Report, path: Path) -> None:
     for key in ("train", "validation", "test"):
         recipe["data"][key] = f"{key}.csv"
     recipe["targets"] = [{"target": each["target"]} for each in recipe["targets"]]
-    for step in (
-        *recipe["passes"],
-        *(each for tail in recipe["variants"].values() for each in tail),
-    ):
-        if step.get("unlabeled"):
-            step["unlabeled"] = Path(step["unlabeled"]).name
+    document["recipe"] = _without_folders(recipe)
     document["predictions"] = None
     document["rows"] = [row for row in document["rows"] if row["status"] == "measured"]
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(document) + "\n", encoding="utf-8")
+
+
+def _without_folders(value: Any) -> Any:
+    """The same with the names of files instead of their paths, however deep they are."""
+    if isinstance(value, dict):
+        return {key: _without_folders(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_without_folders(each) for each in value]
+    return Path(value).name if isinstance(value, str) and value.startswith("/") else value
 
 
 def table(report: Report) -> Iterator[str]:

@@ -202,7 +202,7 @@ def _describe(module: nn.Module, config: Any, found: Shapes) -> ShapeManifest | 
     import torch
 
     with _quiet_transformers(), torch.random.fork_rng(devices=[]), torch.device("meta"):
-        reference = type(module)(_constructible(config))
+        reference = type(module)(_constructible(config) if encoder_layers(module) else config)
     dropped = _drop_absent(reference, module)
     built = _shapes(reference)
     _check_names(found, reference)
@@ -303,7 +303,9 @@ def _load_resized(folder: Path, network: Any, manifest: ShapeManifest, found: Sh
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         module: nn.Module = network.from_config(
-            _constructible(config), attn_implementation="eager", trust_remote_code=False
+            _constructible(config) if manifest.layers else config,
+            attn_implementation="eager",
+            trust_remote_code=False,
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
@@ -359,8 +361,9 @@ def _check_names(found: Shapes, reference: nn.Module) -> None:
             "loaded again",
             where=type(reference).__name__,
             given=differences,
-            fix="keep the modules and their names and change their sizes only; what replaces "
-            "modules is a pass on the ONNX form, after the export",
+            fix="keep the modules and their names and change their sizes only, or put "
+            "torch.nn.Identity in the place of one; what replaces modules otherwise is a pass on "
+            "the ONNX form, after the export",
         )
 
 

@@ -46,12 +46,12 @@ ComponentT = TypeVar("ComponentT", bound=Component)
 
 
 def discover(
-    package: ModuleType, base: type[ComponentT], entry_points: str
+    package: ModuleType, base: type[ComponentT], entry_points: str | None
 ) -> dict[str, type[ComponentT]]:
     """Collect the subclasses of ``base``.
 
     Looks at every public module of ``package``, and at what other installed distributions announce
-    under the entry-point group ``entry_points``.
+    under the entry-point group ``entry_points``, if one is given.
 
     Returns:
         name -> class, sorted by name.
@@ -70,7 +70,8 @@ def discover(
                 known = found.setdefault(value.name, value)
                 if known is not value:
                     raise ValueError(f"two classes are named {value.name!r}: {known} and {value}")
-    for entry in importlib.metadata.entry_points(group=entry_points):
+    others = importlib.metadata.entry_points(group=entry_points) if entry_points else ()
+    for entry in others:
         cls = _load_entry(entry, base)
         known = found.setdefault(cls.name, cls)
         if known is not cls:

@@ -26,13 +26,19 @@ def available() -> dict[str, type[Target]]:
     return discover(targets.runtimes, Target, "compressor.targets")  # type: ignore[type-abstract]
 
 
+@functools.cache
+def _own() -> dict[str, type[Target]]:
+    """Those in ``targets/runtimes/``; what others announce, and may have broken, is passed over."""
+    return discover(targets.runtimes, Target, None)  # type: ignore[type-abstract]
+
+
 def get(name: str, **settings: Any) -> Target:
     """Make a target from its name and settings.
 
     Raises:
         TargetError: No target has that name, or it does not take these settings.
     """
-    cls = available().get(name)
+    cls = _own().get(name) or available().get(name)
     if cls is None:
         raise TargetError(
             f"there is no target {name!r}", given=name, fix=f"use one of {', '.join(available())}"

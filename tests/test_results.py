@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.ablation import table as ablation
 from benchmarks.compare import table
 from benchmarks.pareto import real_table
 from benchmarks.pareto import table as every_speed
@@ -77,6 +78,18 @@ def test_the_tables_of_real_texts_are_those_of_the_published_runs(path: Path) ->
     published = COMPARISON.read_text().splitlines()
     lines = list(real_table(BenchReport.model_validate_json(path.read_text())))
     assert len(lines) > 3
+    for line in lines:
+        assert line in published
+
+
+@pytest.mark.parametrize(
+    "path", sorted(RESULTS.glob("ablation_*.json")), ids=lambda path: path.stem
+)
+def test_the_tables_of_what_each_part_gives_are_those_of_the_published_runs(path: Path) -> None:
+    published = COMPARISON.read_text().splitlines()
+    document = json.loads(path.read_text())
+    lines = list(ablation(document))
+    assert len(lines) == 2 + len(document["cases"])
     for line in lines:
         assert line in published
 

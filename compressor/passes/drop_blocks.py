@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 from compressor.architecture import Architecture
 from compressor.errors import PassError
 from compressor.passes.base import Advice, Goal, Pass, PassContext, PassResult
+from compressor.pruning.widths import kept_units
 from targets.base import Form
 
 if TYPE_CHECKING:
@@ -64,6 +65,8 @@ class DropBlocks(Pass):
     @classmethod
     def unsuited(cls, architecture: Architecture) -> str | None:
         """See the base class."""
+        if architecture.has_unknown_layers:
+            return "it attends in layers of a kind that is not known"
         return "its layers are those of a transformer: drop_layers" if architecture.layers else None
 
     def requires(self, model: Model, context: PassContext) -> None:
@@ -132,7 +135,7 @@ class DropBlocks(Pass):
 
     def _count(self, blocks: Sequence[str]) -> int:
         """How many go."""
-        return round((self.ratio or 0.0) * len(blocks))
+        return len(blocks) - kept_units(len(blocks), self.ratio or 0.0)
 
     def _by_loss(
         self, model: TorchModel, blocks: Sequence[str], context: PassContext

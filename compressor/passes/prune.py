@@ -39,7 +39,8 @@ class Prune(Pass):
         "Molchanov et al., Importance Estimation for Neural Network Pruning, CVPR 2019 "
         "(arXiv 1906.10771); Michel et al., Are Sixteen Heads Really Better than One?, "
         "NeurIPS 2019 (arXiv 1905.10650); Fang et al., DepGraph, CVPR 2023 (arXiv 2301.12900); "
-        "He et al., Channel Pruning for Accelerating Very Deep Neural Networks, ICCV 2017"
+        "He et al., Channel Pruning for Accelerating Very Deep Neural Networks, ICCV 2017; "
+        "Hassibi and Stork, Optimal Brain Surgeon, NIPS 1992; Kurtic et al., ZipLM, NeurIPS 2023"
     )
     libraries: ClassVar[tuple[str, ...]] = (
         "torch",
@@ -94,6 +95,8 @@ class Prune(Pass):
             self._check_shape(self.shape)
         elif ratios == Ratios(0.0, 0.0, 0.0):
             raise ValueError("nothing to prune: set ratio, or heads, ffn or hidden, above 0")
+        if self.refit and self.shape is None and not (ratios.heads or ratios.ffn):
+            raise ValueError("refit has no effect where neither heads nor neurons go")
         if self.importance == "second-order" and not self.refit:
             raise ValueError("importance second-order counts on refit: set it to true")
         if self.importance == "second-order" and self.hidden:

@@ -65,10 +65,12 @@ def _adds(part: nn.Module, shape: torch.Size) -> bool:
     """Whether a part gives its input back where its weights are zero."""
     given = torch.linspace(0, 1, shape.numel()).reshape(shape)  # what no activation changes
     with torch.no_grad():
-        kept = [each.clone() for each in part.parameters()]
-        for each in part.parameters():
+        # Frozen normalizations keep their scales and shifts as buffers.
+        floats = [each for each in part.state_dict().values() if each.is_floating_point()]
+        kept = [each.clone() for each in floats]
+        for each in floats:
             each.zero_()
         made = part(given)
-        for each, before in zip(part.parameters(), kept, strict=True):
+        for each, before in zip(floats, kept, strict=True):
             each.copy_(before)
     return torch.equal(made, given)

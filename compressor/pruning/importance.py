@@ -6,6 +6,7 @@ between layers: magnitudes after division by their layer's mean, the others as t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
@@ -161,15 +162,20 @@ def second_order_scores(
     Args:
         module: Stays as it was.
         batches: Inputs of the model, with ``labels``.
-        progress: Called with the number of batches done.
+        progress: Called with the number of projections done, two a layer.
     """
     layers = encoder_layers(module)
-    found = gather_moments(module, batches, progress=progress)
-    heads, ffn = [], []
-    for layer, moments in zip(layers, found, strict=True):
-        heads.append(_errors_when_gone(moments.heads, head_groups(layer)))
-        neurons = torch.arange(layer.ffn_width, device=layer.ffn_output.weight.device)
-        ffn.append(_errors_when_gone(moments.ffn, neurons[:, None]))
+    parts = [part for each in layers for part in (each.attention_output, each.ffn_output)]
+    heads: list[Array] = []
+    ffn: list[Array] = []
+    for count, moments in enumerate(gather_moments(module, batches, parts), start=1):
+        layer = layers[(count - 1) // 2]
+        if len(heads) == len(ffn):
+            heads.append(_errors_when_gone(moments, head_groups(layer)))
+        else:
+            neurons = torch.arange(layer.ffn_width, device=moments.part.weight.device)
+            ffn.append(_errors_when_gone(moments, neurons[:, None]))
+        progress(count)
     hidden = np.zeros(layers[0].query.in_features)  # no projection alone reads these
     return Scores(heads=tuple(heads), ffn=tuple(ffn), hidden=hidden)
 
@@ -191,20 +197,52 @@ def _errors_when_gone(moments: Moments, groups: Tensor) -> Array:
     at_once = max(1, len(groups) // _REMOVALS)
     lost = 0.0
     while len(left):
-        columns = groups[left]  # (units, size)
-        own = torch.linalg.inv(inverse[columns[:, :, None], columns[:, None, :]])
-        costs = torch.einsum("ous,ust,out->u", weight[:, columns], own, weight[:, columns])
-        going = costs.topk(min(at_once, len(left)), largest=False).indices
-        gone = groups[left[going]].flatten()
-        among = torch.linalg.inv(inverse[gone][:, gone])
-        lost += float(torch.einsum("og,gh,oh->", weight[:, gone], among, weight[:, gone]))
-        told = among @ inverse[gone]  # (gone, all)
-        weight = weight - weight[:, gone] @ told
-        inverse = inverse - inverse[:, gone] @ told
-        errors[left[going].cpu().numpy()] = lost
-        left = left[~torch.isin(left, left[going])]
+        costs = _costs(inverse, weight, groups[left])
+        cheapest = costs.argsort()
+        limit = float(costs[cheapest[at_once]]) if at_once < len(left) else math.inf
+        candidates = left[cheapest[:at_once]]
+        going: list[int] = []
+        # Among the cheapest the first that goes makes those dearer that it could be told from.
+        columns = groups[candidates].flatten()
+        near, own = inverse[columns][:, columns], weight[:, columns]
+        places = torch.arange(len(columns), device=groups.device).reshape(len(candidates), -1)
+        staying = list(range(len(candidates)))
+        while staying:
+            costs = _costs(near, own, places[staying])
+            least = int(costs.argmin())
+            if going and float(costs[least]) > limit:
+                break
+            place = staying.pop(least)
+            going.append(place)
+            lost += float(costs[least])
+            errors[int(candidates[place])] = lost
+            near, own = _without(near, own, places[place])
+        gone = candidates[going]
+        inverse, weight = _without(inverse, weight, groups[gone].flatten())
+        left = left[~torch.isin(left, gone)]
     # Each token counts as much as what is written of it has a mean square of 1.
     return errors * moments.count / max(1, moments.num_tokens) / len(weight)
+
+
+def _costs(inverse: Tensor, weight: Tensor, groups: Tensor) -> Tensor:
+    """The error that is added if a unit goes alone, and the rest make up for it.
+
+    Args:
+        inverse: Of the covariance of all units that are left, (all, all).
+        weight: (out, all)
+        groups: (units, size) the columns of each unit.
+
+    Returns:
+        (units,)
+    """
+    among = torch.linalg.inv(inverse[groups[:, :, None], groups[:, None, :]])
+    return torch.einsum("ous,ust,out->u", weight[:, groups], among, weight[:, groups])
+
+
+def _without(inverse: Tensor, weight: Tensor, gone: Tensor) -> tuple[Tensor, Tensor]:
+    """Both, when columns have gone and the rest make up for them."""
+    told = torch.linalg.solve(inverse[gone][:, gone], inverse[gone])  # (gone, all)
+    return inverse - inverse[:, gone] @ told, weight - weight[:, gone] @ told
 
 
 def random_scores(module: nn.Module, seed: int) -> Scores:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,9 +14,11 @@ from compressor.training.losses import token_mask
 from targets.answers import IGNORED
 from targets.encoder import EncoderLayer, encoder_layers, layer_stacks
 
-__all__ = ["LayerMoments", "Moments", "gather_moments", "head_groups"]
+__all__ = ["Moments", "gather_moments", "head_groups"]
 
 _LEAST = 1e-6
+_AT_ONCE = 2**30
+"""Bytes of moments that are gathered in one pass over the batches; at least those of one part."""
 _DAMPING = 0.01
 """Added to the variance of each unit, as a share of their mean: what few rows do not tell stays as
 it is."""
@@ -69,14 +70,6 @@ class Moments:
         return products
 
 
-@dataclass(frozen=True)
-class LayerMoments:
-    """What the two projections of a layer read that its units end in."""
-
-    heads: Moments
-    ffn: Moments
-
-
 def head_groups(layer: EncoderLayer) -> Tensor:
     """(heads, channels): the columns of the output projection that each head gives."""
     device = layer.attention_output.weight.device
@@ -86,38 +79,55 @@ def head_groups(layer: EncoderLayer) -> Tensor:
 
 
 def gather_moments(
-    module: nn.Module,
-    batches: Sequence[Mapping[str, Tensor]],
-    *,
-    progress: Callable[[int], None] = lambda count: None,
-) -> list[LayerMoments]:
-    """Read batches, and note what the units of each layer give of all tokens that are no padding.
+    module: nn.Module, batches: Sequence[Mapping[str, Tensor]], parts: Sequence[nn.Linear]
+) -> Iterator[Moments]:
+    """What projections read of all tokens that are no padding.
+
+    Large ones are read a few at a time, in several passes over the batches.
 
     Args:
-        module: A transformer whose layers are known.
+        module: A transformer whose layers are known; not to be changed until the last was given.
         batches: Inputs, and labels, of which a decoder's padding is read.
-        progress: Called with the number of batches done.
+        parts: Output projections of its layers, of attention or feed-forward.
+
+    Yields:
+        One for each part, in their order.
     """
+    rest = list(parts)
+    while rest:
+        size, count = 0, 0
+        while count < len(rest) and (not count or size < _AT_ONCE):
+            size += 8 * rest[count].in_features ** 2
+            count += 1
+        yield from _gather(module, batches, rest[:count])
+        rest = rest[count:]
+
+
+def _gather(
+    module: nn.Module, batches: Sequence[Mapping[str, Tensor]], parts: Sequence[nn.Linear]
+) -> list[Moments]:
     layers = encoder_layers(module)
     first, *_ = map(len, layer_stacks(module))
+    stacks = {
+        id(part): int(number >= first)
+        for number, layer in enumerate(layers)
+        for part in (layer.attention_output, layer.ffn_output)
+    }
     masks: list[Tensor | None] = [None, None]  # of the first stack; of a decoder that follows it
-    found, hooks = [], []
-    for number, layer in enumerate(layers):
-        pair = LayerMoments(Moments(layer.attention_output), Moments(layer.ffn_output))
-        for moments in (pair.heads, pair.ffn):
-            adder = _adder(moments, masks, int(number >= first))
-            hooks.append(moments.part.register_forward_pre_hook(adder))
-        found.append(pair)
+    found = [Moments(part) for part in parts]
+    hooks = [
+        each.part.register_forward_pre_hook(_adder(each, masks, stacks[id(each.part)]))
+        for each in found
+    ]
     training = module.training
     module.eval()
     try:
         with torch.no_grad():
-            for count, batch in enumerate(batches, start=1):
+            for batch in batches:
                 masks[0] = batch.get("attention_mask")
                 if first < len(layers):
                     masks[1] = _up_to_the_last(batch[LABELS] != IGNORED)
                 module(**{name: each for name, each in batch.items() if name != LABELS})
-                progress(count)
     finally:
         for hook in hooks:
             hook.remove()

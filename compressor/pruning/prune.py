@@ -58,7 +58,7 @@ def prune_to(
     Args:
         model: A BERT-like encoder.
         target: The sizes; with scope "global" only the totals over all layers hold.
-        split: Training data, for Taylor importance.
+        split: Training data, for importance and to fit on.
         layers: Those that stay, one for each of the target, where others go; units are scored
             while all are there.
         importance: How units are scored.
@@ -83,7 +83,9 @@ def prune_to(
         )
     elif importance == "second-order":
         scores = second_order_scores(
-            model.module, batches, progress=lambda count: progress(count / len(batches))
+            model.module,
+            batches,
+            progress=lambda count: progress(count / (2 * len(target.layers))),
         )
     elif importance == "magnitude":
         scores = magnitude_scores(model.module)

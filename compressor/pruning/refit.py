@@ -1,4 +1,4 @@
-"""Let the units that stay say what those that go would have said, as far as they can.
+"""Least-squares reconstruction: let the units that stay say what those that go would have said.
 
 Attention heads say alike things, and so do neurons: what one gives can be told, in part, from what
 the others give, by linear least squares on some data (He et al., "Channel Pruning for Accelerating
@@ -33,25 +33,34 @@ def refit(module: nn.Module, kept: Kept, batches: Sequence[Mapping[str, Tensor]]
         batches: Inputs, and labels, of which a decoder's padding is read.
     """
     fitted = copy.deepcopy(module)
-    found = gather_moments(fitted, batches)
-    for layer, moments, heads, neurons in zip(
-        encoder_layers(fitted), found, kept.heads, kept.ffn, strict=True
+    cuts: list[tuple[nn.Linear, nn.Linear, Tensor]] = []  # of the original, of the copy; what stays
+    for old, new, heads, neurons in zip(
+        encoder_layers(module), encoder_layers(fitted), kept.heads, kept.ffn, strict=True
     ):
-        channels = head_groups(layer)[list(heads)].flatten()
-        _fold(moments.heads, channels)
-        _fold(moments.ffn, torch.as_tensor(neurons, device=channels.device))
+        channels = head_groups(old)[list(heads)].flatten()
+        cuts.append((old.attention_output, new.attention_output, channels))
+        units = torch.as_tensor(list(neurons), device=channels.device)
+        cuts.append((old.ffn_output, new.ffn_output, units))
+    cuts = [each for each in cuts if len(each[2]) < each[0].in_features]
+    parts = [old for old, _, _ in cuts]
+    for moments, (_, part, stays) in zip(gather_moments(module, batches, parts), cuts, strict=True):
+        _fold(moments, part, stays)
     return fitted
 
 
-def _fold(moments: Moments, stays: Tensor) -> None:
-    """Let a projection tell what goes from what stays, in place.  # stays: (kept,)
+def _fold(moments: Moments, part: nn.Linear, stays: Tensor) -> None:
+    """Let a projection tell what goes from what stays, in place.
 
     Where it has a bias the fit is around the means, which then need no units.
+
+    Args:
+        moments: Of what it reads.
+        part: As it is in the copy.
+        stays: (kept,) columns.
     """
-    part = moments.part
     goes = torch.ones(part.in_features, dtype=torch.bool, device=stays.device)
     goes[stays] = False
-    if not goes.any() or not moments.count:
+    if not moments.count:
         return
     covariance, mean = moments.covariance, moments.mean
     told = torch.linalg.solve(covariance[stays][:, stays], covariance[stays][:, goes]).T

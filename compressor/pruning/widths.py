@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import math
 
-__all__ = ["head_multiple", "kept_heads", "kept_width", "largest_head_ratio", "step_ratio"]
+__all__ = [
+    "head_multiple",
+    "kept_heads",
+    "kept_units",
+    "kept_width",
+    "largest_head_ratio",
+    "step_ratio",
+]
 
 
 def _round(value: float) -> int:
@@ -29,6 +36,11 @@ def kept_heads(num_heads: int, ratio: float, *, step: int = 1) -> int:
     if ratio <= 0:
         return num_heads
     return min(num_heads // step, _round(num_heads * (1 - ratio) / step)) * step
+
+
+def kept_units(count: int, ratio: float) -> int:
+    """Units that are left after removing the share ``ratio``; it may be 0."""
+    return _round(count * (1 - ratio))
 
 
 def largest_head_ratio(num_heads: int, *, step: int = 1) -> float:

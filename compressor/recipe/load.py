@@ -17,6 +17,7 @@ from compressor.recipe.problems import problem_of, unknown_name
 from compressor.recipe.schema import ORIGINAL, VARIANT_NAME, Recipe
 from compressor.tasks import infer_task
 from targets.discovery import Component
+from targets.errors import ToolkitError
 from targets.registry import available
 
 __all__ = ["builtin_recipes", "load_recipe", "validate_document"]
@@ -62,7 +63,21 @@ def load_recipe(
     if "task" not in document:
         model = _resolve_paths(Path(str(document.get("model", ""))), base)
         document["task"] = infer_task(model, labelled=True)
-    return validate_document(document, path, base)
+    try:
+        return validate_document(document, path, base)
+    except RecipeError as error:
+        problems = [_with_override(each, overrides) for each in error.problems]
+        raise RecipeError(problems, where=path) from error
+
+
+def _with_override(problem: ToolkitError, overrides: Sequence[str]) -> ToolkitError:
+    """A problem with what the command line set says so, not to be looked for in the file."""
+    for override in reversed(overrides):  # of several of one setting the last holds
+        dotted = override.partition("=")[0].strip()
+        if problem.where is not None and f"{problem.where}.".startswith(f"{dotted}."):
+            where = f"{problem.where}, from --set {override}"
+            return Problem(problem.what, where=where, given=problem.given, fix=problem.fix)
+    return problem
 
 
 def _locate(source: str | Path) -> tuple[Path, Path]:
@@ -137,6 +152,8 @@ def _variants(entries: Any, problems: list[Problem]) -> dict[str, tuple[Componen
                 "variants is a mapping from a name to a list of passes",
                 where="variants",
                 given=shown(entries),
+                fix="write 'NAME: [{pass: NAME}]' for each, such as "
+                "'int8: [{pass: quantize, method: static}]'",
             )
         )
         return {}

@@ -107,6 +107,8 @@ class Store:
         partial = self.root / f".{asset.name}.partial"
         previous = self.root / f".{asset.name}.previous"
         downloads = self.root / "downloads"
+        if previous.exists() and not destination.exists():  # one was killed between two renames
+            previous.rename(destination)
         _require_libraries(asset)
         paths = [
             fetch_package(source, downloads, report=lambda line: report(f"{asset.name}: {line}"))

@@ -384,8 +384,9 @@ def _refuse_ops(model: Any, path: Path, refused: frozenset[str], fix: str) -> No
     ]
     if named:
         more = f" and {len(named) - 8} more" if len(named) > 8 else ""
+        kinds = sorted({node.op_type for node in model.graph.node} & refused)
         raise UnsupportedModelError(
-            "OpenVINO does not run these nodes as integers",
+            f"OpenVINO does not run {' and '.join(kinds)}",
             where=path,
             given=", ".join(named[:8]) + more,
             fix=fix,

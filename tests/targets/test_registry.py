@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from targets import Bundle, Target, available, get, open_session
-from targets.errors import TargetError
+from targets.errors import PluginError, TargetError
 
 
 def test_every_target_is_there_by_its_name() -> None:
@@ -46,6 +47,16 @@ def test_settings_that_do_not_fit_are_an_error_of_the_target() -> None:
 
 def test_targets_of_other_distributions_are_found(fake_target: Path) -> None:
     assert available()["fake"]().settings() == {"fault": "", "delay_ms": 0.0}
+
+
+def test_one_that_is_broken_does_not_keep_ours_from_work(
+    fake_target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(sys.modules, "fake_target", raising=False)
+    (fake_target / "fake_target.py").write_text("import no_such_library\n")
+    assert get("onnxruntime").name == "onnxruntime"
+    with pytest.raises(PluginError, match="fake-target announces 'fake', which cannot be used"):
+        get("fake")
 
 
 def test_a_bundle_is_opened_on_the_target_it_was_made_for(make_bundle: Callable[..., Path]) -> None:

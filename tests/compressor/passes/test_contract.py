@@ -48,6 +48,9 @@ EXAMPLES: dict[str, tuple[dict[str, Any], ...]] = {
         {"ratio": 0.5},
         {"heads": 0.25, "hidden": 0.25, "importance": "magnitude"},
         {"ffn": 0.5, "recovery": {**SHORT, "augmentation": 0.0, "augmentation_copies": None}},
+        {"ratio": 0.5, "hidden": 0.25, "steps": 2, "refit": True},
+        {"ratio": 0.5, "importance": "second-order", "refit": True},
+        {"shape": ({"layer": 1, "heads": 2, "ffn": 24},), "refit": True},
     ),
     "quantize": (
         {"method": "static", "calibration": "minmax", "smooth_quant": 0.5, "num_samples": 20},

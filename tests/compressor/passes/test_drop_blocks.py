@@ -12,14 +12,17 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 from transformers import (
+    AutoModel,
     AutoModelForImageClassification,
     ConvNextConfig,
     EfficientNetConfig,
     MobileNetV2Config,
+    MobileViTConfig,
     RegNetConfig,
     ResNetConfig,
 )
 
+from compressor.architecture import Architecture
 from compressor.data import Splits
 from compressor.errors import PassError
 from compressor.model import TorchModel
@@ -28,6 +31,7 @@ from compressor.passes.drop_blocks import DropBlocks
 from compressor.passes.prune import Prune
 from compressor.pruning.blocks import drop_blocks, residual_blocks
 from compressor.pruning.prune import mean_loss, sample_batches
+from targets.checkpoint import load_module, save_module
 from targets.errors import CheckpointError
 from targets.shapes import SHAPES_FILE, ShapeManifest
 
@@ -95,7 +99,7 @@ def logits(module: Any) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_blocks_of_known_networks(family: str) -> None:
+def test_the_blocks_of_known_networks(family: str, tmp_path: Path) -> None:
     config, blocks = FAMILIES[family]
     module = AutoModelForImageClassification.from_config(config)
     generator = torch.Generator().manual_seed(0)
@@ -106,6 +110,9 @@ def test_the_blocks_of_known_networks(family: str) -> None:
     assert residual_blocks(module, PIXELS) == blocks
     assert torch.equal(logits(module), before)
     left = drop_blocks(module, blocks)
+    save_module(left, tmp_path)
+    loaded = load_module(tmp_path, "image-classification")
+    assert torch.equal(logits(loaded), logits(left))
     assert torch.equal(logits(module), before)
     assert logits(left).shape == before.shape
     assert not torch.equal(logits(left), before)
@@ -217,6 +224,52 @@ def test_what_cannot_be_dropped_is_said(
         DropBlocks.model_validate(settings).requires(vision_model(family), context)
     assert caught.value.where == where
     assert caught.value.fix
+
+
+def test_a_network_that_attends_in_stages_keeps_its_heads(tmp_path: Path) -> None:
+    config = MobileViTConfig(
+        hidden_sizes=[16, 24, 32],
+        neck_hidden_sizes=[8, 8, 16, 16, 24, 24, 32],
+        num_attention_heads=4,
+        image_size=32,
+    )
+    assert "not known" in str(DropBlocks.unsuited(Architecture.of(AutoModel.from_config(config))))
+    module = AutoModelForImageClassification.from_config(config, attn_implementation="eager")
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for each in module.parameters():
+            if each.ndim > 1:
+                each += torch.randn(each.shape, generator=generator) / each[0].numel() ** 0.5
+    left = drop_blocks(module, residual_blocks(module, PIXELS)[:1])
+    assert not torch.equal(logits(left), logits(module))
+    save_module(left, tmp_path)
+    assert torch.equal(logits(load_module(tmp_path, "image-classification")), logits(left))
+
+
+def test_a_frozen_normalization_hides_no_block() -> None:
+    class Frozen(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.convolution = nn.Conv2d(3, 3, 3, padding=1)
+            self.register_buffer("shift", torch.ones(1, 3, 1, 1))
+
+        def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+            shift: Any = self.shift
+            return pixel_values + self.convolution(pixel_values) + shift
+
+    assert residual_blocks(Holder(Frozen()), PIXELS) == ("block",)
+
+
+class Holder(nn.Module):
+    """Hands on what one part makes."""
+
+    def __init__(self, block: nn.Module) -> None:
+        super().__init__()
+        self.block = block
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        found: torch.Tensor = self.block(pixel_values)
+        return found
 
 
 def test_a_manifest_of_another_network(

@@ -38,7 +38,7 @@ def parts_of(layer: EncoderLayer) -> tuple[nn.Linear, nn.Linear]:
     return layer.attention_output, layer.ffn_output
 
 
-def read_by(module: nn.Module, batches: Batches, counts: Any = None) -> list[list[Array]]:
+def read_by(module: nn.Module, batches: Batches) -> list[list[Array]]:
     """What each output projection reads, (tokens, width), of one row without padding at a time."""
     layers = encoder_layers(module)
     found: list[list[list[Array]]] = [[[], []] for _ in layers]
@@ -235,6 +235,8 @@ def test_two_units_that_say_the_same_are_worth_one(
     encoder: nn.Module, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("compressor.pruning.moments._DAMPING", 1e-6)
+    monkeypatch.setattr("compressor.pruning.importance._REMOVALS", 8)  # eight of 64 at once
+    monkeypatch.setattr("compressor.pruning.moments._AT_ONCE", 1)  # one projection a pass
     layer = encoder_layers(encoder)[0]
     with torch.no_grad():
         for number in range(5):
@@ -292,4 +294,6 @@ def test_second_order_importance_counts_on_the_fit() -> None:
     with pytest.raises(ValidationError, match="counts on refit"):
         Prune(ratio=0.5, importance="second-order")
     with pytest.raises(ValidationError, match="knows no hidden units"):
-        Prune(hidden=0.5, importance="second-order", refit=True)
+        Prune(ratio=0.5, hidden=0.5, importance="second-order", refit=True)
+    with pytest.raises(ValidationError, match="refit has no effect where neither"):
+        Prune(hidden=0.5, refit=True)

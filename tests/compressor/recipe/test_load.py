@@ -454,9 +454,15 @@ def test_all_bad_overrides_are_reported_at_once(load: Load) -> None:
     assert set(found) == {"passes.7", "model.x"}
 
 
+def test_of_several_overrides_the_one_that_holds_is_named(load: Load) -> None:
+    problem = only_problem(load, CHAIN, overrides=["seed=1", "seed=abc"])
+    assert problem.where == "seed, from --set seed=abc"
+    assert only_problem(load, CHAIN + "seed: abc").where == "seed"
+
+
 def test_a_misspelt_override_is_found_like_a_misspelt_setting(load: Load) -> None:
     problem = only_problem(load, CHAIN, overrides=["budget.max_acuracy_drop=1"])
-    assert problem.where == "budget.max_acuracy_drop"
+    assert problem.where == ("budget.max_acuracy_drop, from --set budget.max_acuracy_drop=1")
     assert "did you mean 'max_accuracy_drop'?" in str(problem.fix)
 
 
@@ -510,6 +516,7 @@ def test_every_pass_survives_a_round_trip(load: Load, name: str) -> None:
     entry: dict[str, Any] = {"pass": name}
     needed = {
         "prune": {"ratio": 0.5},
+        "drop_blocks": {"ratio": 0.5},
         "drop_layers": {"num_layers": 2},
         "student": {"checkpoint": "other"},
     }

@@ -225,9 +225,7 @@ def test_dynamic_quantization_is_refused_by_the_names_of_the_nodes(
     encoder_path, tmp_path, encoder_signature
 ):
     quantize_dynamic(encoder_path, tmp_path / "dynamic.onnx")
-    with pytest.raises(
-        UnsupportedModelError, match="does not run these nodes as integers"
-    ) as error:
+    with pytest.raises(UnsupportedModelError, match=r"does not run .*MatMulInteger") as error:
         OpenVINO().requires(Source(tmp_path / "dynamic.onnx", encoder_signature, "int8-dynamic"))
     assert "query (MatMulInteger)" in error.value.given
     assert error.value.fix == "quantize statically for this target"
