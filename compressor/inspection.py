@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -73,7 +73,7 @@ def inspect_checkpoint(
     """
     name = task or infer_task(folder)
     found = get_task(name)
-    model, has_head = _load(folder, name)
+    model, has_head = _load(folder, name, length)
     architecture = found_layers = Architecture.of(model.module)
     if architecture.layers and not encoder_layers(model.module):
         found_layers = replace(architecture, layers=(), has_unknown_layers=True)
@@ -91,7 +91,7 @@ def inspect_checkpoint(
     )
 
 
-def _load(folder: Path, task: str) -> tuple[TorchModel, bool]:
+def _load(folder: Path, task: str, length: int | None) -> tuple[TorchModel, bool]:
     from compressor.checkpoint import check_checkpoint
     from compressor.errors import CheckpointError
     from compressor.training.finetuning import new_classifier
@@ -101,7 +101,7 @@ def _load(folder: Path, task: str) -> tuple[TorchModel, bool]:
         check_checkpoint(folder, head=found.heads, kind=found.kind)
     except CheckpointError:
         return new_classifier(folder, ("0", "1"), task=task), False
-    return found.load_checkpoint(folder), True
+    return found.load_checkpoint(folder, max_length=length), True
 
 
 def _feeds(model: TorchModel, preprocessing: Any, size: int) -> dict[str, Any]:
@@ -134,13 +134,22 @@ def _parts(model: TorchModel, feeds: Mapping[str, Any]) -> tuple[Part, ...]:
         if name not in ("Global", root)
     }
     for name, total in counted.items():
-        inner = sum(
-            value
-            for other, value in counted.items()
-            if other.rpartition(".")[0] == name  # what its parts do is theirs
-        )
-        work[_part(name, names)] += total - inner
-    return tuple(Part(name, count, work.get(name, 0)) for name, count in parameters.items())
+        work[_part(name, names)] += total
+        within = _within(name, counted)
+        if within is not None:  # what its parts do is theirs
+            work[_part(within, names)] -= total
+    # A head that shares the table of the embeddings has work, and no weights of its own.
+    shown = dict.fromkeys([*parameters, *(name for name, each in work.items() if each)])
+    return tuple(Part(name, parameters.get(name, 0), work.get(name, 0)) for name in shown)
+
+
+def _within(name: str, counted: Collection[str]) -> str | None:
+    """The smallest of the counted modules that a module is a part of."""
+    while name:
+        name = name.rpartition(".")[0]
+        if name in counted:
+            return name
+    return None
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import itertools
 import os
@@ -32,6 +33,7 @@ from compressor.storage import why_not_writable
 from compressor.tasks import Task, get_task, infer_task, task_of_head
 from targets.base import Precision, Target
 from targets.errors import ToolkitError
+from targets.preprocessing import FIXED_SIZE
 
 __all__ = ["Plan", "PlannedPass", "make_plan", "validate_recipe"]
 
@@ -365,7 +367,7 @@ def _budget_problems(recipe: Recipe) -> Iterator[ToolkitError]:
             fix="set devices: FILE, or remove the limits",
         )
     if recipe.task is not None:
-        yield from _uncompared(budget, get_task(recipe.task))
+        yield from _uncompared(budget, get_task(recipe.task), recipe.model)
     sliced = [where for where, limits in _all_limits(budget) if limits.max_slice_drop is not None]
     if sliced and not recipe.data.slices:
         yield Problem(
@@ -376,8 +378,11 @@ def _budget_problems(recipe: Recipe) -> Iterator[ToolkitError]:
         )
 
 
-def _uncompared(budget: Budget, task: Task) -> Iterator[ToolkitError]:
+def _uncompared(budget: Budget, task: Task, model: Path) -> Iterator[ToolkitError]:
     """Limits on what the models of a task are not compared by."""
+    metrics = task.metrics
+    with contextlib.suppress(CheckpointError):  # that is told by itself
+        metrics = task.metrics_with(task.label_names(model))
     for where, limits in _all_limits(budget):
         for name in sorted(limits.given & task.not_compared):
             yield Problem(
@@ -387,12 +392,12 @@ def _uncompared(budget: Budget, task: Task) -> Iterator[ToolkitError]:
                 fix="remove the limit, or use max_accuracy_drop",
             )
         for name in limits.max_metric_drop:
-            if name not in task.metrics:
+            if name not in metrics:
                 yield Problem(
                     "there is a limit on a metric by which models of this task are not judged",
                     where=f"{where}.max_metric_drop.{name}",
                     given=f"task {task.name}",
-                    fix=f"use {', '.join(task.metrics)}" if task.metrics else "remove the limit",
+                    fix=f"use {', '.join(metrics)}" if metrics else "remove the limit",
                 )
 
 
@@ -403,16 +408,20 @@ def _all_limits(budget: Budget) -> Iterator[tuple[str, Limits]]:
 
 
 def _shape_problems(recipe: Recipe, original: Architecture) -> Iterator[ToolkitError]:
-    if get_task(recipe.task).preprocessing_type.reads_files():
+    task = get_task(recipe.task)
+    try:
+        limit = task.read_length(recipe.model, max_length=recipe.data.max_length)
+    except CheckpointError:  # that is told by itself
         return
-    limit = min(recipe.data.max_length or original.max_positions, original.max_positions)
-    if recipe.benchmark.sequence_length > limit:
+    if limit != FIXED_SIZE and recipe.benchmark.sequence_length > limit:
         yield Problem(
             "the benchmark's sequence is longer than the model takes",
             where="benchmark.sequence_length",
             given=recipe.benchmark.sequence_length,
             fix=f"use at most {limit}: --set benchmark.sequence_length={limit}",
         )
+    if task.preprocessing_type.reads_files():
+        return
     if recipe.data.max_length and recipe.data.max_length > original.max_positions:
         yield Problem(
             "data.max_length is above the model's own limit",

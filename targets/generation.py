@@ -11,6 +11,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from targets.answers import NextTokenAnswers, most_probable
+from targets.answers.base import check_finite
 from targets.base import Session
 from targets.bundle import Bundle
 from targets.chat import ChatTemplate, named_tokens, read_chat_template
@@ -26,7 +27,7 @@ _UNFINISHED = "\ufffd"  # what bytes of a character become before the last of th
 class Generator:
     """Writes texts with the most probable token at each step (greedy search).
 
-    A context manager. Not thread-safe.
+    A context manager. Not thread-safe, and one text at a time.
 
     Args:
         bundle: Of a language model.
@@ -59,6 +60,7 @@ class Generator:
             bundle.path(preprocessing.tokenizer), where=bundle.source
         )
         self.ends = _ends(bundle, self.tokenizer)
+        self._last = 0  # texts that were begun: the session keeps the state of the last
 
     def __enter__(self) -> Self:
         return self
@@ -75,7 +77,8 @@ class Generator:
                 the bundle was built for.
 
         Raises:
-            InputError: The prompt is empty or leaves no room.
+            InputError: The prompt is empty or leaves no room, or another text was begun since.
+            TargetError: The model gives no finite scores.
         """
         if not 0 < len(prompt) < self.max_length:
             raise InputError(
@@ -86,8 +89,16 @@ class Generator:
                 fix=f"pass 1 to {self.max_length - 1} tokens; data.max_length of the recipe sets "
                 "how long texts may become",
             )
-        read, given = 0, list(prompt)
+        self._last += 1
+        own, read, given = self._last, 0, list(prompt)
         for number in range(min(max_tokens, self.max_length - len(prompt))):
+            if own != self._last:
+                raise InputError(
+                    "another text was begun before this one was whole",
+                    given=f"{number} tokens written",
+                    fix="read a text to its end before the next; for several at once load the "
+                    "bundle several times",
+                )
             read += len(given)
             feeds = {
                 IDS: np.array([given], dtype=np.int64),
@@ -95,6 +106,7 @@ class Generator:
             }
             outputs = self.session.extend(feeds) if number else self.session.run(feeds)
             [logits] = outputs[self.session.signature.outputs[0].name]
+            check_finite(logits[-1], {})
             token = int(most_probable(logits[-1]))
             if token in self.ends:
                 return

@@ -82,7 +82,7 @@ class Distill(Pass, DistillSettings):
         """
         check_batch(self.batch_size)
         self.check_compared(len(architecture.layers))
-        self.check_unlabeled()
+        self.check_unlabeled(writes=architecture.writes)
         self.check_labels(has_labels=architecture.has_labels)
         if not architecture.layers and self.num_layers is None and self.layers is None:
             return architecture

@@ -147,7 +147,7 @@ class Prune(Pass):
         if self.recovery is not None:
             check_batch(self.recovery.batch_size)
             self.recovery.check_compared(len(architecture.layers))
-            self.recovery.check_unlabeled()
+            self.recovery.check_unlabeled(writes=architecture.writes)
             self.recovery.check_labels(has_labels=architecture.has_labels)
         if not architecture.layers:
             left = (1 - self._channel_ratio()) ** 2

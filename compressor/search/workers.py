@@ -25,6 +25,7 @@ from compressor.search.objective import judge_trial, num_evaluations, objective_
 from compressor.search.space import with_settings
 from compressor.search.study import Outcome, open_study
 from compressor.store import RunStore
+from compressor.tasks import get_task
 from targets.errors import MissingLibraryError, ToolkitError
 
 __all__ = ["InTurn", "Job", "RayWorkers", "Workers", "perform"]
@@ -70,7 +71,12 @@ def perform(job: Job, progress: Progress) -> Outcome:
         def watch(prepared: Prepared) -> Callable[[int, float], None]:
             before = prepared.original.record.facts["metrics"]["validation_accuracy"]
             enough = 1.0
-            if objective_of(recipe.budget) == "speedup" and allowed is not None:
+            task = get_task(recipe.task)
+            if (
+                objective_of(recipe.budget) == "speedup"
+                and allowed is not None
+                and task.trains_by_its_measure
+            ):
                 enough = before - allowed / 100  # more of it is no merit where the fastest wins
 
             def told(epoch: int, accuracy: float) -> None:

@@ -60,6 +60,11 @@ class AudioClassification(Classification):
         """See the base class."""
         return processor.max_samples
 
+    def read_length(self, folder: Path, *, max_length: int | None = None) -> int:
+        """See the base class."""
+        limit = read_extractor(folder).max_samples
+        return min(max_length or limit, limit)
+
     def preprocessing(self, folder: Path, max_length: int) -> AudioPreprocessing:
         """See the base class."""
         return read_extractor(folder).model_copy(update={"max_samples": max_length})

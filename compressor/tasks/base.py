@@ -78,6 +78,9 @@ class Task(ABC):
     )
     """Limits of a budget on what :meth:`compare` does not find."""
 
+    trains_by_its_measure: ClassVar[bool] = True
+    """Whether the accuracy of :meth:`training_metrics` is that of :attr:`answers`."""
+
     trained_for: ClassVar[Literal["accuracy", "perplexity"]] = "accuracy"
     """Which of :meth:`training_metrics` tells the best weights of a training."""
 
@@ -143,6 +146,23 @@ class Task(ABC):
     @abstractmethod
     def longest(self, folder: Path, processor: Any) -> int:
         """Longest input of a checkpoint; `targets.preprocessing.FIXED_SIZE` where all have one."""
+
+    def read_length(self, folder: Path, *, max_length: int | None = None) -> int:
+        """Where inputs are cut of a checkpoint that is not loaded; `FIXED_SIZE` as in `longest`.
+
+        Args:
+            folder: The checkpoint.
+            max_length: What the data is to be cut at.
+
+        Raises:
+            CheckpointError: Its files do not tell.
+        """
+        limit = self.longest(folder, None)
+        return min(max_length or limit, limit)
+
+    def metrics_with(self, label_names: Sequence[str]) -> Collection[str]:
+        """Those of :attr:`metrics` that are found with such classes."""
+        return self.metrics
 
     @abstractmethod
     def preprocessing(self, folder: Path, max_length: int) -> AnyPreprocessing:

@@ -115,9 +115,11 @@ class Classification(Task):
 
         first, second, counts = classes_of(before), classes_of(after), None
         assert labels is not None  # reports of classes have them
+        right_before, right_after = first == labels, second == labels
         if rows is not None:
-            (rows, labels, first, second), counts = count_equal((rows, labels, first, second))
-        found = paired_drop(first == labels, second == labels, rows, counts)
+            (rows, *equal), counts = count_equal((rows, right_before, right_after))
+            right_before, right_after = (each != 0 for each in equal)
+        found = paired_drop(right_before, right_after, rows, counts)
         return found.points, found.low, found.high
 
     def compare(

@@ -71,6 +71,7 @@ class SequenceToSequence(Task):
     answers: ClassVar[TranscriptAnswers | TranslationAnswers]
     label_field: ClassVar[LabelField] = "target"
     fresh_head: ClassVar[bool] = False
+    trains_by_its_measure: ClassVar[bool] = False
 
     # The processor
 
@@ -131,6 +132,10 @@ class SequenceToSequence(Task):
     def longest(self, folder: Path, processor: Processor) -> int:
         """See the base class."""
         return self.source.longest(folder, processor.reader)
+
+    def read_length(self, folder: Path, *, max_length: int | None = None) -> int:
+        """See the base class: of what is read."""
+        return self.source.read_length(folder, max_length=max_length)
 
     def preprocessing(self, folder: Path, max_length: int) -> AnyPreprocessing:
         """See the base class."""

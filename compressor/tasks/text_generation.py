@@ -54,6 +54,10 @@ class TextGeneration(TokenLevel):
         """See the base class; the length is one to judge texts by, and may be below the limit."""
         return super().load_checkpoint(folder, max_length=max_length or USUAL_LENGTH)
 
+    def read_length(self, folder: Path, *, max_length: int | None = None) -> int:
+        """See the base class: as it is loaded."""
+        return super().read_length(folder, max_length=max_length or USUAL_LENGTH)
+
     def load_processor(self, folder: Path) -> Any:
         """See the base class: with the chat template, where there is one, and ``ends``.
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from compressor.entities import is_iob2
 from compressor.metrics import ENTITY_METRICS, METRICS
 from compressor.tasks.base import LABELS
 from compressor.tasks.text import text_rows
@@ -35,6 +36,10 @@ class TokenClassification(TokenLevel):
     answers: ClassVar[AnyAnswers] = TokenLabelAnswers()
     metrics: ClassVar[Collection[str]] = (*METRICS, *ENTITY_METRICS)
     label_field: ClassVar[LabelField] = "tags"
+
+    def metrics_with(self, label_names: Sequence[str]) -> Collection[str]:
+        """See the base class: those of entities where labels are tags in the IOB2 form."""
+        return self.metrics if is_iob2(label_names) else METRICS
 
     def outputs(self, model: TorchModel) -> tuple[TensorSpec, ...]:
         """See the base class: logits of every token."""

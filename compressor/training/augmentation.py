@@ -294,7 +294,8 @@ class VideoNoise(ImageNoise):
 class AudioNoise(_MovingNoise):
     """Changes recordings: each is moved in time and made louder or softer, some over a background.
 
-    The background is another recording, so soft that the first is still the one to be heard, as in
+    The background is another recording, however loud that was, so soft that the first is still the
+    one to be heard, as in
     Snyder et al., "MUSAN: A Music, Speech, and Noise Corpus", 2015; the label is the teacher's.
     """
 
@@ -309,7 +310,9 @@ class AudioNoise(_MovingNoise):
         if generator.random() < self.mixup:
             other = self.rows[int(generator.integers(len(self.rows)))]["samples"]
             background = np.resize(other, count).astype(np.float32)
-            moved += background * _ratio(-generator.uniform(*_BELOW_DB))
+            loudness = np.sqrt([np.square(each).mean() for each in (moved, background)])
+            level = loudness[0] / max(float(loudness[1]), 1.0)  # of a silent one nothing is left
+            moved += background * (_ratio(-generator.uniform(*_BELOW_DB)) * np.float32(level))
         limits = np.iinfo(np.int16)
         return {"samples": np.clip(np.rint(moved), limits.min, limits.max).astype(np.int16)}
 

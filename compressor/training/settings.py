@@ -150,12 +150,23 @@ class DistillSettings(TrainingSettings):
         """The list of the unlabeled inputs, and the files that it names."""
         return () if self.unlabeled is None else (self.unlabeled, *_listed(self.unlabeled))
 
-    def check_unlabeled(self) -> None:
-        """Check before any work that the file of unlabeled inputs is there.
+    def check_unlabeled(self, *, writes: bool = False) -> None:
+        """Check before any work that the file of unlabeled inputs is there, and can be of use.
+
+        Args:
+            writes: Whether the model has a decoder, which learns from texts that are given.
 
         Raises:
             PassError: It is not.
         """
+        if self.unlabeled is not None and writes:
+            raise PassError(
+                "a model that writes texts does not learn from inputs without them",
+                where="unlabeled",
+                given=self.unlabeled,
+                fix="let the untouched model write their texts (compressor predict), and add both "
+                "to the training data",
+            )
         if self.unlabeled is not None and not self.unlabeled.is_file():
             raise PassError(
                 "the file of unlabeled inputs does not exist",

@@ -120,9 +120,10 @@ class SpanAnswers(Answers):
         """See the base class: every question.
 
         Returns:
-            Scores (units, 4): first and last token of the answer, its F1, and 1 where it is exactly
-            a right one; labels (units, 2), first and last token of the first right answer, -1 where
-            there is none in what the model reads.
+            Scores (units, 4): first and last word of the answer, its F1, and 1 where it is exactly
+            a right one; labels (units, 2), first and last word of the first right answer, -1 where
+            there is none in what the model reads. Words are counted from that of the context: two
+            models may cut them into other tokens.
         """
         if rows is None:
             rows = np.arange(len(labels))
@@ -139,10 +140,10 @@ class SpanAnswers(Answers):
             given = context.words(span.start, span.end)
             right = list(context.answers())
             words = [context.words(*ends) for ends in right]
-            found[unit, [_START, _END]] = span.start, span.end
+            found[unit, [_START, _END]] = context.word_numbers(span.start, span.end)
             found[unit, _F1] = max((f1(given, one) for one in words), default=0.0)
             found[unit, _EXACT] = max((exact_match(given, one) for one in words), default=0.0)
-            wanted[unit] = right[0] if right else -1
+            wanted[unit] = context.word_numbers(*right[0]) if right else -1
         return Units(found, wanted, names.astype(np.int32))
 
     def values(self, units: Units) -> NDArray[Any]:
@@ -279,6 +280,11 @@ class _Context:
         while end + 1 < len(self.forms) and self.forms[end + 1] == _INSIDE:
             end += 1
         return start, end
+
+    def word_numbers(self, start: int, end: int) -> tuple[int, int]:
+        """Numbers of the first and last word that a span has a part of, from 0."""
+        begun = np.cumsum(self.forms != _INSIDE)
+        return max(0, int(begun[start]) - 1), max(0, int(begun[end]) - 1)
 
     def words(self, start: int, end: int) -> Words:
         """The words of a span that count: what stands between two spaces is one."""

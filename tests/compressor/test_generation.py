@@ -167,6 +167,33 @@ def test_greedy_writing_is_that_of_transformers(model: TorchModel, bundle: Bundl
         assert list(generator.tokens(PROMPT, max_tokens=12)) == expected[:5]
 
 
+def test_two_texts_cannot_be_written_in_turn(bundle: Bundle) -> None:
+    with load_generator(bundle.folder) as generator:
+        wanted = list(generator.tokens([5, 9], max_tokens=3))
+        first = generator.tokens([5, 9], max_tokens=3)
+        assert next(first) == wanted[0]
+        assert len(list(generator.tokens(PROMPT, max_tokens=2))) <= 2
+        with pytest.raises(InputError, match="another text was begun") as caught:
+            next(first)
+        assert caught.value.given == "1 tokens written"
+        assert list(generator.tokens([5, 9], max_tokens=3)) == wanted
+
+
+def test_scores_that_are_no_numbers_are_no_tokens(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with load_generator(bundle.folder) as generator:
+        name = generator.session.signature.outputs[0].name
+        run = generator.session.run
+
+        def broken(feeds: Any) -> Any:
+            return {**run(feeds), name: np.full((1, 4, 23), np.nan, np.float32)}
+
+        monkeypatch.setattr(generator.session, "run", broken)
+        with pytest.raises(TargetError):
+            next(generator.tokens(PROMPT, max_tokens=2))
+
+
 @pytest.mark.parametrize(
     ("prompt", "message"),
     [([], "the text to go on from is empty"), ([3] * 24, "the text is too long to go on")],

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import BertConfig, BertForSequenceClassification, ViTConfig, ViTModel
 
 from compressor.architecture import Architecture
@@ -14,7 +15,9 @@ from compressor.inspection import inspect_checkpoint
 from compressor.passes import advice_for
 from compressor.tasks import get_task
 from targets.preprocessing import ImagePreprocessing
+from tests.compressor.conftest import make_vision
 from tests.compressor.decoders import write_decoder
+from tests.compressor.writers import write_writer
 
 HIDDEN, FFN, LAYERS, LENGTH = 32, 48, 2, 10
 
@@ -49,6 +52,41 @@ def test_weights_and_work_of_an_encoder_are_those_of_the_formulas(checkpoint: Pa
     assert parts["classifier"].flops == 2 * HIDDEN * 3
     refused = {name for name, reason in found.passes.items() if reason}
     assert refused == {"drop_blocks", "variable_window"}  # it reads no sound
+
+
+def test_a_head_that_shares_the_table_has_its_work(tmp_path: Path) -> None:
+    write_decoder(tmp_path)
+    found = inspect_checkpoint(tmp_path / "model", length=LENGTH)
+    parts = {part.name: part for part in found.parts}
+    size = found.architecture.hidden_size * found.architecture.vocabulary_size
+    assert parts["lm_head"].num_parameters == 0
+    assert parts["lm_head"].flops == 2 * LENGTH * size
+    assert sum(part.num_parameters for part in found.parts) == found.architecture.num_parameters
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "t5", "whisper", "resnet", "convnext"])
+def test_no_work_is_counted_twice_or_lost(family: str, tmp_path: Path) -> None:
+    if family in ("llama", "gpt2"):
+        write_decoder(tmp_path, family)
+        folder = tmp_path / "model"
+    elif family in ("t5", "whisper"):
+        write_writer(tmp_path, family)
+        folder = tmp_path / "model"
+    else:
+        folder = tmp_path
+        make_vision(family).save(folder)
+    totals = []
+
+    class Counter(FlopCounterMode):
+        def __exit__(self, *error: Any) -> None:
+            super().__exit__(*error)
+            totals.append(self.get_total_flops())
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("torch.utils.flop_counter.FlopCounterMode", Counter)
+        found = inspect_checkpoint(folder)
+    assert totals[0] > 0
+    assert sum(part.flops for part in found.parts) == totals[0]
 
 
 def test_without_a_length_what_is_usual_is_taken_as_far_as_the_model_reads(

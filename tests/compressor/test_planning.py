@@ -18,8 +18,10 @@ from safetensors.numpy import save_file
 from compressor.errors import RecipeError
 from compressor.planning import make_plan, validate_recipe
 from compressor.recipe import Recipe, load_recipe
+from compressor.tasks import get_task
 from targets.errors import ToolkitError
 from targets.registry import available
+from tests.compressor.writers import write_writer
 
 CONFIG: dict[str, Any] = {
     "architectures": ["BertForSequenceClassification"],
@@ -244,6 +246,57 @@ def test_a_benchmark_longer_than_the_model_takes(place: Workplace, max_length: i
     assert problem.where == "benchmark.sequence_length"
     assert problem.fix == f"use at most {limit}: --set benchmark.sequence_length={limit}"
     make_plan(place.recipe(data=data, benchmark={"sequence_length": limit}))
+
+
+def test_a_benchmark_longer_than_recordings_may_be(tmp_path: Path) -> None:
+    write_writer(tmp_path)
+    recipe = load_recipe(
+        "speech",
+        values={
+            "model": str(tmp_path / "model"),
+            "data.train": str(tmp_path / "train.csv"),
+            "data.test": str(tmp_path / "test.csv"),
+            "benchmark.sequence_length": 10**7,
+        },
+    )
+    with pytest.raises(RecipeError) as caught:
+        make_plan(recipe)
+    found = {each.where: each for each in caught.value.problems}
+    limit = get_task(recipe.task).read_length(recipe.model)
+    assert limit > 0
+    assert str(found["benchmark.sequence_length"].fix).startswith(f"use at most {limit}:")
+
+
+def test_more_recordings_without_texts_are_refused_before_any_work(tmp_path: Path) -> None:
+    write_writer(tmp_path)
+    (tmp_path / "more.txt").write_text("a.wav\n")
+    recipe = load_recipe(
+        "speech",
+        values={
+            "model": str(tmp_path / "model"),
+            "data.train": str(tmp_path / "train.csv"),
+            "data.test": str(tmp_path / "test.csv"),
+            "passes": [{"pass": "distill", "unlabeled": str(tmp_path / "more.txt")}, "export"],
+            "benchmark.sequence_length": 1,
+        },
+    )
+    with pytest.raises(RecipeError, match="does not learn from inputs without them"):
+        make_plan(recipe)
+
+
+def test_entities_are_limited_where_labels_are_such(place: Workplace) -> None:
+    budget = {"max_metric_drop": {"entity_f1": 1}}
+    names = {"task": "token-classification", "budget": budget}
+    place.write_config(
+        architectures=["BertForTokenClassification"], id2label={"0": "NOUN", "1": "VERB"}
+    )
+    with pytest.raises(RecipeError) as caught:
+        make_plan(place.recipe(**names))
+    assert [each.where for each in caught.value.problems] == ["budget.max_metric_drop.entity_f1"]
+    place.write_config(
+        architectures=["BertForTokenClassification"], id2label={"0": "O", "1": "B-PER"}
+    )
+    make_plan(place.recipe(**names))
 
 
 def test_a_max_length_above_the_model_s_own(place: Workplace) -> None:

@@ -297,3 +297,15 @@ def test_the_divergence_of_many_logits_is_that_of_its_parts(
         found.append((loss.detach(), logits.grad))  # type: ignore[arg-type]
     for whole, parts in zip(*found, strict=True):  # type: ignore[call-overload]
         torch.testing.assert_close(parts, whole)
+
+
+def test_a_drop_with_many_texts_and_a_large_vocabulary() -> None:
+    random = np.random.default_rng(0)
+    labels = random.integers(0, 150_000, 9000)
+    rows = np.arange(9000) // 2
+    before = np.where(random.random(9000) < 0.9, labels, 149_999)
+    after = np.where(random.random(9000) < 0.7, labels, 0)
+    found = get_task(TASK).drop(before, after, labels, rows)
+    wanted = 100 * ((before == labels).mean() - (after == labels).mean())
+    assert found[0] == pytest.approx(wanted)
+    assert found[1] < wanted < found[2]

@@ -28,11 +28,11 @@ FLOAT = 1e-6
 Logits = NDArray[np.float64]
 
 
-def tokenizer() -> Tokenizer:
-    """Letters, in the words into which BERT splits texts."""
+def tokenizer(*words: str) -> Tokenizer:
+    """Letters and some words, in the words into which BERT splits texts."""
     characters = dict.fromkeys(string.ascii_lowercase + string.digits + string.punctuation)
     unknown = "[UNK]"
-    names = [unknown, *characters, *(f"##{each}" for each in characters)]
+    names = [unknown, *characters, *(f"##{each}" for each in characters), *words]
     found = Tokenizer(
         models.WordPiece({each: number for number, each in enumerate(names)}, unk_token=unknown)
     )
@@ -169,6 +169,23 @@ def _word_spans(tokens: Encoding) -> list[tuple[int, int]]:
     for key, (start, end) in zip(keys, tokens.offsets, strict=True):
         found[key] = (found.get(key, (start, end))[0], end)
     return [found[key] for key in keys]
+
+
+def test_the_same_words_are_the_same_answer_however_they_are_cut() -> None:
+    start = CONTEXT.index("$4 million")
+    given = set()
+    for kept in ((), ("plan", "firm", "million"), ("cost", "year", "of")):
+        how = QuestionPreprocessing(max_length=400, pad_token_id=0)
+        (tokens,) = QuestionEncoder(how, tokenizer(*kept)).encode([QUESTION]).tokens
+        codes = place_answers(CONTEXT, [(start, start + len("$4 million"))], tokens)
+        logits = spread(tokens, start, start + len("$4 million"))
+        units = SpanAnswers().judged(logits, codes, np.zeros(len(codes), np.int64))
+        assert units.scores[0, :2].tolist() == units.labels[0].tolist()
+        given.add(int(SpanAnswers().given(units)[0]))
+        other = spread(tokens, 0, 5)
+        others = SpanAnswers().judged(other, codes, np.zeros(len(codes), np.int64))
+        assert SpanAnswers().given(others)[0] not in given
+    assert len(given) == 1
 
 
 def test_f1_counts_a_word_as_often_as_both_have_it() -> None:
