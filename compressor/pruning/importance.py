@@ -35,8 +35,8 @@ __all__ = [
 
 Importance = Literal["taylor", "second-order", "magnitude", "random"]
 Array = NDArray[np.float64]
-_REMOVALS = 256
-"""Of the units of a layer, how often costs are worked out anew."""
+_REMOVALS = 64
+"""Of the units of a layer, how often the costs of all are worked out anew."""
 
 
 @dataclass(frozen=True)

@@ -59,8 +59,8 @@ def prune_to(
         model: A BERT-like encoder.
         target: The sizes; with scope "global" only the totals over all layers hold.
         split: Training data, for importance and to fit on.
-        layers: Those that stay, one for each of the target, where others go; units are scored
-            while all are there.
+        layers: Those that stay, one for each of the target, where others go; but for second-order
+            importance units are scored while all are there.
         importance: How units are scored.
         scope: Whether units compete within their layer or with those of all layers.
         multiple: Widths are multiples of this.
@@ -74,33 +74,43 @@ def prune_to(
         batches = sample_batches(
             model, split, num_rows=num_examples, batch_size=TAYLOR_BATCH, seed=seed
         )
-    if importance == "taylor":
-        scores = taylor_scores(
-            model.module,
-            batches,
-            task=get_task(model.task),
-            progress=lambda count: progress(count / len(batches)),
-        )
-    elif importance == "second-order":
-        scores = second_order_scores(
-            model.module,
-            batches,
-            progress=lambda count: progress(count / (2 * len(target.layers))),
-        )
-    elif importance == "magnitude":
-        scores = magnitude_scores(model.module)
-    else:
-        scores = random_scores(model.module, seed)
     now = Architecture.of(model.module)
     module = model.module
     if layers is not None:
         module = select_layers(module, layers)
         now = replace(now, layers=tuple(now.layers[layer] for layer in layers))
-        scores = scores.of_layers(layers)
+    if importance == "second-order":  # of what the layers that stay read then
+        total = 2 * len(now.layers)
+        scores = second_order_scores(
+            module, batches, progress=lambda count: progress(count / total)
+        )
+    else:
+        scores = _scores(model, importance, batches, seed, progress)
+        scores = scores if layers is None else scores.of_layers(layers)
     kept = choose(scores, now, target, scope=scope, multiple=multiple)
     if refits:
         module = refit(module, kept, batches)
     return replace(model, module=keep_units(module, kept, _example(model, split)))
+
+
+def _scores(
+    model: TorchModel,
+    importance: Importance,
+    batches: Sequence[dict[str, Tensor]],
+    seed: int,
+    progress: Callable[[float], None],
+) -> Scores:
+    """Of the units of all layers, while all are there."""
+    if importance == "taylor":
+        return taylor_scores(
+            model.module,
+            batches,
+            task=get_task(model.task),
+            progress=lambda count: progress(count / len(batches)),
+        )
+    if importance == "magnitude":
+        return magnitude_scores(model.module)
+    return random_scores(model.module, seed)
 
 
 def choose(

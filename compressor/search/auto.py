@@ -434,7 +434,7 @@ class _Searcher:
     def _passes(self, solution: Solution, epochs: int) -> tuple[Pass, ...]:
         return (
             TrimVocabulary(keep_first=self.keep_first),
-            Prune(shape=solution.kept),
+            Prune(shape=solution.kept, importance="second-order", refit=True),
             Distill(
                 epochs=epochs,
                 dropout=0.0,

@@ -396,6 +396,7 @@ def test_passes_that_need_classes_are_not_offered(encoder: TorchModel) -> None:
         if (reason := each.unsuited(architecture)) is not None
     }
     assert refused == {
+        "drop_blocks": "its layers are those of a transformer: drop_layers",
         "finetune": "it has no head that learns from labels: the command compressor finetune "
         "makes one",
         "student": "its answers are no classes",
