@@ -72,12 +72,11 @@ def long_cases() -> tuple[Case, ...]:
 def solved_case(found: Path) -> Case:
     """The shape of a recipe of ``compressor auto``, trained as ``balanced`` trains its own."""
     _, distill, _ = _shipped()
-    kinds = [type(each) for each in load_recipe(found).passes]
-    if kinds[1:3] != [Prune, Distill]:
-        sys.exit(f"error: {found} is no recipe that auto found: its passes are other ones")
-    _, shaped, trained, *_ = load_recipe(found).passes
-    assert isinstance(shaped, Prune)
-    assert isinstance(trained, Distill)
+    match load_recipe(found).passes:
+        case [_, Prune() as shaped, Distill() as trained, *_]:
+            pass
+        case _:
+            sys.exit(f"error: {found} is no recipe that auto found: its passes are other ones")
     update = {"num_layers": None, "layer_map": trained.layer_map}
     shape = f"{len(shaped.shape or ())} layers, as solved for"
     return Case("a shape for the latency", shape, (shaped, distill.model_copy(update=update)))

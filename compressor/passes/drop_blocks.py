@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
 __all__ = ["DropBlocks"]
 
-_BATCH_SIZE = 32
-
 
 class DropBlocks(Pass):
     """Remove whole residual blocks: what they read goes on as it is.
@@ -142,27 +140,28 @@ class DropBlocks(Pass):
     ) -> tuple[tuple[str, ...], dict[str, float]]:
         """The blocks to drop, in the order of the network."""
         from compressor.pruning.blocks import drop_blocks
-        from compressor.pruning.prune import mean_loss, sample_batches
+        from compressor.pruning.prune import drop_least_missed
 
-        batches = sample_batches(
+        count = self._count(blocks)
+
+        def gone(left: Sequence[str]) -> tuple[str, ...]:
+            return tuple(name for name in blocks if name not in left)
+
+        def told(left: tuple[str, ...]) -> None:
+            dropped = len(gone(left))
+            context.progress(dropped / count, f"{dropped} of {count} blocks dropped")
+
+        kept, metrics = drop_least_missed(
             model,
+            blocks,
+            count,
+            lambda rest: drop_blocks(model.module, gone(rest)),
             context.splits.validation,
             num_rows=self.examples,
-            batch_size=_BATCH_SIZE,
             seed=context.seed,
+            progress=told,
         )
-        metrics = {"loss_before_nats": mean_loss(model, batches)}
-        gone: tuple[str, ...] = ()
-        count = self._count(blocks)
-        while len(gone) < count:
-            losses = {}
-            for name in (each for each in blocks if each not in gone):
-                trial = drop_blocks(model.module, (*gone, name))
-                losses[name] = mean_loss(replace(model, module=trial), batches)
-            least = min(losses, key=lambda name: losses[name])
-            gone, metrics["loss_after_nats"] = (*gone, least), losses[least]
-            context.progress(len(gone) / count, f"{len(gone)} of {count} blocks dropped")
-        return tuple(name for name in blocks if name in gone), metrics
+        return gone(kept), metrics
 
 
 def _blocks(model: TorchModel, context: PassContext) -> tuple[str, ...]:

@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 
 __all__ = ["DropLayers"]
 
-_BATCH_SIZE = 32
-
 
 class DropLayers(Pass):
     """Keep some layers of a transformer and drop the others."""
@@ -206,26 +204,21 @@ class DropLayers(Pass):
         self, model: TorchModel, architecture: Architecture, stack: range, context: PassContext
     ) -> tuple[tuple[int, ...], dict[str, float]]:
         """Drop, one at a time, the layer whose absence raises the loss least."""
-        from compressor.pruning.prune import mean_loss, sample_batches
+        from compressor.pruning.prune import drop_least_missed
 
-        batches = sample_batches(
+        num_drops = len(stack) - (self.num_layers or 1)
+
+        def told(left: tuple[int, ...]) -> None:
+            share = (len(stack) - len(left)) / num_drops
+            context.progress(share, f"{len(left)} layers left")
+
+        return drop_least_missed(
             model,
+            range(len(stack)),
+            num_drops,
+            lambda rest: select_layers(model.module, self._all(architecture, stack, rest)),
             context.splits.validation,
             num_rows=self.examples,
-            batch_size=_BATCH_SIZE,
             seed=context.seed,
+            progress=told,
         )
-        keep = tuple(range(len(stack)))
-        metrics = {"loss_before_nats": mean_loss(model, batches)}
-        num_drops = len(stack) - (self.num_layers or 1)
-        for drop in range(num_drops):
-            losses = {}
-            for layer in keep:
-                rest = tuple(each for each in keep if each != layer)
-                chosen = self._all(architecture, stack, rest)
-                trial = replace(model, module=select_layers(model.module, chosen))
-                losses[rest] = mean_loss(trial, batches)
-            keep = min(losses, key=lambda rest: losses[rest])
-            metrics["loss_after_nats"] = losses[keep]
-            context.progress((drop + 1) / num_drops, f"{len(keep)} layers left")
-        return keep, metrics

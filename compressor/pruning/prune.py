@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from compressor.architecture import Architecture
 from compressor.data import Split
@@ -31,10 +31,19 @@ from compressor.tasks import get_task
 from compressor.tasks.base import LABELS
 from compressor.training.batches import collator, encode
 
-__all__ = ["check_finite", "choose", "mean_loss", "prune_to", "sample_batches"]
+__all__ = [
+    "check_finite",
+    "choose",
+    "drop_least_missed",
+    "mean_loss",
+    "prune_to",
+    "sample_batches",
+]
 
 Scope = Literal["layer", "global"]
+Part = TypeVar("Part", int, str)
 
+_LOSS_BATCH = 32
 TAYLOR_BATCH = 8  # rows: smaller is sharper and slower
 _EXAMPLES = 2  # rows that tracing and the check for finite outputs look at
 
@@ -162,6 +171,46 @@ def mean_loss(model: TorchModel, batches: Sequence[dict[str, Tensor]]) -> float:
             part, judged = task.loss(model.module(**inputs)[0], batch)
             total, count = total + float(part), count + int(judged)
     return total / count
+
+
+def drop_least_missed(
+    model: TorchModel,
+    parts: Sequence[Part],
+    num_drops: int,
+    with_parts: Callable[[tuple[Part, ...]], nn.Module],
+    split: Split,
+    *,
+    num_rows: int,
+    seed: int,
+    progress: Callable[[tuple[Part, ...]], None],
+) -> tuple[tuple[Part, ...], dict[str, float]]:
+    """Drop parts one at a time, each time that whose absence raises the loss least.
+
+    Args:
+        model: All parts are in it.
+        parts: Those that may go.
+        num_drops: How many do, at least 1.
+        with_parts: The network with some of them only.
+        split: Data on which the loss is measured.
+        num_rows: Rows of it.
+        seed: Of their choice.
+        progress: Called with those that are left.
+
+    Returns:
+        The parts that stay, in their order, and the losses before and after, in nats.
+    """
+    batches = sample_batches(model, split, num_rows=num_rows, batch_size=_LOSS_BATCH, seed=seed)
+    metrics = {"loss_before_nats": mean_loss(model, batches)}
+    kept = tuple(parts)
+    for _ in range(num_drops):
+        losses = {}
+        for part in kept:
+            rest = tuple(each for each in kept if each != part)
+            losses[rest] = mean_loss(replace(model, module=with_parts(rest)), batches)
+        kept = min(losses, key=lambda rest: losses[rest])
+        metrics["loss_after_nats"] = losses[kept]
+        progress(kept)
+    return kept, metrics
 
 
 def check_finite(model: TorchModel, split: Split, name: str) -> None:

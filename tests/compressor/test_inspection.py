@@ -137,4 +137,4 @@ def test_what_does_not_suit_a_model_is_no_advice(tmp_path: Path) -> None:
     assert "trim_vocabulary" in all_of_it["size"]
     assert "trim_vocabulary" not in found["size"]
     assert "a drop_blocks pass" in all_of_it["speed"]
-    assert "a drop_blocks pass" not in found["speed"]
+    assert set(found["speed"]) == set(all_of_it["speed"]) - {"a drop_blocks pass"}

@@ -248,17 +248,14 @@ def test_a_benchmark_longer_than_the_model_takes(place: Workplace, max_length: i
     make_plan(place.recipe(data=data, benchmark={"sequence_length": limit}))
 
 
+def speech_recipe(folder: Path, **values: Any) -> Recipe:
+    write_writer(folder)
+    paths = {f"data.{name}": str(folder / f"{name}.csv") for name in ("train", "test")}
+    return load_recipe("speech", values={"model": str(folder / "model"), **paths, **values})
+
+
 def test_a_benchmark_longer_than_recordings_may_be(tmp_path: Path) -> None:
-    write_writer(tmp_path)
-    recipe = load_recipe(
-        "speech",
-        values={
-            "model": str(tmp_path / "model"),
-            "data.train": str(tmp_path / "train.csv"),
-            "data.test": str(tmp_path / "test.csv"),
-            "benchmark.sequence_length": 10**7,
-        },
-    )
+    recipe = speech_recipe(tmp_path, **{"benchmark.sequence_length": 10**7})
     with pytest.raises(RecipeError) as caught:
         make_plan(recipe)
     found = {each.where: each for each in caught.value.problems}
@@ -268,18 +265,10 @@ def test_a_benchmark_longer_than_recordings_may_be(tmp_path: Path) -> None:
 
 
 def test_more_recordings_without_texts_are_refused_before_any_work(tmp_path: Path) -> None:
-    write_writer(tmp_path)
-    (tmp_path / "more.txt").write_text("a.wav\n")
-    recipe = load_recipe(
-        "speech",
-        values={
-            "model": str(tmp_path / "model"),
-            "data.train": str(tmp_path / "train.csv"),
-            "data.test": str(tmp_path / "test.csv"),
-            "passes": [{"pass": "distill", "unlabeled": str(tmp_path / "more.txt")}, "export"],
-            "benchmark.sequence_length": 1,
-        },
-    )
+    more = tmp_path / "more.txt"
+    more.write_text("a.wav\n")
+    passes = [{"pass": "distill", "unlabeled": str(more)}, "export"]
+    recipe = speech_recipe(tmp_path, **{"passes": passes, "benchmark.sequence_length": 1})
     with pytest.raises(RecipeError, match="does not learn from inputs without them"):
         make_plan(recipe)
 
