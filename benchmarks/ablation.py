@@ -91,13 +91,16 @@ def _shipped() -> tuple[Prune, Distill, Export]:
 
 
 def cases() -> tuple[Case, ...]:
-    """The recipe as it is shipped, and what is left of it without its ingredients."""
-    prune, distill, export = _shipped()
+    """The recipe, what is left of it without its ingredients, and what the fit of `prune` adds.
+
+    The fit, which the recipe ends with, comes last: what it gives is seen where little else is.
+    """
+    second, distill, export = _shipped()
+    fitted = second.model_copy(update={"importance": "taylor"})
+    prune = fitted.model_copy(update={"refit": False})
     alone = distill.model_copy(update={"num_layers": None})
     drop = DropLayers(num_layers=distill.num_layers)
     blind = prune.model_copy(update={"importance": "random"})
-    fitted = prune.model_copy(update={"refit": True})
-    second = fitted.model_copy(update={"importance": "second-order"})
     labels = Finetune(epochs=distill.epochs)
 
     def without(**changes: Any) -> Distill:
