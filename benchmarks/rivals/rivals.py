@@ -65,6 +65,7 @@ def _config(checkpoint: Path) -> dict[str, Any]:
 class _OnnxRival(Target):
     """Takes the exported fp32 graph."""
 
+    extra: ClassVar[str] = "onnxruntime"
     refuses: ClassVar[Mapping[Precision, str]] = dict.fromkeys(
         ("fp16", "bf16", "int8", "int8-dynamic", "int8-weights"), _ONLY_UNTOUCHED
     )
@@ -164,6 +165,7 @@ class NncfInt8(_OnnxRival):
     """NNCF post-training int8 in OpenVINO, its preset for transformers."""
 
     name = "nncf_int8"
+    extra: ClassVar[str] = "openvino"
     libraries: ClassVar[tuple[str, ...]] = ("nncf", "openvino")
     data: Path
     """The training data, a CSV file with a column ``text``: calibration takes its first rows."""
