@@ -63,6 +63,16 @@ _OF_SOUND = ("num_mel_bins", "conv_dim")
 _OF_SPECTROGRAMS = ("num_mel_bins", "max_source_positions")
 """Those of networks that read spectrograms of one size."""
 
+_OF_PATCHES = ("patch_size", "tubelet_size")
+"""Those of networks that cut images, or videos, into patches."""
+
+_OF_WHOLE_IMAGES = (
+    "ForImageClassification",
+    "ForImageClassificationWithTeacher",
+    "ForVideoClassification",
+)
+"""How the class names of networks end that give one answer an image or a video."""
+
 _OF_SERIES = ("context_length", "num_input_channels")
 """Fields that the configs of networks that read time series have, and no others."""
 
@@ -125,6 +135,7 @@ class Architecture:
         writes: Whether it has a decoder after its encoder, which writes a text.
         num_decoder_layers: So many of the layers are the decoder's, the last ones; each attends to
             the encoder as well.
+        has_patches: Whether it attends to patches of images or videos, and answers for all of them.
         has_window: Whether it hears spectrograms of one size, however short a recording is.
     """
 
@@ -149,6 +160,7 @@ class Architecture:
     queries_per_head: int = 1
     writes: bool = False
     num_decoder_layers: int = 0
+    has_patches: bool = False
     has_window: bool = False
 
     @classmethod
@@ -283,7 +295,15 @@ def _spread(values: list[int]) -> str:
 
 def _from_config(config: Mapping[str, object]) -> Architecture:
     has_window = all(name in config for name in _OF_SPECTROGRAMS)
-    return replace(_without_window(config), has_window=has_window)
+    found = _without_window(config)
+    has_patches = (
+        bool(found.layers)
+        and not found.tapped_layers
+        and "image_size" in config
+        and any(name in config for name in _OF_PATCHES)
+        and _names_head(config, _OF_WHOLE_IMAGES)
+    )
+    return replace(found, has_window=has_window, has_patches=has_patches)
 
 
 def _without_window(config: Mapping[str, object]) -> Architecture:

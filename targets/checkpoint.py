@@ -23,6 +23,7 @@ from targets.shapes import (
     SCHEMA_VERSION,
     SHAPES_FILE,
     LayerShape,
+    MergedTokens,
     ShapeManifest,
     tensor_shapes,
     weight_files,
@@ -201,6 +202,8 @@ def _describe(module: nn.Module, config: Any, found: Shapes) -> ShapeManifest | 
     """The manifest of a module, or None where the config tells all."""
     import torch
 
+    from targets.networks.token_merging import merged_tokens
+
     with _quiet_transformers(), torch.random.fork_rng(devices=[]), torch.device("meta"):
         reference = type(module)(_constructible(config) if encoder_layers(module) else config)
     dropped = _drop_absent(reference, module)
@@ -208,7 +211,8 @@ def _describe(module: nn.Module, config: Any, found: Shapes) -> ShapeManifest | 
     _check_names(found, reference)
     resized = {name: shape for name, shape in found.items() if built[name] != shape}
     layers = encoder_layers(module)
-    if not resized and not dropped:
+    merged = merged_tokens(module)
+    if not resized and not dropped and merged is None:
         return None
     sizes = {layer.head_size for layer in layers} or {0}
     if len(sizes) != 1:
@@ -227,6 +231,7 @@ def _describe(module: nn.Module, config: Any, found: Shapes) -> ShapeManifest | 
         layers=tuple(LayerShape(layer.num_heads, layer.ffn_width) for layer in layers),
         tensors=resized,
         dropped=dropped,
+        merged=merged,
     )
 
 
@@ -335,8 +340,21 @@ def _load_resized(folder: Path, network: Any, manifest: ShapeManifest, found: Sh
     layers = tuple(LayerShape(each.num_heads, each.ffn_width) for each in encoder_layers(module))
     if layers != manifest.layers:
         raise _foreign(folder, f"layers {_some(manifest.layers)} against weights {_some(layers)}")
+    if manifest.merged is not None:
+        _merge(module, manifest.merged, folder)
     update_config(module)
     return module
+
+
+def _merge(module: nn.Module, merged: MergedTokens, folder: Path) -> None:
+    from targets.networks.token_merging import merge_tokens
+
+    (num_stacks, num_layers) = len(layer_stacks(module)), len(encoder_layers(module))
+    if num_stacks != 1 or len(merged.counts) != num_layers:
+        raise _foreign(
+            folder, f"it merges tokens behind {len(merged.counts)} layers, of {num_layers}"
+        )
+    merge_tokens(module, merged)
 
 
 def _untie(module: Any, state: Mapping[str, Tensor]) -> None:

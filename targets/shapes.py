@@ -10,13 +10,20 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Annotated, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from targets.errors import CheckpointError
 
-__all__ = ["SHAPES_FILE", "LayerShape", "ShapeManifest", "tensor_shapes", "weight_files"]
+__all__ = [
+    "SHAPES_FILE",
+    "LayerShape",
+    "MergedTokens",
+    "ShapeManifest",
+    "tensor_shapes",
+    "weight_files",
+]
 
 SHAPES_FILE = "shapes.json"
 SCHEMA_VERSION = 1
@@ -30,6 +37,19 @@ class LayerShape:
     ffn_width: int
 
 
+@dataclass(frozen=True)
+class MergedTokens:
+    """The patches that a vision transformer merges.
+
+    Attributes:
+        num_first: Tokens before those of the patches, which stay.
+        counts: How many patches go behind each layer.
+    """
+
+    num_first: Annotated[int, Field(ge=0)]
+    counts: tuple[Annotated[int, Field(ge=0)], ...]
+
+
 class ShapeManifest(BaseModel):
     """Sizes of a resized encoder.
 
@@ -41,6 +61,7 @@ class ShapeManifest(BaseModel):
         layers: One shape a layer, the first first.
         tensors: Name -> shape of every tensor that differs from what the config alone would build.
         dropped: Names of parts that are gone: what they would read goes on as it is.
+        merged: What it merges; None where every layer reads all tokens.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -52,6 +73,7 @@ class ShapeManifest(BaseModel):
     layers: tuple[LayerShape, ...]
     tensors: dict[str, tuple[int, ...]]
     dropped: tuple[str, ...] = Field(default=(), exclude_if=lambda names: not names)
+    merged: MergedTokens | None = Field(default=None, exclude_if=lambda merged: merged is None)
 
     @classmethod
     def read(cls, folder: Path) -> Self | None:

@@ -27,7 +27,7 @@ def profile(
     batch_size: Annotated[int, typer.Option(min=1, help="Inputs of a run.")] = 1,
     sequence_length: Annotated[
         int | None,
-        typer.Option(min=1, help="Length of each. [default: 128 tokens, 2 s of sound]"),
+        typer.Option(min=1, help="Length of each. [default: 128 tokens, 1 s of sound]"),
     ] = None,
     nodes: Annotated[bool, typer.Option(help="Every node, not every type of node.")] = False,
     output: Annotated[Path | None, typer.Option("--json", help="Where to write it all.")] = None,

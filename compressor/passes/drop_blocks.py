@@ -168,10 +168,9 @@ def _blocks(model: TorchModel, context: PassContext) -> tuple[str, ...]:
     """The residual blocks of a network, found on a row of the validation data."""
     from compressor.pruning.blocks import residual_blocks
     from compressor.pruning.prune import sample_batches
-    from compressor.tasks.base import LABELS
+    from compressor.tasks.base import inputs_of
 
     (batch,) = sample_batches(
         model, context.splits.validation, num_rows=1, batch_size=1, seed=context.seed
     )
-    inputs = {name: each for name, each in batch.items() if name != LABELS}
-    return residual_blocks(model.module, inputs)
+    return residual_blocks(model.module, inputs_of(batch))

@@ -40,7 +40,8 @@ class Prune(Pass):
         "(arXiv 1906.10771); Michel et al., Are Sixteen Heads Really Better than One?, "
         "NeurIPS 2019 (arXiv 1905.10650); Fang et al., DepGraph, CVPR 2023 (arXiv 2301.12900); "
         "He et al., Channel Pruning for Accelerating Very Deep Neural Networks, ICCV 2017; "
-        "Hassibi and Stork, Optimal Brain Surgeon, NIPS 1992; Kurtic et al., ZipLM, NeurIPS 2023"
+        "Hassibi and Stork, Optimal Brain Surgeon, NIPS 1992; Kurtic et al., ZipLM, NeurIPS 2023; "
+        "Li et al., EagleEye, ECCV 2020 (arXiv 2007.02491)"
     )
     libraries: ClassVar[tuple[str, ...]] = (
         "torch",
@@ -80,8 +81,8 @@ class Prune(Pass):
     recovery: DistillSettings | None = None
     """Distillation from the untouched model after each cut."""
     refit: bool = Field(default=False, exclude_if=lambda refit: not refit)
-    """Whether the heads and neurons that stay are fitted to say what those that go have said, by
-    least squares on training data."""
+    """Whether the heads and neurons, or channels, that stay are fitted to say what those that go
+    have said, by least squares on training data."""
     examples: int = Field(default=512, ge=8)
     """Training rows that Taylor and second-order importance look at, and that `refit` fits on."""
 
@@ -162,7 +163,8 @@ class Prune(Pass):
             PassError: The settings are about parts that such a network does not have.
         """
         wrong = [name for name in ("heads", "ffn", "shape") if getattr(self, name) is not None]
-        wrong += [name for name in ("hidden", "refit") if getattr(self, name)]
+        if self.hidden:
+            wrong.append("hidden")
         if wrong or self.ratio is None:
             raise PassError(
                 "the model is no transformer encoder: it has channels, and no heads or layers",
@@ -316,7 +318,8 @@ class Prune(Pass):
             )
         from compressor.pruning.channels import prune_channels
 
-        num_rows = self.examples if self.importance == "taylor" else TAYLOR_BATCH
+        looks = self.refit or self.importance == "taylor"
+        num_rows = self.examples if looks else TAYLOR_BATCH
         gone = [step_ratio(self._channel_ratio(), each, self.steps) for each in (step - 1, step)]
         return prune_channels(
             model,
@@ -327,6 +330,7 @@ class Prune(Pass):
             importance=self.importance,
             across_layers=self.scope == "global",
             multiple=context.width_multiple,
+            refits=self.refit,
             seed=seed,
         )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 import torch_pruning
@@ -13,10 +14,18 @@ from torch import Tensor, nn
 from compressor.errors import PassError
 from compressor.model import TorchModel
 from compressor.pruning.importance import Importance, labelled_loss
+from compressor.pruning.moments import Moments
+from compressor.pruning.reading import (
+    SecondOrderImportance,
+    Widths,
+    channel_moments,
+    recalibrate,
+    refit_channels,
+)
 from compressor.pruning.slicing import quiet_tracing
 from compressor.pruning.widths import kept_width
 from compressor.tasks import Task, get_task
-from compressor.tasks.base import LABELS
+from compressor.tasks.base import inputs_of
 from targets.checkpoint import update_config
 
 __all__ = ["count_channels", "prune_channels"]
@@ -33,6 +42,7 @@ def prune_channels(
     importance: Importance,
     across_layers: bool,
     multiple: int,
+    refits: bool,
     seed: int,
 ) -> TorchModel:
     """A copy of ``model`` without its least important channels; ``model`` stays untouched.
@@ -43,11 +53,14 @@ def prune_channels(
     Args:
         model: Any network that torch-pruning can trace.
         ratio: Share of the channels to remove, in (0, 1).
-        batches: Inputs with labels, one at least: for tracing, and for Taylor importance.
-        importance: How channels are scored: Taylor (Molchanov et al., 2019), by the size of their
-            weights, or at random.
+        batches: Inputs with labels, one at least: for tracing, for Taylor and second-order
+            importance, and to fit on.
+        importance: How channels are scored: Taylor (Molchanov et al., 2019), second-order (see
+            :mod:`compressor.pruning.reading`), by the size of their weights, or at random.
         across_layers: Whether the channels of all layers compete, or each layer loses its share.
         multiple: Widths become multiples of this, but for layers that are narrower.
+        refits: Whether what stays is fitted to say what goes, see
+            :mod:`compressor.pruning.reading`.
         seed: Of random scores.
 
     Raises:
@@ -64,25 +77,31 @@ def prune_channels(
     flags = {name: each.requires_grad for name, each in module.named_parameters()}
     training = module.training
     module.eval().requires_grad_(True)  # a frozen parameter is invisible to the tracing
-    example = {name: each[:2] for name, each in batches[0].items() if name != LABELS}
+    example = {name: each[:2] for name, each in inputs_of(batches[0]).items()}
     with torch.no_grad():
         shape = module(**example).logits.shape
     if importance == "taylor":
         _accumulate_gradients(module, batches, get_task(model.task))
+    moments = channel_moments(model.module, batches) if refits else {}
+    left = Widths(module)
+    scorer = _scorer(importance, module, moments)
     with torch.random.fork_rng(), quiet_tracing():
         torch.manual_seed(seed)
         try:
-            _Pruner(
+            pruner = _Pruner(
                 module,
                 example,
-                importance=_IMPORTANCE[importance](),
+                importance=scorer,
                 pruning_ratio=ratio,
                 max_pruning_ratio=max(ratio, MAX_RATIO),
                 global_pruning=across_layers,
                 round_to=multiple,
                 ignored_layers=_heads(module, len(model.labels)),
                 output_transform=lambda output: output.logits.sum(),
-            ).step()
+            )
+            for group in pruner.step(interactive=True):
+                left.note(group)
+                group.prune()
             with torch.no_grad():
                 found = module(**example).logits.shape
             if found != shape:
@@ -94,6 +113,17 @@ def prune_channels(
                 given=f"{type(error).__name__}: {error}",
                 fix="leave the pass out",
             ) from error
+    if across_layers and importance == "second-order" and not scorer.is_comparable:
+        raise PassError(
+            "the channels of all layers cannot compete: convolutions in groups read some of them, "
+            "and their errors are not known",
+            where=type(module).__name__,
+            given="scope global, importance second-order",
+            fix="set scope to layer, or importance to taylor",
+        )
+    if refits:
+        refit_channels(module, moments, left)
+        recalibrate(module, batches)
     for name, parameter in module.named_parameters():
         parameter.grad = None
         parameter.requires_grad_(flags[name])
@@ -120,8 +150,15 @@ class _Pruner(torch_pruning.pruner.BasePruner):  # type: ignore[misc]  # it has 
     """Rounds to the nearest multiple, where the base class takes the next lower one."""
 
     def _round_to(self, num_pruned: int, num_channels: int, multiple: int) -> int:
-        share = num_pruned / num_channels
+        share = min(num_pruned / num_channels, self.max_pruning_ratio)
         return num_channels - kept_width(num_channels, share, multiple=multiple)
+
+
+def _scorer(importance: Importance, module: nn.Module, moments: Mapping[str, Moments]) -> Any:
+    if importance == "second-order":
+        parts = {module.get_submodule(name): each for name, each in moments.items()}
+        return SecondOrderImportance(parts)
+    return _IMPORTANCE[importance]()
 
 
 _IMPORTANCE = {

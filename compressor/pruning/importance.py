@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from compressor.pruning.moments import Moments, gather_moments, head_groups
-from compressor.tasks.base import LABELS
+from compressor.tasks.base import inputs_of
 from targets.encoder import EncoderLayer, encoder_layers
 
 if TYPE_CHECKING:
@@ -25,7 +25,9 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Importance",
+    "Reader",
     "Scores",
+    "errors_when_gone",
     "labelled_loss",
     "magnitude_scores",
     "random_scores",
@@ -123,7 +125,7 @@ def taylor_scores(
     module.eval().requires_grad_(True)
     try:
         for count, batch in enumerate(batches, start=1):
-            answers = module(**_inputs(batch))[0]
+            answers = module(**inputs_of(batch))[0]
             gradients = torch.autograd.grad(task.sensitivity(answers, batch), watched)
             products = [
                 (tensor.detach() * gradient).double().numpy()
@@ -171,78 +173,150 @@ def second_order_scores(
     for count, moments in enumerate(gather_moments(module, batches, parts), start=1):
         layer = layers[(count - 1) // 2]
         if len(heads) == len(ffn):
-            heads.append(_errors_when_gone(moments, head_groups(layer)))
+            heads.append(_relative_errors(moments, head_groups(layer)))
         else:
             neurons = torch.arange(layer.ffn_width, device=moments.part.weight.device)
-            ffn.append(_errors_when_gone(moments, neurons[:, None]))
+            ffn.append(_relative_errors(moments, neurons[:, None]))
         progress(count)
     hidden = np.zeros(layers[0].query.in_features)  # no projection alone reads these
     return Scores(heads=tuple(heads), ffn=tuple(ffn), hidden=hidden)
 
 
-def _errors_when_gone(moments: Moments, groups: Tensor) -> Array:
+def _relative_errors(moments: Moments, groups: Tensor) -> Array:
+    """Where what is written of each token has a mean square of 1."""
+    scale = moments.count / max(1, moments.num_tokens) / len(moments.weight)
+    return errors_when_gone([Reader.of(moments, groups, scale=scale)])
+
+
+class Reader:
+    """A projection that reads units, and what it would write if some of them were gone."""
+
+    def __init__(
+        self, inverse: Tensor, weight: Tensor, groups: Tensor, rows: Tensor, scale: float
+    ) -> None:
+        """See :meth:`of`.
+
+        Args:
+            inverse: Of the covariance of the columns that may go, (all, all).
+            weight: (out, all)
+            groups: (read, size) the columns of each unit that it reads.
+            rows: (units,) where in ``groups`` each unit is; -1 where it is not read.
+            scale: What an error counts.
+        """
+        self.inverse = inverse
+        self.weight = weight
+        self.groups = groups
+        self.rows = rows
+        self.scale = scale
+
+    @classmethod
+    def of(
+        cls,
+        moments: Moments,
+        groups: Tensor,
+        *,
+        rows: Tensor | None = None,
+        scale: float | None = None,
+    ) -> Reader:
+        """The reader whose inputs these moments are of.
+
+        Columns that are in no group are no help: what reads them may lose them as well.
+
+        Args:
+            moments: Of what it reads.
+            groups: As above, of all of its columns.
+            rows: As above; by default every unit is read.
+            scale: As above; by default errors are shares of the variance of what it writes.
+        """
+        if rows is None:
+            rows = torch.arange(len(groups), device=groups.device)
+        covariance, weight = moments.covariance, moments.weight
+        if scale is None:
+            variance = float(((weight @ covariance) * weight).sum())
+            scale = 1 / max(variance, torch.finfo(torch.float64).tiny)
+        columns = groups.flatten()
+        inverse = torch.linalg.inv(covariance[columns][:, columns])
+        return cls(inverse, weight[:, columns], _in_a_row(groups), rows, scale)
+
+    def costs(self, units: Tensor) -> Tensor:
+        """The error that is added if a unit goes alone, and the rest make up for it.  # (units,)"""
+        rows = self.rows[units]
+        read = rows >= 0
+        groups = self.groups[rows[read]]
+        among = torch.linalg.inv(self.inverse[groups[:, :, None], groups[:, None, :]])
+        weight = self.weight[:, groups]  # (out, read, size)
+        costs = torch.zeros(len(units), dtype=weight.dtype, device=weight.device)
+        costs[read] = self.scale * torch.einsum("ous,ust,out->u", weight, among, weight)
+        return costs
+
+    def among(self, units: Tensor) -> Reader:
+        """Of some units alone, which are numbered anew."""
+        rows = self.rows[units]
+        read = rows >= 0
+        groups = self.groups[rows[read]]
+        columns = groups.flatten()
+        near = self.inverse[columns][:, columns]
+        anew = torch.where(read, read.cumsum(dim=0) - 1, -1)
+        return Reader(near, self.weight[:, columns], _in_a_row(groups), anew, self.scale)
+
+    def remove(self, units: Tensor) -> None:
+        """Let units go: the rest make up for them."""
+        rows = self.rows[units]
+        gone = self.groups[rows[rows >= 0]].flatten()
+        told = torch.linalg.solve(self.inverse[gone][:, gone], self.inverse[gone])  # (gone, all)
+        self.inverse = self.inverse - self.inverse[:, gone] @ told
+        self.weight = self.weight - self.weight[:, gone] @ told
+
+
+def _in_a_row(groups: Tensor) -> Tensor:
+    """The same numbers of groups and of their columns, which lie one after another."""
+    return torch.arange(groups.numel(), device=groups.device).reshape(groups.shape)
+
+
+def errors_when_gone(readers: Sequence[Reader]) -> Array:
     """The error when each unit has gone, with all that went before it.
 
     Args:
-        moments: What the projection reads.
-        groups: (units, size) the columns of each unit.
+        readers: All that read some of the same units; they are used up.
 
     Returns:
-        (units,) mean squared error, where what is written has a mean square of 1.
+        (units,) in the order of the units, not of their going.
     """
-    inverse = torch.linalg.inv(moments.covariance)
-    weight = moments.part.weight.detach().double()
-    errors = np.zeros(len(groups))
-    left = torch.arange(len(groups), device=groups.device)
-    at_once = max(1, len(groups) // _REMOVALS)
+    num_units, device = len(readers[0].rows), readers[0].rows.device
+    errors = np.zeros(num_units)
+    left = torch.arange(num_units, device=device)
+    at_once = max(1, num_units // _REMOVALS)
     lost = 0.0
     while len(left):
-        costs = _costs(inverse, weight, groups[left])
+        costs = _costs(readers, left)
         cheapest = costs.argsort()
         limit = float(costs[cheapest[at_once]]) if at_once < len(left) else math.inf
         candidates = left[cheapest[:at_once]]
-        going: list[int] = []
         # Among the cheapest the first that goes makes those dearer that it could be told from.
-        columns = groups[candidates].flatten()
-        near, own = inverse[columns][:, columns], weight[:, columns]
-        places = torch.arange(len(columns), device=groups.device).reshape(len(candidates), -1)
-        staying = list(range(len(candidates)))
-        while staying:
-            costs = _costs(near, own, places[staying])
+        near = [each.among(candidates) for each in readers]
+        staying = torch.arange(len(candidates), device=device)
+        going: list[int] = []
+        while len(staying):
+            costs = _costs(near, staying)
             least = int(costs.argmin())
             if going and float(costs[least]) > limit:
                 break
-            place = staying.pop(least)
-            going.append(place)
+            place = staying[least]
+            staying = staying[staying != place]
+            going.append(int(place))
             lost += float(costs[least])
             errors[int(candidates[place])] = lost
-            near, own = _without(near, own, places[place])
+            for each in near:
+                each.remove(place[None])
         gone = candidates[going]
-        inverse, weight = _without(inverse, weight, groups[gone].flatten())
+        for each in readers:
+            each.remove(gone)
         left = left[~torch.isin(left, gone)]
-    # Each token counts as much as what is written of it has a mean square of 1.
-    return errors * moments.count / max(1, moments.num_tokens) / len(weight)
+    return errors
 
 
-def _costs(inverse: Tensor, weight: Tensor, groups: Tensor) -> Tensor:
-    """The error that is added if a unit goes alone, and the rest make up for it.
-
-    Args:
-        inverse: Of the covariance of all units that are left, (all, all).
-        weight: (out, all)
-        groups: (units, size) the columns of each unit.
-
-    Returns:
-        (units,)
-    """
-    among = torch.linalg.inv(inverse[groups[:, :, None], groups[:, None, :]])
-    return torch.einsum("ous,ust,out->u", weight[:, groups], among, weight[:, groups])
-
-
-def _without(inverse: Tensor, weight: Tensor, gone: Tensor) -> tuple[Tensor, Tensor]:
-    """Both, when columns have gone and the rest make up for them."""
-    told = torch.linalg.solve(inverse[gone][:, gone], inverse[gone])  # (gone, all)
-    return inverse - inverse[:, gone] @ told, weight - weight[:, gone] @ told
+def _costs(readers: Sequence[Reader], units: Tensor) -> Tensor:
+    return torch.stack([each.costs(units) for each in readers]).sum(dim=0)
 
 
 def random_scores(module: nn.Module, seed: int) -> Scores:
@@ -273,12 +347,8 @@ def labelled_loss(
         task: Says what of the outputs the labels judge.
         reduction: Over all that is judged.
     """
-    total, count = task.loss(module(**_inputs(batch))[0], batch)
+    total, count = task.loss(module(**inputs_of(batch))[0], batch)
     return total if reduction == "sum" else total / count
-
-
-def _inputs(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor for name, tensor in batch.items() if name != LABELS}
 
 
 def _stream_norms(module: nn.Module, hidden_size: int) -> list[nn.LayerNorm]:

@@ -105,6 +105,7 @@ def select_layers(module: nn.Module, keep: Sequence[int]) -> nn.Module:
 
     from targets.checkpoint import update_config
     from targets.encoder import layer_stacks
+    from targets.networks.token_merging import keep_last
 
     selected = copy.deepcopy(module)
     stacks = layer_stacks(selected)
@@ -143,6 +144,7 @@ def select_layers(module: nn.Module, keep: Sequence[int]) -> nn.Module:
     config = cast("Any", selected.config)
     if getattr(config, "layer_types", None):  # some name the kind of attention of each layer
         config.layer_types = [config.layer_types[layer] for layer in keep]
+    keep_last(selected)
     update_config(selected)
     return selected
 

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from compressor.tasks.base import LABELS
+from compressor.tasks.base import LABELS, inputs_of
 from compressor.training.losses import token_mask
 from targets.answers import IGNORED
 from targets.encoder import EncoderLayer, encoder_layers, layer_stacks
 
-__all__ = ["Moments", "gather_moments", "head_groups"]
+__all__ = ["Moments", "gather_moments", "head_groups", "watching"]
 
 _LEAST = 1e-6
 _AT_ONCE = 2**30
@@ -27,17 +28,26 @@ it is."""
 class Moments:
     """Weighted sums over tokens of what a projection reads, and how it weighs that.
 
-    A token counts in inverse proportion to the square of what the projection writes of it: errors
-    are relative. Else a few tokens, such as separators, whose states are a hundred times those of
-    others, would decide alone, although the normalization after it makes all of them equal.
-
     Args:
-        part: Reads the units, (out, units).
+        part: A projection, or a convolution that reads every channel: its units are then the
+            channels, each as often as its kernel has places.
+        relative: A token counts in inverse proportion to the square of what is written of it. Else
+            a few tokens, such as separators, whose states are a hundred times those of others,
+            would decide alone, although the normalization after it makes all of them equal.
+        centred: Whether something makes up for the mean of what is written: by default a bias.
     """
 
-    def __init__(self, part: nn.Linear) -> None:
-        width, device = part.in_features, part.weight.device
+    def __init__(
+        self,
+        part: nn.Linear | nn.modules.conv._ConvNd,
+        *,
+        relative: bool = True,
+        centred: bool | None = None,
+    ) -> None:
+        width, device = part.weight.flatten(1).shape[1], part.weight.device
         self.part = part
+        self.relative = relative
+        self.centred = part.bias is not None if centred is None else centred
         self.num_tokens = 0
         self.count = 0.0
         self.sum = torch.zeros(width, dtype=torch.float64, device=device)
@@ -46,18 +56,27 @@ class Moments:
     def add(self, given: Tensor) -> None:
         """Add tokens.  # (N, units)"""
         given = given.float()
-        written = functional.linear(given, self.part.weight.float(), self.part.bias)
-        weights = 1 / written.square().mean(dim=-1).clamp(min=_LEAST)
-        weighted = given * weights[:, None]
+        weighted = given
         self.num_tokens += len(given)
-        self.count += float(weights.sum())
+        if self.relative:
+            written = functional.linear(given, self.part.weight.float(), self.part.bias)
+            weights = 1 / written.square().mean(dim=-1).clamp(min=_LEAST)
+            weighted = given * weights[:, None]
+            self.count += float(weights.sum())
+        else:
+            self.count += len(given)
         self.sum += weighted.sum(dim=0)
         self.products += (given.T @ weighted).double()
 
     @property
+    def weight(self) -> Tensor:
+        """(out, units), of the part."""
+        return self.part.weight.detach().flatten(1).double()
+
+    @property
     def mean(self) -> Tensor:
-        """(units,); zeros where the projection has no bias that could make up for it."""
-        if self.part.bias is None or not self.count:
+        """(units,); zeros where nothing could make up for it."""
+        if not self.centred or not self.count:
             return torch.zeros_like(self.sum)
         return self.sum / self.count
 
@@ -115,24 +134,37 @@ def _gather(
     }
     masks: list[Tensor | None] = [None, None]  # of the first stack; of a decoder that follows it
     found = [Moments(part) for part in parts]
-    hooks = [
-        each.part.register_forward_pre_hook(_adder(each, masks, stacks[id(each.part)]))
-        for each in found
-    ]
-    training = module.training
+    adders: dict[nn.Module, Any] = {
+        each.part: _adder(each, masks, stacks[id(each.part)]) for each in found
+    }
+    with watching(module, adders):
+        for batch in batches:
+            masks[0] = batch.get("attention_mask")
+            if first < len(layers):
+                masks[1] = _up_to_the_last(batch[LABELS] != IGNORED)
+            module(**inputs_of(batch))
+    return found
+
+
+@contextmanager
+def watching(module: nn.Module, watched: Mapping[nn.Module, Any]) -> Iterator[None]:
+    """Have parts of a network tell what they read while it runs, without dropout and gradients.
+
+    Args:
+        module: Is left as it was.
+        watched: Part -> what is called with it and its inputs.
+    """
+    modes = {part: part.training for part in module.modules()}
+    hooks = [part.register_forward_pre_hook(call) for part, call in watched.items()]
     module.eval()
     try:
         with torch.no_grad():
-            for batch in batches:
-                masks[0] = batch.get("attention_mask")
-                if first < len(layers):
-                    masks[1] = _up_to_the_last(batch[LABELS] != IGNORED)
-                module(**{name: each for name, each in batch.items() if name != LABELS})
+            yield
     finally:
         for hook in hooks:
             hook.remove()
-        module.train(training)
-    return found
+        for part, mode in modes.items():
+            part.training = mode
 
 
 def _up_to_the_last(judged: Tensor) -> Tensor:

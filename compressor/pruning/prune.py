@@ -28,7 +28,7 @@ from compressor.pruning.selection import global_counts, top_units
 from compressor.pruning.slicing import Kept, keep_units
 from compressor.pruning.widths import head_multiple
 from compressor.tasks import get_task
-from compressor.tasks.base import LABELS
+from compressor.tasks.base import inputs_of
 from compressor.training.batches import collator, encode
 
 __all__ = [
@@ -167,8 +167,7 @@ def mean_loss(model: TorchModel, batches: Sequence[dict[str, Tensor]]) -> float:
     total, count = 0.0, 0
     with torch.inference_mode():
         for batch in batches:
-            inputs = {name: each for name, each in batch.items() if name != LABELS}
-            part, judged = task.loss(model.module(**inputs)[0], batch)
+            part, judged = task.loss(model.module(**inputs_of(batch))[0], batch)
             total, count = total + float(part), count + int(judged)
     return total / count
 
@@ -231,5 +230,4 @@ def check_finite(model: TorchModel, split: Split, name: str) -> None:
 
 
 def _example(model: TorchModel, split: Split) -> dict[str, Tensor]:
-    batch = collator(model)(encode(model, split.take(range(min(_EXAMPLES, len(split))))))
-    return {name: tensor for name, tensor in batch.items() if name != LABELS}
+    return inputs_of(collator(model)(encode(model, split.take(range(min(_EXAMPLES, len(split)))))))

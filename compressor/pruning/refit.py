@@ -19,7 +19,7 @@ from compressor.pruning.moments import Moments, gather_moments, head_groups
 from compressor.pruning.slicing import Kept
 from targets.encoder import encoder_layers
 
-__all__ = ["refit"]
+__all__ = ["fold", "refit"]
 
 
 def refit(module: nn.Module, kept: Kept, batches: Sequence[Mapping[str, Tensor]]) -> nn.Module:
@@ -44,30 +44,34 @@ def refit(module: nn.Module, kept: Kept, batches: Sequence[Mapping[str, Tensor]]
     cuts = [each for each in cuts if len(each[2]) < each[0].in_features]
     parts = [old for old, _, _ in cuts]
     for moments, (_, part, stays) in zip(gather_moments(module, batches, parts), cuts, strict=True):
-        _fold(moments, part, stays)
+        weight, shift = fold(moments, stays)
+        with torch.no_grad():
+            part.weight.zero_()
+            part.weight[:, stays] = weight.to(part.weight.dtype)
+            if part.bias is not None:
+                part.bias.add_(shift.to(part.bias.dtype))
     return fitted
 
 
-def _fold(moments: Moments, part: nn.Linear, stays: Tensor) -> None:
-    """Let a projection tell what goes from what stays, in place.
+def fold(moments: Moments, stays: Tensor) -> tuple[Tensor, Tensor]:
+    """What lets a projection tell what goes from what stays.
 
-    Where it has a bias the fit is around the means, which then need no units.
+    Where the moments are centred the fit is around the means, which then need no units.
 
     Args:
         moments: Of what it reads.
-        part: As it is in the copy.
         stays: (kept,) columns.
+
+    Returns:
+        Its weight, (out, kept), and what to add to its bias, (out,).
     """
-    goes = torch.ones(part.in_features, dtype=torch.bool, device=stays.device)
+    weight, mean = moments.weight, moments.mean
+    goes = torch.ones(weight.shape[1], dtype=torch.bool, device=stays.device)
     goes[stays] = False
+    kept, removed = weight[:, stays], weight[:, goes]
     if not moments.count:
-        return
-    covariance, mean = moments.covariance, moments.mean
+        return kept, torch.zeros_like(kept[:, 0])
+    covariance = moments.covariance
     told = torch.linalg.solve(covariance[stays][:, stays], covariance[stays][:, goes]).T
-    removed = part.weight.detach()[:, goes].double()  # told: (gone, kept)
-    with torch.no_grad():
-        part.weight[:, stays] += (removed @ told).to(part.weight.dtype)
-        if part.bias is not None:
-            rest = removed @ (mean[goes] - told @ mean[stays])
-            part.bias.add_(rest.to(part.bias.dtype))
-        part.weight[:, goes] = 0.0
+    # told: (gone, kept)
+    return kept + removed @ told, removed @ (mean[goes] - told @ mean[stays])

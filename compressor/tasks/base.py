@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,13 +24,20 @@ if TYPE_CHECKING:
     from compressor.training.augmentation import Material, Noise
     from compressor.training.settings import DistillSettings
 
-__all__ = ["LABELS", "Row", "Task", "keep_whole", "padded"]
+__all__ = ["LABELS", "Row", "Task", "inputs_of", "keep_whole", "padded"]
 
 LABELS = "labels"
 """What rows and batches that have labels call them."""
 
 Row = Mapping[str, Any]
 """One input, read: name -> its tokens, its pixels, its samples."""
+
+Value = TypeVar("Value")
+
+
+def inputs_of(batch: Mapping[str, Value]) -> dict[str, Value]:
+    """What a model reads of a batch: all but its labels."""
+    return {name: each for name, each in batch.items() if name != LABELS}
 
 
 class Task(ABC):

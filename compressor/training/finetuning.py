@@ -24,6 +24,7 @@ from compressor.training.settings import FinetuneSettings
 from compressor.training.trainer import OnEvaluation, Progress, SteadyTrainer
 from targets.checkpoint import auto_class
 from targets.networks import register_network
+from targets.shapes import SHAPES_FILE, ShapeManifest
 
 __all__ = ["finetune", "new_classifier"]
 
@@ -155,6 +156,14 @@ def _load_encoder(folder: Path) -> tuple[nn.Module, Any]:
 
     check_folder(folder)
     register_network(folder)
+    manifest = ShapeManifest.read(folder)
+    if manifest is not None and manifest.merged is not None:
+        raise CheckpointError(
+            "the checkpoint merges tokens, which a new head would not go with",
+            where=folder / SHAPES_FILE,
+            given="merged",
+            fix="fine-tune the checkpoint that it was made from, and merge tokens after that",
+        )
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True)
         encoder, info = AutoModel.from_pretrained(

@@ -723,13 +723,14 @@ def test_figures_that_are_not_known_are_left_out() -> None:
         (
             {"min_speedup": 9},
             "prune distill quantize",
-            "fewer layers for distill, a higher ratio for prune, a drop_blocks pass, or another "
-            "target",
+            "fewer layers for distill, a higher ratio for prune, a drop_blocks pass, a "
+            "merge_tokens pass, or another target",
         ),
         (
             {"max_latency_ms": 0.1},
             "quantize",
-            "a distill pass with fewer layers, a drop_blocks pass, a prune pass, or another target",
+            "a distill pass with fewer layers, a drop_blocks pass, a merge_tokens pass, a prune "
+            "pass, or another target",
         ),
         (
             {"max_size_mb": 1},

@@ -44,6 +44,7 @@ EXAMPLES: dict[str, tuple[dict[str, Any], ...]] = {
     "drop_blocks": ({"ratio": 0.5}, {"blocks": ("efficientnet_lite.blocks.2",)}),
     "drop_layers": ({"keep": (1,)}, {"num_layers": 1, "strategy": "importance"}),
     "finetune": (SHORT,),
+    "merge_tokens": ({"ratio": 0.5},),
     "prune": (
         {"ratio": 0.5},
         {"heads": 0.25, "hidden": 0.25, "importance": "magnitude"},
@@ -66,6 +67,7 @@ EXAMPLES: dict[str, tuple[dict[str, Any], ...]] = {
 # Passes that are unsuited to classifiers of texts: a model of another kind, and data for it.
 SUITED: dict[str, Callable[[], tuple[TorchModel, Splits]]] = {
     "drop_blocks": lambda: (make_vision("efficientnet-lite"), make_image_splits()),
+    "merge_tokens": lambda: (make_vision("vit"), make_image_splits()),
     "variable_window": lambda: (make_writer("whisper"), speech_splits(SPEECH)),
 }
 

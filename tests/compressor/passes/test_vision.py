@@ -164,6 +164,7 @@ def test_taylor_keeps_more_of_what_was_learnt_than_chance(
             importance=importance,
             across_layers=False,
             multiple=1,
+            refits=False,
             seed=seed,
         )
         return mean_loss(pruned, held_out)

@@ -15,7 +15,6 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from compressor.data import Splits
-from compressor.errors import PassError
 from compressor.model import TorchModel
 from compressor.passes.base import PassContext
 from compressor.passes.prune import Prune
@@ -297,14 +296,6 @@ def test_the_pass_brings_a_model_nearer_to_what_it_was(tmp_path: Path) -> None:
         return float((found - wanted).square().mean())
 
     assert distance(True) < 0.8 * distance(False)
-
-
-def test_channels_are_not_fitted(tmp_path: Path) -> None:
-    model, splits = make_vision("resnet"), make_image_splits()
-    context = PassContext(splits, model.clone, seed=0, folder=tmp_path)
-    with pytest.raises(PassError, match="it has channels") as caught:
-        Prune(ratio=0.5, refit=True).requires(model, context)
-    assert caught.value.given == "refit"
 
 
 def test_rows_to_fit_on_have_an_effect() -> None:

@@ -518,6 +518,7 @@ def test_every_pass_survives_a_round_trip(load: Load, name: str) -> None:
         "prune": {"ratio": 0.5},
         "drop_blocks": {"ratio": 0.5},
         "drop_layers": {"num_layers": 2},
+        "merge_tokens": {"ratio": 0.5},
         "student": {"checkpoint": "other"},
     }
     entry |= needed.get(name, {})

@@ -399,6 +399,7 @@ def test_passes_that_need_classes_are_not_offered(encoder: TorchModel) -> None:
         "drop_blocks": "its layers are those of a transformer: drop_layers",
         "finetune": "it has no head that learns from labels: the command compressor finetune "
         "makes one",
+        "merge_tokens": "it is no classifier that attends to patches of images",
         "student": "its answers are no classes",
         "variable_window": "it hears no windows of one size",
     }

@@ -25,12 +25,14 @@ from compressor.model import OnnxModel, TorchModel
 from compressor.passes.base import PassContext
 from compressor.passes.drop_layers import DropLayers
 from compressor.passes.export import Export
+from compressor.passes.merge_tokens import MergeTokens
 from compressor.passes.prune import Prune
 from compressor.passes.quantize import Quantize
 from compressor.tasks import get_task, infer_task
 from compressor.tasks.video_processor import read_video_processor, write_video_processor
 from compressor.training.augmentation import VideoNoise
 from compressor.training.finetuning import new_classifier
+from targets.networks.token_merging import merged_tokens
 from targets.preprocessing import FIXED_SIZE, ImagePreprocessing, VideoPreprocessing
 from targets.runtimes.onnxruntime import create_session
 
@@ -55,12 +57,13 @@ CONFIGS: dict[str, Callable[..., Any]] = {
 KNOWN = ["videomae", "vivit"]
 
 
-def make(family: str, *, seed: int = 0) -> TorchModel:
+def make(family: str, *, seed: int = 0, **settings: Any) -> TorchModel:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         config = CONFIGS[family](
             id2label=dict(enumerate(CLASSES)),
             label2id={name: index for index, name in enumerate(CLASSES)},
+            **settings,
         )
         module = AutoModelForVideoClassification.from_config(config, attn_implementation="eager")
     image = ImagePreprocessing(height=SIDE, width=SIDE, mean=(0.5,) * 3, std=(0.25,) * 3)
@@ -218,6 +221,31 @@ def test_other_preprocessing_is_refused(tmp_path: Path) -> None:
 
 
 # Passes
+
+
+@pytest.mark.parametrize(("family", "num_first"), [("videomae", 0), ("vivit", 1)])
+def test_patches_of_videos_are_merged(
+    family: str, num_first: int, context: PassContext, tmp_path: Path
+) -> None:
+    model, step = make(family), MergeTokens(ratio=0.4)
+    step.requires(model, context)
+    result = step.run(model, context)
+    merged: Any = result.model
+    found = merged_tokens(merged.module)
+    assert found is not None
+    assert found.num_first == num_first
+    assert sum(found.counts) == round(0.4 * result.metrics["num_patches_before"])
+    merged.save(tmp_path / "saved")
+    np.testing.assert_array_equal(logits(TASK.load_checkpoint(tmp_path / "saved")), logits(merged))
+    exported: Any = Export().run(merged, context).model
+    [found_logits] = create_session(exported.path).run(None, {PIXELS: batch_of(merged).numpy()})
+    np.testing.assert_allclose(found_logits, logits(merged), atol=1e-4)
+
+
+def test_a_head_that_reads_one_patch_of_a_video_keeps_them_all(context: PassContext) -> None:
+    with pytest.raises(PassError, match="cannot be merged") as caught:
+        MergeTokens(ratio=0.4).requires(make("videomae", use_mean_pooling=False), context)
+    assert caught.value.given == "it reads patches behind the last layer, each in its place"
 
 
 @pytest.mark.parametrize("family", KNOWN)
