@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -45,23 +46,42 @@ def auto(
     max_mb: Annotated[float | None, typer.Option(min=0.001, help="Largest bundle, in MB.")] = None,
     unlabeled: Annotated[
         Path | None,
-        typer.Option(help="File with more texts, one a line: the model labels them to train on."),
+        typer.Option(help="File with more inputs, one a line: the model labels them to train on."),
     ] = None,
-    text: Annotated[str, typer.Option(help="Column with the text.")] = "text",
-    label: Annotated[str, typer.Option(help="Column with the label.")] = "label",
+    text: Annotated[
+        str | None, typer.Option(help="Column with the text.", show_default="text")
+    ] = None,
+    label: Annotated[
+        str | None, typer.Option(help="Column with the label.", show_default="label")
+    ] = None,
     max_length: Annotated[
         int | None,
-        typer.Option(min=2, help="Longest input in tokens.", show_default="the model's limit"),
+        typer.Option(
+            min=2,
+            help="Longest input in tokens, or samples of a recording.",
+            show_default="the model's limit",
+        ),
     ] = None,
     threads: Annotated[int, typer.Option(min=1, help="CPU threads of a run.")] = 1,
     sequence_length: Annotated[
         int | None,
-        typer.Option(min=1, help="Tokens of a timed text.", show_default="128, or all it reads"),
+        typer.Option(
+            min=1, help="Tokens of a timed text.", show_default="128, or all that it reads"
+        ),
     ] = None,
     time_limit: Annotated[
         float, typer.Option(min=1, help="Minutes; the best until then is taken.")
     ] = 60.0,
     seed: Annotated[int, typer.Option(min=0, help="Of every random choice.")] = 0,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            "-s",
+            help="Any other setting of the recipe, such as task=text-embedding or "
+            "data.image=photo. Repeatable.",
+        ),
+    ] = None,
     store: StoreOption = None,
 ) -> None:
     """Find the fastest shape of a model within a budget, train it, and run it as a recipe.
@@ -70,34 +90,36 @@ def auto(
     """
     begun = time.monotonic()
     from compressor.cli.progress import ConsoleProgress, show_report
-    from compressor.data import DataSpec
-    from compressor.errors import BudgetError
-    from compressor.gate.budget import Budget
+    from compressor.errors import BudgetError, Problem, RecipeError
     from compressor.pipeline import run as run_recipe
-    from compressor.recipe import Recipe
+    from compressor.recipe.load import recipe_of
     from compressor.recipe.write import write_recipe
     from compressor.report.wording import cost_text
     from compressor.search.auto import AutoSettings, search
     from compressor.search.found import found_recipe
-    from targets.benchmark import BenchmarkSettings
-    from targets.registry import get
 
-    splits = {name: Path(path) for name, path in find_splits(data).items()}
-    recipe = Recipe(
-        name=output.name or "auto",
-        model=model.absolute(),
-        task="text-classification",
-        data=DataSpec(**splits, text=text, label=label, max_length=max_length),
-        targets=tuple(get(name) for name in dict.fromkeys(target or ["onnxruntime", "openvino"])),
-        budget=Budget(
-            require="any", max_accuracy_drop=max_drop, max_latency_ms=max_ms, max_size_mb=max_mb
-        ),
-        benchmark=BenchmarkSettings.model_validate(
-            {"threads": threads}
-            | ({} if sequence_length is None else {"sequence_length": sequence_length})
-        ),
-        seed=seed,
-        output=output.absolute(),
+    for each in set_ or ():
+        if each.partition("=")[0].partition(".")[0].strip() in ("passes", "variants"):
+            problem = Problem(
+                "auto finds the passes and the variants itself",
+                given=f"--set {each}",
+                fix="leave it out; a recipe of your own is for `compressor run`",
+            )
+            raise RecipeError([problem], where="the command line")
+    columns = {"text": text, "label": label, "max_length": max_length}
+    limits = {"max_accuracy_drop": max_drop, "max_latency_ms": max_ms, "max_size_mb": max_mb}
+    recipe = recipe_of(
+        {
+            "name": output.name or "auto",
+            "model": str(model.absolute()),
+            "data": {**find_splits(data), **_given(columns)},
+            "targets": list(dict.fromkeys(target or ["onnxruntime", "openvino"])),
+            "budget": {"require": "any", **_given(limits)},
+            "benchmark": {"threads": threads, **_given({"sequence_length": sequence_length})},
+            "seed": seed,
+            "output": str(output.absolute()),
+        },
+        overrides=set_ or (),
     )
     opened = open_store(store)
     settings = AutoSettings(
@@ -130,6 +152,10 @@ def auto(
         f"report: {output / 'report.html'}",
     )
     raise typer.Exit(report.verdict.exit_code)
+
+
+def _given(options: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if value is not None}
 
 
 def _prediction(found: Search, report: Report) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Mapping, Sequence
 from importlib import resources
@@ -20,7 +21,9 @@ from targets.discovery import Component
 from targets.errors import ToolkitError
 from targets.registry import available
 
-__all__ = ["builtin_recipes", "load_recipe", "validate_document"]
+__all__ = ["builtin_recipes", "load_recipe", "recipe_of", "validate_document"]
+
+COMMAND_LINE = "the command line"
 
 
 def builtin_recipes() -> dict[str, Path]:
@@ -60,6 +63,27 @@ def load_recipe(
         raise RecipeError([problem], where=path) from problem
     apply_overrides(document, overrides, path)
     document.setdefault("name", path.stem)
+    return _made(document, overrides, path, base)
+
+
+def recipe_of(document: Mapping[str, Any], *, overrides: Sequence[str] = ()) -> Recipe:
+    """Make a recipe of what a command line says, without a file.
+
+    Args:
+        document: Settings as plain values; paths are absolute.
+        overrides: As those of :func:`load_recipe`.
+
+    Raises:
+        RecipeError: Carries all problems.
+    """
+    path = Path(COMMAND_LINE)
+    changed = copy.deepcopy(dict(document))
+    apply_overrides(changed, overrides, path)
+    return _made(changed, overrides, path, Path.cwd())
+
+
+def _made(document: dict[str, Any], overrides: Sequence[str], path: Path, base: Path) -> Recipe:
+    """The recipe of a document; where that names no task, with that of the checkpoint."""
     if "task" not in document:
         model = _resolve_paths(Path(str(document.get("model", ""))), base)
         document["task"] = infer_task(model, labelled=True)

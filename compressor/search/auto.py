@@ -53,6 +53,8 @@ CHOOSING_SHARE = 0.5
 FEWER_EPOCHS = (1.0, 0.75, 0.5, 0.375, 0.25, 0.1875, 0.125)
 """Of those that are wanted, where there is not the time for all: few values, so that a search that
 goes on finds the trainings of the one that was interrupted."""
+FEW_ROWS = 10_250
+"""Of more training rows there are fewer epochs: trainings take as long."""
 HOPELESS_POINTS = 3.0
 """A shape that misses the accuracy by more after a short training is not trained for long."""
 EMBEDDINGS: tuple[tuple[int, TableBits], ...] = ((20_000, 8), (20_000, 4), (15_000, 4), (10_000, 4))
@@ -73,8 +75,8 @@ class AutoSettings(BaseModel):
     short_epochs: int = 4
     """Of the training that chooses between numbers of layers."""
     epochs: int = 24
-    """Of the training of a shape that was chosen. Fewer where there is more to train on than the
-    labelled data: trainings take as long. Fewer too where the time is short."""
+    """Of the training of a shape that was chosen. Fewer where there is much to train on: trainings
+    take as long. Fewer too where the time is short."""
     keep_first: int | None = None
     """Of the vocabulary; see `compressor.passes.trim_vocabulary`. None follows from the size in the
     budget."""
@@ -210,35 +212,30 @@ class _Searcher:
             recipe.model_copy(update={"passes": (Export(),), "variants": variants(recipe)})
         )
         self.architecture: Architecture = plan.original
-        if self.architecture.writes:
-            raise PassError(
-                "auto looks for the shape of one stack of layers, and the model has an encoder and "
-                "a decoder",
-                where="model",
-                given=self.architecture.describe(),
-                fix="write a recipe: compressor recipes speech",
-            )
+        _check(self.architecture)
         self.keep_first, self.table_bits = _embeddings(self.architecture, recipe.budget)
         if settings.keep_first is not None:
             self.keep_first = settings.keep_first
         self.prepared = prepare(recipe, plan, store=store, progress=progress)
         self.memory = memory
         self.manager = self.prepared.manager(teacher_memory=self.memory)
-        self.labelled_share = self._labelled_share()
+        self.share_of_epochs = self._share_of_epochs()
         self.pace = Pace()
         """Of the last training."""
         self.earlier_s: dict[str, float] = {}
         """Steps that were there already -> what they took: a search that goes on divides its time
         as one that was never interrupted."""
 
-    def _labelled_share(self) -> float:
-        """Of the rows that a training reads; an epoch with more rows counts for more."""
+    def _share_of_epochs(self) -> float:
+        """Of those that are wanted of a few labelled rows: where there are more rows, an epoch
+        counts for more."""
+        labelled = len(self.prepared.splits().train)
+        share = min(1.0, FEW_ROWS / labelled)
         path = self.settings.unlabeled
         if path is None:
-            return 1.0
+            return share
         model = TorchModel.load(self.prepared.original.folder)
-        labelled = len(self.prepared.splits().train)
-        return labelled / (labelled + len(read_unlabeled(path, model)))
+        return share * labelled / (labelled + len(read_unlabeled(path, model)))
 
     def search(self) -> Search:
         prober = Prober(
@@ -410,8 +407,8 @@ class _Searcher:
         return trial
 
     def _epochs(self, count: int) -> int:
-        """So many of the labelled data, in epochs of all that there is."""
-        return max(1, round(count * self.labelled_share))
+        """So many of a few labelled rows, in epochs of all that there is."""
+        return max(1, round(count * self.share_of_epochs))
 
     @property
     def short_epochs(self) -> int:
@@ -432,18 +429,24 @@ class _Searcher:
         return epochs * self.pace.epoch_s + (self.pace.label_s if self.memory.is_empty else 0.0)
 
     def _passes(self, solution: Solution, epochs: int) -> tuple[Pass, ...]:
-        return (
-            TrimVocabulary(keep_first=self.keep_first),
-            Prune(shape=solution.kept, importance="second-order", refit=True),
-            Distill(
-                epochs=epochs,
-                dropout=0.0,
-                hidden_weight=10.0,
-                temperature=1.0,
-                layer_map=tuple((number, each.layer) for number, each in enumerate(solution.kept)),
-                unlabeled=self.settings.unlabeled,
-            ),
+        distill = Distill(
+            epochs=epochs,
+            layer_map=tuple((number, each.layer) for number, each in enumerate(solution.kept)),
+            unlabeled=self.settings.unlabeled,
+            **get_task(self.recipe.task).distillation,
         )
+        prune = Prune(shape=solution.kept, importance="second-order", refit=True)
+        if not self._trims:
+            return (prune, distill)
+        return (TrimVocabulary(keep_first=self.keep_first), prune, distill)
+
+    @property
+    def _trims(self) -> bool:
+        """Whether tokens go: of embeddings, whose neighbours that moves, only for their size."""
+        if not self.architecture.vocabulary_size:
+            return False
+        has_size = self.recipe.budget.max_size_mb is not None
+        return self.architecture.has_labels or has_size or self.settings.keep_first is not None
 
     def _curves(self) -> ImportanceCurves:
         def make(files: Path, work: Path) -> dict[str, Any]:
@@ -485,6 +488,31 @@ class _Searcher:
         self.progress.finish("", cached=step.cached)
         heads, ffn = ([np.asarray(each) for each in facts[name]] for name in ("heads", "ffn"))
         return ImportanceCurves.of(heads, ffn)
+
+
+def _check(architecture: Architecture) -> None:
+    """Check that a model has layers that may go, and an accuracy.
+
+    Raises:
+        PassError: It has not.
+    """
+    if architecture.writes:
+        reason, recipe = "it has an encoder and a decoder", "speech"
+    elif architecture.is_decoder:
+        reason, recipe = "it writes texts, and is judged by its perplexity", "generation"
+    elif not architecture.layers or architecture.has_unknown_layers:
+        reason, recipe = "it has no layers of a known transformer", "cnn, or int8"
+    elif architecture.tapped_layers:
+        reason, recipe = "another part of the network reads its layers: none may go", "int8"
+    else:
+        return
+    raise PassError(
+        "auto looks for the shape of one stack of layers, by an accuracy, and this model is of "
+        "another kind",
+        where="model",
+        given=f"{architecture.describe()}: {reason}",
+        fix=f"write a recipe: compressor recipes {recipe}",
+    )
 
 
 def _embeddings(architecture: Architecture, budget: Budget) -> tuple[int, TableBits]:

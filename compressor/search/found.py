@@ -20,7 +20,6 @@ KEEP_FLOAT = 4
 """Matrix products that stay float in a variant, where int8 loses too much."""
 AWARE_EPOCHS = 4
 """Of the training in int8, where post-training int8 loses too much."""
-AWARE_LEARNING_RATE = 1e-4
 SIXTEEN_BITS: tuple[Literal["fp16", "bf16"], ...] = ("fp16", "bf16")
 
 
@@ -53,8 +52,8 @@ def _in_int8(distill: Pass, quantize: Quantize) -> Distill:
     rounding = QuantizationAware(percentile=quantize.percentile, weight_bits=quantize.weight_bits)
     return distill.model_copy(
         update={
-            "epochs": AWARE_EPOCHS,
-            "learning_rate": AWARE_LEARNING_RATE,
+            "epochs": min(AWARE_EPOCHS, distill.epochs),
+            "learning_rate": distill.learning_rate / 5,
             "quantization_aware": rounding,
         }
     )

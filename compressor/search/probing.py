@@ -27,7 +27,7 @@ from targets.shapes import LayerShape
 
 __all__ = ["Prober"]
 
-VERSION = 1
+VERSION = 2
 NUM_ROWS = 64
 """Of each split: the probes learn nothing, and their values do not matter."""
 NUM_LAYERS = 2
@@ -130,7 +130,9 @@ class Prober:
         bundles = {}
         for number, layers in enumerate(shapes):
             self.progress.update(0.8 * number / len(shapes), f"build model {number + 1}")
-            chain = (TrimVocabulary(keep_first=0), _cut(largest, layers), Export(), *quantize)
+            reads_tokens = bool(architecture.vocabulary_size)
+            trim: tuple[Pass, ...] = (TrimVocabulary(keep_first=0),) if reads_tokens else ()
+            chain = (*trim, _cut(largest, layers), Export(), *quantize)
             steps = manager.run(chain)
             found = lower(
                 f"probe-{number}",

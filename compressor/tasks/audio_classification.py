@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -39,6 +40,9 @@ class AudioClassification(Classification):
     heads: ClassVar[tuple[str, ...]] = ("ForAudioClassification", "ForSequenceClassification")
     kind: ClassVar[Kind] = "audio"
     preprocessing_type: ClassVar[type[Preprocessing]] = AudioPreprocessing
+    distillation: ClassVar[Mapping[str, Any]] = MappingProxyType(
+        {"learning_rate": 1e-4, "augmentation": 0.1}
+    )
 
     def check_processor(self, folder: Path) -> None:
         """See the base class."""

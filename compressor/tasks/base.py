@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
 import numpy as np
@@ -84,6 +85,12 @@ class Task(ABC):
         }
     )
     """Limits of a budget on what :meth:`compare` does not find."""
+
+    distillation: ClassVar[Mapping[str, Any]] = MappingProxyType(
+        {"dropout": 0.0, "hidden_weight": 10.0, "temperature": 1.0}
+    )
+    """Settings of the pass ``distill`` that suit its models, where nobody has said others: for
+    small students of text, which do not overfit."""
 
     trains_by_its_measure: ClassVar[bool] = True
     """Whether the accuracy of :meth:`training_metrics` is that of :attr:`answers`."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -37,6 +38,9 @@ class ImageClassification(Classification):
     heads: ClassVar[tuple[str, ...]] = ("ForImageClassification",)
     kind: ClassVar[Kind] = "image"
     preprocessing_type: ClassVar[type[Preprocessing]] = ImagePreprocessing
+    distillation: ClassVar[Mapping[str, Any]] = MappingProxyType(
+        {"learning_rate": 1e-4, "augmentation": 0.1}
+    )
     unfit_fix: ClassVar[str] = (
         "correct preprocessor_config.json, or fine-tune it with an --image-size"
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -42,6 +43,9 @@ class TextEmbedding(TextTask):
     label_field: ClassVar[LabelField | None] = None
     answers: ClassVar[AnyAnswers] = EmbeddingAnswers()
     metrics: ClassVar[Collection[str]] = SIMILARITY_METRICS.keys()
+    distillation: ClassVar[Mapping[str, Any]] = MappingProxyType(
+        {"dropout": 0.0, "logits_weight": 10.0}
+    )
 
     def longest(self, folder: Path, processor: Any) -> int:
         """See the base class: what sentence-transformers cuts at, where the checkpoint says so."""

@@ -360,6 +360,18 @@ def create_session(
     return session
 
 
+def _opened(path: Path) -> onnxruntime.InferenceSession:
+    """A model in the portable form, as well optimized as it can be.
+
+    Of convolutions with int8 activations in that form the optimizer makes graphs that it refuses
+    itself; what is lowered has another form.
+    """
+    try:
+        return create_session(path)
+    except TargetError:
+        return create_session(path, optimization="basic")
+
+
 def open_model(path: Path, signature: Signature) -> OnnxRuntimeSession:
     """Open an ONNX file as it is, with one thread, without making a bundle of it.
 
@@ -368,7 +380,7 @@ def open_model(path: Path, signature: Signature) -> OnnxRuntimeSession:
         signature: Its inputs, outputs and state.
     """
     if not signature.context:
-        return OnnxRuntimeSession(signature, create_session(path))
+        return OnnxRuntimeSession(signature, _opened(path))
     import onnx
 
     with tempfile.TemporaryDirectory() as folder:
@@ -376,7 +388,7 @@ def open_model(path: Path, signature: Signature) -> OnnxRuntimeSession:
         encoder, decoder = split_context(onnx.load(path), signature.context)
         for part, file in zip((decoder, encoder), files, strict=True):
             _save(part, file)
-        return OnnxRuntimeSession(signature, *map(create_session, files))
+        return OnnxRuntimeSession(signature, *map(_opened, files))
 
 
 def _node_runs(events: Sequence[Mapping[str, Any]]) -> list[list[NodeTime]]:

@@ -18,6 +18,7 @@ from targets.context import split_context
 from targets.environment import INT8_FEATURES, cpu_features
 from targets.errors import MissingLibraryError, TargetError, UnsupportedModelError
 from targets.node_times import NodeTime, median_times
+from targets.runtimes._openvino_lengths import LENGTHS, FixedLengths, agree, fixed_lengths
 from targets.runtimes._openvino_state import BEAMS, keep_state
 from targets.signature import Arrays, Signature, StateSpec
 from targets.wording import plural
@@ -117,10 +118,18 @@ class OpenVINO(Target):
             encoder, model = split_context(model, context)
             _convert(encoder, folder / ENCODER_FILE, source, state=())
         _convert(model, folder / MODEL_FILE, source, state=source.signature.state)
-        hint = self._precision_hint(source.precision)
+        options: dict[str, Any] = {
+            "INFERENCE_PRECISION_HINT": self._precision_hint(source.precision)
+        }
+        lengths = self._lengths(source, folder / MODEL_FILE, options)
+        if lengths:
+            options[LENGTHS] = list(lengths)
+            named = ", ".join(map(str, lengths))
+            notes.append(f"single texts run at fixed lengths: {named} tokens")
+        hint = options["INFERENCE_PRECISION_HINT"]
         return Lowered(
             model=MODEL_FILE,
-            options={"INFERENCE_PRECISION_HINT": hint},
+            options=options,
             notes=(*notes, f"inference precision {hint}"),
             cpu_features=tuple(sorted(needed)),
             encoder=ENCODER_FILE if context else None,
@@ -131,24 +140,42 @@ class OpenVINO(Target):
 
         Threads are not pinned to cores: pinning loses on a machine that does other work as well.
         """
-        return OpenVINOSession(
-            bundle.manifest.signature,
-            self._compiled(bundle, bundle.model_path, threads),
-            None
-            if bundle.encoder_path is None
-            else self._compiled(bundle, bundle.encoder_path, threads),
+        return self._session(bundle, threads)
+
+    def _session(
+        self, bundle: Bundle, threads: int, more: Mapping[str, Any] | None = None
+    ) -> OpenVINOSession:
+        signature, given = bundle.manifest.signature, bundle.manifest.options
+        options = self._options(given, threads) | dict(more or {})
+
+        def compiled(path: Path, shape: tuple[int, ...] | None = None) -> openvino.CompiledModel:
+            return _compile(path, self.device, options, shape)
+
+        fixed = FixedLengths(
+            signature, given.get(LENGTHS, ()), lambda shape: compiled(bundle.model_path, shape)
         )
+        encoder = None if bundle.encoder_path is None else compiled(bundle.encoder_path)
+        return OpenVINOSession(signature, compiled(bundle.model_path), encoder, fixed)
+
+    def _lengths(self, source: Source, path: Path, options: Mapping[str, Any]) -> tuple[int, ...]:
+        """For which lengths of single texts a model is compiled as well."""
+        if self.device != "CPU":
+            return ()
+        signature, size = source.signature, path.with_suffix(".bin").stat().st_size
+        lengths = fixed_lengths(signature, source.ranges, size)
+        if not lengths:
+            return ()
+        free = OpenVINOSession(signature, _compile(path, self.device, options))
+        fixed = FixedLengths(
+            signature, lengths, lambda shape: _compile(path, self.device, options, shape)
+        )
+        return lengths if agree(signature, free.run, fixed, lengths[0]) else ()
 
     def profile(
         self, bundle: Bundle, feeds: Arrays, *, threads: int, num_runs: int
     ) -> tuple[NodeTime, ...]:
         """See the base class; a kernel names the implementation and what it computes in."""
-        parts = [
-            self._compiled(bundle, path, threads, {"PERF_COUNT": True})
-            for path in (bundle.encoder_path, bundle.model_path)
-            if path is not None
-        ]
-        session = OpenVINOSession(bundle.manifest.signature, parts[-1], *parts[:-1])
+        session = self._session(bundle, threads, {"PERF_COUNT": True})
         runs = []
         for _ in range(num_runs + num_runs // 10):
             session.run(feeds)
@@ -167,10 +194,9 @@ class OpenVINO(Target):
             )
         return median_times(runs[-num_runs:])
 
-    def _compiled(
-        self, bundle: Bundle, path: Path, threads: int, more: Mapping[str, Any] | None = None
-    ) -> openvino.CompiledModel:
-        given = bundle.manifest.options
+    def _options(self, given: Mapping[str, Any], threads: int) -> dict[str, Any]:
+        """Properties of the runtime: those that a bundle has, over those that are usual."""
+        given = {name: value for name, value in given.items() if name != LENGTHS}
         options: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY"}
         if self.device == "CPU":
             if "PERFORMANCE_HINT" not in given:  # a hint chooses the streams, unless they are given
@@ -181,7 +207,7 @@ class OpenVINO(Target):
                 # Else activations of weight-only models become int8 without having been asked for.
                 "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0,
             }
-        return _compile(path, self.device, {**options, **given, **(more or {})})
+        return {**options, **given}
 
     def alternatives(self, *, threads: int, batch_size: int) -> Mapping[str, Alternative]:
         """On a CPU: pinning, hyper-threading, the hint, streams, and bf16 where it is native.
@@ -229,6 +255,7 @@ class OpenVINOSession(Session):
         signature: What the model takes and gives.
         compiled: The runtime's own compiled model. Its streams share a batch, where that is free.
         encoder: The part that reads the context, where the signature has one.
+        fixed: Runs single texts, where it has a model for their length.
     """
 
     def __init__(
@@ -236,8 +263,12 @@ class OpenVINOSession(Session):
         signature: Signature,
         compiled: openvino.CompiledModel,
         encoder: openvino.CompiledModel | None = None,
+        fixed: FixedLengths | None = None,
     ) -> None:
         super().__init__(signature)
+        self._fixed = fixed
+        self._fixed_length: int | None = None
+        """Of the last run; None where that was of the model of free shape."""
         self._encoder = None if encoder is None else encoder.create_infer_request()
         self._context: dict[str, Any] = {}
         shares = _has_free_batch(signature) and not signature.state
@@ -248,6 +279,9 @@ class OpenVINOSession(Session):
     def _run(self, feeds: Mapping[str, NDArray[np.generic]]) -> Arrays:
         if not self._requests:
             raise TargetError("the session is closed", fix="load the bundle again")
+        self._fixed_length = None if self._fixed is None else self._fixed.length_for(feeds)
+        if self._fixed is not None and self._fixed_length is not None:
+            return self._fixed.run(feeds, self._fixed_length)
         if len(self._requests) > 1:
             size = len(next(iter(feeds.values())))
             if size > 1:
@@ -279,7 +313,9 @@ class OpenVINOSession(Session):
 
     @property
     def requests(self) -> tuple[openvino.InferRequest, ...]:
-        """Those of the runtime, in the order in which a run needs them."""
+        """Those of the runtime that the last run needed, in their order."""
+        if self._fixed is not None and self._fixed_length is not None:
+            return (self._fixed.request(self._fixed_length),)
         first = () if self._encoder is None else (self._encoder,)
         return (*first, *self._requests)
 
@@ -304,6 +340,7 @@ class OpenVINOSession(Session):
         self._requests = []
         self._outputs = []
         self._encoder = None
+        self._fixed = None
         self._context = {}
 
 
@@ -354,10 +391,18 @@ def _convert(
             ) from error
 
 
-def _compile(path: Path, device: str, options: Mapping[str, Any]) -> openvino.CompiledModel:
+def _compile(
+    path: Path, device: str, options: Mapping[str, Any], shape: tuple[int, ...] | None = None
+) -> openvino.CompiledModel:
+    """Make a model ready to run, with inputs of one shape where one is given."""
     openvino = _import()
+    core = openvino.Core()
     try:
-        return openvino.Core().compile_model(os.fspath(path), device, dict(options))
+        if shape is None:
+            return core.compile_model(os.fspath(path), device, dict(options))
+        model = core.read_model(os.fspath(path))
+        model.reshape({port.get_any_name(): list(shape) for port in model.inputs})
+        return core.compile_model(model, device, dict(options))
     except RuntimeError as error:
         raise TargetError(
             "OpenVINO refused the bundle",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,10 @@ from compressor.model import TorchModel
 from compressor.passes.base import Pass, PassContext, PassResult
 from compressor.passes.distill import Distill
 from compressor.passes.drop_layers import DropLayers
+from compressor.passes.export import Export
 from compressor.passes.finetune import Finetune
 from compressor.passes.prune import Prune
+from compressor.passes.quantize import Quantize
 from compressor.pruning.channels import count_channels, prune_channels
 from compressor.pruning.prune import mean_loss, sample_batches
 from compressor.training.settings import DistillSettings
@@ -385,3 +388,16 @@ def test_pruned_channels_recover(trained: TorchModel, image_splits: Splits, tmp_
     assert isinstance(recovered.model, TorchModel)
     assert mean_loss(recovered.model, held_out) < mean_loss(cut.model, held_out)
     assert {entry["prune_step"] for entry in recovered.history} == {1}
+
+
+def test_an_int8_network_is_asked_before_it_is_lowered(
+    vision_model: MakeVision, context: PassContext, image_splits: Splits
+) -> None:
+    """The optimizer of ONNX Runtime refuses what it makes of a convolution with int8 inputs."""
+    model = vision_model("vit")
+    exported = Export().run(model, context).model
+    folder = context.folder.parent / "int8"
+    folder.mkdir()
+    quantized = Quantize(method="static").run(exported, replace(context, folder=folder)).model
+    expected, found = (answer(each, image_splits.test) for each in (model, quantized))
+    assert (found.labels == expected.labels).mean() > 0.8

@@ -27,10 +27,19 @@ def lower(
 ) -> Callable[..., Bundle]:
     """Make a bundle of a model with the inputs and outputs of the small encoder."""
 
-    def make(target: Target, path: Path, precision: str = "fp32", name: str = "bundle") -> Bundle:
+    def make(
+        target: Target,
+        path: Path,
+        precision: str = "fp32",
+        name: str = "bundle",
+        *,
+        signature: Signature = encoder_signature,
+        longest: int = 0,
+    ) -> Bundle:
         folder = tmp_path / name
         folder.mkdir()
-        source = Source(path, encoder_signature, precision)  # type: ignore[arg-type]
+        ranges = {"sequence": (1, longest, longest)} if longest else {}
+        source = Source(path, signature, precision, ranges)  # type: ignore[arg-type]
         target.requires(source)
         lowered = target.lower(source, folder)
         write_tokenizer(folder)
@@ -41,7 +50,7 @@ def lower(
             target=target.name,
             target_settings=target.settings(),
             precision=source.precision,
-            signature=encoder_signature,
+            signature=signature,
             model=lowered.model,
             options=dict(lowered.options),
             cpu_features=lowered.cpu_features,

@@ -1,0 +1,100 @@
+"""`compressor auto` on models of other kinds than classifiers of texts."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from compressor.passes.distill import Distill
+from compressor.recipe import load_recipe
+from compressor.tasks import get_task
+from tests.compressor.conftest import Outcome
+from tests.compressor.homes import HOMES
+
+QUICK = ("--set", "benchmark={rounds: 1, min_round_s: 0.001, pause_s: 0, batch_sizes: [1]}")
+LIMITS = ("--target", "onnxruntime", "--max-drop", "100", "--max-ms", "1000")
+TRIMS = {"words", "questions"}
+SEARCHED = ["words", "embeddings", "vit"]
+REFUSED = {
+    "resnet": "it has no layers of a known transformer",
+    "generation": "it writes texts, and is judged by its perplexity",
+    "speech": "it has an encoder and a decoder",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SEARCHED)
+def test_a_shape_is_found_and_the_recipe_repeats_it(
+    name: str,
+    make_home: Callable[[str], Path],
+    compressor: Callable[..., Outcome],
+    tmp_path: Path,
+) -> None:
+    home, folder = HOMES[name], make_home(name)
+    output = tmp_path / "out"
+    found = compressor(
+        "auto", "--model", folder / "model", "--data", folder, "--output", output,
+        "--store", tmp_path / "store", *LIMITS, *QUICK, *home.run,
+    )  # fmt: skip
+    assert found.code == 0, found.err + found.out
+    assert "ms predicted" in found.out
+    recipe = load_recipe(output / "recipe.yaml")
+    assert recipe.task == home.task
+    trims = ["trim_vocabulary"] if name in TRIMS else []
+    assert [each.name for each in recipe.passes] == [*trims, "prune", "distill", "export"]
+    distill = recipe.passes[-2]
+    assert isinstance(distill, Distill)
+    for setting, value in get_task(home.task).distillation.items():
+        assert getattr(distill, setting) == value
+    again = compressor("run", output / "recipe.yaml", "--store", tmp_path / "store")
+    assert again.code == 0, again.err
+    assert [
+        line for line in again.out.splitlines() if re.search(r"^  \S.* \d+\.\d s  ", line)
+    ] == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", REFUSED)
+def test_models_of_other_kinds_are_refused_with_a_recipe_for_them(
+    name: str,
+    make_home: Callable[[str], Path],
+    compressor: Callable[..., Outcome],
+    tmp_path: Path,
+) -> None:
+    home, folder = HOMES[name], make_home(name)
+    found = compressor(
+        "auto", "--model", folder / "model", "--data", folder, "--output", tmp_path / "out",
+        "--store", tmp_path / "store", *LIMITS, *QUICK, *home.run,
+    )  # fmt: skip
+    assert found.code != 0
+    assert "this model is of another kind" in " ".join(found.err.split())
+    assert REFUSED[name] in " ".join(found.err.split())
+    assert "compressor recipes" in found.err
+
+
+@pytest.mark.parametrize("setting", ["passes=[]", "passes.0.ratio=0.5", "variants.fp32=[]"])
+def test_what_auto_finds_is_not_set(
+    setting: str, compressor: Callable[..., Outcome], tmp_path: Path
+) -> None:
+    found = compressor(
+        "auto", "--model", tmp_path, "--data", tmp_path, "--output", tmp_path / "out",
+        "--set", setting,
+    )  # fmt: skip
+    assert found.code == 3
+    assert "auto finds the passes and the variants itself" in found.err
+    assert f"--set {setting}" in found.err
+
+
+def test_a_wrong_setting_names_the_command_line(
+    home: Path, compressor: Callable[..., Outcome], tmp_path: Path
+) -> None:
+    found = compressor(
+        "auto", "--model", home / "model", "--data", home, "--output", tmp_path / "out",
+        "--set", "data.txt=review",
+    )  # fmt: skip
+    assert found.code == 3
+    assert "data.txt, from --set data.txt=review" in found.err
+    assert "the command line" in found.err
