@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 from compressor.serving._triton_config import Kind
+from compressor.serving.base import length_notes
 from targets.bundle import Manifest
 from targets.runtimes.onnxruntime import OnnxRuntime
 from targets.runtimes.openvino import OpenVINO
@@ -96,9 +97,11 @@ class _OpenVINO(Backend):
 
     def notes(self, manifest: Manifest) -> Sequence[str]:
         precision = manifest.options.get("INFERENCE_PRECISION_HINT")
+        lengths = length_notes(manifest)
         if precision in (None, "bf16"):
-            return ()
+            return lengths
         return (
+            *lengths,
             f"Triton's openvino backend has no parameter for INFERENCE_PRECISION_HINT={precision}: "
             "CPUs with bf16 or fp16 may compute the float parts in it; OpenVINO Model Server "
             "(--for ovms) can be told",

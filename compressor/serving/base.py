@@ -17,8 +17,9 @@ from compressor.errors import PackageError
 from compressor.serving._names import SERVED_NAME, file_name
 from targets.bundle import Bundle, Manifest
 from targets.discovery import Component
+from targets.runtimes._openvino_lengths import LENGTHS
 
-__all__ = ["Format", "Packaged", "copy_model", "version_notes"]
+__all__ = ["Format", "Packaged", "copy_model", "length_notes", "version_notes"]
 
 
 @dataclass(frozen=True)
@@ -173,6 +174,16 @@ def version_notes(manifest: Manifest) -> tuple[str, ...]:
         return ()
     named = " and ".join(f"{name} {version}" for name, version in sorted(libraries.items()))
     return (f"the model was made with {named}: a server with an older one may refuse it",)
+
+
+def length_notes(manifest: Manifest) -> tuple[str, ...]:
+    """That servers run OpenVINO models of one shape, where the bundle has others beside it."""
+    if not manifest.options.get(LENGTHS):
+        return ()
+    return (
+        "single texts were measured at fixed lengths, the server runs them in the model of free "
+        "length: measure latency on the server",
+    )
 
 
 def _check_output(bundle: Bundle, output: Path) -> None:

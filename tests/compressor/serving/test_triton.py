@@ -185,6 +185,16 @@ def test_bf16_is_asked_for_as_the_backend_has_it(make_bundle: MakeBundle, packag
     assert not any("HINT" in note for note in packaged.notes)
 
 
+@pytest.mark.parametrize("server", ["triton", "ovms"])
+def test_a_server_has_no_models_of_fixed_lengths(
+    server: str, make_bundle: MakeBundle, package: Package
+) -> None:
+    _, packaged = package(make_bundle("openvino", options={"LENGTHS": [8, 16]}), server)
+    assert any("in the model of free length" in note for note in packaged.notes)
+    _, packaged = package(make_bundle("openvino"), server)
+    assert not any("in the model of free length" in note for note in packaged.notes)
+
+
 @pytest.mark.parametrize(
     ("target", "settings", "kind"),
     [
