@@ -41,7 +41,7 @@ from targets.measurement import Measurement, speedup
 from targets.registry import get
 
 EPOCHS: Mapping[float, int] = {
-    4.0: 6, 6.0: 10, 8.0: 24, 10.0: 24, 15.0: 24, 20.0: 24, 25.0: 24,
+    4.0: 6, 6.0: 10, 8.0: 24, 10.0: 24, 15.0: 24, 20.0: 24, 25.0: 24, 30.0: 24,
 }  # fmt: skip
 """Speed that is asked for -> epochs of training: where little goes, few make up for it, and they
 take long."""

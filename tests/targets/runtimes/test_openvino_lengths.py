@@ -87,6 +87,11 @@ def test_other_models_have_no_lengths(signature: Signature) -> None:
     assert fixed_lengths(signature, {"sequence": (1, 16, 24)}, 1) == ()
 
 
+def test_lengths_may_be_left_out(lower: Callable[..., Any], encoder_path: Path) -> None:
+    bundle = lower(OpenVINO(fixed_lengths=False), encoder_path, longest=LONGEST)
+    assert LENGTHS not in bundle.manifest.options
+
+
 @pytest.mark.parametrize("threads", [1, 2])
 def test_single_texts_are_answered_as_ever(
     lower: Callable[..., Any],
