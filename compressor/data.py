@@ -34,6 +34,7 @@ __all__ = [
     "Split",
     "Splits",
     "data_fingerprint",
+    "input_field",
     "read_splits",
     "split_hashes",
 ]
@@ -464,7 +465,12 @@ class _Rows(NamedTuple):
 
 def _input_column(spec: DataSpec, kind: Kind, labels: LabelField | None = "label") -> str:
     """The column with the inputs."""
-    return spec.tokens if labels == "tags" else str(getattr(spec, kind))
+    return str(getattr(spec, input_field(kind, labels)))
+
+
+def input_field(kind: Kind, labels: LabelField | None) -> str:
+    """The field of `DataSpec` that names the column with the inputs."""
+    return "tokens" if labels == "tags" else kind
 
 
 def _no_table(folder: Path, kind: Kind, columns: str) -> DataError:

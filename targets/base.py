@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -185,6 +185,13 @@ class Target(Component, ABC):
         device = getattr(self, "device", None)
         default = type(self).model_fields["device"].default if device is not None else None
         return self.name if device == default else f"{self.name} ({device})"
+
+    def for_size(self, num_bytes: int) -> Self:
+        """The target as it treats models whose weights take so many bytes.
+
+        A small model that stands for parts of a large one is lowered by it.
+        """
+        return self
 
     @abstractmethod
     def cannot_lower(self) -> str | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,6 +18,15 @@ if TYPE_CHECKING:
 __all__ = ["add_commands"]
 
 RECIPE = "recipe.yaml"
+_FOUND = "leave it out: auto finds them; a recipe of your own is for `compressor run`"
+OWN = {
+    "passes": _FOUND,
+    "variants": _FOUND,
+    "model": "use --model",
+    "output": "use --output",
+    "budget": "use --max-drop, --max-ms and --max-mb",
+}
+"""Settings of a recipe that are no matter of --set -> what to do instead."""
 
 
 def add_commands(app: typer.Typer) -> None:
@@ -49,10 +58,13 @@ def auto(
         typer.Option(help="File with more inputs, one a line: the model labels them to train on."),
     ] = None,
     text: Annotated[
-        str | None, typer.Option(help="Column with the text.", show_default="text")
+        str | None,
+        typer.Option(
+            help="Column with the text, or what else the model reads.", show_default="text"
+        ),
     ] = None,
     label: Annotated[
-        str | None, typer.Option(help="Column with the label.", show_default="label")
+        str | None, typer.Option(help="Column with what is right.", show_default="label")
     ] = None,
     max_length: Annotated[
         int | None,
@@ -66,7 +78,9 @@ def auto(
     sequence_length: Annotated[
         int | None,
         typer.Option(
-            min=1, help="Tokens of a timed text.", show_default="128, or all that it reads"
+            min=1,
+            help="Length of a timed input.",
+            show_default="128 tokens, 384 of a question, 16000 samples of sound",
         ),
     ] = None,
     time_limit: Annotated[
@@ -90,7 +104,7 @@ def auto(
     """
     begun = time.monotonic()
     from compressor.cli.progress import ConsoleProgress, show_report
-    from compressor.errors import BudgetError, Problem, RecipeError
+    from compressor.errors import BudgetError
     from compressor.pipeline import run as run_recipe
     from compressor.recipe.load import recipe_of
     from compressor.recipe.write import write_recipe
@@ -99,14 +113,8 @@ def auto(
     from compressor.search.found import found_recipe
 
     for each in set_ or ():
-        if each.partition("=")[0].partition(".")[0].strip() in ("passes", "variants"):
-            problem = Problem(
-                "auto finds the passes and the variants itself",
-                given=f"--set {each}",
-                fix="leave it out; a recipe of your own is for `compressor run`",
-            )
-            raise RecipeError([problem], where="the command line")
-    columns = {"text": text, "label": label, "max_length": max_length}
+        _check_own(each)
+    columns = {**_columns(_task(model, set_ or ()), text, label), "max_length": max_length}
     limits = {"max_accuracy_drop": max_drop, "max_latency_ms": max_ms, "max_size_mb": max_mb}
     recipe = recipe_of(
         {
@@ -152,6 +160,58 @@ def auto(
         f"report: {output / 'report.html'}",
     )
     raise typer.Exit(report.verdict.exit_code)
+
+
+def _check_own(override: str) -> None:
+    """Refuse to set what auto finds, or what has an option of its own.
+
+    Raises:
+        RecipeError: It is one of those.
+    """
+    from compressor.errors import Problem, RecipeError
+
+    path = override.partition("=")[0].strip()
+    fix = OWN.get(path.partition(".")[0])
+    if path in ("benchmark", "data"):
+        fix = "set single values of it, such as benchmark.rounds=9 or data.image=photo"
+    if fix is not None:
+        problem = Problem("auto takes this in another way", given=f"--set {override}", fix=fix)
+        raise RecipeError([problem], where="the command line")
+
+
+def _task(model: Path, overrides: Sequence[str]) -> str:
+    """The task that is named, or that of the checkpoint."""
+    from compressor.tasks import infer_task
+
+    named = (each.partition("=") for each in reversed(overrides))
+    given = next((value.strip() for path, _, value in named if path.strip() == "task"), None)
+    return given or infer_task(model, labelled=True)
+
+
+def _columns(task: str, text: str | None, label: str | None) -> dict[str, str]:
+    """Field of the data -> its column, of those that are named.
+
+    Raises:
+        RecipeError: A column of labels is named, and the task has none.
+    """
+    from compressor.data import input_field
+    from compressor.errors import Problem, RecipeError
+    from compressor.tasks import TASKS
+
+    if task not in TASKS:  # told with all that is wrong
+        return {}
+    found = TASKS[task]
+    columns = {} if text is None else {input_field(found.kind, found.label_field): text}
+    if label is None:
+        return columns
+    if found.label_field in (None, "boxes"):
+        problem = Problem(
+            f"the data of the task {task} has no column with labels",
+            given=f"--label {label}",
+            fix="leave it out",
+        )
+        raise RecipeError([problem], where="the command line")
+    return {**columns, str(found.label_field): label}
 
 
 def _given(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 import re
 from collections.abc import Mapping, Sequence
 from importlib import resources
@@ -247,7 +248,8 @@ def _components(
 def _resolve_paths(value: Any, base: Path) -> Any:
     """Make every relative path of a recipe absolute, in nested settings too."""
     if isinstance(value, Path):
-        return (base / value.expanduser()).resolve()
+        # Links are not followed: the name of what they lead to may have no suffix.
+        return Path(os.path.abspath(base / value.expanduser()))
     if isinstance(value, tuple):
         return tuple(_resolve_paths(each, base) for each in value)
     if isinstance(value, dict):

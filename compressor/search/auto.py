@@ -37,6 +37,7 @@ from compressor.store import RunStore, StoredStep
 from compressor.tasks import get_task
 from compressor.training.distillation import read_unlabeled
 from compressor.training.teacher import TeacherMemory
+from targets.encoder import encoder_layers
 
 __all__ = ["AutoSettings", "Pace", "Search", "Trial", "fitting_epochs", "search"]
 
@@ -217,6 +218,7 @@ class _Searcher:
         if settings.keep_first is not None:
             self.keep_first = settings.keep_first
         self.prepared = prepare(recipe, plan, store=store, progress=progress)
+        self._check_layers()
         self.memory = memory
         self.manager = self.prepared.manager(teacher_memory=self.memory)
         self.share_of_epochs = self._share_of_epochs()
@@ -225,6 +227,16 @@ class _Searcher:
         self.earlier_s: dict[str, float] = {}
         """Steps that were there already -> what they took: a search that goes on divides its time
         as one that was never interrupted."""
+
+    def _check_layers(self) -> None:
+        """Check that the layers can be cut, which a config does not tell.
+
+        Raises:
+            PassError: They cannot.
+        """
+        module = TorchModel.load(self.prepared.original.folder).module
+        if not encoder_layers(module):
+            raise _another_kind(self.architecture, "its layers are of a kind that is not known")
 
     def _share_of_epochs(self) -> float:
         """Of those that are wanted of a few labelled rows: where there are more rows, an epoch
@@ -324,6 +336,8 @@ class _Searcher:
                 return False
             candidates = [best.solution]
         epochs = self._epochs(self.settings.epochs)
+        if short and epochs <= self.short_epochs:
+            return _holds(best, self.recipe.budget)
         if epochs > self.short_epochs and self.pace.epoch_s:
             left_s = ends_s - self._spent_s
             fitting = fitting_epochs(
@@ -497,21 +511,24 @@ def _check(architecture: Architecture) -> None:
         PassError: It has not.
     """
     if architecture.writes:
-        reason, recipe = "it has an encoder and a decoder", "speech"
-    elif architecture.is_decoder:
-        reason, recipe = "it writes texts, and is judged by its perplexity", "generation"
-    elif not architecture.layers or architecture.has_unknown_layers:
-        reason, recipe = "it has no layers of a known transformer", "cnn, or int8"
-    elif architecture.tapped_layers:
-        reason, recipe = "another part of the network reads its layers: none may go", "int8"
-    else:
-        return
-    raise PassError(
+        raise _another_kind(architecture, "it has an encoder and a decoder")
+    if architecture.is_decoder:
+        raise _another_kind(architecture, "it writes texts, and is judged by its perplexity")
+    if not architecture.layers or architecture.has_unknown_layers:
+        raise _another_kind(architecture, "it has no layers of a known transformer")
+    if architecture.tapped_layers:
+        raise _another_kind(
+            architecture, "another part of the network reads its layers: none may go"
+        )
+
+
+def _another_kind(architecture: Architecture, reason: str) -> PassError:
+    return PassError(
         "auto looks for the shape of one stack of layers, by an accuracy, and this model is of "
         "another kind",
         where="model",
         given=f"{architecture.describe()}: {reason}",
-        fix=f"write a recipe: compressor recipes {recipe}",
+        fix="take a recipe: `compressor recipes` lists them, int8 is for every model",
     )
 
 

@@ -70,6 +70,8 @@ class Prober:
             TargetError: A probe cannot be built or run.
         """
         shape = self.settings.shapes[0]
+        # In int8, which has a byte a weight.
+        target = target.for_size(architecture.num_parameters)
 
         def make(files: Path, work: Path) -> dict[str, Any]:
             probes = self._probes(architecture, target, quantize, work)

@@ -14,20 +14,25 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from targets.preprocessing.text import MASK
+from targets.errors import TargetError
+from targets.preprocessing.text import IDS, MASK
 from targets.signature import Arrays, Signature
 
 if TYPE_CHECKING:
     import openvino
 
-__all__ = ["LENGTHS", "FixedLengths", "agree", "fixed_lengths"]
+__all__ = ["LARGEST_BYTES", "LENGTHS", "FixedLengths", "agree", "fixed_lengths"]
 
 LENGTHS = "LENGTHS"
 """The option of a bundle that names them."""
 _LADDER = (8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
-_LARGEST_BYTES = 32_000_000
+LARGEST_BYTES = 32_000_000
 """Of the weights: each model that is compiled has its own."""
-_TOLERANCE = 0.02
+_WIDEST = 4096
+"""Of an output for each token: that of a language model would take as much as its weights."""
+_PADDED = 3
+"""Tokens of padding of the text that is tried."""
+_TOLERANCE = 0.05
 
 
 def fixed_lengths(
@@ -41,24 +46,34 @@ def fixed_lengths(
         num_bytes: Of its weights.
     """
     shapes = {spec.shape for spec in signature.inputs}
-    if signature.state or signature.context or len(shapes) != 1 or num_bytes > _LARGEST_BYTES:
+    names = {spec.name for spec in signature.inputs}
+    reads_tokens = {IDS, MASK} <= names and all(spec.dtype == "int64" for spec in signature.inputs)
+    if signature.state or signature.context or len(shapes) != 1 or not reads_tokens:
         return ()
     (shape,) = shapes
-    is_text = len(shape) == 2 and all(isinstance(dim, str) for dim in shape)
-    if not is_text or MASK not in {spec.name for spec in signature.inputs}:
+    if len(shape) != 2 or not all(isinstance(dim, str) for dim in shape):
         return ()
-    _, _, longest = ranges.get(str(shape[1]), (0, 0, 0))
-    shorter = [length for length in _LADDER if length < longest]
+    length = str(shape[1])
+    writes = any(
+        length in spec.shape and isinstance(spec.shape[-1], int) and spec.shape[-1] > _WIDEST
+        for spec in signature.outputs
+    )
+    if writes or num_bytes > LARGEST_BYTES:
+        return ()
+    shortest, _, longest = ranges.get(length, (0, 0, 0))
+    shorter = [each for each in _LADDER if shortest + _PADDED <= each < longest]
     return (*shorter, longest) if 0 < longest <= _LADDER[-1] else tuple(shorter)
 
 
 class FixedLengths:
     """Runs single texts; a model is compiled when the first text of its length comes.
 
+    A length for which none can be compiled, as where memory runs out, is left out from then on.
+
     Args:
         signature: Of the model: inputs of tokens, with a mask.
         lengths: In ascending order.
-        compile_: Makes a model for inputs of a shape.
+        compile_: Makes a model for inputs of a shape; raises RuntimeError or TargetError.
     """
 
     def __init__(
@@ -80,17 +95,25 @@ class FixedLengths:
         count, length = next(iter(feeds.values())).shape
         if count != 1:
             return None
-        return next((each for each in self._lengths if each >= length), None)
+        found = next((each for each in self._lengths if each >= length), None)
+        if found is None or found in self._models:
+            return found
+        try:
+            self._models[found] = self._made(found)
+        except (RuntimeError, TargetError):
+            self._lengths = tuple(each for each in self._lengths if each != found)
+            return None
+        return found
 
     def run(self, feeds: Mapping[str, NDArray[np.generic]], length: int) -> Arrays:
         """Run one text, padded with what the mask leaves out."""
-        model = self._model(length)
+        model = self._models[length]
         given = next(iter(feeds.values())).shape[1]
         for name, array in feeds.items():
             held = model.inputs[name]
             held[:, :given] = array
             held[:, given:] = 0
-        model.request.infer()
+        model.request.infer(share_outputs=True)
         found: Arrays = {}
         for spec in self._signature.outputs:
             kept = tuple(slice(given if dim == self._dim else None) for dim in spec.shape)
@@ -98,18 +121,16 @@ class FixedLengths:
         return found
 
     def request(self, length: int) -> openvino.InferRequest:
-        """That of the runtime, for texts of a length."""
-        return self._model(length).request
+        """That of the runtime, for texts of a length that was run."""
+        return self._models[length].request
 
-    def _model(self, length: int) -> _Model:
-        if length not in self._models:
-            request = self._compile((1, length)).create_infer_request()
-            inputs, outputs = (
-                {spec.name: request.get_tensor(spec.name).data for spec in specs}
-                for specs in (self._signature.inputs, self._signature.outputs)
-            )
-            self._models[length] = _Model(request, inputs, outputs)
-        return self._models[length]
+    def _made(self, length: int) -> _Model:
+        request = self._compile((1, length)).create_infer_request()
+        inputs, outputs = (
+            {spec.name: request.get_tensor(spec.name).data for spec in specs}
+            for specs in (self._signature.inputs, self._signature.outputs)
+        )
+        return _Model(request, inputs, outputs)
 
 
 @dataclass(frozen=True)
@@ -121,20 +142,18 @@ class _Model:
 
 
 def agree(
-    signature: Signature,
-    free: Callable[[Arrays], Arrays],
-    fixed: FixedLengths,
-    length: int,
+    signature: Signature, free: Callable[[Arrays], Arrays], fixed: FixedLengths, length: int
 ) -> bool:
     """Whether a padded text has the answer that it has alone.
 
     Not so where a layer looks across the mask, such as a convolution over tokens.
     """
-    given = max(1, length - 3)
+    given = max(1, length - _PADDED)
     feeds: Arrays = {spec.name: np.zeros((1, given), spec.dtype) for spec in signature.inputs}
     feeds[MASK] = np.ones_like(feeds[MASK])
-    ids = next(name for name in feeds if name != MASK)
-    feeds[ids] = (np.arange(given) % 4)[None].astype(feeds[ids].dtype)
+    feeds[IDS] = (np.arange(given) % 4)[None].astype(feeds[IDS].dtype)
+    if fixed.length_for(feeds) != length:
+        return False
     wanted, found = free(feeds), fixed.run(feeds, length)
     return all(
         np.allclose(found[name], each, rtol=0, atol=_TOLERANCE * float(np.abs(each).max()))

@@ -8,7 +8,7 @@ import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +18,13 @@ from targets.context import split_context
 from targets.environment import INT8_FEATURES, cpu_features
 from targets.errors import MissingLibraryError, TargetError, UnsupportedModelError
 from targets.node_times import NodeTime, median_times
-from targets.runtimes._openvino_lengths import LENGTHS, FixedLengths, agree, fixed_lengths
+from targets.runtimes._openvino_lengths import (
+    LARGEST_BYTES,
+    LENGTHS,
+    FixedLengths,
+    agree,
+    fixed_lengths,
+)
 from targets.runtimes._openvino_state import BEAMS, keep_state
 from targets.signature import Arrays, Signature, StateSpec
 from targets.wording import plural
@@ -150,15 +156,13 @@ class OpenVINO(Target):
     ) -> OpenVINOSession:
         signature, given = bundle.manifest.signature, bundle.manifest.options
         options = self._options(given, threads) | dict(more or {})
-
-        def compiled(path: Path, shape: tuple[int, ...] | None = None) -> openvino.CompiledModel:
-            return _compile(path, self.device, options, shape)
-
-        fixed = FixedLengths(
-            signature, given.get(LENGTHS, ()), lambda shape: compiled(bundle.model_path, shape)
-        )
-        encoder = None if bundle.encoder_path is None else compiled(bundle.encoder_path)
-        return OpenVINOSession(signature, compiled(bundle.model_path), encoder, fixed)
+        encoder = None
+        if bundle.encoder_path is not None:
+            encoder = _compile(bundle.encoder_path, self.device, options)
+        lengths = given.get(LENGTHS, ())
+        fixed = _fixed(signature, lengths, bundle.model_path, self.device, options)
+        compiled = _compile(bundle.model_path, self.device, options)
+        return OpenVINOSession(signature, compiled, encoder, fixed)
 
     def _lengths(self, source: Source, path: Path, options: Mapping[str, Any]) -> tuple[int, ...]:
         """For which lengths of single texts a model is compiled as well."""
@@ -168,11 +172,15 @@ class OpenVINO(Target):
         lengths = fixed_lengths(signature, source.ranges, size)
         if not lengths:
             return ()
-        free = OpenVINOSession(signature, _compile(path, self.device, options))
-        fixed = FixedLengths(
-            signature, lengths, lambda shape: _compile(path, self.device, options, shape)
-        )
-        return lengths if agree(signature, free.run, fixed, lengths[0]) else ()
+        options = self._options(options, threads=1)
+        fixed = _fixed(signature, lengths, path, self.device, options)
+        assert fixed is not None
+        try:
+            free = OpenVINOSession(signature, _compile(path, self.device, options))
+            tried = (lengths[0], lengths[-1])
+            return lengths if all(agree(signature, free.run, fixed, each) for each in tried) else ()
+        except (RuntimeError, TargetError):  # it cannot run such a text: whoever uses it finds out
+            return ()
 
     def profile(
         self, bundle: Bundle, feeds: Arrays, *, threads: int, num_runs: int
@@ -232,6 +240,12 @@ class OpenVINO(Target):
             hint = {"INFERENCE_PRECISION_HINT": "bf16"}
             found["bf16"] = Alternative(hint, keeps_outputs=False)
         return found
+
+    def for_size(self, num_bytes: int) -> Self:
+        """See the base class: large models have no fixed lengths."""
+        if num_bytes <= LARGEST_BYTES:
+            return self
+        return self.model_copy(update={"fixed_lengths": False})
 
     def _precision_hint(self, precision: Precision) -> str:
         if precision == "bf16":
@@ -394,18 +408,10 @@ def _convert(
             ) from error
 
 
-def _compile(
-    path: Path, device: str, options: Mapping[str, Any], shape: tuple[int, ...] | None = None
-) -> openvino.CompiledModel:
-    """Make a model ready to run, with inputs of one shape where one is given."""
+def _compile(path: Path, device: str, options: Mapping[str, Any]) -> openvino.CompiledModel:
     openvino = _import()
-    core = openvino.Core()
     try:
-        if shape is None:
-            return core.compile_model(os.fspath(path), device, dict(options))
-        model = core.read_model(os.fspath(path))
-        model.reshape({port.get_any_name(): list(shape) for port in model.inputs})
-        return core.compile_model(model, device, dict(options))
+        return openvino.Core().compile_model(os.fspath(path), device, dict(options))
     except RuntimeError as error:
         raise TargetError(
             "OpenVINO refused the bundle",
@@ -413,6 +419,27 @@ def _compile(
             given=error,
             fix=f"check that the device {device} is there and that this version reads the bundle",
         ) from error
+
+
+def _fixed(
+    signature: Signature,
+    lengths: Sequence[int],
+    path: Path,
+    device: str,
+    options: Mapping[str, Any],
+) -> FixedLengths | None:
+    """What runs single texts; the model is read now, for its file may be another one later."""
+    if not lengths:
+        return None
+    core = _import().Core()
+    model = core.read_model(os.fspath(path))
+
+    def compiled(shape: tuple[int, int]) -> openvino.CompiledModel:
+        reshaped = model.clone()
+        reshaped.reshape({spec.name: list(shape) for spec in signature.inputs})
+        return core.compile_model(reshaped, device, dict(options))
+
+    return FixedLengths(signature, lengths, compiled)
 
 
 def _import() -> Any:

@@ -12,7 +12,7 @@ import pytest
 
 from compressor.architecture import Architecture
 from compressor.data import DataSpec
-from compressor.errors import BudgetError
+from compressor.errors import BudgetError, PassError
 from compressor.gate.budget import Budget
 from compressor.passes.distill import Distill
 from compressor.passes.export import Export
@@ -129,6 +129,49 @@ def test_texts_without_labels_are_trained_on_in_fewer_epochs(
     distill = found.best.passes[-1]
     assert isinstance(distill, Distill)
     assert distill.unlabeled == more
+
+
+@pytest.mark.slow
+def test_of_many_rows_there_are_fewer_epochs(
+    home: Any, recipe: Recipe, store: RunStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    labelled = len((home / "train.csv").read_text().splitlines()) - 1
+    monkeypatch.setattr(auto, "FEW_ROWS", labelled / 4)
+    limit = Budget(max_accuracy_drop=100.0, max_latency_ms=1e3)
+    wanted = recipe.model_copy(update={"budget": limit})
+    settings = AutoSettings(epochs=8, short_epochs=4)
+    found = search(wanted, settings, store=store, progress=Silent())
+    assert [trial.epochs for trial in found.trials] == [1] * (len(found.trials) - 1) + [2]
+
+
+BERT = Architecture(
+    family="bert",
+    layers=(LayerShape(12, 1536),) * 6,
+    head_size=32,
+    hidden_size=384,
+    vocabulary_size=30_522,
+    num_labels=6,
+    max_positions=512,
+)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"writes": True}, "it has an encoder and a decoder"),
+        ({"is_decoder": True}, "it writes texts, and is judged by its perplexity"),
+        ({"layers": ()}, "it has no layers of a known transformer"),
+        ({"has_unknown_layers": True}, "it has no layers of a known transformer"),
+        ({"tapped_layers": (2,)}, "another part of the network reads its layers: none may go"),
+    ],
+    ids=str,
+)
+def test_models_of_other_kinds_are_refused(changes: dict[str, Any], reason: str) -> None:
+    auto._check(BERT)
+    with pytest.raises(PassError, match="of another kind") as caught:
+        auto._check(dataclasses.replace(BERT, **changes))
+    assert str(caught.value.given).endswith(f": {reason}")
+    assert "compressor recipes" in str(caught.value.fix)
 
 
 @pytest.mark.slow
@@ -323,12 +366,8 @@ def test_where_int8_holds_nothing_trains_in_it(drop: float | None, budget: float
 def test_a_size_is_met_with_fewer_bits_and_then_with_fewer_tokens(
     max_mb: float | None, chosen: tuple[int, int]
 ) -> None:
-    bert = Architecture(
-        family="bert", layers=(), head_size=32, hidden_size=384, vocabulary_size=30_522,
-        num_labels=6, max_positions=512,
-    )  # fmt: skip
-    assert _embeddings(bert, Budget(max_size_mb=max_mb)) == chosen
-    few = dataclasses.replace(bert, vocabulary_size=2_000)
+    assert _embeddings(BERT, Budget(max_size_mb=max_mb)) == chosen
+    few = dataclasses.replace(BERT, vocabulary_size=2_000)
     assert _embeddings(few, Budget(max_size_mb=max_mb)) == (20_000, 4 if max_mb == 1.0 else 8)
 
 

@@ -8,15 +8,21 @@ from pathlib import Path
 
 import pytest
 
+from compressor.cli.auto import _columns, _task
+from compressor.errors import RecipeError
 from compressor.passes.distill import Distill
 from compressor.recipe import load_recipe
 from compressor.tasks import get_task
 from tests.compressor.conftest import Outcome
 from tests.compressor.homes import HOMES
 
-QUICK = ("--set", "benchmark={rounds: 1, min_round_s: 0.001, pause_s: 0, batch_sizes: [1]}")
+QUICK = tuple(
+    part
+    for setting in ("rounds=1", "min_round_s=0.001", "pause_s=0", "batch_sizes=[1]")
+    for part in ("--set", f"benchmark.{setting}")
+)
 LIMITS = ("--target", "onnxruntime", "--max-drop", "100", "--max-ms", "1000")
-TRIMS = {"words", "questions"}
+TRIMS = {"words"}
 SEARCHED = ["words", "embeddings", "vit"]
 REFUSED = {
     "resnet": "it has no layers of a known transformer",
@@ -75,17 +81,58 @@ def test_models_of_other_kinds_are_refused_with_a_recipe_for_them(
     assert "compressor recipes" in found.err
 
 
-@pytest.mark.parametrize("setting", ["passes=[]", "passes.0.ratio=0.5", "variants.fp32=[]"])
-def test_what_auto_finds_is_not_set(
-    setting: str, compressor: Callable[..., Outcome], tmp_path: Path
+@pytest.mark.parametrize(
+    ("setting", "fix"),
+    [
+        ("passes=[]", "auto finds them"),
+        ("passes.0.ratio=0.5", "auto finds them"),
+        ("variants.fp32=[]", "auto finds them"),
+        ("output=elsewhere", "use --output"),
+        ("budget.min_speedup=4", "use --max-drop, --max-ms and --max-mb"),
+        ("benchmark={rounds: 3}", "set single values of it"),
+    ],
+)
+def test_what_auto_takes_in_another_way_is_not_set(
+    setting: str, fix: str, compressor: Callable[..., Outcome], tmp_path: Path
 ) -> None:
     found = compressor(
         "auto", "--model", tmp_path, "--data", tmp_path, "--output", tmp_path / "out",
         "--set", setting,
     )  # fmt: skip
     assert found.code == 3
-    assert "auto finds the passes and the variants itself" in found.err
+    assert "auto takes this in another way" in found.err
     assert f"--set {setting}" in found.err
+    assert fix in " ".join(found.err.split())
+
+
+@pytest.mark.parametrize(
+    ("task", "columns"),
+    [
+        ("text-classification", {"text": "a", "label": "b"}),
+        ("token-classification", {"tokens": "a", "tags": "b"}),
+        ("image-classification", {"image": "a", "label": "b"}),
+        ("question-answering", {"question": "a", "answers": "b"}),
+        ("semantic-segmentation", {"image": "a", "mask": "b"}),
+    ],
+)
+def test_columns_are_those_of_the_task(task: str, columns: dict[str, str]) -> None:
+    assert _columns(task, "a", "b") == columns
+    assert _columns(task, None, None) == {}
+
+
+@pytest.mark.parametrize("task", ["text-embedding", "object-detection"])
+def test_where_there_are_no_labels_no_column_is_named(task: str) -> None:
+    assert list(_columns(task, "a", None).values()) == ["a"]
+    with pytest.raises(RecipeError) as caught:
+        _columns(task, None, "b")
+    [problem] = caught.value.problems
+    assert problem.what == f"the data of the task {task} has no column with labels"
+    assert problem.given == "--label b"
+
+
+def test_the_task_is_named_or_that_of_the_checkpoint(home: Path) -> None:
+    assert _task(home / "model", []) == "text-classification"
+    assert _task(home / "model", ["seed=1", "task=text-embedding"]) == "text-embedding"
 
 
 def test_a_wrong_setting_names_the_command_line(

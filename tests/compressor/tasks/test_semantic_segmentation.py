@@ -224,12 +224,15 @@ def test_a_backbone_keeps_its_sizes_in_a_config_of_its_own(tmp_path: Path) -> No
     assert found.passes["prune"] == "it attends in layers of a kind that is not known"
 
 
-def test_channels_of_a_network_of_convolutions_go_and_its_classes_stay() -> None:
+@pytest.mark.parametrize(("importance", "refits"), [("taylor", False), ("second-order", True)])
+def test_channels_of_a_network_of_convolutions_go_and_its_classes_stay(
+    importance: Any, refits: bool
+) -> None:
     model = make("upernet")
     before = count_channels(model.module)
     pruned = prune_channels(
         model, 0.5, [batch_of(model, make_split(2))],
-        importance="taylor", across_layers=False, multiple=4, seed=0,
+        importance=importance, across_layers=False, multiple=4, refits=refits, seed=0,
     )  # fmt: skip
     assert count_channels(pruned.module) < 0.7 * before
     assert pruned.module(torch.zeros(1, 3, SIDE, SIDE)).logits.shape[1] == len(NAMES)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-from targets.runtimes import openvino as module
-from targets.runtimes._openvino_lengths import LENGTHS, fixed_lengths
+from targets.runtimes._openvino_lengths import LENGTHS, FixedLengths, fixed_lengths
 from targets.runtimes.openvino import OpenVINO
 from targets.signature import Signature, StateSpec, TensorSpec
 
@@ -26,16 +26,16 @@ def reference(path: Path, feeds: Any) -> Any:
 
 
 @pytest.fixture
-def shapes(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...] | None]:
-    """Of the models that are compiled."""
-    found: list[tuple[int, ...] | None] = []
-    compile_ = module._compile
+def made(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The lengths for which models are compiled."""
+    found: list[int] = []
+    compile_ = FixedLengths._made
 
-    def noted(path: Any, device: str, options: Any, shape: Any = None) -> Any:
-        found.append(shape)
-        return compile_(path, device, options, shape)
+    def noted(lengths: FixedLengths, length: int) -> Any:
+        found.append(length)
+        return compile_(lengths, length)
 
-    monkeypatch.setattr(module, "_compile", noted)
+    monkeypatch.setattr(FixedLengths, "_made", noted)
     return found
 
 
@@ -74,6 +74,14 @@ def test_lengths_go_up_to_the_longest_text_of_small_models(
             inputs=(spec("pixel_values", "batch", 3, 8, 8, dtype="float32"),), outputs=LOGITS
         ),
         Signature(
+            inputs=(spec("input_values", "batch", "sequence", dtype="float32"), TOKENS[1]),
+            outputs=LOGITS,
+        ),
+        Signature(
+            inputs=TOKENS,
+            outputs=(spec("logits", "batch", "sequence", 50_000, dtype="float32"),),
+        ),
+        Signature(
             inputs=TOKENS,
             outputs=LOGITS,
             state=(
@@ -81,7 +89,7 @@ def test_lengths_go_up_to_the_longest_text_of_small_models(
             ),
         ),
     ],
-    ids=["no mask", "images", "state"],
+    ids=["no mask", "images", "recordings", "language", "state"],
 )
 def test_other_models_have_no_lengths(signature: Signature) -> None:
     assert fixed_lengths(signature, {"sequence": (1, 16, 24)}, 1) == ()
@@ -97,23 +105,23 @@ def test_single_texts_are_answered_as_ever(
     lower: Callable[..., Any],
     encoder_path: Path,
     make_feeds: Callable[..., Any],
-    shapes: list[tuple[int, ...] | None],
+    made: list[int],
     threads: int,
 ) -> None:
     bundle = lower(OpenVINO(), encoder_path, longest=LONGEST)
     assert bundle.manifest.options[LENGTHS] == [8, 16, 24]
     assert "single texts run at fixed lengths: 8, 16, 24 tokens" in bundle.manifest.notes
     session = OpenVINO().load(bundle, threads=threads)
-    shapes.clear()
+    made.clear()
     for length in (5, 8, 9, 16, 3, 5, 30):
         feeds = make_feeds(batch=1, sequence=length, seed=length)
         expected = reference(encoder_path, feeds)
         np.testing.assert_allclose(session.run(feeds)["logits"], expected, atol=1e-5)
-    assert shapes == [(1, 8), (1, 16)]  # each when it is needed; one for more than the longest
+    assert made == [8, 16]  # each when it is needed; one for more than the longest
     feeds = make_feeds(batch=2, sequence=9, seed=3)
     expected = reference(encoder_path, feeds)
     np.testing.assert_allclose(session.run(feeds)["logits"], expected, atol=1e-5)
-    assert shapes == [(1, 8), (1, 16)]
+    assert made == [8, 16]
 
 
 def test_the_padding_of_a_text_is_that_of_a_shorter_one_before_it(
@@ -211,17 +219,54 @@ def test_a_model_that_looks_across_the_mask_runs_at_the_length_of_the_text(
 
 
 def test_a_profile_is_that_of_the_model_that_ran(
+    lower: Callable[..., Any], encoder_path: Path, make_feeds: Callable[..., Any], made: list[int]
+) -> None:
+    bundle = lower(OpenVINO(), encoder_path, longest=LONGEST)
+    made.clear()
+    single, several = (
+        OpenVINO().profile(bundle, make_feeds(batch=count, sequence=8), threads=1, num_runs=3)
+        for count in (1, 2)
+    )
+    assert made == [8]
+    assert any(each.op == "FullyConnected" for each in single)
+    assert [each.name for each in single] != [each.name for each in several]
+
+
+def test_a_length_that_cannot_be_compiled_is_left_out(
+    lower: Callable[..., Any],
+    encoder_path: Path,
+    make_feeds: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    session = OpenVINO().load(lower(OpenVINO(), encoder_path, longest=LONGEST), threads=1)
+    tried: list[int] = []
+
+    def fail(_: FixedLengths, length: int) -> Any:
+        tried.append(length)
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(FixedLengths, "_made", fail)
+    for _ in range(2):
+        feeds = make_feeds(batch=1, sequence=7, seed=1)
+        expected = reference(encoder_path, feeds)
+        np.testing.assert_allclose(session.run(feeds)["logits"], expected, atol=1e-5)
+    assert tried == [8, 16]  # the next one holds it too
+
+
+def test_a_bundle_that_is_replaced_stays_what_was_opened(
     lower: Callable[..., Any], encoder_path: Path, make_feeds: Callable[..., Any]
 ) -> None:
     bundle = lower(OpenVINO(), encoder_path, longest=LONGEST)
-    single, several = (
-        OpenVINO().profile(
-            bundle, make_feeds(batch=count, sequence=8, seed=0), threads=1, num_runs=3
-        )
-        for count in (1, 2)
-    )
-    assert any(each.op == "FullyConnected" for each in single)
-    assert len(single) <= len(several)  # shapes are no longer worked out
+    session = OpenVINO().load(bundle, threads=1)
+    feeds = make_feeds(batch=1, sequence=7, seed=1)
+    expected = reference(encoder_path, feeds)
+    shutil.rmtree(bundle.folder)
+    np.testing.assert_allclose(session.run(feeds)["logits"], expected, atol=1e-5)
+
+
+def test_a_small_part_of_a_large_model_is_lowered_as_that() -> None:
+    assert OpenVINO().for_size(10**6) == OpenVINO()
+    assert OpenVINO().for_size(10**8) == OpenVINO(fixed_lengths=False)
 
 
 def test_a_closed_session_says_so(
