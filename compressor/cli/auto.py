@@ -114,12 +114,14 @@ def auto(
 
     for each in set_ or ():
         _check_own(each)
-    columns = {**_columns(_task(model, set_ or ()), text, label), "max_length": max_length}
+    task = _task(model, set_ or ())
+    columns = {**_columns(task, text, label), "max_length": max_length}
     limits = {"max_accuracy_drop": max_drop, "max_latency_ms": max_ms, "max_size_mb": max_mb}
     recipe = recipe_of(
         {
             "name": output.name or "auto",
             "model": str(model.absolute()),
+            "task": task,  # so that it is not looked for again
             "data": {**find_splits(data), **_given(columns)},
             "targets": list(dict.fromkeys(target or ["onnxruntime", "openvino"])),
             "budget": {"require": "any", **_given(limits)},

@@ -129,11 +129,11 @@ class Prober:
             width_multiple=self.multiple,
             progress=Silent(),
         )
+        reads_tokens = bool(architecture.vocabulary_size)
+        trim: tuple[Pass, ...] = (TrimVocabulary(keep_first=0),) if reads_tokens else ()
         bundles = {}
         for number, layers in enumerate(shapes):
             self.progress.update(0.8 * number / len(shapes), f"build model {number + 1}")
-            reads_tokens = bool(architecture.vocabulary_size)
-            trim: tuple[Pass, ...] = (TrimVocabulary(keep_first=0),) if reads_tokens else ()
             chain = (*trim, _cut(largest, layers), Export(), *quantize)
             steps = manager.run(chain)
             found = lower(

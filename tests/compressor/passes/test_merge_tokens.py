@@ -63,6 +63,12 @@ def run(step: MergeTokens, model: TorchModel, context: PassContext) -> PassResul
     return result
 
 
+def of_config(config: Any, vision_model: MakeVision) -> TorchModel:
+    """A random classifier of another family, that reads as the others do."""
+    module = AutoModelForImageClassification.from_config(config, attn_implementation="eager")
+    return replace(vision_model("vit"), module=module.eval())
+
+
 def pixels(count: int = 4, size: int = 16) -> Tensor:
     return torch.rand((count, 3, size, size), generator=torch.Generator().manual_seed(1))
 
@@ -134,8 +140,7 @@ def test_registers_are_no_patches(vision_model: MakeVision, context: PassContext
         num_register_tokens=4,
         num_labels=3,
     )
-    module = AutoModelForImageClassification.from_config(config, attn_implementation="eager")
-    model = replace(vision_model("vit"), module=module.eval())
+    model = of_config(config, vision_model)
     merged = run(MergeTokens(ratio=0.5), model, context).model
     assert merged_tokens(merged.module) == MergedTokens(5, (4, 4, 0))  # type: ignore[union-attr]
 
@@ -317,8 +322,7 @@ def test_layers_that_are_not_known_are_refused(
         use_swiglu_ffn=True,
         num_labels=3,
     )
-    module = AutoModelForImageClassification.from_config(config, attn_implementation="eager")
-    model = replace(vision_model("vit"), module=module.eval())
+    model = of_config(config, vision_model)
     with pytest.raises(PassError, match="cannot be merged") as caught:
         MergeTokens(ratio=0.5).requires(model, context)
     assert caught.value.given == "its layers, or its patches, are of a kind that is not known"
@@ -337,8 +341,7 @@ def test_attention_that_counts_on_all_patches_is_refused(
         use_relative_position_bias=True,
         num_labels=3,
     )
-    module = AutoModelForImageClassification.from_config(config, attn_implementation="eager")
-    model = replace(vision_model("vit"), module=module.eval())
+    model = of_config(config, vision_model)
     with pytest.raises(PassError, match="cannot be merged"):
         MergeTokens(ratio=0.5).requires(model, context)
 

@@ -31,6 +31,20 @@ REFUSED = {
 }
 
 
+def searched(
+    name: str,
+    make_home: Callable[[str], Path],
+    compressor: Callable[..., Outcome],
+    tmp_path: Path,
+) -> Outcome:
+    """What the command says of a user's model."""
+    folder = make_home(name)
+    return compressor(
+        "auto", "--model", folder / "model", "--data", folder, "--output", tmp_path / "out",
+        "--store", tmp_path / "store", *LIMITS, *QUICK, *HOMES[name].run,
+    )  # fmt: skip
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SEARCHED)
 def test_a_shape_is_found_and_the_recipe_repeats_it(
@@ -39,12 +53,8 @@ def test_a_shape_is_found_and_the_recipe_repeats_it(
     compressor: Callable[..., Outcome],
     tmp_path: Path,
 ) -> None:
-    home, folder = HOMES[name], make_home(name)
-    output = tmp_path / "out"
-    found = compressor(
-        "auto", "--model", folder / "model", "--data", folder, "--output", output,
-        "--store", tmp_path / "store", *LIMITS, *QUICK, *home.run,
-    )  # fmt: skip
+    home, output = HOMES[name], tmp_path / "out"
+    found = searched(name, make_home, compressor, tmp_path)
     assert found.code == 0, found.err + found.out
     assert "ms predicted" in found.out
     recipe = load_recipe(output / "recipe.yaml")
@@ -70,11 +80,7 @@ def test_models_of_other_kinds_are_refused_with_a_recipe_for_them(
     compressor: Callable[..., Outcome],
     tmp_path: Path,
 ) -> None:
-    home, folder = HOMES[name], make_home(name)
-    found = compressor(
-        "auto", "--model", folder / "model", "--data", folder, "--output", tmp_path / "out",
-        "--store", tmp_path / "store", *LIMITS, *QUICK, *home.run,
-    )  # fmt: skip
+    found = searched(name, make_home, compressor, tmp_path)
     assert found.code != 0
     assert "this model is of another kind" in " ".join(found.err.split())
     assert REFUSED[name] in " ".join(found.err.split())
