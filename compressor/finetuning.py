@@ -89,15 +89,7 @@ def finetune_checkpoint(
             given=model,
             fix="compress the checkpoint as it is, or name the task that the labels are for",
         )
-    if labels == "boxes" and (column or label):
-        raise DataError(
-            "images with boxes stand in files as COCO has them, which have no columns",
-            where="--input" if column else "--label",
-            given=column or label,
-            fix="leave it out",
-        )
-    fields = ("tokens" if labels == "tags" else kind, labels)
-    columns = {field: given for field, given in zip(fields, (column, label), strict=True) if given}
+    columns = _columns(found, column, label)
     spec = DataSpec.model_validate({**data_files, **columns, "max_length": max_length})
     start = partial(_start, model, name, max_length=max_length, image_size=image_size, seed=seed)
 
@@ -140,6 +132,24 @@ def finetune_checkpoint(
             f"({100 * largest:.1f}%): try another learning_rate or more epochs"
         )
     return accuracies
+
+
+def _columns(task: Task, column: str | None, label: str | None) -> dict[str, str]:
+    """The fields of the task -> the columns that hold them, where they are named.
+
+    Raises:
+        DataError: The files of the task have no columns.
+    """
+    if task.label_field == "boxes" and (column or label):
+        raise DataError(
+            "images with boxes stand in files as COCO has them, which have no columns",
+            where="--input" if column else "--label",
+            given=column or label,
+            fix="leave it out",
+        )
+    named = {"tokens" if task.label_field == "tags" else task.kind: column}
+    named[str(task.label_field)] = label
+    return {field: given for field, given in named.items() if given}
 
 
 def _named(indices: tuple[str, ...], model: Path, task: Task) -> tuple[str, ...]:

@@ -77,42 +77,21 @@ def prune_channels(
     flags = {name: each.requires_grad for name, each in module.named_parameters()}
     training = module.training
     module.eval().requires_grad_(True)  # a frozen parameter is invisible to the tracing
-    example = {name: each[:2] for name, each in inputs_of(batches[0]).items()}
-    with torch.no_grad():
-        shape = module(**example).logits.shape
     if importance == "taylor":
         _accumulate_gradients(module, batches, get_task(model.task))
     moments = channel_moments(model.module, batches) if refits else {}
-    left = Widths(module)
     scorer = _scorer(importance, module, moments)
-    with torch.random.fork_rng(), quiet_tracing():
-        torch.manual_seed(seed)
-        try:
-            pruner = _Pruner(
-                module,
-                example,
-                importance=scorer,
-                pruning_ratio=ratio,
-                max_pruning_ratio=max(ratio, MAX_RATIO),
-                global_pruning=across_layers,
-                round_to=multiple,
-                ignored_layers=_heads(module, len(model.labels)),
-                output_transform=lambda output: output.logits.sum(),
-            )
-            for group in pruner.step(interactive=True):
-                left.note(group)
-                group.prune()
-            with torch.no_grad():
-                found = module(**example).logits.shape
-            if found != shape:
-                raise ValueError(f"logits of shape {tuple(found)} instead of {tuple(shape)}")
-        except Exception as error:  # the tracing runs the network: anything may come out of it
-            raise PassError(
-                "the network cannot be pruned: what hangs together in it was not found",
-                where=type(module).__name__,
-                given=f"{type(error).__name__}: {error}",
-                fix="leave the pass out",
-            ) from error
+    left = _cut(
+        module,
+        {name: each[:2] for name, each in inputs_of(batches[0]).items()},
+        seed=seed,
+        importance=scorer,
+        pruning_ratio=ratio,
+        max_pruning_ratio=max(ratio, MAX_RATIO),
+        global_pruning=across_layers,
+        round_to=multiple,
+        ignored_layers=_heads(module, len(model.labels)),
+    )
     if across_layers and importance == "second-order" and not scorer.is_comparable:
         raise PassError(
             "the channels of all layers cannot compete: convolutions in groups read some of them, "
@@ -137,6 +116,44 @@ def prune_channels(
         )
     update_config(module)
     return replace(model, module=module)
+
+
+def _cut(module: nn.Module, example: Mapping[str, Tensor], *, seed: int, **settings: Any) -> Widths:
+    """Cut channels in place; what of each part is left.
+
+    Args:
+        module: To be cut.
+        example: Inputs to trace it with.
+        seed: Of random scores.
+        **settings: Of torch-pruning's pruner.
+
+    Raises:
+        PassError: It cannot be traced, or does not run afterwards.
+    """
+    with torch.no_grad():
+        shape = module(**example).logits.shape
+    left = Widths(module)
+    with torch.random.fork_rng(), quiet_tracing():
+        torch.manual_seed(seed)
+        try:
+            pruner = _Pruner(
+                module, example, output_transform=lambda output: output.logits.sum(), **settings
+            )
+            for group in pruner.step(interactive=True):
+                left.note(group)
+                group.prune()
+            with torch.no_grad():
+                found = module(**example).logits.shape
+            if found != shape:
+                raise ValueError(f"logits of shape {tuple(found)} instead of {tuple(shape)}")
+        except Exception as error:  # the tracing runs the network: anything may come out of it
+            raise PassError(
+                "the network cannot be pruned: what hangs together in it was not found",
+                where=type(module).__name__,
+                given=f"{type(error).__name__}: {error}",
+                fix="leave the pass out",
+            ) from error
+    return left
 
 
 def count_channels(module: nn.Module) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from compressor.report.axes import Axis, linear_axis, percent_labels
@@ -17,6 +17,7 @@ WIDTH = 360
 LEFT, RIGHT = 50, WIDTH - 10
 PANEL_HEIGHT = 104
 GAP = 34
+_LONG_S = 300.0
 PANELS = (
     ("loss", "loss"),
     ("validation_accuracy", "validation accuracy"),
@@ -31,7 +32,7 @@ class Curve:
     Attributes:
         title: The pass.
         variants: Whose recipe it is part of.
-        chart: Loss, and validation accuracy where it was evaluated, over the steps.
+        chart: Loss, and validation accuracy where it was evaluated, over the time of the training.
     """
 
     title: str
@@ -53,13 +54,15 @@ def training_curves(report: Report) -> tuple[Curve, ...]:
 
 def _chart(step: Step) -> Chart:
     history = [entry for entry in step.history if "step" in entry]
-    across = linear_axis([0, *(entry["step"] for entry in history)], LEFT, RIGHT, from_zero=True)
+    unit, places = _along(step, history)
+    across = linear_axis([0, *places], LEFT, RIGHT, from_zero=True)
     shapes: list[Shape] = []
     labels: list[Label] = []
     said: list[str] = []
     bottom = 0.0
     for name, title in PANELS:
-        points = [(e["step"], e[name]) for e in history if math.isfinite(e.get(name, math.nan))]
+        values = [entry.get(name, math.nan) for entry in history]
+        points = [each for each in zip(places, values, strict=True) if math.isfinite(each[1])]
         if not points:
             continue
         top, bottom = bottom + GAP - 10, bottom + GAP - 10 + PANEL_HEIGHT
@@ -81,9 +84,22 @@ def _chart(step: Step) -> Chart:
     labels += [
         Label(across.at(t), bottom + 17, f"{t:g}", "axis", "middle") for t in across.ticks(4)
     ]
-    labels.append(Label((LEFT + RIGHT) / 2, bottom + 34, "step", "axis", "middle"))
-    summary = f"Training curve of {step.pass_name}: {'; '.join(said)}."
+    labels.append(Label((LEFT + RIGHT) / 2, bottom + 34, unit, "axis", "middle"))
+    summary = f"Training curve of {step.pass_name} over {unit}: {'; '.join(said)}."
     return Chart(WIDTH, bottom + 40, summary, tuple(shapes), tuple(labels))
+
+
+def _along(step: Step, history: Sequence[Mapping[str, float]]) -> tuple[str, list[float]]:
+    """What the curves are drawn over, and the place of each entry.
+
+    Time at the mean pace of the training, evaluations included, where that is known: it says what
+    an accuracy costs.
+    """
+    pace = step.metrics.get("epoch_s")
+    if pace is None or any("epoch" not in entry for entry in history):
+        return "steps", [entry["step"] for entry in history]
+    unit, size = ("minutes", 60.0) if pace * history[-1]["epoch"] > _LONG_S else ("seconds", 1.0)
+    return f"{unit} of training", [entry["epoch"] * pace / size for entry in history]
 
 
 def _panel(

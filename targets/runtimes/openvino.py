@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import itertools
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
@@ -160,8 +161,7 @@ class OpenVINO(Target):
         if bundle.encoder_path is not None:
             encoder = _compile(bundle.encoder_path, self.device, options)
         lengths = given.get(LENGTHS, ())
-        fixed = _fixed(signature, lengths, bundle.model_path, self.device, options)
-        compiled = _compile(bundle.model_path, self.device, options)
+        compiled, fixed = _compile_all(signature, lengths, bundle.model_path, self.device, options)
         return OpenVINOSession(signature, compiled, encoder, fixed)
 
     def _lengths(self, source: Source, path: Path, options: Mapping[str, Any]) -> tuple[int, ...]:
@@ -173,10 +173,10 @@ class OpenVINO(Target):
         if not lengths:
             return ()
         options = self._options(options, threads=1)
-        fixed = _fixed(signature, lengths, path, self.device, options)
-        assert fixed is not None
         try:
-            free = OpenVINOSession(signature, _compile(path, self.device, options))
+            compiled, fixed = _compile_all(signature, lengths, path, self.device, options)
+            assert fixed is not None
+            free = OpenVINOSession(signature, compiled)
             tried = (lengths[0], lengths[-1])
             return lengths if all(agree(signature, free.run, fixed, each) for each in tried) else ()
         except (RuntimeError, TargetError):  # it cannot run such a text: whoever uses it finds out
@@ -409,9 +409,41 @@ def _convert(
 
 
 def _compile(path: Path, device: str, options: Mapping[str, Any]) -> openvino.CompiledModel:
-    openvino = _import()
+    with _refusals(path, device):
+        return _import().Core().compile_model(os.fspath(path), device, dict(options))
+
+
+def _compile_all(
+    signature: Signature,
+    lengths: Sequence[int],
+    path: Path,
+    device: str,
+    options: Mapping[str, Any],
+) -> tuple[openvino.CompiledModel, FixedLengths | None]:
+    """The model of free shape, and what runs single texts of fixed lengths.
+
+    It is read once: its file may be another one when the first text of a length comes.
+    """
+    if not lengths:
+        return _compile(path, device, options), None
+    core = _import().Core()
+    with _refusals(path, device):
+        model = core.read_model(os.fspath(path))
+        free = core.compile_model(model, device, dict(options))
+
+    def compiled(shape: tuple[int, int]) -> openvino.CompiledModel:
+        reshaped = model.clone()
+        reshaped.reshape({spec.name: list(shape) for spec in signature.inputs})
+        return core.compile_model(reshaped, device, dict(options))
+
+    return free, FixedLengths(signature, lengths, compiled)
+
+
+@contextlib.contextmanager
+def _refusals(path: Path, device: str) -> Iterator[None]:
+    """Say what a bundle cannot be compiled for, instead of the runtime's own words."""
     try:
-        return openvino.Core().compile_model(os.fspath(path), device, dict(options))
+        yield
     except RuntimeError as error:
         raise TargetError(
             "OpenVINO refused the bundle",
@@ -419,27 +451,6 @@ def _compile(path: Path, device: str, options: Mapping[str, Any]) -> openvino.Co
             given=error,
             fix=f"check that the device {device} is there and that this version reads the bundle",
         ) from error
-
-
-def _fixed(
-    signature: Signature,
-    lengths: Sequence[int],
-    path: Path,
-    device: str,
-    options: Mapping[str, Any],
-) -> FixedLengths | None:
-    """What runs single texts; the model is read now, for its file may be another one later."""
-    if not lengths:
-        return None
-    core = _import().Core()
-    model = core.read_model(os.fspath(path))
-
-    def compiled(shape: tuple[int, int]) -> openvino.CompiledModel:
-        reshaped = model.clone()
-        reshaped.reshape({spec.name: list(shape) for spec in signature.inputs})
-        return core.compile_model(reshaped, device, dict(options))
-
-    return FixedLengths(signature, lengths, compiled)
 
 
 def _import() -> Any:

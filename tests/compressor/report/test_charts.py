@@ -82,6 +82,24 @@ def test_a_pass_that_variants_share_is_drawn_once(report):
     assert "validation accuracy from 90.9% to 93.9%" in curves[0].chart.summary
 
 
+@pytest.mark.parametrize(
+    ("epoch_s", "unit", "last"),
+    [
+        (None, "steps", "400"),
+        (30.0, "seconds of training", "100"),
+        (150.0, "minutes of training", "10"),
+    ],
+)
+def test_a_curve_is_drawn_over_the_time_that_the_training_took(report, epoch_s, unit, last):
+    step = report.steps["half-width"][1]  # 4 epochs
+    metrics = step.metrics if epoch_s is None else {**step.metrics, "epoch_s": epoch_s}
+    steps = {"v": (step.model_copy(update={"metrics": metrics}),)}
+    [curve] = training_curves(report.model_copy(update={"steps": steps}))
+    along = [label.text for label in curve.chart.labels if label.anchor == "middle"]
+    assert along[-2:] == [last, unit]
+    assert f"over {unit}" in curve.chart.summary
+
+
 def test_the_perplexity_of_a_language_model_has_a_panel(report):
     step = report.steps["half-width"][1]
     history = tuple(
