@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
@@ -124,6 +125,13 @@ def measure(path: Path, bundles: Mapping[str, str], *, num_rounds: int) -> dict[
             errors=errors, words=words, seconds=tuple(lengths), rounds_ns=tuple(times[name])
         )
     return found
+
+
+def read(document: Mapping[str, Any]) -> dict[str, Transcribing]:
+    """What a file of raw times holds, by the name of the bundle."""
+    return {
+        name: Transcribing.model_validate(each) for name, each in document["transcribing"].items()
+    }
 
 
 def table(found: Mapping[str, Transcribing]) -> Iterator[str]:

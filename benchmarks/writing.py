@@ -11,6 +11,7 @@ import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -49,6 +50,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+def read(document: Mapping[str, Any]) -> dict[str, Writing]:
+    """What a file of raw times holds, by the name of the bundle."""
+    return {name: Writing.model_validate(each) for name, each in document["writing"].items()}
+
+
 def table(found: Mapping[str, Writing]) -> Iterator[str]:
     """The bundles in Markdown; the first one is what the others are compared with."""
     yield "| bundle | first token, ms | tokens read a second | written a second (95%) | times |"
@@ -56,13 +62,14 @@ def table(found: Mapping[str, Writing]) -> Iterator[str]:
     first = next(iter(found.values()))
     for name, each in found.items():
         low, high = each.written_interval
+        times = times_as_fast(first, each)
         yield (
             f"| {name} | {each.first_token_ms:.0f} | {each.read_per_s:.0f} "
-            f"| {each.written_per_s:.1f} ({low:.1f}-{high:.1f}) | {_times(first, each):.2f}x |"
+            f"| {each.written_per_s:.1f} ({low:.1f}-{high:.1f}) | {times:.2f}x |"
         )
 
 
-def _times(first: Writing, other: Writing) -> float:
+def times_as_fast(first: Writing, other: Writing) -> float:
     """How many times as fast tokens are written: the median over the rounds, each by itself."""
     ratios = [
         np.mean(slow.run_ns[1:]) / np.mean(fast.run_ns[1:])

@@ -7,17 +7,15 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import transcribing, writing
 from benchmarks.ablation import table as ablation
 from benchmarks.compare import table
+from benchmarks.families import table as families
 from benchmarks.pareto import real_table
 from benchmarks.pareto import table as every_speed
-from benchmarks.transcribing import Transcribing
-from benchmarks.transcribing import table as transcribing
-from benchmarks.writing import table as writing
 from compressor.recipe import load_recipe
 from compressor.report.files import read_report
 from targets.bench import BenchReport
-from targets.writing import Writing
 
 RESULTS = Path(__file__).parents[1] / "benchmarks" / "results"
 README = Path(__file__).parents[1] / "README.md"
@@ -51,6 +49,13 @@ def test_the_table_of_the_readme_is_that_of_the_published_run() -> None:
         wanted = (f"{latency:.1f}", f"{100 * row.test.value:.1f}%", f"{row.size_bytes / 1e6:.1f}")
         lines = [line.replace("*", "") for line in table.splitlines()]
         assert any(all(f"| {value} |" in line for value in wanted) for line in lines), wanted
+
+
+def test_the_table_of_the_families_is_that_of_the_published_runs() -> None:
+    lines = list(families())
+    assert len(lines) > 6
+    for line in lines:
+        assert line in README.read_text().splitlines()
 
 
 @pytest.mark.parametrize(
@@ -95,8 +100,8 @@ def test_the_tables_of_what_each_part_gives_are_those_of_the_published_runs(path
 
 
 def test_the_table_of_what_writes_is_that_of_the_published_times() -> None:
-    published = json.loads((RESULTS / "generation_smollm2_writing.json").read_text())["writing"]
-    lines = list(writing({name: Writing.model_validate(each) for name, each in published.items()}))
+    published = json.loads((RESULTS / "generation_smollm2_writing.json").read_text())
+    lines = list(writing.table(writing.read(published)))
     assert len(lines) > 5
     page = (COMPARISON.parent / "generation.md").read_text().splitlines()
     for line in lines:
@@ -120,14 +125,7 @@ def test_what_is_compared_is_the_recipe_as_it_is_shipped_or_as_it_was_found(
 
 def test_the_table_of_what_transcribes_is_that_of_the_published_times() -> None:
     published = json.loads((RESULTS / "speech_whisper_transcribing.json").read_text())
-    lines = list(
-        transcribing(
-            {
-                name: Transcribing.model_validate(each)
-                for name, each in published["transcribing"].items()
-            }
-        )
-    )
+    lines = list(transcribing.table(transcribing.read(published)))
     assert len(lines) > 4
     page = (COMPARISON.parent / "speech.md").read_text().splitlines()
     for line in lines:
