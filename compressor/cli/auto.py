@@ -13,7 +13,7 @@ from compressor.cli.options import StoreOption, find_splits, open_store
 
 if TYPE_CHECKING:
     from compressor.report.schema import Report
-    from compressor.search.auto import Search
+    from compressor.search.found import Search
 
 __all__ = ["add_commands"]
 

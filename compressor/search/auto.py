@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +29,7 @@ from compressor.preparation import prepare, runnable_targets
 from compressor.progress import Progress
 from compressor.pruning.layers import spread_layers
 from compressor.recipe.schema import Recipe
-from compressor.search.found import int8_variants, variants
-from compressor.search.latency import LatencyTable
+from compressor.search.found import Search, Trial, holds, int8_variants, variants
 from compressor.search.probing import Prober
 from compressor.search.solver import ImportanceCurves, Solution, solve
 from compressor.store import RunStore, StoredStep
@@ -39,14 +38,12 @@ from compressor.training.distillation import read_unlabeled
 from compressor.training.teacher import TeacherMemory
 from targets.encoder import encoder_layers
 
-__all__ = ["AutoSettings", "Pace", "Search", "Trial", "fitting_epochs", "search"]
+__all__ = ["AutoSettings", "Pace", "fitting_epochs", "search"]
 
 IMPORTANCE_VERSION = 1
 NUM_EXAMPLES = 512
 LADDER = (1.0, 1.5, 2.0, 2.5, 3.0, 3.6, 4.3, 5.2, 6.2, 7.4, 9.0, 11.0, 13.0, 15.5, 18.5, 22.0, 27.0)
 """Speeds to look at, as multiples of the whole model's at the same precision."""
-AS_FAST = 1.05
-"""Latencies that differ by no more than this are about the same."""
 MAX_DEPTHS = 3
 """Numbers of layers that are tried for one latency."""
 CHOOSING_SHARE = 0.5
@@ -86,23 +83,6 @@ class AutoSettings(BaseModel):
 
 
 @dataclass(frozen=True)
-class Trial:
-    """A shape that was trained.
-
-    Attributes:
-        solution: The shape, with its predicted latency.
-        epochs: Of its training.
-        drop_points: Accuracy lost on the validation data.
-        passes: What makes it.
-    """
-
-    solution: Solution
-    epochs: int
-    drop_points: float
-    passes: tuple[Pass, ...]
-
-
-@dataclass(frozen=True)
 class Pace:
     """How fast a training was, from which others are predicted.
 
@@ -113,49 +93,6 @@ class Pace:
 
     epoch_s: float = 0.0
     label_s: float = 0.0
-
-
-@dataclass
-class Search:
-    """What a search found, in the order in which it was found.
-
-    Attributes:
-        table: Of the target that the search is for.
-        whole_ms: Predicted time of the whole model at the same precision.
-        trials: Every training.
-        best: What to take of them; None where the accuracy of none holds.
-        stopped: Why it ended before all was looked at, in words; None where it did not.
-        int8_drop_points: Accuracy that the best loses in int8 without further training, on the
-            validation data; None where that was not looked at.
-        table_bits: Of embedding tables in int8.
-    """
-
-    table: LatencyTable
-    whole_ms: float
-    table_bits: TableBits = 8
-    trials: list[Trial] = field(default_factory=list)
-    best: Trial | None = None
-    stopped: str | None = None
-    int8_drop_points: float | None = None
-
-    def add(self, trial: Trial, budget: Budget) -> None:
-        """Keep a trial, as the best where it is that.
-
-        The best is the fastest whose accuracy holds, of shapes about as fast the most accurate; or,
-        where the budget has a latency, the most accurate. A short training counts as well: it may
-        be all that there was time for.
-        """
-        self.trials.append(trial)
-        candidates = self.trials
-        if budget.max_latency_ms is None:
-            holding = [each for each in self.trials if _holds(each, budget)]
-            limit = AS_FAST * min((each.solution.latency_ms for each in holding), default=0.0)
-            candidates = [each for each in holding if each.solution.latency_ms <= limit]
-        self.best = min(candidates, key=lambda each: each.drop_points, default=None)
-
-
-def _holds(trial: Trial, budget: Budget) -> bool:
-    return budget.max_accuracy_drop is None or trial.drop_points <= budget.max_accuracy_drop
 
 
 def search(
@@ -337,7 +274,7 @@ class _Searcher:
             candidates = [best.solution]
         epochs = self._epochs(self.settings.epochs)
         if short and epochs <= self.short_epochs:
-            return _holds(best, self.recipe.budget)
+            return holds(best, self.recipe.budget)
         if epochs > self.short_epochs and self.pace.epoch_s:
             left_s = ends_s - self._spent_s
             fitting = fitting_epochs(
@@ -346,11 +283,11 @@ class _Searcher:
                 more_than=self.short_epochs if short else 0,
             )
             if not fitting and bisects and short:
-                return _holds(best, self.recipe.budget)
+                return holds(best, self.recipe.budget)
             if not fitting:
                 raise _OutOfTimeError
             epochs = fitting
-        return _holds(self._train(found, candidates[0], epochs), self.recipe.budget)
+        return holds(self._train(found, candidates[0], epochs), self.recipe.budget)
 
     def _solve(
         self,

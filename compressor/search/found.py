@@ -1,26 +1,90 @@
-"""From what a search found to a recipe: the precisions that a run compares."""
+"""What a search found, and the recipe of it: the precisions that a run compares."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from dataclasses import dataclass, field
+from typing import Literal
 
+from compressor.gate.budget import Budget
 from compressor.passes import Pass
 from compressor.passes.distill import Distill
 from compressor.passes.export import Export
 from compressor.passes.quantize import Quantize, TableBits
 from compressor.recipe.schema import Recipe
+from compressor.search.latency import LatencyTable
+from compressor.search.solver import Solution
 from compressor.training.settings import QuantizationAware
 
-if TYPE_CHECKING:
-    from compressor.search.auto import Search
+__all__ = ["Search", "Trial", "found_recipe", "holds", "int8_variants", "variants"]
 
-__all__ = ["found_recipe", "int8_variants", "variants"]
-
+AS_FAST = 1.05
+"""Latencies that differ by no more than this are about the same."""
 KEEP_FLOAT = 4
 """Matrix products that stay float in a variant, where int8 loses too much."""
 AWARE_EPOCHS = 4
 """Of the training in int8, where post-training int8 loses too much."""
 SIXTEEN_BITS: tuple[Literal["fp16", "bf16"], ...] = ("fp16", "bf16")
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A shape that was trained.
+
+    Attributes:
+        solution: The shape, with its predicted latency.
+        epochs: Of its training.
+        drop_points: Accuracy lost on the validation data.
+        passes: What makes it.
+    """
+
+    solution: Solution
+    epochs: int
+    drop_points: float
+    passes: tuple[Pass, ...]
+
+
+@dataclass
+class Search:
+    """What a search found, in the order in which it was found.
+
+    Attributes:
+        table: Of the target that the search is for.
+        whole_ms: Predicted time of the whole model at the same precision.
+        trials: Every training.
+        best: What to take of them; None where the accuracy of none holds.
+        stopped: Why it ended before all was looked at, in words; None where it did not.
+        int8_drop_points: Accuracy that the best loses in int8 without further training, on the
+            validation data; None where that was not looked at.
+        table_bits: Of embedding tables in int8.
+    """
+
+    table: LatencyTable
+    whole_ms: float
+    table_bits: TableBits = 8
+    trials: list[Trial] = field(default_factory=list)
+    best: Trial | None = None
+    stopped: str | None = None
+    int8_drop_points: float | None = None
+
+    def add(self, trial: Trial, budget: Budget) -> None:
+        """Keep a trial, as the best where it is that.
+
+        The best is the fastest whose accuracy holds, of shapes about as fast the most accurate; or,
+        where the budget has a latency, the most accurate. A short training counts as well: it may
+        be all that there was time for.
+        """
+        self.trials.append(trial)
+        candidates = self.trials
+        if budget.max_latency_ms is None:
+            holding = [each for each in self.trials if holds(each, budget)]
+            limit = AS_FAST * min((each.solution.latency_ms for each in holding), default=0.0)
+            candidates = [each for each in holding if each.solution.latency_ms <= limit]
+        self.best = min(candidates, key=lambda each: each.drop_points, default=None)
+
+
+def holds(trial: Trial, budget: Budget) -> bool:
+    """Whether the accuracy of a trial is within the budget."""
+    return budget.max_accuracy_drop is None or trial.drop_points <= budget.max_accuracy_drop
 
 
 def found_recipe(recipe: Recipe, found: Search) -> Recipe:

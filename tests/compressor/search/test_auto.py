@@ -23,15 +23,8 @@ from compressor.progress import Silent
 from compressor.recipe import Recipe, load_recipe
 from compressor.report.files import read_report
 from compressor.search import auto
-from compressor.search.auto import (
-    AutoSettings,
-    Search,
-    Trial,
-    _embeddings,
-    fitting_epochs,
-    search,
-)
-from compressor.search.found import KEEP_FLOAT, found_recipe, int8_variants
+from compressor.search.auto import AutoSettings, _embeddings, fitting_epochs, search
+from compressor.search.found import KEEP_FLOAT, Search, Trial, found_recipe, int8_variants
 from compressor.search.solver import Solution
 from compressor.store import RunStore
 from compressor.training.teacher import TeacherMemory
