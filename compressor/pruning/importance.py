@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from compressor.pruning.moments import Moments, gather_moments, head_groups
+from compressor.pruning.moments import LayerMoments, Moments, head_groups
 from compressor.tasks.base import inputs_of
 from targets.encoder import EncoderLayer, encoder_layers
 
@@ -149,7 +149,7 @@ def taylor_scores(
 
 def second_order_scores(
     module: nn.Module,
-    batches: Sequence[Mapping[str, Tensor]],
+    moments: LayerMoments,
     *,
     progress: Callable[[int], None] = lambda count: None,
 ) -> Scores:
@@ -162,21 +162,20 @@ def second_order_scores(
     Prune with :func:`compressor.pruning.refit.refit`, which is what the scores count on.
 
     Args:
-        module: Stays as it was.
-        batches: Inputs of the model, with ``labels``.
+        module: A transformer.
+        moments: Of all of its layers.
         progress: Called with the number of projections done, two a layer.
     """
     layers = encoder_layers(module)
-    parts = [part for each in layers for part in (each.attention_output, each.ffn_output)]
     heads: list[Array] = []
     ffn: list[Array] = []
-    for count, moments in enumerate(gather_moments(module, batches, parts), start=1):
+    for count, each in enumerate(moments, start=1):
         layer = layers[(count - 1) // 2]
         if len(heads) == len(ffn):
-            heads.append(_relative_errors(moments, head_groups(layer)))
+            heads.append(_relative_errors(each, head_groups(layer)))
         else:
-            neurons = torch.arange(layer.ffn_width, device=moments.part.weight.device)
-            ffn.append(_relative_errors(moments, neurons[:, None]))
+            neurons = torch.arange(layer.ffn_width, device=each.part.weight.device)
+            ffn.append(_relative_errors(each, neurons[:, None]))
         progress(count)
     hidden = np.zeros(layers[0].query.in_features)  # no projection alone reads these
     return Scores(heads=tuple(heads), ffn=tuple(ffn), hidden=hidden)

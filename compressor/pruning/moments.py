@@ -15,7 +15,7 @@ from compressor.training.losses import token_mask
 from targets.answers import IGNORED
 from targets.encoder import EncoderLayer, encoder_layers, layer_stacks
 
-__all__ = ["Moments", "gather_moments", "head_groups", "watching"]
+__all__ = ["LayerMoments", "Moments", "head_groups", "watching"]
 
 _LEAST = 1e-6
 _AT_ONCE = 2**30
@@ -97,29 +97,52 @@ def head_groups(layer: EncoderLayer) -> Tensor:
     )
 
 
-def gather_moments(
-    module: nn.Module, batches: Sequence[Mapping[str, Tensor]], parts: Sequence[nn.Linear]
-) -> Iterator[Moments]:
-    """What projections read of all tokens that are no padding.
+class LayerMoments:
+    """What the output projections of the layers read of all tokens that are no padding.
 
-    Large ones are read a few at a time, in several passes over the batches.
+    Large ones are read a few at a time, in several passes over the batches, and anew whenever they
+    are gone through; those that fit into one pass are kept.
 
     Args:
-        module: A transformer whose layers are known; not to be changed until the last was given.
+        module: A transformer whose layers are known; not to be changed while this is in use.
         batches: Inputs, and labels, of which a decoder's padding is read.
-        parts: Output projections of its layers, of attention or feed-forward.
-
-    Yields:
-        One for each part, in their order.
+        parts: Of its layers, of attention or feed-forward; by default all, both of one layer after
+            those of the one before it.
     """
-    rest = list(parts)
-    while rest:
-        size, count = 0, 0
-        while count < len(rest) and (not count or size < _AT_ONCE):
-            size += 8 * rest[count].in_features ** 2
-            count += 1
-        yield from _gather(module, batches, rest[:count])
-        rest = rest[count:]
+
+    def __init__(
+        self,
+        module: nn.Module,
+        batches: Sequence[Mapping[str, Tensor]],
+        parts: Sequence[nn.Linear] | None = None,
+    ) -> None:
+        self.module = module
+        self.batches = batches
+        if parts is None:
+            parts = [
+                part
+                for layer in encoder_layers(module)
+                for part in (layer.attention_output, layer.ffn_output)
+            ]
+        self.parts = parts
+        self._kept: list[Moments] | None = None
+
+    def __iter__(self) -> Iterator[Moments]:
+        """One for each part, in their order."""
+        if self._kept is not None:
+            yield from self._kept
+            return
+        rest = list(self.parts)
+        while rest:
+            size, count = 0, 0
+            while count < len(rest) and (not count or size < _AT_ONCE):
+                size += 8 * rest[count].in_features ** 2
+                count += 1
+            found = _gather(self.module, self.batches, rest[:count])
+            if count == len(self.parts):
+                self._kept = found
+            yield from found
+            rest = rest[count:]
 
 
 def _gather(

@@ -23,6 +23,7 @@ from compressor.pruning.importance import (
     taylor_scores,
 )
 from compressor.pruning.layers import select_layers
+from compressor.pruning.moments import LayerMoments
 from compressor.pruning.refit import refit
 from compressor.pruning.selection import global_counts, top_units
 from compressor.pruning.slicing import Kept, keep_units
@@ -88,17 +89,18 @@ def prune_to(
     if layers is not None:
         module = select_layers(module, layers)
         now = replace(now, layers=tuple(now.layers[layer] for layer in layers))
+    moments = None
     if importance == "second-order":  # of what the layers that stay read then
-        total = 2 * len(now.layers)
+        moments, total = LayerMoments(module, batches), 2 * len(now.layers)
         scores = second_order_scores(
-            module, batches, progress=lambda count: progress(count / total)
+            module, moments, progress=lambda count: progress(count / total)
         )
     else:
         scores = _scores(model, importance, batches, seed, progress)
         scores = scores if layers is None else scores.of_layers(layers)
     kept = choose(scores, now, target, scope=scope, multiple=multiple)
     if refits:
-        module = refit(module, kept, batches)
+        module = refit(module, kept, batches, moments=moments)
     return replace(model, module=keep_units(module, kept, _example(model, split)))
 
 

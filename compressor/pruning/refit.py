@@ -15,14 +15,20 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from compressor.pruning.moments import Moments, gather_moments, head_groups
+from compressor.pruning.moments import LayerMoments, Moments, head_groups
 from compressor.pruning.slicing import Kept
 from targets.encoder import encoder_layers
 
 __all__ = ["fold", "refit"]
 
 
-def refit(module: nn.Module, kept: Kept, batches: Sequence[Mapping[str, Tensor]]) -> nn.Module:
+def refit(
+    module: nn.Module,
+    kept: Kept,
+    batches: Sequence[Mapping[str, Tensor]],
+    *,
+    moments: LayerMoments | None = None,
+) -> nn.Module:
     """A copy in which the projections that read units need those that stay only.
 
     The units that go are still there: cut them afterwards.
@@ -31,20 +37,25 @@ def refit(module: nn.Module, kept: Kept, batches: Sequence[Mapping[str, Tensor]]
         module: A transformer whose layers are known; stays untouched.
         kept: What will stay.
         batches: Inputs, and labels, of which a decoder's padding is read.
+        moments: What its layers read of them, where that is known.
     """
     fitted = copy.deepcopy(module)
-    cuts: list[tuple[nn.Linear, nn.Linear, Tensor]] = []  # of the original, of the copy; what stays
+    # Projection -> that of the copy, and what of its columns stays.
+    cuts: dict[nn.Linear, tuple[nn.Linear, Tensor]] = {}
     for old, new, heads, neurons in zip(
         encoder_layers(module), encoder_layers(fitted), kept.heads, kept.ffn, strict=True
     ):
         channels = head_groups(old)[list(heads)].flatten()
-        cuts.append((old.attention_output, new.attention_output, channels))
+        cuts[old.attention_output] = new.attention_output, channels
         units = torch.as_tensor(list(neurons), device=channels.device)
-        cuts.append((old.ffn_output, new.ffn_output, units))
-    cuts = [each for each in cuts if len(each[2]) < each[0].in_features]
-    parts = [old for old, _, _ in cuts]
-    for moments, (_, part, stays) in zip(gather_moments(module, batches, parts), cuts, strict=True):
-        weight, shift = fold(moments, stays)
+        cuts[old.ffn_output] = new.ffn_output, units
+    cuts = {old: cut for old, cut in cuts.items() if len(cut[1]) < cut[0].in_features}
+    for each in moments or LayerMoments(module, batches, list(cuts)):
+        assert isinstance(each.part, nn.Linear)
+        if each.part not in cuts:
+            continue
+        part, stays = cuts[each.part]
+        weight, shift = fold(each, stays)
         with torch.no_grad():
             part.weight.zero_()
             part.weight[:, stays] = weight.to(part.weight.dtype)

@@ -19,6 +19,7 @@ from compressor.model import TorchModel
 from compressor.passes.base import PassContext
 from compressor.passes.prune import Prune
 from compressor.pruning.importance import second_order_scores
+from compressor.pruning.moments import LayerMoments
 from compressor.pruning.prune import sample_batches
 from compressor.pruning.refit import refit
 from compressor.pruning.slicing import Kept, keep_units
@@ -202,7 +203,7 @@ def test_second_order_importance_is_what_least_squares_cannot_make_up_for(
     make, make_splits = MODELS[family]
     model = make()
     batches = batches_of(model, make_splits())
-    scores = second_order_scores(model.module, batches)
+    scores = second_order_scores(model.module, LayerMoments(model.module, batches))
     inputs = read_by(model.module, batches)[0]
     layer = encoder_layers(model.module)[0]
     kinds = (
@@ -246,7 +247,7 @@ def test_two_units_that_say_the_same_are_worth_one(
     alike = [0, 1, 2, 3, 4, 40]
     with torch.no_grad():  # what they say together matters much
         layer.ffn_output.weight[:, alike] *= 10
-    found = second_order_scores(encoder, batches).ffn[0]
+    found = second_order_scores(encoder, LayerMoments(encoder, batches)).ffn[0]
     order = np.argsort(found).tolist()
     *early, last = sorted(order.index(unit) for unit in alike)
     assert early == list(range(5))
@@ -269,6 +270,30 @@ def test_padding_of_decoders_tells_nothing(family: str) -> None:
     for one, other in zip(encoder_layers(together), encoder_layers(apart), strict=True):
         for first, second in zip(parts_of(one), parts_of(other), strict=True):
             torch.testing.assert_close(first.weight, second.weight, atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize(("at_once", "passes"), [(2**30, 1), (1, 8)])
+def test_the_data_are_read_once_where_all_moments_fit(
+    encoder: nn.Module,
+    inputs: dict[str, Tensor],
+    monkeypatch: pytest.MonkeyPatch,
+    at_once: int,
+    passes: int,
+) -> None:
+    monkeypatch.setattr("compressor.pruning.moments._AT_ONCE", at_once)
+    runs = []
+    encoder.register_forward_pre_hook(lambda *_: runs.append(1))
+    moments = LayerMoments(encoder, [inputs])
+    first, again = list(moments), list(moments)
+    assert len(runs) == passes  # two of each of the four projections
+    for one, other in zip(first, again, strict=True):
+        assert one.part is other.part
+        torch.testing.assert_close(one.products, other.products)
+    kept = Kept([(0, 2)] * 2, [range(20)] * 2)
+    alone, shared = refit(encoder, kept, [inputs]), refit(encoder, kept, [], moments=moments)
+    for one, other in zip(encoder_layers(alone), encoder_layers(shared), strict=True):
+        for mine, theirs in zip(parts_of(one), parts_of(other), strict=True):
+            torch.testing.assert_close(mine.weight, theirs.weight)
 
 
 def test_padding_tells_nothing(encoder: nn.Module, inputs: dict[str, Tensor]) -> None:
