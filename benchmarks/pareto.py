@@ -11,6 +11,7 @@ data, from their tokens and from the text. The recipes are left beside the bundl
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -101,12 +102,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         seed=options.seed,
         output=output,
     )
-    with ConsoleProgress() as progress:
+    memory = TeacherMemory()  # the untouched model labels all rows once for all speeds
+    with ConsoleProgress() as progress, contextlib.closing(memory):
         whole = base.model_copy(update={"variants": dict(WHOLE)})
         latency = _fp32(run(whole, store=store, progress=progress))
-        found = {**WHOLE, **_found(base, latency, options, store, progress)}
+        found = {**WHOLE, **_found(base, latency, options, store, progress, memory)}
         every = base.model_copy(update={"variants": found})
-        report = run(every, store=store, progress=progress, measure_again=options.measure_again)
+        report = run(
+            every,
+            store=store,
+            progress=progress,
+            measure_again=options.measure_again,
+            teacher_memory=memory,
+        )
         progress.start("measure texts of real lengths")
         real = _real_texts(report, base, progress)
         progress.finish("", cached=False)
@@ -125,10 +133,10 @@ def _found(
     options: argparse.Namespace,
     store: RunStore,
     progress: Progress,
+    memory: TeacherMemory,
 ) -> dict[str, tuple[Pass, ...]]:
     """A variant for each speed that some shape reaches."""
     variants: dict[str, tuple[Pass, ...]] = {}
-    memory = TeacherMemory()  # the untouched model labels all rows once for all speeds
     for speed in options.speeds or EPOCHS:
         epochs = EPOCHS[speed]
         settings = AutoSettings(
@@ -153,7 +161,6 @@ def _found(
         if speed >= PACKED_FROM:
             packed = quantize.model_copy(update={"table_bits": 4})
             variants[f"{speed:g}x, 4-bit embeddings"] = (*chain, packed)
-    memory.clear()
     return variants
 
 

@@ -48,7 +48,6 @@ _OTHER_NAMES: Mapping[str, Mapping[str, str]] = {
         "num_attention_heads": "n_heads",
         "intermediate_size": "hidden_dim",
     },
-    "gpt2": {"max_position_embeddings": "n_positions"},
     "patchtst": {"hidden_size": "d_model", "intermediate_size": "ffn_dim"},
     "whisper": _OF_AN_ENCODER,
 }
@@ -95,13 +94,31 @@ _WRITERS = ("ForConditionalGeneration", "MTModel")
 _LONGEST_TEXT = 512
 """Longest input in tokens of a network whose positions have no end."""
 
+_LONGEST = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
+"""How configs call the longest input in tokens."""
+
 _HEADS_OF_ONE_LAYER = ("ForTokenClassification", "ForQuestionAnswering")
 """How the class names of networks end that give classes straight from the last hidden states."""
 
 _WITHOUT_HEAD = ("Model",)
 """How those of bare encoders end."""
 
-_POSITIONS_AFTER_PADDING = {"roberta", "xlm-roberta", "camembert", "xlm-roberta-xl", "longformer"}
+_POSITIONS_AFTER_PADDING = {
+    "camembert",
+    "data2vec-text",
+    "esm",
+    "ibert",
+    "lilt",
+    "longformer",
+    "luke",
+    "markuplm",
+    "mpnet",
+    "roberta",
+    "roberta-prelayernorm",
+    "xlm-roberta",
+    "xlm-roberta-xl",
+    "xmod",
+}
 """Families that number positions from the padding index + 1: the table's first rows are unused."""
 
 
@@ -168,8 +185,7 @@ class Architecture:
         """Read ``config.json`` and, of a checkpoint with resized layers, the shape manifest.
 
         Raises:
-            CheckpointError: There is no config, or it is of a network that reads tokens and is no
-                transformer encoder.
+            CheckpointError: There is no config, or it does not tell what it is of.
         """
         config = _read_config(folder)
         manifest = ShapeManifest.read(folder)
@@ -177,10 +193,10 @@ class Architecture:
             described = _from_config(config)
         except (KeyError, TypeError, ValueError) as error:
             raise CheckpointError(
-                "the config is not that of a transformer encoder",
+                "the config does not tell what network this is",
                 where=folder / "config.json",
                 given=f"model_type {config.get('model_type')!r}, missing or wrong: {error}",
-                fix="pass a BERT-like checkpoint with a sequence-classification head",
+                fix="pass a folder that save_pretrained of transformers wrote",
             ) from error
         if manifest is not None and manifest.layers:
             described = replace(
@@ -225,7 +241,8 @@ class Architecture:
     @property
     def _is_counted(self) -> bool:
         """Whether all of its weights follow from the sizes."""
-        return bool(self.vocabulary_size) and not self.is_decoder and not self.writes
+        reads = bool(self.vocabulary_size) and not self.is_decoder and not self.writes
+        return reads and bool(self.layers)
 
     @property
     def has_labels(self) -> bool:
@@ -313,15 +330,15 @@ def _without_window(config: Mapping[str, object]) -> Architecture:
     if _names_head(config, _WRITERS):
         return _writer(family, config)
     if "vocab_size" not in config or reads_sound(config):
-        return _without_tokens(family, config)
-    described = _transformer(family, config)
+        return _transformer_or_unknown(family, config)
+    described = _transformer_or_unknown(family, config)
     embedding_size = int(str(config.get("embedding_size", described.hidden_size)))
     offset = _position_offset(family, config)
     is_bare = _names_head(config, _WITHOUT_HEAD)
     return replace(
         described,
         vocabulary_size=_number(config, "vocab_size"),
-        max_positions=_number(config, "max_position_embeddings") - offset,
+        max_positions=_longest(config) - offset,
         position_offset=offset,
         num_token_types=int(str(config.get("type_vocab_size", 0))),
         embedding_size=None if embedding_size == described.hidden_size else embedding_size,
@@ -349,7 +366,7 @@ def _decoder(family: str, config: Mapping[str, object]) -> Architecture:
     return replace(
         described,
         vocabulary_size=_number(config, "vocab_size"),
-        max_positions=_number(config, "max_position_embeddings"),
+        max_positions=_longest(config),
         num_labels=0,
         is_decoder=True,
     )
@@ -383,11 +400,10 @@ def _writer(family: str, config: Mapping[str, object]) -> Architecture:
             has_gates=str(config.get("feed_forward_proj")).startswith("gated"),
             has_biases=False,
         )
-    longest = config.get("max_position_embeddings", _LONGEST_TEXT)
     return replace(
         described,
         vocabulary_size=_number(config, "vocab_size"),
-        max_positions=FIXED_SIZE if reads_sound(config) else int(str(longest)),
+        max_positions=FIXED_SIZE if reads_sound(config) else _longest(config),
         num_labels=0,
         writes=True,
     )
@@ -398,12 +414,14 @@ def _names_head(config: Mapping[str, object], heads: tuple[str, ...]) -> bool:
     return isinstance(names, list) and bool(names) and str(names[0]).endswith(heads)
 
 
-def _without_tokens(family: str, config: Mapping[str, object]) -> Architecture:
-    """A network that sees or hears: a transformer encoder, or one without layers of that kind."""
+def _transformer_or_unknown(family: str, config: Mapping[str, object]) -> Architecture:
+    """A transformer encoder, or a network without layers of that kind."""
     try:
         return _transformer(family, config)
     except ValueError:
-        attends = _attends(config) or _attends(config.get("backbone_config"))
+        attends = (
+            "vocab_size" in config or _attends(config) or _attends(config.get("backbone_config"))
+        )
         return Architecture(
             family, (), 0, 0, 0, _num_labels(config), FIXED_SIZE, has_unknown_layers=attends
         )
@@ -465,6 +483,12 @@ def _number(config: Mapping[str, object], name: str) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ValueError(f"{name} is {value!r}")
     return value
+
+
+def _longest(config: Mapping[str, object]) -> int:
+    """Longest input in tokens."""
+    found = (config.get(name) for name in _LONGEST)
+    return next((each for each in found if isinstance(each, int) and each > 0), _LONGEST_TEXT)
 
 
 def _num_labels(config: Mapping[str, object]) -> int:

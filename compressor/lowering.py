@@ -21,7 +21,7 @@ from targets.worker_client import Worker
 
 __all__ = ["Candidate", "lower"]
 
-LOWER_VERSION = 9  # goes up when the same model gives another bundle
+LOWER_VERSION = 9  # goes up when the same model gives another bundle on every target
 HAND_OVER_VERSION = 1  # goes up when a target leaves something else for another machine
 _HERE = "<here>"  # in the store: where what is handed over will lie
 
@@ -114,7 +114,7 @@ def lower(
                 "settings": target.settings(),
                 "versions": target.versions(),
                 "cpu": cpu_features(),
-                "version": LOWER_VERSION,
+                "version": [LOWER_VERSION, target.version],
             },
             lambda files, work: _build_or_refuse(target, source, variant, files, store),
         )

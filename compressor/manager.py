@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = ["PassManager", "TrainingStoppedError", "import_checkpoint"]
 
-IMPORT_VERSION = 4  # goes up when importing a checkpoint gives another result
+IMPORT_VERSION = 5  # goes up when importing a checkpoint gives another result
 
 
 def import_checkpoint(
@@ -46,6 +46,7 @@ def import_checkpoint(
         CheckpointError: It cannot be used.
     """
     from compressor.tasks import get_task
+    from targets.encoder import encoder_layers
 
     inputs = {
         "files": checkpoint_hashes(folder),
@@ -60,7 +61,8 @@ def import_checkpoint(
         model = get_task(task).load_checkpoint(folder, max_length=max_length)
         model.save(files)
         data = splits()
-        return _facts(model, files, {}, _cut_inputs(model, data), (), data)
+        facts = _facts(model, files, {}, _cut_inputs(model, data), (), data)
+        return {**facts, "has_known_layers": bool(encoder_layers(model.module))}
 
     progress.start("load the checkpoint")
     step = store.step("import", inputs, make)

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from compressor.device_latency import OnDevices, measure_on_devices
 from compressor.gate.verdict import judge
@@ -44,6 +44,9 @@ from targets.runtimes.pytorch import PyTorch
 from targets.scoring import perplexity
 from targets.tuning import offered
 
+if TYPE_CHECKING:
+    from compressor.training.teacher import TeacherMemory
+
 __all__ = ["run", "try_on_validation"]
 
 BUNDLES = "bundles"
@@ -76,6 +79,7 @@ def run(
     store: RunStore,
     progress: Progress | None = None,
     measure_again: bool = False,
+    teacher_memory: TeacherMemory | None = None,
 ) -> Report:
     """Run a recipe; everything finished is kept in the store and found again.
 
@@ -85,6 +89,7 @@ def run(
         progress: Is told what happens.
         measure_again: Take the latencies anew also where the store has them, such as after a noisy
             run.
+        teacher_memory: What the untouched model said in a search before; the caller clears it.
 
     Returns:
         The report, also written to ``recipe.output`` with the bundles beside it.
@@ -98,7 +103,8 @@ def run(
         progress.warn(warning)
     with store.run(recipe.name, recipe.output) as record:
         prepared = prepare(recipe, plan, store=store, progress=progress)
-        return _Run(prepared, record, measure_again=measure_again).report()
+        job = _Run(prepared, record, measure_again=measure_again, teacher_memory=teacher_memory)
+        return job.report()
 
 
 def try_on_validation(
@@ -163,6 +169,7 @@ class _Run:
         splits: Sequence[str] = SPLITS,
         purpose: str = "report",
         on_evaluation: Callable[[int, float], None] = lambda epoch, accuracy: None,
+        teacher_memory: TeacherMemory | None = None,
     ) -> None:
         self.prepared = prepared
         self.recipe = prepared.recipe
@@ -175,6 +182,7 @@ class _Run:
         self.splits = splits  # on which the bundles predict
         self.purpose = purpose  # of the latencies
         self.on_evaluation = on_evaluation
+        self.teacher_memory = teacher_memory
         self.started = time.monotonic()
         self.environment = Environment.here()
         self.task = get_task(self.recipe.task)
@@ -251,7 +259,7 @@ class _Run:
 
     def run_passes(self) -> tuple[list[_Chain], list[_Chain]]:
         """Bring the untouched model to every native precision, and run every variant's chain."""
-        manager = self.prepared.manager(self.on_evaluation)
+        manager = self.prepared.manager(self.on_evaluation, self.teacher_memory)
 
         def chain(variant: str, passes: Sequence[Any], num_shared: int = 0) -> _Chain:
             steps = manager.run(passes, variant=variant, num_shared=num_shared)

@@ -32,10 +32,13 @@ from compressor.recipe.schema import Recipe
 from compressor.storage import why_not_writable
 from compressor.tasks import Task, get_task, infer_task, task_of_head
 from targets.base import Precision, Target
+from targets.discovery import announcer
 from targets.errors import ToolkitError
 from targets.preprocessing import FIXED_SIZE
 
-__all__ = ["Plan", "PlannedPass", "make_plan", "validate_recipe"]
+__all__ = ["Plan", "PlannedPass", "check_unknown_layers", "make_plan", "validate_recipe"]
+
+_INSTALL_BUILD = "pip install 'compressor[build]'"
 
 
 MAX_SHARED = 0.02
@@ -104,7 +107,28 @@ def make_plan(recipe: Recipe) -> Plan:
         problems.extend(_shape_problems(recipe, original))
     if problems or original is None:
         raise RecipeError(problems, where=f"recipe {recipe.name}")
-    return Plan(original, chains, _baselines(recipe), tuple(_warnings(recipe)))
+    warnings = [*_warnings(recipe), *_of_unknown_layers(original)]
+    return Plan(original, chains, _baselines(recipe), tuple(warnings))
+
+
+def check_unknown_layers(recipe: Recipe, original: Architecture) -> str:
+    """Check that no pass needs the layers of a network whose config names some of an unknown kind.
+
+    That they are of an unknown kind shows when the network is loaded.
+
+    Returns:
+        What to warn of.
+
+    Raises:
+        RecipeError: Names every pass that does.
+    """
+    problems: list[ToolkitError] = []
+    unknown = replace(original, layers=(), has_unknown_layers=True)
+    for variant, passes in recipe.chains.items():
+        _plan_chain(recipe, variant, passes, unknown, problems)
+    if problems:
+        raise RecipeError(problems, where=f"recipe {recipe.name}")
+    return next(_of_unknown_layers(unknown))
 
 
 def validate_recipe(recipe: Recipe) -> Plan:
@@ -310,13 +334,11 @@ def _target_problems(recipe: Recipe) -> Iterator[ToolkitError]:
 
 
 def _library_problems(recipe: Recipe) -> Iterator[ToolkitError]:
-    needed: dict[str, list[str]] = {}
+    needed: dict[str, dict[str, str | None]] = {}  # library -> pass -> who else brings the pass
     for passes in recipe.chains.values():
         for each in passes:
             for library in each.libraries:
-                users = needed.setdefault(library, [])
-                if each.name not in users:
-                    users.append(each.name)
+                needed.setdefault(library, {})[each.name] = announcer(type(each))
     for library, users in needed.items():
         try:
             importlib.metadata.version(library)
@@ -325,7 +347,7 @@ def _library_problems(recipe: Recipe) -> Iterator[ToolkitError]:
                 f"the library {library} is not installed",
                 where="passes",
                 given=f"needed by {', '.join(users)}",
-                fix="pip install 'compressor[build]'",
+                fix=f"pip install {library}" if all(users.values()) else _INSTALL_BUILD,
             )
 
 
@@ -466,6 +488,14 @@ def _warnings(recipe: Recipe) -> Iterator[str]:
         yield f"benchmark.threads is {recipe.benchmark.threads}, and this machine has {cpus} CPUs"
     if recipe.budget.is_empty:
         yield "the budget is empty: every bundle that can be built passes"
+
+
+def _of_unknown_layers(architecture: Architecture) -> Iterator[str]:
+    if architecture.has_unknown_layers:
+        yield (
+            f"the layers of this network ({architecture.family}) are of a kind that is not known: "
+            "they are exported and quantized, and none is pruned or dropped"
+        )
 
 
 def _leaks(splits: Splits, noun: str) -> Iterator[str]:

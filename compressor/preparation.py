@@ -14,7 +14,7 @@ from safetensors.numpy import load_file, save_file
 from compressor.data import Splits, data_fingerprint, split_hashes
 from compressor.manager import PassManager, import_checkpoint
 from compressor.measuring import SPLITS
-from compressor.planning import Plan
+from compressor.planning import Plan, check_unknown_layers
 from compressor.progress import Progress
 from compressor.recipe.schema import Recipe
 from compressor.store import RunStore, StoredStep
@@ -91,6 +91,7 @@ def prepare(recipe: Recipe, plan: Plan, *, store: RunStore, progress: Progress) 
 
     Raises:
         CheckpointError: It cannot be used.
+        RecipeError: A pass needs layers that the network turns out not to have.
     """
     task = get_task(recipe.task)
     hashes = split_hashes(recipe.data, task.kind, task.label_field)
@@ -111,6 +112,8 @@ def prepare(recipe: Recipe, plan: Plan, *, store: RunStore, progress: Progress) 
         data_hash=data_hash,
         progress=progress,
     )
+    if plan.original.layers and not original.record.facts["has_known_layers"]:
+        progress.warn(check_unknown_layers(recipe, plan.original))
     doubt = _worse_than_one_answer(original, data)
     if doubt is not None:
         progress.warn(doubt)

@@ -169,6 +169,9 @@ class Target(Component, ABC):
 
     form: ClassVar[Form] = "onnx"
 
+    version: ClassVar[int] = 1
+    """Goes up when the same model gives another bundle: those in the store become stale."""
+
     keeps_state: ClassVar[bool] = False
     """Whether its sessions run on from a state; see `Session.extend`."""
 

@@ -17,6 +17,7 @@ __all__ = [
     "can_saturate",
     "gather_before_dequantize",
     "has_int8_weights",
+    "join_as_floats",
     "narrow_weights",
     "quantizes_activations",
 ]
@@ -26,6 +27,7 @@ _SAFE_WEIGHT = 64
 """Two products of an uint8 and weights up to this fit into 16 bits: 2 * 255 * 64 < 32768."""
 _NARROW_LEVELS = 63
 _WIDE_LEVELS = 127
+_MOVES = frozenset({"Flatten", "Reshape", "Squeeze", "Transpose", "Unsqueeze"})
 _MATRIX_OPS = frozenset({"Conv", "ConvInteger", "Gemm", "MatMul", "MatMulInteger"})
 
 
@@ -215,6 +217,63 @@ def gather_before_dequantize(model: onnx.ModelProto) -> int:
         del graph.node[:]
         graph.node.extend(copies)
     return len(tables)
+
+
+def join_as_floats(model: onnx.ModelProto) -> int:
+    """Quantize no values that are joined with some that stay float, in place.
+
+    Such as what a convolution makes of the patches of an image, beside the class token. OpenVINO
+    (2026.4) carries the scale of those that are quantized over to the others: answers are far off.
+    No kernel reads what is joined as integers anyway.
+
+    Args:
+        model: Is changed.
+
+    Returns:
+        How many pairs of ``QuantizeLinear`` and ``DequantizeLinear`` were passed by.
+    """
+    graph = model.graph
+    makers = {output: node for node in graph.node for output in node.output}
+    passed: dict[str, str] = {}  # what a pair gives -> what it is given
+    for node in graph.node:
+        if node.op_type != "Concat":
+            continue
+        pairs = [_pair_behind(makers, node, place) for place in range(len(node.input))]
+        if all(pairs):
+            continue
+        for pair in filter(None, pairs):
+            reader, place, quantize = pair
+            passed[reader.input[place]] = quantize.input[0]
+            reader.input[place] = quantize.input[0]
+    read = {name for node in graph.node for name in node.input}
+    read |= {output.name for output in graph.output}
+    for name in passed:
+        for node in (makers[name], makers[makers[name].input[0]]):
+            if read.isdisjoint(node.output):
+                graph.node.remove(node)
+                read = {name for each in graph.node for name in each.input} | {
+                    output.name for output in graph.output
+                }
+    return len(passed)
+
+
+def _pair_behind(
+    makers: dict[str, onnx.NodeProto], reader: onnx.NodeProto, place: int
+) -> tuple[onnx.NodeProto, int, onnx.NodeProto] | None:
+    """The quantization of an input of a node, but for what moves values about.
+
+    Returns:
+        Who reads what was dequantized, as which of its inputs, and the ``QuantizeLinear``.
+    """
+    maker = makers.get(reader.input[place])
+    while maker is not None and maker.op_type in _MOVES:
+        reader, place, maker = maker, 0, makers.get(maker.input[0])
+    if maker is None or maker.op_type != "DequantizeLinear":
+        return None
+    quantize = makers.get(maker.input[0])
+    if quantize is None or quantize.op_type != "QuantizeLinear":
+        return None
+    return reader, place, quantize
 
 
 def _is_row_dequantize(

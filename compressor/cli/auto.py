@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -111,6 +112,7 @@ def auto(
     from compressor.report.wording import cost_text
     from compressor.search.auto import AutoSettings, search
     from compressor.search.found import found_recipe
+    from compressor.training.teacher import TeacherMemory
 
     for each in set_ or ():
         _check_own(each)
@@ -136,8 +138,9 @@ def auto(
         time_limit_s=60 * time_limit,
         unlabeled=None if unlabeled is None else unlabeled.absolute(),
     )
-    with ConsoleProgress() as progress:
-        found = search(recipe, settings, store=opened, progress=progress)
+    memory = TeacherMemory()
+    with ConsoleProgress() as progress, contextlib.closing(memory):
+        found = search(recipe, settings, store=opened, progress=progress, memory=memory)
         if found.stopped is not None:
             progress.warn(f"the search ended early: {found.stopped}")
         if found.best is None:
@@ -153,7 +156,7 @@ def auto(
             )
         chosen = found_recipe(recipe, found)
         write_recipe(chosen, output / RECIPE, "Found by `compressor auto`.")
-        report = run_recipe(chosen, store=opened, progress=progress)
+        report = run_recipe(chosen, store=opened, progress=progress, teacher_memory=memory)
     show_report(
         report,
         *_prediction(found, report),

@@ -74,6 +74,8 @@ class DropLayers(Pass):
         if architecture.tapped_layers:
             numbers = ", ".join(map(str, architecture.tapped_layers))
             return f"its layers {numbers} are read by other parts, by their numbers"
+        if architecture.has_unknown_layers:
+            return "its layers are of a kind that is not known"
         return None if architecture.layers else "it has no layers of a transformer encoder"
 
     def plan(self, architecture: Architecture, *, width_multiple: int = 8) -> Architecture:

@@ -143,6 +143,7 @@ class LayerMoments:
                 self._kept = found
             yield from found
             rest = rest[count:]
+            del found  # before the next ones
 
 
 def _gather(

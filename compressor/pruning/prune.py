@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -79,7 +79,7 @@ def prune_to(
         seed: Of the choice of rows, and of random scores.
         progress: Called with the fraction done.
     """
-    batches = []
+    batches: Sequence[dict[str, Tensor]] = []
     if importance in ("taylor", "second-order") or refits:
         batches = sample_batches(
             model, split, num_rows=num_examples, batch_size=TAYLOR_BATCH, seed=seed
@@ -153,14 +153,35 @@ def choose(
 
 def sample_batches(
     model: TorchModel, split: Split, *, num_rows: int, batch_size: int, seed: int
-) -> list[dict[str, Tensor]]:
+) -> Sequence[dict[str, Tensor]]:
     """A seeded choice of rows as padded batches with labels, rows of like length together."""
     count = min(num_rows, len(split))
     chosen = np.random.default_rng(seed).choice(len(split), size=count, replace=False)
     rows = encode(model, split.take(chosen.tolist()))
     rows.sort(key=get_task(model.task).length)
-    collate = collator(model)
-    return [collate(rows[start : start + batch_size]) for start in range(0, count, batch_size)]
+    return _Batches(rows, collator(model), batch_size)
+
+
+class _Batches(Sequence[dict[str, Tensor]]):
+    """Rows in batches that are made when they are asked for: those of videos are large."""
+
+    def __init__(
+        self,
+        rows: Sequence[dict[str, Any]],
+        collate: Callable[[Sequence[dict[str, Any]]], dict[str, Tensor]],
+        size: int,
+    ) -> None:
+        self.rows = rows
+        self.collate = collate
+        self.size = size
+
+    def __len__(self) -> int:
+        return -(-len(self.rows) // self.size)
+
+    def __getitem__(self, place: Any) -> Any:
+        if not 0 <= place < len(self):
+            raise IndexError(place)
+        return self.collate(self.rows[place * self.size : (place + 1) * self.size])
 
 
 def mean_loss(model: TorchModel, batches: Sequence[dict[str, Tensor]]) -> float:

@@ -9,6 +9,7 @@ import yaml
 
 from compressor.recipe.schema import Recipe
 from compressor.storage import write_atomically
+from compressor.tasks import get_task
 from targets.discovery import Component
 
 __all__ = ["recipe_yaml", "write_recipe"]
@@ -24,6 +25,10 @@ def recipe_yaml(recipe: Recipe, comment: str = "") -> str:
     document = recipe.model_dump(
         mode="json", exclude_defaults=True, exclude={"passes", "variants", "targets"}
     )
+    if get_task(recipe.task).preprocessing_type.unit is not None:
+        # What is by default follows from the task: a length that is given may be that of another.
+        length = recipe.benchmark.sequence_length
+        document.setdefault("benchmark", {})["sequence_length"] = length
     document["passes"] = [_entry(each, "pass") for each in recipe.passes]
     document["variants"] = {
         name: [_entry(each, "pass") for each in tail] for name, tail in recipe.variants.items()

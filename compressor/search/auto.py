@@ -37,6 +37,8 @@ from compressor.tasks import get_task
 from compressor.training.distillation import read_unlabeled
 from compressor.training.teacher import TeacherMemory
 from targets.encoder import encoder_layers
+from targets.environment import library_versions
+from targets.wording import plural
 
 __all__ = ["AutoSettings", "Pace", "fitting_epochs", "search"]
 
@@ -88,11 +90,12 @@ class Pace:
 
     Attributes:
         epoch_s: Time of an epoch, in seconds.
-        label_s: Time in which the untouched model labels all rows, in seconds.
+        rest_s: What it takes besides, in seconds: cutting the model, reading the rows, judging it.
+            What the untouched model says is asked for once for all, and counts for none.
     """
 
     epoch_s: float = 0.0
-    label_s: float = 0.0
+    rest_s: float = 0.0
 
 
 def search(
@@ -123,13 +126,12 @@ def search(
         TargetError: No target runs here.
         BudgetError: No shape can meet the latency.
     """
-    if memory is not None:
-        return _Searcher(recipe, settings, store, progress, memory).search()
-    memory = TeacherMemory()
+    own = TeacherMemory()
     try:
-        return _Searcher(recipe, settings, store, progress, memory).search()
+        with store.run(f"{recipe.name}, search", recipe.output) as record:
+            return _Searcher(recipe, settings, store, progress, memory or own, record).search()
     finally:
-        memory.clear()
+        own.close()
 
 
 class _Searcher:
@@ -140,6 +142,7 @@ class _Searcher:
         store: RunStore,
         progress: Progress,
         memory: TeacherMemory,
+        record: Callable[[StoredStep], None],
     ) -> None:
         self.started = time.monotonic()
         self.recipe = recipe
@@ -161,9 +164,13 @@ class _Searcher:
         self.share_of_epochs = self._share_of_epochs()
         self.pace = Pace()
         """Of the last training."""
-        self.earlier_s: dict[str, float] = {}
-        """Steps that were there already -> what they took: a search that goes on divides its time
-        as one that was never interrupted."""
+        self.record = record
+        self.used: set[str] = set()
+        """The keys of all steps so far."""
+        self.earlier_s = 0.0
+        """What the steps took that were there already: a search that goes on divides its time as
+        one that was never interrupted."""
+        self._count([self.prepared.original])
 
     def _check_layers(self) -> None:
         """Check that the layers can be cut, which a config does not tell.
@@ -197,7 +204,7 @@ class _Searcher:
         )
         target = runnable_targets(self.recipe, form="onnx")[0]
         table, step = prober.table(self.architecture, target, int8_variants()["int8"])
-        self._count(step)
+        self._count([step])
         found = Search(table, table.predict(self.architecture.layers), self.table_bits)
         curves = self._curves()
         limit = self.recipe.budget.max_latency_ms
@@ -219,7 +226,9 @@ class _Searcher:
 
     def _int8_drop(self, trial: Trial) -> float:
         chain = (*trial.passes, Export(), *int8_variants(self.table_bits)["int8"])
-        model = load_model(self.manager.run(chain)[-1].folder)
+        steps = self.manager.run(chain)
+        self._count(steps)
+        model = load_model(steps[-1].folder)
         answers = get_task(model.task).answers
         units = answer(model, self.prepared.splits().validation)
         return self._drop(answers.overall(units))
@@ -257,37 +266,70 @@ class _Searcher:
             return False
         candidates = self._candidates(found, curves, limit_ms, solutions)
         bisects = self.recipe.budget.max_latency_ms is None
-        short: list[Trial] = []
-        if len(candidates) > 1:
-            paces = []
-            for each in candidates:
-                expected = self._spent_s + self._seconds(self.short_epochs)
-                if short and expected > begun_s + CHOOSING_SHARE * (ends_s - begun_s):
-                    break
-                short.append(self._train(found, each, self.short_epochs))
-                paces.append(self.pace)
-            best = min(short, key=lambda each: each.drop_points)
-            self.pace = paces[short.index(best)]
+        best: Trial | None = None
+        if len(candidates) > 1 or not self.pace.epoch_s:
+            try:
+                best = self._choose(
+                    found, candidates, begun_s + CHOOSING_SHARE * (ends_s - begun_s)
+                )
+            except PassError:
+                if bisects:
+                    return False
+                raise
             allowed = self.recipe.budget.max_accuracy_drop
             if bisects and allowed is not None and best.drop_points > allowed + HOPELESS_POINTS:
                 return False
             candidates = [best.solution]
         epochs = self._epochs(self.settings.epochs)
-        if short and epochs <= self.short_epochs:
+        if best and epochs <= self.short_epochs:
             return holds(best, self.recipe.budget)
         if epochs > self.short_epochs and self.pace.epoch_s:
             left_s = ends_s - self._spent_s
             fitting = fitting_epochs(
                 epochs,
                 lambda count: self._seconds(count) <= left_s,
-                more_than=self.short_epochs if short else 0,
+                more_than=self.short_epochs if best else 0,
             )
-            if not fitting and bisects and short:
+            if not fitting and bisects and best:
                 return holds(best, self.recipe.budget)
             if not fitting:
                 raise _OutOfTimeError
             epochs = fitting
-        return holds(self._train(found, candidates[0], epochs), self.recipe.budget)
+        try:
+            return holds(self._train(found, candidates[0], epochs), self.recipe.budget)
+        except PassError as error:
+            if not best:
+                raise
+            self._leave_out(candidates[0], error)
+            return holds(best, self.recipe.budget)
+
+    def _choose(self, found: Search, candidates: Sequence[Solution], ends_s: float) -> Trial:
+        """The best of short trainings: of the first shape, and of others that there is time for.
+
+        Raises:
+            PassError: All of them failed; that of the first.
+        """
+        trials: list[tuple[Trial, Pace]] = []
+        failures: list[PassError] = []
+        for each in candidates:
+            if trials and self._spent_s + self._seconds(self.short_epochs) > ends_s:
+                break
+            try:
+                trial = self._train(found, each, self.short_epochs)
+                trials.append((trial, self.pace))
+            except PassError as error:
+                self._leave_out(each, error)
+                failures.append(error)
+        if not trials:
+            raise failures[0]
+        best, self.pace = min(trials, key=lambda each: each[0].drop_points)
+        return best
+
+    def _leave_out(self, solution: Solution, error: PassError) -> None:
+        """Go on without a shape whose training failed; it would fail again."""
+        interruption.leave_if_asked()  # a library may have made that error of it
+        count = len(solution.kept)
+        self.progress.warn(f"a shape of {plural(count, 'layer')} is left out: {error.what}")
 
     def _solve(
         self,
@@ -320,10 +362,11 @@ class _Searcher:
         on Rotten Tomatoes two layers lost 1.4 points, and five of one head, in less time, none. The
         deepest that fits is always tried.
         """
-        ranked = sorted(solutions.values(), key=lambda each: each.lost)[:MAX_DEPTHS]
+        ranked = sorted(solutions.values(), key=lambda each: each.lost)
         deepest = max(solutions.values(), key=lambda each: len(each.kept))
         if deepest not in ranked[:2]:  # the first ones are tried where there is not time for all
             ranked = [ranked[0], deepest, *(each for each in ranked[1:] if each is not deepest)]
+        ranked = ranked[:MAX_DEPTHS]
         num_layers = len(self.architecture.layers)
         candidates: list[Solution] = []
         for each in ranked:
@@ -339,15 +382,17 @@ class _Searcher:
         if self._spent_s + self._seconds(epochs) > self.settings.time_limit_s:
             raise _OutOfTimeError
         begun = time.monotonic()
-        last = self.manager.run(passes)[-1]
-        # Of a training that was interrupted before, what it had taken until then counts as well.
-        took_s = 0.0 if last.cached else time.monotonic() - begun
-        self.earlier_s[last.record.key] = max(last.record.duration_s - took_s, 0.0)
-        metrics = last.record.facts["metrics"]
-        self.pace = Pace(
-            metrics.get("epoch_s", last.record.duration_s / epochs),
-            max(self.pace.label_s, metrics.get("prepare_s", 0.0)),
-        )
+        steps = self.manager.run(passes)
+        self._count(steps, time.monotonic() - begun)
+        took_s = sum(step.record.duration_s for step in steps)
+        metrics = steps[-1].record.facts["metrics"]
+        epoch_s = metrics.get("epoch_s", steps[-1].record.duration_s / epochs)
+        rest_s = max(took_s - epochs * epoch_s, 0.0)
+        if found.trials:
+            rest_s = min(rest_s, self.pace.rest_s)
+        else:  # the first one asked the untouched model for what the others find
+            rest_s = max(rest_s - metrics.get("prepare_s", 0.0), 0.0)
+        self.pace = Pace(epoch_s, rest_s)
         drop = self._drop(metrics["validation_accuracy"])
         trial = Trial(solution, epochs, drop, passes)
         found.add(trial, self.recipe.budget)
@@ -366,18 +411,30 @@ class _Searcher:
         """Of the training that chooses between numbers of layers."""
         return self._epochs(self.settings.short_epochs)
 
-    def _count(self, step: StoredStep) -> None:
-        if step.cached:
-            self.earlier_s[step.record.key] = step.record.duration_s
+    def _count(self, steps: Sequence[StoredStep], taken_s: float = math.inf) -> None:
+        """Keep what steps took before this search began, and that it uses them.
+
+        Args:
+            steps: Those of a chain.
+            taken_s: What those that were not there have taken now: of a training that was
+                interrupted before, what it had taken until then counts as well.
+        """
+        new = [step for step in steps if step.record.key not in self.used]
+        self.used.update(step.record.key for step in new)
+        for step in new:
+            self.record(step)
+        made_s = sum(step.record.duration_s for step in new if not step.cached)
+        self.earlier_s += sum(step.record.duration_s for step in new if step.cached)
+        self.earlier_s += max(made_s - taken_s, 0.0)
 
     @property
     def _spent_s(self) -> float:
         """Time that the search has taken, also before it was interrupted."""
-        return time.monotonic() - self.started + sum(self.earlier_s.values())
+        return time.monotonic() - self.started + self.earlier_s
 
     def _seconds(self, epochs: int) -> float:
         """What a training is expected to take, in seconds; 0 where nothing is known."""
-        return epochs * self.pace.epoch_s + (self.pace.label_s if self.memory.is_empty else 0.0)
+        return epochs * self.pace.epoch_s + self.pace.rest_s
 
     def _passes(self, solution: Solution, epochs: int) -> tuple[Pass, ...]:
         distill = Distill(
@@ -430,12 +487,13 @@ class _Searcher:
                 "model": self.prepared.original.content_hash,
                 "data": self.prepared.data_hash,
                 "seed": self.recipe.seed,
+                "libraries": library_versions(("torch", "transformers")),
                 "version": IMPORTANCE_VERSION,
             },
             make,
         )
         facts = step.record.facts
-        self._count(step)
+        self._count([step])
         self.progress.finish("", cached=step.cached)
         heads, ffn = ([np.asarray(each) for each in facts[name]] for name in ("heads", "ffn"))
         return ImportanceCurves.of(heads, ffn)

@@ -21,13 +21,14 @@ from compressor.search.latency import LatencyTable, Probe, fit_table, probe_shap
 from compressor.store import RunStore, StoredStep
 from targets.base import Target
 from targets.benchmark import BenchmarkCase, BenchmarkSettings, Failure, benchmark
-from targets.environment import Environment, cpu_features
+from targets.environment import Environment, cpu_features, library_versions
 from targets.errors import TargetError
 from targets.shapes import LayerShape
+from targets.wording import plural
 
 __all__ = ["Prober"]
 
-VERSION = 2
+VERSION = 3
 NUM_ROWS = 64
 """Of each split: the probes learn nothing, and their values do not matter."""
 NUM_LAYERS = 2
@@ -74,7 +75,7 @@ class Prober:
         target = target.for_size(architecture.num_parameters)
 
         def make(files: Path, work: Path) -> dict[str, Any]:
-            probes = self._probes(architecture, target, quantize, work)
+            probes, noisy = self._probes(architecture, target, quantize, work)
             found = fit_table(
                 probes,
                 target=target.label,
@@ -83,7 +84,7 @@ class Prober:
                 sequence_length=self.settings.sequence_length,
                 threads=self.settings.threads,
             )
-            return {"table": found.model_dump(mode="json")}
+            return {"table": found.model_dump(mode="json"), "noisy": noisy}
 
         self.progress.start(f"measure what each structure costs on {target.label}")
         step = self.store.step(
@@ -92,7 +93,8 @@ class Prober:
                 "original": self.original.content_hash,
                 "target": target.name,
                 "settings": target.settings(),
-                "versions": target.versions(),
+                "versions": target.versions() | library_versions(("torch", "onnx")),
+                "target_version": target.version,
                 "cpu": cpu_features(),
                 "passes": [[each.name, each.version, each.settings()] for each in quantize],
                 "benchmark": self.settings.model_dump(mode="json", exclude={"batch_sizes"}),
@@ -105,19 +107,27 @@ class Prober:
         table = LatencyTable.model_validate(step.record.facts["table"])
         line = f"{len(table.probes)} models, fitted to within {table.error:.0%}"
         self.progress.finish(line, cached=step.cached)
+        if step.record.facts["noisy"]:
+            self.progress.warn(
+                f"{step.record.facts['noisy']} of {plural(len(table.probes), 'model')} were timed "
+                "while the machine was busy: latencies that are predicted may be off. To time them "
+                f"again: compressor runs remove {step.record.key[:12]}"
+            )
         return table, step
 
     def _probes(
         self, architecture: Architecture, target: Target, quantize: Sequence[Pass], work: Path
-    ) -> list[Probe]:
+    ) -> tuple[list[Probe], int]:
+        """The probes, and how many of them were noisy."""
         largest = _largest(architecture.layers)
         sizes = [architecture.layers[number] for number in largest]
-        shapes = probe_shapes(
-            min(each.num_heads for each in sizes),
-            min(each.ffn_width for each in sizes),
+        whole = probe_shapes(
+            max(each.num_heads for each in sizes),
+            max(each.ffn_width for each in sizes),
             num_layers=len(largest),
             multiple=self.multiple,
         )
+        shapes = [_within(layers, sizes) for layers in whole]
         store = RunStore(work / "probes")  # outlives an interruption, not the table
         few = _some(self.splits())
         manager = PassManager(
@@ -153,13 +163,14 @@ class Prober:
                 )
             bundles[f"probe-{number}"] = BenchmarkCase(found.bundle.folder)
         shape = self.settings.shapes[0]
-        results = benchmark(
-            bundles,
-            self.settings,
-            lambda done, total, line: self.progress.update(0.8 + 0.2 * done / total, line),
-            shapes=[shape],
-        )
-        probes = []
+        with self.store.measuring():
+            results = benchmark(
+                bundles,
+                self.settings,
+                lambda done, total, line: self.progress.update(0.8 + 0.2 * done / total, line),
+                shapes=[shape],
+            )
+        probes, noisy = [], 0
         for layers, result in zip(shapes, results.values(), strict=True):
             measured = result.at(shape)
             if measured is None or isinstance(measured, Failure):
@@ -170,19 +181,32 @@ class Prober:
                     fix="free memory, and run again: the models are kept",
                 )
             low, high = measured.interval
+            noisy += measured.noise.verdict == "noisy"
             probes.append(
                 Probe(layers=layers, median_ms=measured.median_ms, low_ms=low, high_ms=high)
             )
-        return probes
+        return probes, noisy
 
 
 def _largest(layers: Sequence[LayerShape]) -> list[int]:
-    """Which layers a probe is cut from: of a model that was compressed before they differ."""
-    by_size = sorted(
-        range(len(layers)),
-        key=lambda number: (-layers[number].ffn_width, -layers[number].num_heads),
+    """Which layers a probe is cut from: of a model that was compressed before they differ.
+
+    The one with the widest feed-forward, that with the most heads, and then by size.
+    """
+    numbers = range(len(layers))
+    widest = max(numbers, key=lambda each: (layers[each].ffn_width, layers[each].num_heads))
+    most = max(numbers, key=lambda each: (layers[each].num_heads, layers[each].ffn_width))
+    by_size = sorted(numbers, key=lambda each: (-layers[each].ffn_width, -layers[each].num_heads))
+    chosen = list(dict.fromkeys([widest, most, *by_size]))
+    return sorted(chosen[:NUM_LAYERS])
+
+
+def _within(layers: Sequence[LayerShape], sizes: Sequence[LayerShape]) -> tuple[LayerShape, ...]:
+    """Layers that are no larger than those that they are cut from."""
+    return tuple(
+        LayerShape(min(layer.num_heads, size.num_heads), min(layer.ffn_width, size.ffn_width))
+        for layer, size in zip(layers, sizes, strict=False)
     )
-    return sorted(by_size[:NUM_LAYERS])
 
 
 def _cut(numbers: Sequence[int], layers: Sequence[LayerShape]) -> Prune:

@@ -40,6 +40,7 @@ from compressor.search.workers import InTurn, Job, RayWorkers, Workers
 from compressor.storage import storage_errors, write_atomically
 from compressor.store import RunStore
 from compressor.tasks import get_task
+from targets.bundle import hash_file
 from targets.provenance import checkpoint_hashes
 
 if TYPE_CHECKING:
@@ -288,6 +289,15 @@ def _identity(recipe: Recipe, space: Space) -> dict[str, str]:
         "the model": _hash(checkpoint_hashes(recipe.model)),
         "the data": data_fingerprint(
             recipe.data, kind=task.kind, labels=task.label_field, seed=recipe.seed
+        ),
+        "the files that its passes read": _hash(
+            [
+                hash_file(path)
+                for passes in recipe.chains.values()
+                for each in passes
+                for path in each.input_files
+                if path.is_file()
+            ]
         ),
     }
 

@@ -94,8 +94,9 @@ def perform(job: Job, progress: Progress) -> Outcome:
         return outcome("pruned")
     except StoreError:
         raise
-    except ToolkitError as error:
-        return outcome("failed", reason=RunStore(job.store).without_paths(str(error)))
+    except (ToolkitError, MemoryError) as error:
+        reason = str(error) or "there was not enough memory"
+        return outcome("failed", reason=RunStore(job.store).without_paths(reason))
 
 
 class Workers(Protocol):

@@ -64,11 +64,6 @@ class TeacherMemory:
         self._key = ""
         self._kept: Remembered | None = None
 
-    @property
-    def is_empty(self) -> bool:
-        """Whether the next training would have to ask the teacher."""
-        return self._kept is None
-
     def find(self, key: str) -> Remembered | None:
         """What is kept under a key, or None."""
         return self._kept if key == self._key else None
@@ -77,7 +72,7 @@ class TeacherMemory:
         """Keep it instead of what was there."""
         self._key, self._kept = key, kept
 
-    def clear(self) -> None:
+    def close(self) -> None:
         """Give the memory and the file free."""
         self._key, self._kept = "", None
 

@@ -49,6 +49,7 @@ class OpenVINO(Target):
     """OpenVINO: the fastest int8 and bf16 on recent x86 CPUs; also Intel GPUs and NPUs."""
 
     name = "openvino"
+    version: ClassVar[int] = 2
     extra = "openvino"
     libraries = ("openvino",)
     keeps_state: ClassVar[bool] = True
@@ -119,6 +120,9 @@ class OpenVINO(Target):
         tables = qdq.gather_before_dequantize(model)
         if tables:
             notes.append(f"{tables} embedding tables stay int8 in memory")
+        joined = qdq.join_as_floats(model)
+        if joined:
+            notes.append(f"{plural(joined, 'value')} left float, as what they are joined with is")
         if self.device in ("CPU", "AUTO") and qdq.quantizes_activations(model):
             notes += _fit_to_cpu(model)
             if qdq.can_saturate(model):

@@ -21,8 +21,9 @@ from numpy.typing import NDArray
 
 import targets.runtimes
 from targets import Bundle, Manifest, Signature, Source, Target, TensorSpec, registry
-from targets.base import Precision
+from targets.base import Precision, Session
 from targets.bundle import SCHEMA_VERSION
+from targets.discovery import announcer, foreign_source
 from targets.errors import InputError, UnsupportedModelError
 from targets.evaluation_pack import EvaluationPack
 from targets.feeds import FeedsSpec, synthetic_feeds
@@ -51,6 +52,7 @@ VARYING = {"tensorrt_rtx": ("model.engine",), "tensorrt": ("model.engine",)}
 BATCHES = ((8, 8), (13, 4, 1, 9, 2), (1,), (20, 3, 20))
 
 RANGES = {"batch": (1, 1, 8), "sequence": (1, 16, 32)}
+FLOATS = {"fp32", "fp16", "bf16"}  # what a model that was not quantized can run in
 HEAVY = ("torch", "transformers", "onnx", "onnxruntime", "openvino", "tensorrt", "tensorrt_rtx")
 
 
@@ -167,11 +169,12 @@ def check_it_is_described(target: Target, models: Models, folder: Path) -> None:
     assert target.width_multiple >= 1
     assert type(target).model_validate(target.settings()) == target
     assert target.label == target.name
-    assert set(target.versions()) <= set(target.libraries)
+    assert set(target.versions()) <= {*target.libraries, *foreign_source(type(target))}
     assert not [name for name, each in type(target).model_fields.items() if not each.description]
     precisions = target.native_precisions()
     assert precisions[0] == "fp32"
-    assert set(precisions) <= set(get_args(Precision))
+    assert set(precisions) <= FLOATS
+    assert target.version >= 1
 
 
 def check_a_reason_is_given_where_it_cannot(target: Target, models: Models, folder: Path) -> None:
@@ -182,7 +185,7 @@ def check_a_reason_is_given_where_it_cannot(target: Target, models: Models, fold
         reason = target.cannot_run()
     if target.libraries:
         assert reason is not None
-        assert f"compressor[{target.extra}]" in reason
+        assert f"compressor[{target.extra}]" in reason or announcer(type(target)) is not None
 
 
 def check_outputs_match_the_reference(target: Target, models: Models, folder: Path) -> None:
@@ -197,6 +200,7 @@ def check_outputs_match_the_reference(target: Target, models: Models, folder: Pa
             continue
         bundle = make_bundle(target, source, models.checkpoint, folder / precision)
         session = target.load(bundle, threads=1)
+        assert (type(session)._extend is not Session._extend) or not target.keeps_state
         for lengths in BATCHES:
             feeds = models.feeds(lengths)
             found = session.run(feeds)

@@ -113,6 +113,87 @@ def test_narrowing_leaves_the_table_at_eight_bits(int8):
     assert np.abs(numpy_helper.to_array(table)).max() == 127
 
 
+def make_patches(*, quantize_token, reads_twice=False):
+    """What a vision transformer begins with: patches, one by one, behind a class token."""
+    generator = np.random.default_rng(0)
+    weight = generator.integers(-63, 64, (8, 3, 4, 4)).astype(np.int8)
+    bias = generator.normal(size=8).astype(np.float32)
+    token = generator.normal(size=(1, 1, 8)).astype(np.float32)
+    constants = {
+        "weight": weight,
+        "weight_scale": np.full(8, 0.01, np.float32),
+        "bias": bias,
+        "token": token,
+        "shape": np.array([0, 8, -1], np.int64),
+        "one_token": np.array([1, 8], np.int64),
+        "zero": np.array(0, np.int8),
+        "pixel_scale": np.array(0.03, np.float32),
+        "scale": np.array(0.1, np.float32),
+    }
+    node = onnx.helper.make_node
+
+    def pair(name, scale):
+        return [
+            node("QuantizeLinear", [name, scale, "zero"], [f"{name}_int8"]),
+            node("DequantizeLinear", [f"{name}_int8", scale, "zero"], [f"{name}_again"]),
+        ]
+
+    nodes = [
+        *pair("pixels", "pixel_scale"),
+        node("DequantizeLinear", ["weight", "weight_scale"], ["weights"], axis=0),
+        node("Conv", ["pixels_again", "weights", "bias"], ["conv"], strides=[4, 4]),
+        *pair("conv", "scale"),
+        node("Reshape", ["conv_again", "shape"], ["rows"]),
+        node("Transpose", ["rows"], ["patches"], perm=[0, 2, 1]),
+        node("Shape", ["pixels"], ["batch"], start=0, end=1),
+        node("Concat", ["batch", "one_token"], ["tokens"], axis=0),
+        node("Expand", ["token", "tokens"], ["class"]),
+        *(pair("class", "scale") if quantize_token else []),
+        node("Concat", ["class_again" if quantize_token else "class", "patches"], ["all"], axis=1),
+    ]
+    outputs = {"all": ["batch_size", 17, 8]}
+    if reads_twice:
+        nodes.append(node("Relu", ["conv_again"], ["other"]))
+        outputs["other"] = ["batch_size", 8, 4, 4]
+    graph = onnx.helper.make_graph(
+        nodes,
+        "patches",
+        [onnx.helper.make_tensor_value_info("pixels", 1, ["batch_size", 3, 16, 16])],
+        [onnx.helper.make_tensor_value_info(name, 1, shape) for name, shape in outputs.items()],
+        [numpy_helper.from_array(value, name) for name, value in constants.items()],
+    )
+    opsets = [onnx.helper.make_opsetid("", 21)]
+    return onnx.helper.make_model(graph, opset_imports=opsets, ir_version=10)
+
+
+def test_what_is_joined_with_floats_is_not_quantized():
+    model = make_patches(quantize_token=False)
+    pixels = {"pixels": np.random.default_rng(1).normal(size=(1, 3, 16, 16)).astype(np.float32)}
+    before = run(model, pixels)
+    assert qdq.join_as_floats(model) == 1
+    onnx.checker.check_model(model, full_check=True)
+    kinds = [node.op_type for node in model.graph.node]
+    assert kinds.count("QuantizeLinear") == 1  # the pixels
+    np.testing.assert_allclose(run(model, pixels), before, atol=0.1 / 2 + 1e-6)
+    assert qdq.join_as_floats(model) == 0
+
+
+def test_what_is_quantized_on_all_sides_stays_so():
+    model = make_patches(quantize_token=True)
+    before = model.SerializeToString()
+    assert qdq.join_as_floats(model) == 0
+    assert model.SerializeToString() == before
+
+
+def test_who_else_reads_what_is_joined_reads_it_quantized():
+    model = make_patches(quantize_token=False, reads_twice=True)
+    assert qdq.join_as_floats(model) == 1
+    onnx.checker.check_model(model, full_check=True)
+    relu = next(node for node in model.graph.node if node.op_type == "Relu")
+    assert list(relu.input) == ["conv_again"]
+    assert [node.op_type for node in model.graph.node].count("QuantizeLinear") == 2
+
+
 def test_tells_which_models_quantize_while_they_run(int8, encoder_path, tmp_path, make_encoder):
     quantize_weights(encoder_path, tmp_path / "weights.onnx")
     stored = onnx.load(tmp_path / "weights.onnx")

@@ -271,6 +271,8 @@ def check_the_result_can_be_saved_and_loaded(trial: Trial, folder: Path) -> None
     expected = outputs(trial.results[0].model, trial.splits)
     assert np.isfinite(expected).all()
     np.testing.assert_array_equal(outputs(loaded, trial.splits), expected)
+    if isinstance(loaded, TorchModel):  # what is shared in memory alone comes back twice
+        assert loaded.num_parameters == trial.results[0].model.num_parameters
 
 
 def check_it_is_described(trial: Trial, folder: Path) -> None:

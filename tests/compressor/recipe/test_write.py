@@ -27,6 +27,13 @@ def test_what_is_as_by_default_is_left_out() -> None:
     assert "seed" not in text
 
 
+def test_a_length_that_is_usual_elsewhere_reads_back(tmp_path: Path) -> None:
+    values = {"model": "/model", "task": "question-answering", "benchmark.sequence_length": 128}
+    recipe = load_recipe("int8", values=values)
+    write_recipe(recipe, tmp_path / "recipe.yaml")
+    assert load_recipe(tmp_path / "recipe.yaml").benchmark.sequence_length == 128
+
+
 def test_a_shape_reads_back(tmp_path: Path) -> None:
     shape = [{"layer": 1, "heads": 3, "ffn": 24}]
     document = {"pass": "prune", "shape": shape}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -220,7 +220,7 @@ def test_where_time_is_short_less_is_tried_and_trained(
 
     monkeypatch.setattr(auto, "time", SimpleNamespace(monotonic=lambda: now[0]))
     monkeypatch.setattr(auto._Searcher, "_train", train)
-    monkeypatch.setattr(auto._Searcher, "_count", lambda searcher, step: None)
+    monkeypatch.setattr(auto._Searcher, "_count", lambda searcher, steps: None)
     monkeypatch.setattr(auto._Searcher, "_int8_drop", lambda searcher, trial: 0.0)
     monkeypatch.setattr(
         auto._Searcher, "_candidates", lambda searcher, *given: [*given[-1].values()] * 3
@@ -242,17 +242,79 @@ def test_a_search_that_goes_on_has_the_time_that_it_had(recipe: Recipe, store: R
     budget = Budget(max_accuracy_drop=100.0, max_latency_ms=1e3)
     wanted = recipe.model_copy(update={"budget": budget})
     first = search(wanted, settings, store=store, progress=Silent())
-    searcher = auto._Searcher(wanted, settings, store, Silent(), TeacherMemory())
+    searcher = make_searcher(wanted, settings, store)
     again = searcher.search()
     assert [each.passes for each in again.trials] == [each.passes for each in first.trials]
-    trained = [step.record.duration_s for step in map(_last(searcher), again.trials)]
-    others = {"latency table", "importance"}  # have no passes
-    assert len(searcher.earlier_s) == len(trained) + len(others)
-    assert sum(searcher.earlier_s.values()) > sum(trained)
+    chains = [searcher.manager.run(each.passes) for each in again.trials]
+    steps = {step.record.key: step.record.duration_s for chain in chains for step in chain}
+    tables = [each for each in store.steps() if each.kind in ("latency table", "importance")]
+    searched = {**steps, **{each.key: each.duration_s for each in tables}}
+    assert searched.keys() <= searcher.used
+    assert searcher.earlier_s >= sum(searched.values())
+    before = searcher.earlier_s
+    searcher._count(chains[0])  # what is used twice takes its time once
+    assert searcher.earlier_s == before
 
 
-def _last(searcher: Any) -> Callable[[Trial], Any]:
-    return lambda trial: searcher.manager.run(trial.passes)[-1]
+def make_searcher(recipe: Recipe, settings: AutoSettings, store: RunStore) -> Any:
+    return auto._Searcher(recipe, settings, store, Silent(), TeacherMemory(), lambda step: None)
+
+
+@pytest.mark.slow
+def test_what_a_search_made_stays_when_the_store_is_pruned(recipe: Recipe, tmp_path: Path) -> None:
+    """Also when it ended by an error, such as of a full disk."""
+    store = RunStore(tmp_path / "store")
+    settings = AutoSettings(epochs=2, short_epochs=1)
+    budget = Budget(max_accuracy_drop=100.0, max_latency_ms=1e3)
+    wanted = recipe.model_copy(update={"budget": budget})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(auto._Searcher, "_int8_drop", _fail)
+        with pytest.raises(OSError, match="no space"):
+            search(wanted, settings, store=store, progress=Silent())
+    kinds = {each.kind for each in store.steps()}
+    assert {"import", "latency table", "importance", "pass:distill"} <= kinds
+    store.prune(keep_runs=1)
+    assert {each.kind for each in store.steps()} == kinds
+    assert [each.status for each in store.runs()] == ["failed"]
+
+
+def _fail(*_: Any) -> None:
+    raise OSError("no space")
+
+
+@pytest.mark.slow
+def test_a_shape_whose_training_fails_is_left_out(
+    recipe: Recipe, store: RunStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train, tried = auto._Searcher._train, []
+
+    def fail_first(searcher: Any, found: Search, solution: Solution, epochs: int) -> Trial:
+        tried.append((len(solution.kept), epochs))
+        if len(tried) == 1:
+            raise PassError("the loss became NaN", fix="a lower learning rate")
+        return train(searcher, found, solution, epochs)
+
+    class Telling(Silent):
+        def warn(self, message: str) -> None:
+            warnings.append(message)
+
+    warnings: list[str] = []
+    monkeypatch.setattr(auto._Searcher, "_train", fail_first)
+    budget = Budget(max_accuracy_drop=100.0, max_latency_ms=1e3)
+    wanted = recipe.model_copy(update={"budget": budget})
+    settings = AutoSettings(epochs=2, short_epochs=1)
+    found = search(wanted, settings, store=store, progress=Telling())
+    assert found.best is not None
+    assert len(found.trials) == len(tried) - 1
+    [told] = [each for each in warnings if "left out" in each]
+    assert told.endswith("is left out: the loss became NaN")
+    monkeypatch.setattr(auto._Searcher, "_train", _never)
+    with pytest.raises(PassError, match="nothing can be trained"):
+        search(wanted, settings, store=store, progress=Silent())
+
+
+def _never(*_: Any) -> None:
+    raise PassError("nothing can be trained", fix="leave it")
 
 
 @pytest.mark.parametrize(
@@ -265,20 +327,21 @@ def test_as_many_epochs_as_there_is_time_for(left: float, more_than: int, epochs
 
 
 @pytest.mark.slow
-def test_a_training_is_expected_to_label_once_and_to_take_as_long_an_epoch(
+def test_a_training_is_expected_to_take_as_long_as_the_last_whether_it_was_found_or_made(
     recipe: Recipe, store: RunStore
 ) -> None:
     settings = AutoSettings(epochs=2, short_epochs=1)
-    searcher = auto._Searcher(recipe, settings, store, Silent(), TeacherMemory())
+    searcher = make_searcher(recipe, settings, store)
     assert searcher._seconds(24) == 0  # nothing is known yet
-    searcher.pace = auto.Pace(epoch_s=7, label_s=30)
+    searcher.pace = auto.Pace(epoch_s=7, rest_s=30)
     assert searcher._seconds(4) == 4 * 7 + 30
-    searcher.memory.keep("key", SimpleNamespace())  # type: ignore[arg-type]
-    assert searcher._seconds(4) == 4 * 7
+    searcher.pace = auto.Pace()
     assert searcher.search().best is not None
-    assert not searcher.memory.is_empty  # for whoever searches next with it
     assert searcher.pace.epoch_s > 0
-    assert searcher.pace.label_s > 0
+    assert searcher.pace.rest_s > 0
+    again = make_searcher(recipe, settings, store)
+    again.search()
+    assert again.pace == searcher.pace
 
 
 @pytest.mark.parametrize(

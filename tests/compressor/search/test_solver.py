@@ -9,7 +9,7 @@ import pytest
 
 from compressor.architecture import Architecture
 from compressor.search.latency import LatencyTable, Probe, fit_table, probe_shapes
-from compressor.search.probing import _cut, _largest
+from compressor.search.probing import _cut, _largest, _within
 from compressor.search.solver import ImportanceCurves, solve
 from targets.shapes import LayerShape
 
@@ -87,6 +87,26 @@ def test_probes_are_cut_from_the_largest_layers() -> None:
     (first, second) = _cut(chosen, (LayerShape(1, 64), LayerShape(1, 64))).shape or ()
     assert (first.layer, second.layer) == (2, 3)
     assert [each.layer for each in _cut(chosen, (LayerShape(1, 64),)).shape or ()] == [2]
+
+
+def test_the_largest_of_unlike_layers_has_a_price_of_its_own() -> None:
+    """Twelve heads in one layer, 1,536 neurons in another: both are timed at their full size."""
+    layers = [LayerShape(1, 64), LayerShape(12, 64), LayerShape(1, 1536), LayerShape(1, 64)]
+    chosen = _largest(layers)
+    assert chosen == [1, 2]
+    sizes = [layers[number] for number in chosen]
+    shapes = [_within(each, sizes) for each in probe_shapes(12, 1536, num_layers=2, multiple=8)]
+    assert {max(layer.num_heads for layer in each) for each in shapes} >= {1, 2, 3, 12}
+    assert {max(layer.ffn_width for layer in each) for each in shapes} >= {96, 768, 1536}
+    for each in shapes:
+        for layer, size in zip(each, sizes, strict=False):
+            assert layer.num_heads <= size.num_heads
+            assert layer.ffn_width <= size.ffn_width
+    probes = [Probe(layers=each, median_ms=time_of(each), low_ms=1, high_ms=1) for each in shapes]
+    fitted = fit_table(
+        probes, target="t", precision="int8", batch_size=1, sequence_length=128, threads=1
+    )
+    assert fitted.predict(layers) == pytest.approx(time_of(tuple(layers)), rel=0.02)
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -313,6 +313,24 @@ def test_a_study_of_something_else_is_refused(
         search(elsewhere, store, 2)
 
 
+def test_a_study_whose_files_changed_is_refused(
+    recipe: Recipe, monkeypatch: pytest.MonkeyPatch, store: RunStore, tmp_path: Path
+) -> None:
+    more = tmp_path / "more.txt"
+    more.write_text("what is it\n")
+    passes = [
+        each.model_copy(update={"unlabeled": more}) if each.name == "distill" else each
+        for each in recipe.passes
+    ]
+    assert list(recipe.passes) != passes
+    read = recipe.model_copy(update={"passes": tuple(passes)})
+    monkeypatch.setattr("compressor.search.workers.perform", lambda *_: failed())
+    search(read, store, 1)
+    more.write_text("what is that\n")
+    with pytest.raises(StoreError, match="changed since: the files that its passes read"):
+        search(read, store, 2)
+
+
 def test_a_study_that_another_search_leads_is_refused(
     recipe: Recipe, monkeypatch: pytest.MonkeyPatch, store: RunStore
 ) -> None:
@@ -368,6 +386,26 @@ def test_a_pass_that_fails_fails_its_trial_only(recipe: Recipe, store: RunStore)
     outcome = perform(job, Silent())
     assert outcome.state == "failed"
     assert "needs a model in torch form" in str(outcome.reason)
+
+
+def test_a_trial_for_which_memory_does_not_suffice_fails_alone(
+    recipe: Recipe, store: RunStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def greedy(*_: object, **__: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("compressor.search.workers.try_on_validation", greedy)
+    propose(recipe, {"passes.0.ratio": 0.5, "passes.1.learning_rate": 1e-2})
+    study = open_study(recipe.output / "study.journal", num_evaluations=EPOCHS)
+    study.ask({name: each.distribution() for name, each in SPACE.items()})
+    job = Job(
+        study=recipe.output / "study.journal",
+        store=store.root,
+        recipe=recipe.model_dump(mode="json"),
+        trial=0,
+    )
+    outcome = perform(job, Silent())
+    assert (outcome.state, outcome.reason) == ("failed", "there was not enough memory")
 
 
 def test_the_extra_is_named_where_a_library_is_missing(

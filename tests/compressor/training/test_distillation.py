@@ -184,8 +184,9 @@ def test_trainings_that_follow_one_another_ask_the_teacher_once(
     other = settings.model_copy(update={"augmentation": 0.1})
     weights(word_model(num_layers=1), "i", memory, settings=other, layer_map=low)
     assert asked == [4 * 32, 4 * len(word_splits.train)]
-    memory.clear()
-    assert memory.is_empty
+    memory.close()
+    weights(word_model(num_layers=1), "j", memory, settings=other, layer_map=low)
+    assert asked == [4 * 32, *[4 * len(word_splits.train)] * 2]
 
 
 def long_texts(word_model, vocabulary):

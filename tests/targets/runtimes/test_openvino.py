@@ -4,6 +4,7 @@ import sys
 
 import numpy as np
 import onnx
+import openvino as ov
 import pytest
 from onnx import TensorProto, helper
 from onnx.reference import ReferenceEvaluator
@@ -15,10 +16,11 @@ from compressor.quantization import (
     quantize_weights,
     request_bf16,
 )
-from targets import Source, registry
+from targets import Signature, Source, TensorSpec, registry
 from targets.errors import InputError, MissingLibraryError, TargetError, UnsupportedModelError
 from targets.runtimes import openvino as module
 from targets.runtimes.openvino import OpenVINO
+from tests.targets.test_qdq import make_patches
 
 NO_VNNI = ("avx2",)
 VNNI = ("avx2", "avx512_vnni")
@@ -153,6 +155,26 @@ def test_int8_stays_int8_on_disk_and_in_the_products(lower, int8_path, encoder_p
             info["runtimePrecision"].astype(str)
         )
     assert kinds["FullyConnected"] == ["i8"] * 7
+
+
+def test_patches_beside_a_class_token_are_what_they_are_in_the_portable_form(tmp_path):
+    """OpenVINO alone gives the token the scale of the patches, where the batch is free."""
+    model = make_patches(quantize_token=False)
+    path = tmp_path / "model.onnx"
+    onnx.save(model, path)
+    signature = Signature(
+        inputs=(TensorSpec(name="pixels", dtype="float32", shape=("batch_size", 3, 16, 16)),),
+        outputs=(TensorSpec(name="all", dtype="float32", shape=("batch_size", 17, 8)),),
+    )
+    (tmp_path / "lowered").mkdir()
+    lowered = OpenVINO().lower(Source(path, signature, "int8"), tmp_path / "lowered")
+    assert "1 value left float, as what they are joined with is" in lowered.notes
+    xml = tmp_path / "lowered" / lowered.model
+    compiled = ov.Core().compile_model(xml, "CPU", dict(lowered.options))
+    feeds = {"pixels": np.random.default_rng(1).normal(size=(2, 3, 16, 16)).astype(np.float32)}
+    found = compiled(feeds)[0]
+    np.testing.assert_allclose(found, reference(path, feeds), atol=0.1 / 2 + 1e-4)
+    np.testing.assert_allclose(found[:, 0], reference(path, feeds)[:, 0], atol=1e-6)
 
 
 def test_without_vnni_full_int8_weights_are_narrowed_and_that_is_said(lower, int8_path, cpu):
