@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -15,6 +15,7 @@ from compressor.lowering import Candidate
 from compressor.measuring import pack_file
 from compressor.model import OnnxModel, load_model
 from compressor.report.schema import LayerError
+from compressor.report.wording import percent
 from compressor.store import RunStore, StoredStep
 from targets.answers import LabelAnswers
 from targets.base import Source, Target
@@ -24,9 +25,11 @@ from targets.evaluation_pack import EvaluationPack
 from targets.signature import Arrays, Signature, TensorSpec
 from targets.worker_client import Worker
 
-__all__ = ["compare_values", "inner_tensors", "inner_values", "measure_layers"]
+__all__ = ["compare_values", "inner_tensors", "inner_values", "measure_layers", "unlike"]
 
 VERSION = 2
+_UNLIKE = 3.0
+_SMALL = 0.05
 NUM_ROWS = 32
 THREADS = 2
 PACK = "pack.safetensors"
@@ -37,6 +40,34 @@ MAX_BYTES = 1_500_000_000
 NORM = "LayerNormalization"
 _FP16_SUFFIX = "_cast_to_fp16"
 """What an fp16 model calls the value before it is rounded to fp16."""
+
+
+def unlike(by_target: Mapping[str, Sequence[LayerError]]) -> tuple[str, ...]:
+    """What to warn of where one target computes a model in another way than the others.
+
+    All are given the same integers, so that they are about as far from float32; one that is much
+    further off has rewritten the model into something else.
+
+    Args:
+        by_target: Target -> the errors of one quantized model there.
+
+    Returns:
+        A line for each such target, with the first layer where it shows.
+    """
+    found = []
+    for target, layers in by_target.items():
+        others = [each for name, each in by_target.items() if name != target]
+        for place, layer in enumerate(layers):
+            usual = min((each[place].error for each in others if place < len(each)), default=None)
+            if usual is None or layer.error < max(_UNLIKE * usual, _SMALL):
+                continue
+            found.append(
+                f"{target} is much further from float32 than other targets with the same integers, "
+                f"{percent(layer.error)} against {percent(usual)} after {layer.name}: it may "
+                "compute something else; trust its accuracy on your data alone"
+            )
+            break
+    return tuple(found)
 
 
 def measure_layers(

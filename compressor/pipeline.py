@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from compressor.device_latency import OnDevices, measure_on_devices
 from compressor.gate.verdict import judge
-from compressor.layer_errors import measure_layers
+from compressor.layer_errors import measure_layers, unlike
 from compressor.lowering import Candidate, lower
 from compressor.measuring import (
     SPLITS,
@@ -395,6 +395,7 @@ class _Run:
         """The error of each layer of the quantized candidates; what fails there is left out."""
         steps = {chain.variant: chain.steps for chain in chains}
         found: dict[str, tuple[LayerError, ...]] = {}
+        by_variant: dict[str, dict[str, tuple[LayerError, ...]]] = {}
         for each in candidates:
             if each.kind != "candidate" or not each.runs_here or each.precision == "fp32":
                 continue
@@ -416,7 +417,11 @@ class _Run:
             self.record(step)
             layers = tuple(map(LayerError.model_validate, step.record.facts["layers"]))
             found[each.key] = layers
+            by_variant.setdefault(each.variant, {})[each.target.label] = layers
             self.progress.finish(f"largest error {worst_layer(layers)}", cached=step.cached)
+        for variant, by_target in by_variant.items():
+            for line in unlike(by_target):
+                self.progress.warn(f"{variant}: {line}")
         return found
 
     def time_all(

@@ -13,9 +13,10 @@ import pytest
 from onnx import numpy_helper
 
 from compressor import quantization
-from compressor.layer_errors import compare_values, inner_tensors, inner_values
+from compressor.layer_errors import compare_values, inner_tensors, inner_values, unlike
 from compressor.model import OnnxModel
 from compressor.report.files import read_report
+from compressor.report.schema import LayerError
 from targets import Bundle, Signature, Source, get
 from targets.bundle import SCHEMA_VERSION, Manifest
 from targets.evaluation_pack import EvaluationPack
@@ -151,3 +152,16 @@ def test_a_run_tells_the_layers_of_what_it_quantized(finished) -> None:
             assert row.layers[-1].error > 0
     assert sum(bool(row.layers) for row in measured) == 3
     assert "largest error" in finished.outcome.out
+
+
+def test_a_target_that_computes_something_else_is_named_with_the_first_layer() -> None:
+    def errors(*values: float) -> list[LayerError]:
+        return [LayerError(name=f"norm{at}", error=each) for at, each in enumerate(values)]
+
+    alike = {"onnxruntime": errors(0.02, 0.05, 0.03), "openvino": errors(0.03, 0.06, 0.04)}
+    assert unlike(alike) == ()
+    assert unlike({"openvino": errors(0.5)}) == ()  # there is nobody to ask
+    assert unlike({"a": errors(0.001), "b": errors(0.04)}) == ()  # both are good
+    [line] = unlike({"onnxruntime": errors(0.05, 0.07), "openvino": errors(0.06, 0.33)})
+    assert line.startswith("openvino is much further from float32 than other targets")
+    assert "33.0% against 7.0% after norm1" in line

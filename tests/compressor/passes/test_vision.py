@@ -7,15 +7,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from onnx.reference import ReferenceEvaluator
 from torch import nn
 
 from compressor.answering import answer
 from compressor.architecture import Architecture, LayerShape
 from compressor.data import Splits
 from compressor.errors import PassError
-from compressor.model import TorchModel
+from compressor.model import OnnxModel, TorchModel
 from compressor.passes.base import Pass, PassContext, PassResult
 from compressor.passes.distill import Distill
 from compressor.passes.drop_layers import DropLayers
@@ -26,6 +28,8 @@ from compressor.passes.quantize import Quantize
 from compressor.pruning.channels import count_channels, prune_channels
 from compressor.pruning.prune import mean_loss, sample_batches
 from compressor.training.settings import DistillSettings
+from targets.registry import get
+from tests.compressor.test_sequence_to_sequence import lower
 
 MakeVision = Callable[..., TorchModel]
 TRANSFORMERS = ["vit", "deit", "dinov2"]
@@ -401,3 +405,25 @@ def test_an_int8_network_is_asked_before_it_is_lowered(
     quantized = Quantize(method="static").run(exported, replace(context, folder=folder)).model
     expected, found = (answer(each, image_splits.test) for each in (model, quantized))
     assert (found.labels == expected.labels).mean() > 0.8
+
+
+@pytest.mark.parametrize("target", ["onnxruntime", "openvino"])
+@pytest.mark.parametrize("family", [*TRANSFORMERS, *CONVOLUTIONS])
+def test_integers_give_on_every_target_what_they_give_by_the_book(
+    vision_model: MakeVision, context: PassContext, family: str, target: str, tmp_path: Path
+) -> None:
+    exported = Export().run(vision_model(family), context).model
+    folder = tmp_path / "quantize"
+    folder.mkdir()
+    model = (
+        Quantize(method="static", weight_bits=7)
+        .run(exported, replace(context, folder=folder))
+        .model
+    )
+    assert isinstance(model, OnnxModel)
+    feeds = {"pixel_values": np.random.default_rng(0).random((3, 3, 16, 16), np.float32)}
+    [expected] = ReferenceEvaluator(str(model.path)).run(None, feeds)
+    session = get(target).load(lower(model, tmp_path / "bundle", target, model.folder), threads=1)
+    found = session.run(feeds)["logits"]
+    session.close()
+    assert np.linalg.norm(found - expected) < 0.05 * np.linalg.norm(expected)
