@@ -317,7 +317,7 @@ def _from_config(config: Mapping[str, object]) -> Architecture:
         bool(found.layers)
         and not found.tapped_layers
         and "image_size" in config
-        and any(name in config for name in _OF_PATCHES)
+        and _has_patches(config)
         and _names_head(config, _OF_WHOLE_IMAGES)
     )
     return replace(found, has_window=has_window, has_patches=has_patches)
@@ -329,7 +329,7 @@ def _without_window(config: Mapping[str, object]) -> Architecture:
         return _decoder(family, config)
     if _names_head(config, _WRITERS):
         return _writer(family, config)
-    if "vocab_size" not in config or reads_sound(config):
+    if "vocab_size" not in config or reads_sound(config) or _has_patches(config):
         return _transformer_or_unknown(family, config)
     described = _transformer_or_unknown(family, config)
     embedding_size = int(str(config.get("embedding_size", described.hidden_size)))
@@ -430,6 +430,11 @@ def _transformer_or_unknown(family: str, config: Mapping[str, object]) -> Archit
 def _attends(config: object) -> bool:
     """Whether a config names numbers of heads; not where there is none."""
     return isinstance(config, Mapping) and any(name in config for name in _NUM_HEADS)
+
+
+def _has_patches(config: Mapping[str, object]) -> bool:
+    """Whether a config is of a network that sees; that of BEiT names a vocabulary too."""
+    return any(name in config for name in _OF_PATCHES)
 
 
 def reads_sound(config: Mapping[str, object]) -> bool:

@@ -147,9 +147,9 @@ def _columns(task: Task, column: str | None, label: str | None) -> dict[str, str
             given=column or label,
             fix="leave it out",
         )
-    named = {"tokens" if task.label_field == "tags" else task.kind: column}
-    named[str(task.label_field)] = label
-    return {field: given for field, given in named.items() if given}
+    field = "tokens" if task.label_field == "tags" else task.kind
+    named = ((field, column), (str(task.label_field), label))  # of language models one and the same
+    return {name: given for name, given in named if given}
 
 
 def _named(indices: tuple[str, ...], model: Path, task: Task) -> tuple[str, ...]:

@@ -116,6 +116,7 @@ def measure_layers(
         "target": candidate.target.name,
         "settings": candidate.target.settings(),
         "versions": candidate.target.versions(),
+        "target_version": candidate.target.version,
         "cpu": cpu_features(),
         "data": packs.content_hash,
         "machine": environment.machine,

@@ -148,7 +148,7 @@ def _hand_over(
         "target": target.name,
         "settings": target.settings(),
         "versions": target.versions(),
-        "version": HAND_OVER_VERSION,
+        "version": [HAND_OVER_VERSION, target.version],
     }
     step = store.step(f"hand_over:{target.name}", inputs, make)
     copy_changed(step.folder, folder, step.record.files)

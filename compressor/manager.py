@@ -142,6 +142,17 @@ class PassManager:
             steps.append(current)
         return steps
 
+    def find(self, passes: Sequence[Pass]) -> StoredStep | None:
+        """What the passes leave, where all of them are in the store already."""
+        current = self.original
+        for each in passes:
+            key = step_key(f"pass:{each.name}", self._inputs(each, current))
+            found = self._done.get(key) or self.store.find(key)
+            if found is None:
+                return None
+            current = found
+        return current
+
     def _run_one(self, each: Pass, source: StoredStep, title: str) -> StoredStep:
         def make(files: Path, work: Path) -> Mapping[str, Any]:
             return self._make(each, source, files, work)

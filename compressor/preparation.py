@@ -114,6 +114,8 @@ def prepare(recipe: Recipe, plan: Plan, *, store: RunStore, progress: Progress) 
     )
     if plan.original.layers and not original.record.facts["has_known_layers"]:
         progress.warn(check_unknown_layers(recipe, plan.original))
+        unknown = replace(plan.original, layers=(), has_unknown_layers=True)
+        plan = replace(plan, original=unknown)
     doubt = _worse_than_one_answer(original, data)
     if doubt is not None:
         progress.warn(doubt)

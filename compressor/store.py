@@ -376,11 +376,13 @@ class RunStore:
 
     def _mend(self, key: str) -> str:
         """What to do about a damaged step."""
+        command = self.remove_command(key)
+        return f"remove it with `{command}` and run again: only this step is made anew"
+
+    def remove_command(self, key: str) -> str:
+        """What removes a step of this store, for a message."""
         store = "" if self.root == default_store() else f" --store {shlex.quote(str(self.root))}"
-        return (
-            f"remove it with `compressor runs remove {key[:12]}{store}` and run again: "
-            "only this step is made anew"
-        )
+        return f"compressor runs remove {key[:12]}{store}"
 
     @contextmanager
     def _locked(self, key: str) -> Iterator[None]:

@@ -55,6 +55,8 @@ FEWER_EPOCHS = (1.0, 0.75, 0.5, 0.375, 0.25, 0.1875, 0.125)
 goes on finds the trainings of the one that was interrupted."""
 FEW_ROWS = 10_250
 """Of more training rows there are fewer epochs: trainings take as long."""
+LONG_S = 60.0
+"""Work that is told of where it is done again and again."""
 HOPELESS_POINTS = 3.0
 """A shape that misses the accuracy by more after a short training is not trained for long."""
 EMBEDDINGS: tuple[tuple[int, TableBits], ...] = ((20_000, 8), (20_000, 4), (15_000, 4), (10_000, 4))
@@ -91,11 +93,13 @@ class Pace:
     Attributes:
         epoch_s: Time of an epoch, in seconds.
         rest_s: What it takes besides, in seconds: cutting the model, reading the rows, judging it.
-            What the untouched model says is asked for once for all, and counts for none.
+        label_s: Time in which the untouched model labels all rows, in seconds: once for all
+            trainings of a process.
     """
 
     epoch_s: float = 0.0
     rest_s: float = 0.0
+    label_s: float = 0.0
 
 
 def search(
@@ -164,6 +168,8 @@ class _Searcher:
         self.share_of_epochs = self._share_of_epochs()
         self.pace = Pace()
         """Of the last training."""
+        self.failure: PassError | None = None
+        """Of the first training that failed."""
         self.record = record
         self.used: set[str] = set()
         """The keys of all steps so far."""
@@ -220,6 +226,8 @@ class _Searcher:
             found.stopped = "it was interrupted"
         except _OutOfTimeError:
             found.stopped = f"the time limit of {self.settings.time_limit_s / 60:.0f} min"
+        if not found.trials and self.failure is not None:
+            raise self.failure
         if found.best is not None:
             found.int8_drop_points = self._int8_drop(found.best)
         return found
@@ -268,14 +276,9 @@ class _Searcher:
         bisects = self.recipe.budget.max_latency_ms is None
         best: Trial | None = None
         if len(candidates) > 1 or not self.pace.epoch_s:
-            try:
-                best = self._choose(
-                    found, candidates, begun_s + CHOOSING_SHARE * (ends_s - begun_s)
-                )
-            except PassError:
-                if bisects:
-                    return False
-                raise
+            best = self._choose(found, candidates, begun_s + CHOOSING_SHARE * (ends_s - begun_s))
+            if best is None:
+                return False
             allowed = self.recipe.budget.max_accuracy_drop
             if bisects and allowed is not None and best.drop_points > allowed + HOPELESS_POINTS:
                 return False
@@ -295,41 +298,33 @@ class _Searcher:
             if not fitting:
                 raise _OutOfTimeError
             epochs = fitting
-        try:
-            return holds(self._train(found, candidates[0], epochs), self.recipe.budget)
-        except PassError as error:
-            if not best:
-                raise
-            self._leave_out(candidates[0], error)
-            return holds(best, self.recipe.budget)
+        trial = self._try(found, candidates[0], epochs) or best
+        return trial is not None and holds(trial, self.recipe.budget)
 
-    def _choose(self, found: Search, candidates: Sequence[Solution], ends_s: float) -> Trial:
-        """The best of short trainings: of the first shape, and of others that there is time for.
-
-        Raises:
-            PassError: All of them failed; that of the first.
-        """
+    def _choose(self, found: Search, candidates: Sequence[Solution], ends_s: float) -> Trial | None:
+        """The best of short trainings: of the first shape, and of others that there is time for."""
         trials: list[tuple[Trial, Pace]] = []
-        failures: list[PassError] = []
         for each in candidates:
             if trials and self._spent_s + self._seconds(self.short_epochs) > ends_s:
                 break
-            try:
-                trial = self._train(found, each, self.short_epochs)
+            trial = self._try(found, each, self.short_epochs)
+            if trial is not None:
                 trials.append((trial, self.pace))
-            except PassError as error:
-                self._leave_out(each, error)
-                failures.append(error)
         if not trials:
-            raise failures[0]
+            return None
         best, self.pace = min(trials, key=lambda each: each[0].drop_points)
         return best
 
-    def _leave_out(self, solution: Solution, error: PassError) -> None:
-        """Go on without a shape whose training failed; it would fail again."""
-        interruption.leave_if_asked()  # a library may have made that error of it
-        count = len(solution.kept)
-        self.progress.warn(f"a shape of {plural(count, 'layer')} is left out: {error.what}")
+    def _try(self, found: Search, solution: Solution, epochs: int) -> Trial | None:
+        """Train a shape; None where that fails, and would fail again: the search goes on."""
+        try:
+            return self._train(found, solution, epochs)
+        except PassError as error:
+            interruption.leave_if_asked()  # a library may have made that error of it
+            self.failure = self.failure or error
+            count = len(solution.kept)
+            self.progress.warn(f"a training of {plural(count, 'layer')} failed: {error.what}")
+            return None
 
     def _solve(
         self,
@@ -379,20 +374,31 @@ class _Searcher:
 
     def _train(self, found: Search, solution: Solution, epochs: int) -> Trial:
         passes = self._passes(solution, epochs)
-        if self._spent_s + self._seconds(epochs) > self.settings.time_limit_s:
-            raise _OutOfTimeError
+        if self.manager.find(passes) is None:  # else it is there already
+            ends_s = self._spent_s + self._seconds(epochs)
+            if self.memory.is_empty:
+                ends_s += self.pace.label_s
+            if ends_s > self.settings.time_limit_s:
+                raise _OutOfTimeError
         begun = time.monotonic()
         steps = self.manager.run(passes)
         self._count(steps, time.monotonic() - begun)
         took_s = sum(step.record.duration_s for step in steps)
         metrics = steps[-1].record.facts["metrics"]
         epoch_s = metrics.get("epoch_s", steps[-1].record.duration_s / epochs)
-        rest_s = max(took_s - epochs * epoch_s, 0.0)
+        rest_s, label_s = max(took_s - epochs * epoch_s, 0.0), self.pace.label_s
         if found.trials:
             rest_s = min(rest_s, self.pace.rest_s)
         else:  # the first one asked the untouched model for what the others find
-            rest_s = max(rest_s - metrics.get("prepare_s", 0.0), 0.0)
-        self.pace = Pace(epoch_s, rest_s)
+            label_s = metrics.get("prepare_s", 0.0)
+            rest_s = max(rest_s - label_s, 0.0)
+            if self.memory.is_empty and not steps[-1].cached and label_s > LONG_S:
+                self.progress.warn(
+                    f"what the untouched model says of the training data, {label_s / 60:.0f} min "
+                    "of work, could not be kept and is asked for again by each training: free "
+                    "space on the disk of the store, or name another one with --store"
+                )
+        self.pace = Pace(epoch_s, rest_s, label_s)
         drop = self._drop(metrics["validation_accuracy"])
         trial = Trial(solution, epochs, drop, passes)
         found.add(trial, self.recipe.budget)

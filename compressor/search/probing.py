@@ -111,7 +111,7 @@ class Prober:
             self.progress.warn(
                 f"{step.record.facts['noisy']} of {plural(len(table.probes), 'model')} were timed "
                 "while the machine was busy: latencies that are predicted may be off. To time them "
-                f"again: compressor runs remove {step.record.key[:12]}"
+                f"again: {self.store.remove_command(step.record.key)}"
             )
         return table, step
 

@@ -283,6 +283,13 @@ def _identity(recipe: Recipe, space: Space) -> dict[str, str]:
     """What the trials of a study depend on -> its hash."""
     settings = recipe.model_dump(mode="json", exclude={"output", "name", "model", "data"})
     task = get_task(recipe.task)
+    files = [
+        hash_file(path)
+        for passes in recipe.chains.values()
+        for each in passes
+        for path in each.input_files
+        if path.is_file()
+    ]
     return {
         "the recipe": _hash(settings),
         "the space": _hash({name: each.model_dump(mode="json") for name, each in space.items()}),
@@ -290,15 +297,7 @@ def _identity(recipe: Recipe, space: Space) -> dict[str, str]:
         "the data": data_fingerprint(
             recipe.data, kind=task.kind, labels=task.label_field, seed=recipe.seed
         ),
-        "the files that its passes read": _hash(
-            [
-                hash_file(path)
-                for passes in recipe.chains.values()
-                for each in passes
-                for path in each.input_files
-                if path.is_file()
-            ]
-        ),
+        **({"the files that its passes read": _hash(files)} if files else {}),
     }
 
 

@@ -64,6 +64,11 @@ class TeacherMemory:
         self._key = ""
         self._kept: Remembered | None = None
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether the next training would have to ask the teacher."""
+        return self._kept is None
+
     def find(self, key: str) -> Remembered | None:
         """What is kept under a key, or None."""
         return self._kept if key == self._key else None

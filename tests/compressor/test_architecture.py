@@ -9,6 +9,8 @@ import torch
 from torch import nn
 from transformers import (
     AutoModelForSequenceClassification,
+    BeitConfig,
+    BeitForImageClassification,
     BertConfig,
     DistilBertConfig,
     ElectraConfig,
@@ -99,6 +101,16 @@ def test_of_a_config_that_names_its_sizes_otherwise_the_layers_are_unknown(
     assert (read.layers, read.has_unknown_layers) == ((), True)
     assert (read.vocabulary_size, read.num_labels, read.max_positions) == (50, 3, 20)
     assert read.num_parameters == sum(each.numel() for each in module.parameters())
+
+
+def test_a_network_that_sees_reads_no_tokens_whatever_its_config_names() -> None:
+    config = BeitConfig(
+        **SIZES, intermediate_size=64, image_size=16, patch_size=4, num_labels=3, vocab_size=8192
+    )
+    module = BeitForImageClassification(config).eval()
+    found = Architecture.of(module)
+    assert (found.vocabulary_size, found.layers) == (0, (LayerShape(4, 64),) * 2)
+    assert found.num_parameters == sum(each.numel() for each in module.state_dict().values())
 
 
 def test_a_config_that_does_not_tell_its_family_is_refused(tmp_path: Path) -> None:

@@ -11,6 +11,8 @@ import torch
 from transformers import BertConfig, BertModel
 
 from compressor.checkpoint import check_checkpoint, label_names
+from compressor.finetuning import _columns
+from compressor.tasks import get_task
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +79,20 @@ def test_the_longest_input_counts(home, encoder, tmp_path, compressor):
 
     assert weights("whole") != weights("cut", "--max-length", "3")
     assert weights("whole") == weights("long", "--max-length", "9999")  # the model has its limit
+
+
+@pytest.mark.parametrize(
+    ("task", "column", "label", "found"),
+    [
+        ("text-classification", "review", "sentiment", {"text": "review", "label": "sentiment"}),
+        ("text-classification", None, "sentiment", {"label": "sentiment"}),
+        ("token-classification", "words", None, {"tokens": "words"}),
+        ("text-generation", "body", None, {"text": "body"}),
+        ("image-classification", None, None, {}),
+    ],
+)
+def test_columns_are_named_by_what_the_task_reads(task, column, label, found):
+    assert _columns(get_task(task), column, label) == found
 
 
 def test_an_output_that_cannot_be_written_is_found_before_the_training(

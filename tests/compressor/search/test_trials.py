@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from compressor.errors import BudgetError, DeviceError, RecipeError, StoreError
+from compressor.passes.trim_vocabulary import TrimVocabulary
 from compressor.progress import Silent
 from compressor.recipe import Recipe, load_recipe
 from compressor.recipe.write import write_recipe
@@ -318,12 +319,9 @@ def test_a_study_whose_files_changed_is_refused(
 ) -> None:
     more = tmp_path / "more.txt"
     more.write_text("what is it\n")
-    passes = [
-        each.model_copy(update={"unlabeled": more}) if each.name == "distill" else each
-        for each in recipe.passes
-    ]
-    assert list(recipe.passes) != passes
-    read = recipe.model_copy(update={"passes": tuple(passes)})
+    *trained, export = recipe.passes
+    passes = (*trained, TrimVocabulary(extra_text=(more,)), export)
+    read = recipe.model_copy(update={"passes": passes})
     monkeypatch.setattr("compressor.search.workers.perform", lambda *_: failed())
     search(read, store, 1)
     more.write_text("what is that\n")
