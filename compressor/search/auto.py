@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -36,6 +37,8 @@ from compressor.store import RunStore, StoredStep
 from compressor.tasks import get_task
 from compressor.training.distillation import read_unlabeled
 from compressor.training.teacher import TeacherMemory
+from targets.answers import Units
+from targets.answers.base import shared_units
 from targets.encoder import encoder_layers
 from targets.environment import library_versions
 from targets.wording import plural
@@ -312,7 +315,7 @@ class _Searcher:
                 trials.append((trial, self.pace))
         if not trials:
             return None
-        best, self.pace = min(trials, key=lambda each: each[0].drop_points)
+        best, self.pace = min(trials, key=lambda each: each[0].loss)
         return best
 
     def _try(self, found: Search, solution: Solution, epochs: int) -> Trial | None:
@@ -383,30 +386,50 @@ class _Searcher:
         begun = time.monotonic()
         steps = self.manager.run(passes)
         self._count(steps, time.monotonic() - begun)
-        took_s = sum(step.record.duration_s for step in steps)
-        metrics = steps[-1].record.facts["metrics"]
-        epoch_s = metrics.get("epoch_s", steps[-1].record.duration_s / epochs)
-        rest_s, label_s = max(took_s - epochs * epoch_s, 0.0), self.pace.label_s
-        if found.trials:
-            rest_s = min(rest_s, self.pace.rest_s)
-        else:  # the first one asked the untouched model for what the others find
-            label_s = metrics.get("prepare_s", 0.0)
-            rest_s = max(rest_s - label_s, 0.0)
-            if self.memory.is_empty and not steps[-1].cached and label_s > LONG_S:
-                self.progress.warn(
-                    f"what the untouched model says of the training data, {label_s / 60:.0f} min "
-                    "of work, could not be kept and is asked for again by each training: free "
-                    "space on the disk of the store, or name another one with --store"
-                )
-        self.pace = Pace(epoch_s, rest_s, label_s)
-        drop = self._drop(metrics["validation_accuracy"])
-        trial = Trial(solution, epochs, drop, passes)
+        self.pace = self._pace_of(steps, epochs, is_first=not found.trials)
+        drop = self._drop(steps[-1].record.facts["metrics"]["validation_accuracy"])
+        trial = Trial(solution, epochs, drop, passes, self._distance(steps[-1].folder))
         found.add(trial, self.recipe.budget)
         self.progress.start(f"{len(solution.kept)} layers, {solution.latency_ms:.3g} ms")
         speed = found.whole_ms / solution.latency_ms
         line = f"{speed:.1f}x the whole model in int8, {0.0 - trial.drop_points:+.1f} points"
         self.progress.finish(f"{line} on the validation data after {epochs} epochs", cached=False)
         return trial
+
+    def _pace_of(self, steps: Sequence[StoredStep], epochs: int, *, is_first: bool) -> Pace:
+        """How fast a training was, by the times of its steps."""
+        metrics = steps[-1].record.facts["metrics"]
+        epoch_s = metrics.get("epoch_s", steps[-1].record.duration_s / epochs)
+        rest_s = max(sum(step.record.duration_s for step in steps) - epochs * epoch_s, 0.0)
+        if not is_first:
+            return Pace(epoch_s, min(rest_s, self.pace.rest_s), self.pace.label_s)
+        # It asked the untouched model for what the others find.
+        label_s = metrics.get("prepare_s", 0.0)
+        if self.memory.is_empty and not steps[-1].cached and label_s > LONG_S:
+            self.progress.warn(
+                f"what the untouched model says of the training data, {label_s / 60:.0f} min of "
+                "work, could not be kept and is asked for again by each training: free space on "
+                "the disk of the store, or name another one with --store"
+            )
+        return Pace(epoch_s, max(rest_s - label_s, 0.0), label_s)
+
+    def _distance(self, folder: Path) -> float | None:
+        """See `Trial.distance`."""
+        split = self.prepared.splits().validation
+        ours, theirs = shared_units(answer(load_model(folder), split), self._untouched)
+        shape = (len(theirs), self.architecture.num_labels)
+        if theirs.labels.ndim != 1 or theirs.scores.shape != shape:
+            return None
+        wanted, given = (
+            np.maximum(each.probabilities, np.finfo(np.float64).tiny) for each in (theirs, ours)
+        )
+        return float((wanted * np.log(wanted / given)).sum(axis=-1).mean())
+
+    @functools.cached_property
+    def _untouched(self) -> Units:
+        """What the untouched model answers to the validation data."""
+        model = load_model(self.prepared.original.folder)
+        return answer(model, self.prepared.splits().validation)
 
     def _epochs(self, count: int) -> int:
         """So many of a few labelled rows, in epochs of all that there is."""

@@ -35,12 +35,21 @@ class Trial:
         epochs: Of its training.
         drop_points: Accuracy lost on the validation data.
         passes: What makes it.
+        distance: Mean Kullback-Leibler divergence of its answers there from those of the untouched
+            model, in nats; None where they are no classes.
     """
 
     solution: Solution
     epochs: int
     drop_points: float
     passes: tuple[Pass, ...]
+    distance: float | None = None
+
+    @property
+    def loss(self) -> float:
+        """What is small where a trial is good: on few rows answers tell more than how many of them
+        are right."""
+        return self.drop_points if self.distance is None else self.distance
 
 
 @dataclass
@@ -69,17 +78,23 @@ class Search:
     def add(self, trial: Trial, budget: Budget) -> None:
         """Keep a trial, as the best where it is that.
 
-        The best is the fastest whose accuracy holds, of shapes about as fast the most accurate; or,
-        where the budget has a latency, the most accurate. A short training counts as well: it may
-        be all that there was time for.
+        The best is the fastest whose accuracy holds, of shapes about as fast the one that is
+        nearest to the untouched model; or, where the budget has a latency, that one of all. Of a
+        shape the longest training counts, be it a short one: it may be all that there was time for.
         """
         self.trials.append(trial)
-        candidates = self.trials
+        candidates = [each for each in self.trials if not self._is_superseded(each)]
         if budget.max_latency_ms is None:
-            holding = [each for each in self.trials if holds(each, budget)]
+            holding = [each for each in candidates if holds(each, budget)]
             limit = AS_FAST * min((each.solution.latency_ms for each in holding), default=0.0)
             candidates = [each for each in holding if each.solution.latency_ms <= limit]
-        self.best = min(candidates, key=lambda each: each.drop_points, default=None)
+        self.best = min(candidates, key=lambda each: each.loss, default=None)
+
+    def _is_superseded(self, trial: Trial) -> bool:
+        """Whether the same shape was trained for longer: a lucky draw of the rows is no merit."""
+        return any(
+            each.solution == trial.solution and each.epochs > trial.epochs for each in self.trials
+        )
 
 
 def holds(trial: Trial, budget: Budget) -> bool:

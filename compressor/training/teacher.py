@@ -26,7 +26,7 @@ from targets.preprocessing.text import IDS, MASK
 
 __all__ = ["Remembered", "Teacher", "TeacherMemory", "vocabulary_table"]
 
-_FREE_SHARE = 0.5  # of the free space of a disk: the rest is for checkpoints, and for others
+_FREE_SHARE = 0.75  # of the free space of a disk: the rest is for checkpoints, and for others
 _LEAST_SHARED = 0.5  # of the student's tokens; below it the two cannot read the same text
 
 Row = dict[str, Any]

@@ -9,11 +9,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
+from compressor.answering import answer
 from compressor.architecture import Architecture
 from compressor.data import DataSpec
 from compressor.errors import BudgetError, PassError
 from compressor.gate.budget import Budget
+from compressor.model import load_model
 from compressor.passes.distill import Distill
 from compressor.passes.export import Export
 from compressor.passes.quantize import Quantize
@@ -403,6 +406,45 @@ def test_the_best_is_the_fastest_that_holds_or_the_most_accurate(
         found.add(made[name], Budget(**budget))
     assert found.best is (None if best is None else made[best])
     assert found.trials == list(made.values())
+
+
+def test_of_a_shape_the_longest_training_counts_and_of_shapes_the_nearest() -> None:
+    """A few rows more that are right are luck, and less than what all answers tell."""
+    budget = Budget(max_latency_ms=2.0)
+    found = Search(table=None, whole_ms=10.0)  # type: ignore[arg-type]
+    one, other = Solution((), 1.0, 0.0), Solution((), 1.1, 0.0)
+    found.add(Trial(one, 4, -0.4, (), distance=0.09), budget)
+    assert found.best is found.trials[0]
+    found.add(Trial(other, 4, -0.6, (), distance=0.2), budget)
+    assert found.best is found.trials[0]
+    found.add(Trial(one, 24, 0.8, (), distance=0.1), budget)
+    assert found.best is found.trials[2]
+    found.add(Trial(other, 24, 1.0, (), distance=0.05), budget)
+    assert found.best is found.trials[3]
+    in_points = Search(table=None, whole_ms=10.0)  # type: ignore[arg-type]
+    in_points.add(Trial(one, 24, 0.8, ()), budget)
+    in_points.add(Trial(other, 24, 0.6, ()), budget)
+    assert in_points.best is in_points.trials[1]
+
+
+@pytest.mark.slow
+def test_the_distance_of_a_model_is_its_divergence_from_the_untouched_one(
+    recipe: Recipe, store: RunStore
+) -> None:
+    searcher = make_searcher(recipe, AutoSettings(), store)
+    original = searcher.prepared.original.folder
+    assert searcher._distance(original) == pytest.approx(0.0, abs=1e-12)
+    found = searcher.search()
+    trial = found.trials[0]
+    model = load_model(searcher.manager.run(trial.passes)[-1].folder)
+    split = searcher.prepared.splits().validation
+    ours, theirs = (
+        torch.tensor(answer(each, split).scores).log_softmax(dim=-1)
+        for each in (model, load_model(original))
+    )
+    wanted = torch.nn.functional.kl_div(ours, theirs, reduction="batchmean", log_target=True)
+    assert trial.distance == pytest.approx(float(wanted), rel=1e-4)
+    assert trial.distance > 0
 
 
 def found_with(int8_drop: float | None, *, budget: float | None = 1.0) -> tuple[Recipe, Recipe]:
