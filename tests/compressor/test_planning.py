@@ -370,9 +370,18 @@ def test_a_pass_that_is_not_for_the_model(place: Workplace) -> None:
 
 def test_a_config_of_another_kind_of_network(place: Workplace) -> None:
     place.write_config(num_attention_heads=None)
+    recipe = place.recipe(passes=["trim_vocabulary", "export"])
+    [warning] = [each for each in make_plan(recipe).warnings if "not known" in each]
+    assert warning.startswith("the layers of this network (bert) are of a kind that is not known")
+    problem = place.problem(passes=[{"pass": "prune", "ratio": 0.5}, "export"])
+    assert problem.what == (
+        "prune cannot be used on this model: it attends in layers of a kind that is not known"
+    )
+    nameless = {name: value for name, value in CONFIG.items() if name != "model_type"}
+    (place.checkpoint / "config.json").write_text(json.dumps(nameless))
     problem = place.problem()
-    assert problem.what == "the config is not that of a transformer encoder"
-    assert "num_attention_heads" in str(problem.given)
+    assert problem.what == "the config does not tell what network this is"
+    assert "model_type" in str(problem.given)
 
 
 def test_everything_that_is_wrong_is_reported_at_once(place: Workplace) -> None:

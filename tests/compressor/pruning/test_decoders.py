@@ -156,7 +156,7 @@ def test_passes_that_do_not_suit_a_decoder_say_why() -> None:
     assert Prune.unsuited(known) is None
     assert DropLayers.unsuited(known) is None
     assert Prune.unsuited(unknown) == "it attends in layers of a kind that is not known"
-    assert DropLayers.unsuited(unknown) == "it has no layers of a transformer encoder"
+    assert DropLayers.unsuited(unknown) == "its layers are of a kind that is not known"
     assert unknown.num_parameters == sum(
         each.numel() for each in make_decoder("gpt2").module.parameters()
     )

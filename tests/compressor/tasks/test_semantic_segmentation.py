@@ -190,7 +190,7 @@ def test_stages_are_no_layers_of_one_width_and_are_not_pruned(tmp_path: Path) ->
     assert (found.task, found.has_head) == ("semantic-segmentation", True)
     assert found.passes["prune"] == "it attends in layers of a kind that is not known"
     assert found.passes["prune"] == Prune.unsuited(found.architecture)
-    assert found.passes["drop_layers"] == "it has no layers of a transformer encoder"
+    assert found.passes["drop_layers"] == "its layers are of a kind that is not known"
     assert found.passes["distill"] is found.passes["quantize"] is None
 
 
