@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 import targets
@@ -140,12 +141,17 @@ def table(found: Mapping[str, Transcribing]) -> Iterator[str]:
     yield "|---|---|---|---|---|"
     first = next(iter(found.values()))
     for name, each in found.items():
-        ratios = np.divide(first.totals_s, each.totals_s)
+        ratios = times_as_fast(first, each)
         yield (
             f"| {name} | {each.word_error_rate:.1%} | {each.usual_ms:.0f} "
             f"| {each.times_real_time:.1f} | {np.median(ratios):.2f}x "
             f"({ratios.min():.2f}-{ratios.max():.2f}) |"
         )
+
+
+def times_as_fast(first: Transcribing, other: Transcribing) -> NDArray[np.float64]:
+    """How many times as fast all recordings are written down, round by round.  # (rounds,)"""
+    return np.divide(first.totals_s, other.totals_s)
 
 
 if __name__ == "__main__":

@@ -329,9 +329,9 @@ def _without_window(config: Mapping[str, object]) -> Architecture:
         return _decoder(family, config)
     if _names_head(config, _WRITERS):
         return _writer(family, config)
-    if "vocab_size" not in config or reads_sound(config) or _has_patches(config):
-        return _transformer_or_unknown(family, config)
     described = _transformer_or_unknown(family, config)
+    if "vocab_size" not in config or reads_sound(config) or _has_patches(config):
+        return described
     embedding_size = int(str(config.get("embedding_size", described.hidden_size)))
     offset = _position_offset(family, config)
     is_bare = _names_head(config, _WITHOUT_HEAD)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from compressor.checkpoint import check_checkpoint, label_names
-from compressor.data import DataSpec, Splits, data_fingerprint, read_splits
+from compressor.data import DataSpec, Splits, data_fingerprint, input_field, read_splits
 from compressor.errors import CheckpointError, DataError, StoreError
 from compressor.passes import PassContext
 from compressor.passes.finetune import Finetune
@@ -147,7 +147,7 @@ def _columns(task: Task, column: str | None, label: str | None) -> dict[str, str
             given=column or label,
             fix="leave it out",
         )
-    field = "tokens" if task.label_field == "tags" else task.kind
+    field = input_field(task.kind, task.label_field)
     named = ((field, column), (str(task.label_field), label))  # of language models one and the same
     return {name: given for name, given in named if given}
 

@@ -234,7 +234,7 @@ def join_as_floats(model: onnx.ModelProto) -> int:
     """
     graph = model.graph
     makers = {output: node for node in graph.node for output in node.output}
-    passed: dict[str, str] = {}  # what a pair gives -> what it is given
+    passed: set[str] = set()  # what the pairs give
     for node in graph.node:
         if node.op_type != "Concat":
             continue
@@ -243,18 +243,20 @@ def join_as_floats(model: onnx.ModelProto) -> int:
             continue
         for pair in filter(None, pairs):
             reader, place, quantize = pair
-            passed[reader.input[place]] = quantize.input[0]
+            passed.add(reader.input[place])
             reader.input[place] = quantize.input[0]
-    read = {name for node in graph.node for name in node.input}
-    read |= {output.name for output in graph.output}
     for name in passed:
-        for node in (makers[name], makers[makers[name].input[0]]):
-            if read.isdisjoint(node.output):
+        dequantize = makers[name]
+        for node in (dequantize, makers[dequantize.input[0]]):
+            if not _is_read(graph, node):
                 graph.node.remove(node)
-                read = {name for each in graph.node for name in each.input} | {
-                    output.name for output in graph.output
-                }
     return len(passed)
+
+
+def _is_read(graph: onnx.GraphProto, node: onnx.NodeProto) -> bool:
+    read = {name for each in graph.node for name in each.input}
+    read |= {output.name for output in graph.output}
+    return not read.isdisjoint(node.output)
 
 
 def _pair_behind(

@@ -221,7 +221,8 @@ def drop_least_missed(
     Returns:
         The parts that stay, in their order, and the losses before and after, in nats.
     """
-    batches = sample_batches(model, split, num_rows=num_rows, batch_size=_LOSS_BATCH, seed=seed)
+    # All are read once a part and drop: they are made once.
+    batches = [*sample_batches(model, split, num_rows=num_rows, batch_size=_LOSS_BATCH, seed=seed)]
     metrics = {"loss_before_nats": mean_loss(model, batches)}
     kept = tuple(parts)
     for _ in range(num_drops):

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from pydantic import BaseModel, ConfigDict
 
 from compressor import interruption
@@ -36,10 +37,10 @@ from compressor.search.solver import ImportanceCurves, Solution, solve
 from compressor.store import RunStore, StoredStep
 from compressor.tasks import get_task
 from compressor.training.distillation import read_unlabeled
+from compressor.training.losses import logits_kl
 from compressor.training.teacher import TeacherMemory
 from targets.answers import Units
 from targets.answers.base import shared_units
-from targets.encoder import encoder_layers
 from targets.environment import library_versions
 from targets.wording import plural
 
@@ -187,8 +188,7 @@ class _Searcher:
         Raises:
             PassError: They cannot.
         """
-        module = TorchModel.load(self.prepared.original.folder).module
-        if not encoder_layers(module):
+        if not self.prepared.original.record.facts["has_known_layers"]:
             raise _another_kind(self.architecture, "its layers are of a kind that is not known")
 
     def _share_of_epochs(self) -> float:
@@ -377,12 +377,11 @@ class _Searcher:
 
     def _train(self, found: Search, solution: Solution, epochs: int) -> Trial:
         passes = self._passes(solution, epochs)
-        if self.manager.find(passes) is None:  # else it is there already
-            ends_s = self._spent_s + self._seconds(epochs)
-            if self.memory.is_empty:
-                ends_s += self.pace.label_s
-            if ends_s > self.settings.time_limit_s:
-                raise _OutOfTimeError
+        ends_s = self._spent_s + self._seconds(epochs)
+        if self.memory.is_empty:
+            ends_s += self.pace.label_s
+        if ends_s > self.settings.time_limit_s and self.manager.find(passes) is None:
+            raise _OutOfTimeError  # one that is there already takes no time
         begun = time.monotonic()
         steps = self.manager.run(passes)
         self._count(steps, time.monotonic() - begun)
@@ -420,10 +419,8 @@ class _Searcher:
         shape = (len(theirs), self.architecture.num_labels)
         if theirs.labels.ndim != 1 or theirs.scores.shape != shape:
             return None
-        wanted, given = (
-            np.maximum(each.probabilities, np.finfo(np.float64).tiny) for each in (theirs, ours)
-        )
-        return float((wanted * np.log(wanted / given)).sum(axis=-1).mean())
+        student, teacher = (torch.from_numpy(each.scores).double() for each in (ours, theirs))
+        return float(logits_kl(student, teacher, temperature=1.0))
 
     @functools.cached_property
     def _untouched(self) -> Units:

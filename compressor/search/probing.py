@@ -194,10 +194,11 @@ def _largest(layers: Sequence[LayerShape]) -> list[int]:
     The one with the widest feed-forward, that with the most heads, and then by size.
     """
     numbers = range(len(layers))
-    widest = max(numbers, key=lambda each: (layers[each].ffn_width, layers[each].num_heads))
     most = max(numbers, key=lambda each: (layers[each].num_heads, layers[each].ffn_width))
-    by_size = sorted(numbers, key=lambda each: (-layers[each].ffn_width, -layers[each].num_heads))
-    chosen = list(dict.fromkeys([widest, most, *by_size]))
+    widest, *others = sorted(
+        numbers, key=lambda each: (-layers[each].ffn_width, -layers[each].num_heads)
+    )
+    chosen = list(dict.fromkeys([widest, most, *others]))
     return sorted(chosen[:NUM_LAYERS])
 
 
