@@ -128,7 +128,7 @@ def _without_folders(value: Any) -> Any:
 def table(report: Report) -> Iterator[str]:
     """Every measured row against the untouched model in fp32 on ONNX Runtime, in Markdown."""
     rows = [row for row in report.rows if row.status == "measured"]
-    baseline = _at(_row(rows, "baseline", "onnxruntime"), 0)
+    baseline = _at(report.row(kind="baseline", target="onnxruntime", precision="fp32"), 0)
     yield f"### {report.name}, seed {report.seed}"
     yield ""
     yield (
@@ -176,10 +176,6 @@ def _is_rival(row: Row) -> bool:
 
 def _latency(row: Row) -> float:
     return _at(row, 0).median_ms
-
-
-def _row(rows: Sequence[Row], kind: str, target: str) -> Row:
-    return next(row for row in rows if row.kind == kind and row.target == target)
 
 
 def _at(row: Row, index: int) -> Measurement:

@@ -16,7 +16,7 @@ import numpy as np
 
 from benchmarks import transcribing, writing
 from compressor.report.files import read_report
-from compressor.report.schema import Report, Row
+from compressor.report.schema import Report
 from compressor.report.wording import drop_interval, points
 from targets.measurement import speedup
 
@@ -114,21 +114,13 @@ def _figures(family: Family) -> tuple[str, str]:
 
 def _of_report(report: Report, family: Family) -> tuple[str, str]:
     variant, target = family.chosen
-    before = _row(report, kind="baseline", target=BASE, precision="fp32")
-    after = _row(report, kind="candidate", variant=variant, target=target)
+    before = report.row(kind="baseline", target=BASE, precision="fp32")
+    after = report.row(kind="candidate", variant=variant, target=target)
     ratio = speedup(*(each.latency[report.primary_shape] for each in (before, after)))
     assert after.test_comparison is not None
     drop = after.test_comparison
     lost = f"{points(drop.drop_points)} ({drop_interval(drop)})"
     return _gain(ratio.ratio, ratio.low, ratio.high), lost
-
-
-def _row(report: Report, **wanted: str) -> Row:
-    return next(
-        row
-        for row in report.rows
-        if all(getattr(row, name) == value for name, value in wanted.items())
-    )
 
 
 def _gain(ratio: float, low: float, high: float) -> str:

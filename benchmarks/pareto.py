@@ -181,11 +181,7 @@ def _fp32(report: Report) -> float:
 
 
 def _untouched(report: Report) -> Row:
-    return next(
-        row
-        for row in report.rows
-        if row.kind == "baseline" and row.target == BASE and row.precision == "fp32"
-    )
+    return report.row(kind="baseline", target=BASE, precision="fp32")
 
 
 def _at(row: Row, report: Report) -> Measurement:
@@ -205,14 +201,7 @@ def table(report: Report) -> Iterator[str]:
     """Every shape on the target it was found for, in Markdown."""
     reference_row = _untouched(report)
     reference = _at(reference_row, report)
-    eager = next(
-        (
-            _at(row, report)
-            for row in report.rows
-            if row.kind == "reference" and row.target == EAGER
-        ),
-        None,
-    )
+    eager = _at(report.row(kind="reference", target=EAGER), report)
     *_, several = reference_row.latency
     size = reference_row.latency[several].batch_size
     yield (
@@ -231,7 +220,7 @@ def table(report: Report) -> Iterator[str]:
         mark = "~" if measured.noise.verdict == "noisy" else ""
         yield (
             f"| {_title(row)} | {speedup(reference, measured)} "
-            f"| {speedup(eager, measured) if eager is not None else ''} "
+            f"| {speedup(eager, measured)} "
             f"| {measured.median_ms:.2f}{mark} | {1000 * size / batch.median_ms:.0f} "
             f"| {100 * row.test.value:.1f}% | {points(drop.drop_points)} ({drop_interval(drop)}) "
             f"| {row.size_bytes / 1e6:.1f} |"

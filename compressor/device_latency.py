@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compressor.lowering import Candidate
+from compressor.measuring import have_died
 from compressor.progress import Progress
 from compressor.report.schema import DeviceFacts
 from compressor.store import RunStore, StoredStep, step_key
@@ -45,13 +46,13 @@ def measure_on_devices(
     settings: BenchmarkSettings,
     *,
     store: RunStore,
-    record: Callable[[StoredStep], None],
     progress: Progress,
     again: bool = False,
 ) -> OnDevices:
     """Measure every bundle on every device; one that fails is a reason, and the others go on.
 
-    A result is found again while the bundles, the settings and the entry of the device stay.
+    A result is found again while the bundles, the settings and the entry of the device stay, but
+    for one in which a worker died.
 
     Args:
         inventory: The devices file.
@@ -59,7 +60,6 @@ def measure_on_devices(
             on this machine.
         settings: How to measure.
         store: Where results are kept.
-        record: Is told of each step that the run uses.
         progress: Is told what happens.
         again: Forget results that are kept.
 
@@ -78,11 +78,15 @@ def measure_on_devices(
         if each.bundle is not None and each.target.form == "onnx"
     }
     inputs = {name: _inputs(device, bundles, settings) for name, device in devices.items()}
-    if again:
-        for each in inputs.values():
-            store.remove(step_key("devices", each))
-    kept = {name: store.find(step_key("devices", each)) for name, each in inputs.items()}
-    absent = {name: devices[name] for name, step in kept.items() if step is None}
+    absent = {}
+    for name, device in devices.items():
+        key = step_key("devices", inputs[name])
+        kept = store.find(key)
+        if again or (kept is not None and have_died(_results(kept).values())):
+            store.remove(key)
+            kept = None
+        if kept is None:
+            absent[name] = device
     found: Mapping[str, BenchReport | ToolkitError] = {}
     progress.start(f"measure {len(bundles)} bundles on {len(devices)} devices")
     if absent:
@@ -102,24 +106,29 @@ def measure_on_devices(
         if isinstance(outcome, ToolkitError):
             facts[name] = DeviceFacts(address=address, reason=store.without_paths(str(outcome)))
             continue
-        step = kept[name] or _keep(store, inputs[name], outcome)
-        record(step)
-        report = BenchReport.model_validate_json((step.folder / RESULT).read_bytes())
-        facts[name] = DeviceFacts(address=address, environment=report.environment)
-        results[name] = {entry.bundle: entry.result for entry in report.entries}
+        step = _keep(store, inputs[name], outcome)
+        facts[name] = DeviceFacts(address=address, environment=_report(step).environment)
+        results[name] = _results(step)
     failed = [name for name, each in facts.items() if each.reason]
     progress.finish(f"failed on {', '.join(failed)}" if failed else "", cached=not absent)
     return OnDevices(facts, results)
 
 
 def _keep(store: RunStore, inputs: Mapping[str, Any], report: BenchReport | None) -> StoredStep:
-    assert report is not None
-
     def make(files: Path, work: Path) -> dict[str, Any]:
+        assert report is not None  # it is only where the step is there
         (files / RESULT).write_text(report.model_dump_json(), encoding="utf-8")
         return {}
 
     return store.step("devices", inputs, make)
+
+
+def _report(step: StoredStep) -> BenchReport:
+    return BenchReport.model_validate_json((step.folder / RESULT).read_bytes())
+
+
+def _results(step: StoredStep) -> dict[str, CaseResult]:
+    return {entry.bundle: entry.result for entry in _report(step).entries}
 
 
 def _inputs(

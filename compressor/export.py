@@ -19,9 +19,10 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from compressor.errors import PassError
-from compressor.onnx_io import DATA_SUFFIX, SINGLE_FILE_LIMIT_BYTES, save_model
+from compressor.onnx_io import DATA_SUFFIX, save_model
 from compressor.simplify import simplify
 from compressor.tasks import Task, get_task
+from targets.onnx_files import SINGLE_FILE_LIMIT_BYTES
 from targets.preprocessing.text import IDS, MASK
 from targets.signature import PAST, TOTAL, Signature, TensorSpec
 

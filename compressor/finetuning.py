@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from compressor.checkpoint import check_checkpoint, label_names
-from compressor.data import DataSpec, Splits, data_fingerprint, input_field, read_splits
-from compressor.errors import CheckpointError, DataError, StoreError
+from compressor.data import DataSpec, Splits, data_fingerprint, read_splits
+from compressor.errors import CheckpointError, StoreError
 from compressor.passes import PassContext
 from compressor.passes.finetune import Finetune
 from compressor.progress import Progress
@@ -89,7 +89,7 @@ def finetune_checkpoint(
             given=model,
             fix="compress the checkpoint as it is, or name the task that the labels are for",
         )
-    columns = _columns(found, column, label)
+    columns = found.named_columns(column, label)
     spec = DataSpec.model_validate({**data_files, **columns, "max_length": max_length})
     start = partial(_start, model, name, max_length=max_length, image_size=image_size, seed=seed)
 
@@ -107,15 +107,14 @@ def finetune_checkpoint(
 
     def make(files: Path, work: Path) -> dict[str, Any]:
         splits = read_splits(spec, label_names=None, kind=kind, labels=labels, seed=seed)
-        if labels == "mask":
+        if found.has_class_indices:
             splits = replace(splits, label_names=_named(splits.label_names, model, found))
         return _train(start(splits.label_names), splits, settings, seed, files, work, progress)
 
     _check_output(output, key, (model, *(path.parent for path in spec.files.values())), overwrite)
     progress.start("finetune")
-    with store.run("finetune", output) as record:
+    with store.run("finetune", output):
         step = store.step("finetune", inputs, make)
-        record(step)
         _publish(step.folder, output, key)
     accuracies = {
         split: Accuracy.model_validate(found)
@@ -132,24 +131,6 @@ def finetune_checkpoint(
             f"({100 * largest:.1f}%): try another learning_rate or more epochs"
         )
     return accuracies
-
-
-def _columns(task: Task, column: str | None, label: str | None) -> dict[str, str]:
-    """The fields of the task -> the columns that hold them, where they are named.
-
-    Raises:
-        DataError: The files of the task have no columns.
-    """
-    if task.label_field == "boxes" and (column or label):
-        raise DataError(
-            "images with boxes stand in files as COCO has them, which have no columns",
-            where="--input" if column else "--label",
-            given=column or label,
-            fix="leave it out",
-        )
-    field = input_field(task.kind, task.label_field)
-    named = ((field, column), (str(task.label_field), label))  # of language models one and the same
-    return {name: given for name, given in named if given}
 
 
 def _named(indices: tuple[str, ...], model: Path, task: Task) -> tuple[str, ...]:

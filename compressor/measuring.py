@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -18,7 +18,7 @@ from targets.answers import Units
 from targets.base import Target
 from targets.benchmark import BenchmarkCase, BenchmarkSettings, CaseResult, benchmark
 from targets.bundle import Bundle
-from targets.environment import Environment
+from targets.environment import Environment, library_versions
 from targets.errors import WorkerError
 from targets.evaluation_pack import EvaluationPack
 from targets.predictor import encode
@@ -35,6 +35,7 @@ __all__ = [
     "Predictions",
     "evaluate",
     "evaluation_packs",
+    "have_died",
     "measure_latency",
     "pack_file",
     "tuned",
@@ -90,6 +91,7 @@ def evaluation_packs(
             "data": data_hash,
             "labels": list(manifest.labels),  # numbers in the packs are places among them
             "splits": list(names),
+            "libraries": library_versions(("numpy", *manifest.preprocessing.libraries)),
             "version": PACK_VERSION,
         },
         make,
@@ -181,6 +183,7 @@ def evaluate(
             "data": packs.content_hash,
             "machine": environment.machine,
             "version": EVALUATE_VERSION,
+            **({"alone": True} if candidate.target.runs_alone(opened) else {}),
         },
         make,
     )
@@ -222,7 +225,8 @@ def tuned(
     def make(files: Path, work: Path) -> dict[str, Any]:
         opened = Bundle.open(bundle.folder, verify=False)
         pack = packs.folder / pack_file("validation")
-        tuning = tune(opened, settings, pack=pack, on_progress=on_progress)
+        with store.measuring():
+            tuning = tune(opened, settings, pack=pack, on_progress=on_progress)
         written = write_tuned(opened, tuning, files)
         facts = bundle.record.facts
         return {"size_bytes": written.size_bytes, "notes": [*facts["notes"], describe(tuning)]}
@@ -295,16 +299,18 @@ def measure_latency(
             for key in bundles
         }
 
-    def has_died(step: StoredStep | None) -> bool:
-        results = {} if step is None else results_of(step)
-        failures = [each for result in results.values() for each in result.failures]
-        return any(each.error.type == WorkerError.__name__ for each in failures)
-
     key = step_key("benchmark", inputs)
-    if again or has_died(store.find(key)):
+    kept = store.find(key)
+    if again or (kept is not None and have_died(results_of(kept).values())):
         store.remove(key)
     step = store.step("benchmark", inputs, make)
     return step, results_of(step)
+
+
+def have_died(results: Iterable[CaseResult]) -> bool:
+    """Whether a worker died in a measurement: it may have been the machine's fault."""
+    failures = (each for result in results for each in result.failures)
+    return any(each.error.type == WorkerError.__name__ for each in failures)
 
 
 def _unknown_rate(bundle: Bundle, pack: EvaluationPack) -> float:

@@ -17,6 +17,7 @@ from onnx import numpy_helper
 from onnx.external_data_helper import ExternalDataInfo, uses_external_data
 
 from compressor.errors import CheckpointError
+from targets.onnx_files import SINGLE_FILE_LIMIT_BYTES, without_weights
 from targets.scratch import ScratchFolder
 
 __all__ = [
@@ -36,9 +37,6 @@ __all__ = [
 
 DATA_SUFFIX = ".data"
 """Weights of a model above the limit lie in a file of the model's name with this behind it."""
-
-SINGLE_FILE_LIMIT_BYTES = 1_800_000_000
-"""Protobuf refuses messages of 2 GiB; this leaves room for the graph and for rewriting it."""
 
 _SMALLEST_OUTSIDE = 1024  # bytes; smaller tensors, such as the shapes of others, stay in the graph
 _ALIGNMENT = 4096  # where tensors begin in a file of weights, so that it can be mapped
@@ -105,7 +103,7 @@ def save_model(
         path.write_bytes(whole.SerializeToString())
         data.unlink(missing_ok=True)
         return
-    slim = _without_weights(model)
+    slim = without_weights(model)
     written = data.with_name(data.name + ".tmp")  # what the model reads may be the file itself
     with written.open("wb") as stream:
         for tensor, full in zip(slim.graph.initializer, model.graph.initializer, strict=True):
@@ -120,37 +118,12 @@ def save_model(
     path.write_bytes(slim.SerializeToString())
 
 
-def _without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy with the names, types and shapes of its initializers alone."""
-    slim = onnx.ModelProto()
-    for part, value in model.ListFields():
-        if part.name != "graph":
-            _set(slim, part.name, value)
-    for part, value in model.graph.ListFields():
-        if part.name != "initializer":
-            _set(slim.graph, part.name, value)
-    for tensor in model.graph.initializer:
-        slim.graph.initializer.add(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
-    return slim
-
-
 def _refer(tensor: onnx.TensorProto, location: str, offset: int, length: int) -> None:
     """Let a tensor without values have those in a file, of a length in bytes."""
     tensor.data_location = onnx.TensorProto.EXTERNAL
     del tensor.external_data[:]
     for key, value in (("location", location), ("offset", offset), ("length", length)):
         tensor.external_data.add(key=key, value=str(value))
-
-
-def _set(message: Any, name: str, value: Any) -> None:
-    """Set a field of a protobuf message of any kind."""
-    field = getattr(message, name)
-    if hasattr(field, "CopyFrom"):
-        field.CopyFrom(value)
-    elif hasattr(field, "extend"):
-        field.extend(value)
-    else:
-        setattr(message, name, value)
 
 
 def _lies_outside(tensor: onnx.TensorProto) -> bool:

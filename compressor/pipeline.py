@@ -28,7 +28,7 @@ from compressor.preparation import Prepared, prepare, runnable_targets
 from compressor.progress import Progress, Silent
 from compressor.publishing import Publisher, remove_leftovers
 from compressor.recipe.schema import ORIGINAL, Recipe
-from compressor.report.files import write_report
+from compressor.report.files import withdraw_report, write_report
 from compressor.report.schema import LayerError, ModelFacts, Report, Row, Step
 from compressor.report.wording import significant, worst_layer
 from compressor.rows import Rows, accuracy
@@ -101,9 +101,9 @@ def run(
     progress = progress or Silent()
     for warning in plan.warnings:
         progress.warn(warning)
-    with store.run(recipe.name, recipe.output) as record:
+    with store.run(recipe.name, recipe.output):
         prepared = prepare(recipe, plan, store=store, progress=progress)
-        job = _Run(prepared, record, measure_again=measure_again, teacher_memory=teacher_memory)
+        job = _Run(prepared, measure_again=measure_again, teacher_memory=teacher_memory)
         return job.report()
 
 
@@ -143,11 +143,10 @@ def try_on_validation(
     )
     targets = runnable_targets(recipe)
     plan = validate_recipe(recipe)
-    with store.run(recipe.name, recipe.output) as record:
+    with store.run(recipe.name, recipe.output):
         prepared = prepare(recipe, plan, store=store, progress=progress)
         trial = _Run(
             prepared,
-            record,
             targets=targets,
             splits=("validation",),
             purpose="trial",
@@ -162,7 +161,6 @@ class _Run:
     def __init__(
         self,
         prepared: Prepared,
-        record: Callable[[StoredStep], None],
         *,
         measure_again: bool = False,
         targets: Sequence[Target] | None = None,
@@ -176,7 +174,6 @@ class _Run:
         self.plan = prepared.plan
         self.store = prepared.store
         self.progress = prepared.progress
-        self.record = record
         self.measure_again = measure_again
         self.targets = self.recipe.targets if targets is None else targets
         self.splits = splits  # on which the bundles predict
@@ -194,7 +191,6 @@ class _Run:
 
     def measure(self) -> _Measured:
         """Make every bundle, and measure its accuracy and its latency."""
-        self.record(self.prepared.original)
         baselines, chains = self.run_passes()
         candidates = self.lower_all(baselines, chains)
         packs = self.tokenize_all(candidates)
@@ -254,6 +250,7 @@ class _Run:
         )
         with self.store.writing_to(self.recipe.output):
             remove_leftovers(self.recipe.output)
+            withdraw_report(self.recipe.output)
             self.publish(report, candidates, packs)
             return write_report(report, self.recipe.output, answers=rows.answers())
 
@@ -263,8 +260,6 @@ class _Run:
 
         def chain(variant: str, passes: Sequence[Any], num_shared: int = 0) -> _Chain:
             steps = manager.run(passes, variant=variant, num_shared=num_shared)
-            for step in steps:
-                self.record(step)
             return _Chain(variant, (self.prepared.original, *steps))
 
         baselines = [chain(ORIGINAL, passes) for passes in self.plan.baselines.values()]
@@ -300,8 +295,6 @@ class _Run:
             )
             candidates.append(candidate)
             kept = candidate.bundle or candidate.refusal
-            if kept is not None:
-                self.record(kept)
             self.progress.finish(_outcome(candidate), cached=kept is not None and kept.cached)
         return candidates
 
@@ -317,7 +310,6 @@ class _Run:
                     data_hash=self.prepared.data_hash,
                     names=self.splits,
                 )
-                self.record(packs[each.key])
         return packs
 
     def evaluate_all(
@@ -348,7 +340,6 @@ class _Run:
                     failures[each.key] = self.store.without_paths(str(error))
                     self.progress.finish(error.what, cached=False)
                     continue
-                self.record(step)
                 last = self.splits[-1]
                 unknown = packs[each.key].record.facts["unknown_rates"][last]
                 if unknown > 0:
@@ -382,7 +373,6 @@ class _Run:
         except (TargetError, BundleError) as error:
             self.progress.finish(f"not tuned: {error.what}", cached=False)
             return candidate
-        self.record(step)
         self.progress.finish(step.record.facts["notes"][-1], cached=step.cached)
         return replace(candidate, bundle=step)
 
@@ -414,7 +404,6 @@ class _Run:
             if step is None:
                 self.progress.finish("nothing to compare", cached=False)
                 continue
-            self.record(step)
             layers = tuple(map(LayerError.model_validate, step.record.facts["layers"]))
             found[each.key] = layers
             by_variant.setdefault(each.variant, {})[each.target.label] = layers
@@ -440,7 +429,6 @@ class _Run:
             again=self.measure_again,
             purpose=self.purpose,
         )
-        self.record(step)
         self.progress.finish("", cached=step.cached)
         return results, Environment.model_validate(step.record.facts["environment"])
 
@@ -453,7 +441,6 @@ class _Run:
             candidates,
             self.recipe.benchmark,
             store=self.store,
-            record=self.record,
             progress=self.progress,
             again=self.measure_again,
         )

@@ -170,7 +170,9 @@ def _answered(
             "max_length": recipe.data.max_length,
             "data": data_hash,
             "version": REFERENCE_VERSION,
-            "libraries": library_versions(("torch", "transformers")),
+            "libraries": library_versions(
+                ("torch", "transformers", *task.preprocessing_type.libraries)
+            ),
         },
         make,
     )

@@ -283,7 +283,9 @@ def _card(manifest: Manifest, row: Row) -> str:
     extras = dict.fromkeys(filter(None, (target.extra, preprocessing.extra)))
     owner = announcer(type(target))
     example = '--text "..."'
-    if preprocessing.reads_files():
+    if preprocessing.reads_objects:
+        example = """--text '{"question": "...", "context": "..."}'"""
+    elif preprocessing.reads_files():
         example = f"--file {preprocessing.noun}{preprocessing.suffixes[0]}"
     lines = [
         f"# {manifest.name} for {manifest.target}",

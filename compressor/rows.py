@@ -104,6 +104,8 @@ class Rows:
                 first = found.setdefault(name, values)
                 if not np.array_equal(first, values):  # it judges other parts of the rows
                     found[f"{key}.{name}"] = values
+            if units.losses is not None:
+                found[f"{key}.losses"] = units.losses
         return found
 
     def _row(self, candidate: Candidate) -> Row:

@@ -16,8 +16,8 @@ import shlex
 import shutil
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -150,6 +150,7 @@ class RunStore:
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self._note: Callable[[str], None] | None = None  # that the present run uses a step
 
     def step(
         self,
@@ -167,6 +168,8 @@ class RunStore:
         """
         interruption.leave_if_asked()
         key = step_key(kind, inputs)
+        if self._note is not None:
+            self._note(key)  # before it is there: what an interruption leaves of it is kept as well
         found = self.find(key)
         if found is not None:
             return found
@@ -195,26 +198,34 @@ class RunStore:
         return StoredStep(record, folder / FILES, cached=True)
 
     def remove(self, prefix: str) -> list[str]:
-        """Remove the finished and partial steps whose key starts with ``prefix``.
+        """Remove the step whose key starts with ``prefix``, finished or partial.
 
         Returns:
-            Their keys.
+            Its key; empty where there is none.
 
         Raises:
-            StoreError: Also where another run is making one of them; nothing is removed then.
+            StoreError: Also where several keys start so, or another run is making the step; nothing
+                is removed then.
         """
         found = self._step_folders(prefix) if prefix else []
         keys = sorted({folder.name for folder in found})
-        with ExitStack() as stack:
-            for key in keys:
-                if not stack.enter_context(self._locked_now(key)):
+        if len(keys) > 1:
+            raise StoreError(
+                "several steps begin like this",
+                where=self.root,
+                given=f"{prefix}: {', '.join(key[:12] for key in keys[:3])}, {len(keys)} in all",
+                fix="name more of the key; `compressor runs show RUN` names the steps of a run",
+            )
+        for key in keys:
+            with self._locked_now(key) as free:
+                if not free:
                     raise StoreError(
                         "another run is making this step",
                         where=self.root / PARTIAL / key,
                         fix="wait for it to end, or stop it",
                     )
-            for folder in found:
-                self._remove_folder(folder)
+                for folder in found:
+                    self._remove_folder(folder)
         return keys
 
     def without_paths(self, text: str) -> str:
@@ -237,11 +248,12 @@ class RunStore:
         return iter(sorted(records, key=lambda record: record.created))
 
     @contextmanager
-    def run(self, name: str, output: Path) -> Iterator[Callable[[StoredStep], None]]:
-        """Keep a record of a run, however it ends; yields what notes that it used a step."""
+    def run(self, name: str, output: Path) -> Iterator[None]:
+        """Keep a record of a run, however it ends: all steps that are asked for within it are its
+        own, finished or not."""
         started = datetime.now(UTC)
         run = f"{started:%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:6]}"
-        keys: list[str] = []
+        keys: dict[str, None] = {}
 
         def write(status: str) -> None:
             self.write_run(
@@ -250,24 +262,28 @@ class RunStore:
                     name=name,
                     started=started.isoformat(timespec="seconds"),
                     status=status,
-                    steps=tuple(dict.fromkeys(keys)),
+                    steps=tuple(keys),
                     output=str(output),
                 )
             )
 
-        def record(step: StoredStep) -> None:
-            keys.append(step.record.key)
-            write(RUNNING)
+        def note(key: str) -> None:
+            if key not in keys:
+                keys[key] = None
+                write(RUNNING)
 
         self._remove_half_records()
         with self._locked(run):
             write(RUNNING)
+            outer, self._note = self._note, note
             try:
-                yield record
+                yield
             except BaseException as error:
                 with suppress(StoreError):  # the store may be what failed
                     write(_ending(error))
                 raise
+            finally:
+                self._note = outer
             write("finished")
 
     def write_run(self, record: RunRecord) -> None:
@@ -283,10 +299,9 @@ class RunStore:
         """All runs, the newest first."""
         records = []
         for path in sorted((self.root / RUNS).glob("*.json"), reverse=True):
-            try:
-                record = RunRecord.model_validate_json(path.read_bytes())
-            except (OSError, ValidationError):
-                continue  # a run that was cut off while writing leaves nothing worth showing
+            record = _read_run(path)
+            if record is None:
+                continue
             if record.status == RUNNING and self._is_free(record.run):
                 record = record.model_copy(update={"status": KILLED})
             records.append(record)
@@ -307,7 +322,8 @@ class RunStore:
     def prune(self, keep_runs: int) -> tuple[int, int]:
         """Forget all but the newest runs, and remove the steps that none of them used.
 
-        Runs that go on at the moment, and what they are making, are left alone.
+        Runs that go on at the moment, and what they use, are left alone; so is what an unfinished
+        run that stays had begun.
 
         Returns:
             (number of steps removed, bytes freed).
@@ -317,6 +333,7 @@ class RunStore:
             run for place, run in enumerate(runs) if place < keep_runs or run.status == RUNNING
         ]
         kept = {key for run in staying for key in run.steps}
+        ended = {run.run for run in runs if run.status != RUNNING}
         with storage_errors(self.root):
             for run in runs:
                 if run not in staying:
@@ -327,11 +344,17 @@ class RunStore:
             if folder.name in kept:
                 continue
             with self._locked_now(folder.name) as free:
-                if free:
+                if free and folder.name not in self._keys_but_of(ended):
                     size += sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
                     count += folder.parent.name == STEPS
                     self._remove_folder(folder)
         return count, size
+
+    def _keys_but_of(self, ended: Collection[str]) -> set[str]:
+        """The steps of the runs that go on, or that ended since others had."""
+        paths = (self.root / RUNS).glob("*.json")
+        records = (_read_run(path) for path in paths if path.stem not in ended)
+        return {key for record in records if record is not None for key in record.steps}
 
     def _step_folder(self, key: str) -> Path:
         return self.root / STEPS / key
@@ -474,6 +497,14 @@ class RunStore:
             os.rename(partial, target)
             sync_folder(target.parent)
         return StoredStep(record, target / FILES, cached=False)
+
+
+def _read_run(path: Path) -> RunRecord | None:
+    """The record of a run; None of one that was cut off while it was written."""
+    try:
+        return RunRecord.model_validate_json(path.read_bytes())
+    except (OSError, ValidationError):
+        return None
 
 
 def _earlier_s(partial: Path) -> float:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from targets.discovery import Component, foreign_source
-from targets.errors import InputError, TargetError
+from targets.errors import InputError, TargetError, UnsupportedModelError
 from targets.signature import Arrays, Signature
 
 if TYPE_CHECKING:
@@ -50,6 +50,11 @@ class Source:
     precision: Precision = "fp32"
     ranges: Mapping[str, tuple[int, int, int]] = field(default_factory=dict)
     task: str | None = None
+
+    @property
+    def has_float_products(self) -> bool:
+        """Whether its integers are weights, and perhaps what it keeps from token to token."""
+        return self.precision in ("int8-weights", "int4-weights")
 
 
 @dataclass(frozen=True)
@@ -211,6 +216,24 @@ class Target(Component, ABC):
         The fastest of them is the baseline that a compressed model has to beat.
         """
 
+    def check(self, source: Source) -> None:
+        """Check a model before it is lowered, or left for another machine to do it.
+
+        Raises:
+            UnsupportedModelError: It keeps a state and the target does not, or see `requires`.
+        """
+        signature = source.signature
+        if signature.state and not self.keeps_state:
+            raise UnsupportedModelError(
+                f"{self.label} does not run models that keep a state between runs",
+                where=source.path,
+                given=f"{len(signature.state)} tensors of state",
+                fix="use another target"
+                if signature.context
+                else "leave out cache: true of the pass export, or use another target",
+            )
+        self.requires(source)
+
     @abstractmethod
     def requires(self, source: Source) -> None:
         """Check that the target runs everything in the model.
@@ -245,6 +268,14 @@ class Target(Component, ABC):
             MissingLibraryError: The runtime is not installed.
             TargetError: The runtime refused the bundle.
         """
+
+    def runs_alone(self, bundle: Bundle) -> bool:
+        """Whether the accuracy of a bundle is that of inputs that run one at a time.
+
+        Where one alone may have another answer than among others: by default where scales are
+        computed at run time, which are those of a whole batch.
+        """
+        return bundle.manifest.precision == "int8-dynamic"
 
     def alternatives(self, *, threads: int, batch_size: int) -> Mapping[str, Alternative]:
         """What ``tune`` may try on this machine, by name; by default nothing.

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -13,6 +15,8 @@ from targets.benchmark import BenchmarkCase, BenchmarkSettings, CaseResult, Shap
 from targets.bundle import Bundle
 from targets.cold_start import ColdStart, cold_starts
 from targets.environment import Environment
+from targets.errors import ToolkitError
+from targets.protocol import ErrorRecord
 from targets.scratch import ScratchFolder
 from targets.sustained import Sustained, sustained_run
 from targets.workloads import bundle_texts
@@ -72,6 +76,8 @@ class BenchEntry(_Frozen):
     sustained: Sustained | None = None
     writing: tuple[Writing, ...] = Field(default=(), exclude_if=lambda found: not found)
     """One for each length of the prompt."""
+    failures: Mapping[str, ErrorRecord] = Field(default={}, exclude_if=lambda found: not found)
+    """What failed beside the latencies, such as ``writing``, and why."""
 
 
 class BenchReport(_Frozen):
@@ -88,7 +94,7 @@ class BenchReport(_Frozen):
     @property
     def complete(self) -> bool:
         """Whether nothing failed."""
-        return not any(entry.result.failures for entry in self.entries)
+        return not any(entry.result.failures or entry.failures for entry in self.entries)
 
 
 def bench(
@@ -112,7 +118,6 @@ def bench(
         BundleError: Real texts are asked for, and a bundle carries none; or writing, and it is
             none of a language model that keeps a state.
         InputError: What is to be written would become too long.
-        TargetError: Writing, a cold start or a sustained run was refused by the runtime.
     """
     if sweep.num_written:
         for bundle in bundles.values():
@@ -135,12 +140,13 @@ def bench(
             shapes=sweep.shapes,
         )
     written: dict[tuple[str, int], list[Writing]] = {}
+    failures: dict[tuple[str, int], dict[str, ErrorRecord]] = {case: {} for case in cases}
     if sweep.num_written:
         failed = {
             name for (name, _), each in zip(cases, results.values(), strict=True) if each.failures
         }
         able = {name: bundle for name, bundle in bundles.items() if name not in failed}
-        written = _written(able, sweep, settings, on_progress)
+        written = _written(able, sweep, settings, failures, on_progress)
     entries = []
     for (name, threads), result in zip(cases, results.values(), strict=True):
         bundle = bundles[name]
@@ -151,9 +157,10 @@ def bench(
             result=result,
             writing=tuple(written.get((name, threads), ())),
         )
+        own = failures[name, threads]
         if not result.failures:
-            entry = entry.model_copy(update=_alone(bundle, threads, sweep, on_progress))
-        entries.append(entry)
+            entry = entry.model_copy(update=_alone(bundle, threads, sweep, own, on_progress))
+        entries.append(entry.model_copy(update={"failures": own}))
     return BenchReport(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         environment=Environment.here(),
@@ -167,10 +174,15 @@ def _written(
     bundles: Mapping[str, Bundle],
     sweep: Sweep,
     settings: BenchmarkSettings,
+    failures: Mapping[tuple[str, int], dict[str, ErrorRecord]],
     on_progress: Callable[[float, str], None],
 ) -> dict[tuple[str, int], list[Writing]]:
     """What each bundle wrote with each number of threads, by the length of the prompt."""
     found: dict[tuple[str, int], list[Writing]] = {}
+
+    def fail(name: str, error: ToolkitError, threads: int) -> None:
+        failures[name, threads]["writing"] = ErrorRecord.of(error)
+
     for threads in sweep.threads:
         for length in sweep.sequence_lengths:
             measured = measure_writing(
@@ -180,6 +192,8 @@ def _written(
                 num_tokens=sweep.num_written,
                 num_rounds=settings.rounds,
                 on_progress=lambda done, total, line: on_progress(done / total, line),
+                on_failure=functools.partial(fail, threads=threads),
+                timeout_s=settings.timeout_s,
             )
             for name, writing in measured.items():
                 found.setdefault((name, threads), []).append(writing)
@@ -187,28 +201,43 @@ def _written(
 
 
 def _alone(
-    bundle: Bundle, threads: int, sweep: Sweep, on_progress: Callable[[float, str], None]
+    bundle: Bundle,
+    threads: int,
+    sweep: Sweep,
+    failures: dict[str, ErrorRecord],
+    on_progress: Callable[[float, str], None],
 ) -> dict[str, ColdStart | Sustained]:
     """What is measured of one bundle while no other runs."""
     found: dict[str, ColdStart | Sustained] = {}
     if sweep.num_cold_starts:
-        found["cold_start"] = cold_starts(
-            bundle.folder,
-            threads=threads,
-            num_starts=sweep.num_cold_starts,
-            sequence_length=sweep.sequence_lengths[0],
-            on_progress=lambda done, total: on_progress(done / total, "cold starts"),
-        )
+        with _noting(failures, "cold start"):
+            found["cold_start"] = cold_starts(
+                bundle.folder,
+                threads=threads,
+                num_starts=sweep.num_cold_starts,
+                sequence_length=sweep.sequence_lengths[0],
+                on_progress=lambda done, total: on_progress(done / total, "cold starts"),
+            )
     if sweep.sustained_s:
-        found["sustained"] = sustained_run(
-            bundle.folder,
-            duration_s=sweep.sustained_s,
-            threads=threads,
-            batch_size=sweep.batch_sizes[0],
-            sequence_length=sweep.sequence_lengths[0],
-            on_progress=on_progress,
-        )
+        with _noting(failures, "sustained run"):
+            found["sustained"] = sustained_run(
+                bundle.folder,
+                duration_s=sweep.sustained_s,
+                threads=threads,
+                batch_size=sweep.batch_sizes[0],
+                sequence_length=sweep.sequence_lengths[0],
+                on_progress=on_progress,
+            )
     return found
+
+
+@contextmanager
+def _noting(failures: dict[str, ErrorRecord], what: str) -> Iterator[None]:
+    """Keep why something failed: what was measured before stays."""
+    try:
+        yield
+    except ToolkitError as error:
+        failures[what] = ErrorRecord.of(error)
 
 
 def _write_texts(bundle: Bundle, texts: Sequence[str] | None, folder: Path) -> Path:

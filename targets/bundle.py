@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import weakref
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -36,6 +36,7 @@ __all__ = [
     "Measured",
     "Trial",
     "Tuning",
+    "check_options",
     "hash_file",
     "merge_options",
     "parse_manifest",
@@ -433,6 +434,30 @@ def _check_version(text: str, path: Path) -> None:
             where=path,
             given=found,
             fix=f"this version reads schema {SCHEMA_VERSION}; install the version that built it",
+        )
+
+
+def check_options(bundle: Bundle, given: Iterable[str], known: Collection[str]) -> None:
+    """Check that a bundle asks of its runtime nothing but what lowering and tuning write.
+
+    Other properties of a runtime may name files to read or to write, and a bundle may come from
+    anywhere.
+
+    Args:
+        bundle: The bundle.
+        given: Names of the properties that its manifest sets.
+        known: Those that are known.
+
+    Raises:
+        BundleError: Names those that are not.
+    """
+    unknown = sorted(set(given) - set(known))
+    if unknown:
+        raise BundleError(
+            "the bundle sets properties of its runtime that are not known here",
+            where=bundle.source,
+            given=", ".join(unknown),
+            fix="build the bundle anew; it may be of a newer version, or was changed by hand",
         )
 
 

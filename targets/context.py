@@ -9,12 +9,15 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from targets.errors import UnsupportedModelError
+from targets.onnx_files import without_weights
 
 if TYPE_CHECKING:
     import onnx
 
 __all__ = ["split_context"]
 
+LARGE_BYTES = 1024
+"""Of a weight, whose values say nothing of shapes."""
 _KEPT = "{}_kept"
 """What an input of the encoder is called where the decoder reads it too."""
 
@@ -117,7 +120,8 @@ def _typed(model: onnx.ModelProto, names: Mapping[str, str]) -> list[onnx.ValueI
     """The values at the border with their types, under their names there."""
     from onnx import helper, shape_inference
 
-    found = shape_inference.infer_shapes(model).graph
+    slim = without_weights(model, larger_than_bytes=LARGE_BYTES)  # protobuf may refuse the whole
+    found = shape_inference.infer_shapes(slim).graph
     types = {each.name: each.type for each in (*found.value_info, *found.input, *found.output)}
     unknown = [name for name in names if name not in types]
     if unknown:

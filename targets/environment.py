@@ -11,10 +11,19 @@ from collections.abc import Iterable
 import psutil
 from pydantic import BaseModel, ConfigDict
 
-__all__ = ["INT8_FEATURES", "Environment", "cpu_features", "library_versions"]
+__all__ = [
+    "BF16_FEATURES",
+    "INT8_FEATURES",
+    "Environment",
+    "cpu_features",
+    "library_versions",
+]
 
 INT8_FEATURES = frozenset({"avx_vnni", "avx512_vnni", "amx_int8", "asimddp", "i8mm"})
 """Instruction sets that add products of int8 in 32 bits; others add two of them in 16 first."""
+
+BF16_FEATURES = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
+"""Instruction sets that multiply bf16."""
 
 REPORTED_LIBRARIES = (
     "compressor",

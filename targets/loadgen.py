@@ -28,6 +28,8 @@ __all__ = ["import_loadgen", "run_load"]
 # Answers that LoadGen keeps in its accuracy log, by which a run can be checked afterwards.
 LOGGED_ANSWERS = 64
 WARM_UP_S = 2.0
+MOST_BYTES = 512_000_000
+"""Of the samples that are ready to run: floats take more than what a pack keeps of an image."""
 PACE_S = 0.5
 # LoadGen makes twice the queries of the expected pace, and 1.1 times the samples of an offline run;
 # one that turns out faster than this would end too early and not be valid.
@@ -91,7 +93,7 @@ def run_load(
     system.warm_up()
     asked = _test_settings(loadgen, settings, system.sample_s(settings.samples_per_query))
     under_test = loadgen.ConstructSUT(system.answer_now if waits else system.put, _nothing)
-    library = loadgen.ConstructQSL(len(pack), len(pack), _nothing, _nothing)
+    library = loadgen.ConstructQSL(len(pack), samples.num_ready, samples.load, samples.unload)
 
     def start() -> None:
         loadgen.StartTestWithLogSettings(under_test, library, asked, _log_settings(loadgen, logs))
@@ -112,20 +114,37 @@ def run_load(
 
 
 class _Samples:
-    """The samples of a pack, each ready to run alone."""
+    """The samples of a pack; those that LoadGen draws from are ready to run alone."""
 
     def __init__(self, pack: EvaluationPack, signature: Signature) -> None:
         self._signature = signature
         self._pack = pack
         self.lengths = pack.lengths
-        self._alone = [self._batch((index,)) for index in range(len(pack))]
+        self._alone: dict[int, Arrays] = {}
 
     def __len__(self) -> int:
         return len(self.lengths)
 
+    @property
+    def num_ready(self) -> int:
+        """How many LoadGen draws from: all, or as many as there is to be memory for."""
+        longest = self._batch((int(np.argmax(self.lengths)),))
+        size_bytes = sum(array.nbytes for array in longest.values())
+        return int(np.clip(MOST_BYTES // max(size_bytes, 1), 1, len(self)))
+
+    def load(self, indices: Sequence[int]) -> None:
+        """Make samples ready; LoadGen asks for it before it measures."""
+        self._alone |= {index: self._batch((index,)) for index in indices}
+
+    def unload(self, indices: Sequence[int]) -> None:
+        """Forget them."""
+        for index in indices:
+            self._alone.pop(index, None)
+
     def feeds(self, indices: Sequence[int]) -> Arrays:
         """Samples as one batch, padded to the longest of them."""
-        return self._alone[indices[0]] if len(indices) == 1 else self._batch(indices)
+        ready = self._alone.get(indices[0]) if len(indices) == 1 else None
+        return self._batch(indices) if ready is None else ready
 
     def _batch(self, indices: Sequence[int]) -> Arrays:
         return self._pack.feeds(indices, self._signature)
@@ -273,4 +292,4 @@ def _machine(before: CpuSample, after: CpuSample, threads: int) -> MachineState:
 
 
 def _nothing(*_: object) -> None:
-    """What LoadGen tells here is of no use: samples are ready, and every query is answered."""
+    """What LoadGen tells here is of no use: every query is answered."""

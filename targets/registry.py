@@ -14,7 +14,7 @@ from targets.discovery import discover
 from targets.environment import cpu_features
 from targets.errors import TargetError
 
-__all__ = ["available", "get", "open_session"]
+__all__ = ["available", "bundle_target", "get", "open_session"]
 
 
 @functools.cache
@@ -71,4 +71,9 @@ def open_session(bundle: Bundle, *, threads: int = 1) -> Session:
             fix="lower the model on a CPU like this one, or use another precision here",
         )
     threads = min(threads, manifest.max_threads or threads)
-    return get(manifest.target, **manifest.target_settings).load(bundle, threads=threads)
+    return bundle_target(bundle).load(bundle, threads=threads)
+
+
+def bundle_target(bundle: Bundle) -> Target:
+    """The target that a bundle was made for, with its settings."""
+    return get(bundle.manifest.target, **bundle.manifest.target_settings)

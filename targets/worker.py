@@ -25,16 +25,18 @@ from pydantic import TypeAdapter
 
 from targets.base import Session
 from targets.bundle import Bundle
-from targets.errors import ToolkitError, UnsupportedModelError, WorkerError
+from targets.errors import ToolkitError, WorkerError
 from targets.evaluation_pack import EvaluationPack
 from targets.interference import CpuSample, peak_memory_bytes, round_between
 from targets.measurement import warm_up_until_stable
 from targets.protocol import ErrorRecord, decode, encode, source_from_json
-from targets.registry import get, open_session
+from targets.registry import bundle_target, get, open_session
 from targets.workloads import Request, Workload, requests
 
 __all__ = ["Commands", "serve"]
 
+BATCH_SIZE = 32
+"""Rows of an evaluation pack that run at a time."""
 WORKLOAD: TypeAdapter[Workload] = TypeAdapter(Workload)
 
 
@@ -53,16 +55,7 @@ class Commands:
         """Check a model against a target and write it in the target's form."""
         lowering = get(target, **settings)
         model = source_from_json(source)
-        if model.signature.state and not lowering.keeps_state:
-            raise UnsupportedModelError(
-                f"{lowering.label} does not run models that keep a state between runs",
-                where=model.path,
-                given=f"{len(model.signature.state)} tensors of state",
-                fix="use another target"
-                if model.signature.context
-                else "leave out cache: true of the pass export, or use another target",
-            )
-        lowering.requires(model)
+        lowering.check(model)
         return dataclasses.asdict(lowering.lower(model, Path(folder)))
 
     def open(self, *, bundle: str, threads: int, options: dict[str, Any]) -> dict[str, Any]:
@@ -80,7 +73,7 @@ class Commands:
         self._requests.clear()
         return {"load_time_ms": load_time_s * 1e3, "peak_memory_bytes": peak_memory_bytes()}
 
-    def predict(self, *, pack: str, outputs: str, batch_size: int) -> dict[str, Any]:
+    def predict(self, *, pack: str, outputs: str, batch_size: int | None) -> dict[str, Any]:
         """Let the model answer an evaluation pack; see `Answers.open`.
 
         Writes the outputs in the order of the pack, as safetensors.
@@ -91,6 +84,8 @@ class Commands:
         assert bundle is not None
         samples = EvaluationPack.load(Path(pack))
         meaning = bundle.manifest.answers
+        if batch_size is None:
+            batch_size = 1 if bundle_target(bundle).runs_alone(bundle) else BATCH_SIZE
         answer = meaning.open(bundle.folder)
         answers = [
             (batch, answer(session, batch.feeds))
@@ -101,9 +96,13 @@ class Commands:
 
     def warm_up(self, *, workload: dict[str, Any]) -> dict[str, Any]:
         """Run until the times are stable."""
-        turns = itertools.cycle(self._made(workload))
+        made = self._made(workload)
+        if len(made) > 1:  # each once: a runtime may compile something for its length
+            for each in made:
+                each()
+        turns = itertools.cycle(made)
         times = warm_up_until_stable(lambda: next(turns)(), time.perf_counter_ns)
-        return {"run_ns": times, "num_requests": len(self._made(workload))}
+        return {"run_ns": times, "num_requests": len(made)}
 
     def round(self, *, workload: dict[str, Any], num_runs: int, settle_runs: int) -> dict[str, Any]:
         """Time ``num_runs`` runs, after some that are not timed."""

@@ -168,8 +168,13 @@ class Worker:
         )
         return Opened.model_validate(answer)
 
-    def predict(self, pack: Path, *, batch_size: int = 32) -> Arrays:
+    def predict(self, pack: Path, *, batch_size: int | None = None) -> Arrays:
         """Run a saved evaluation pack on the open bundle.
+
+        Args:
+            pack: The file.
+            batch_size: Rows that run at a time; None for several, or one where
+                `Target.runs_alone`.
 
         Returns:
             The outputs in the order of the pack; see `EvaluationPack.restore`.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 
@@ -11,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from targets.answers import WrittenAnswers
 from targets.benchmark import alternate
 from targets.bundle import Bundle
-from targets.errors import BundleError, InputError
+from targets.errors import BundleError, InputError, ToolkitError
 from targets.feeds import bundle_feeds
 from targets.measurement import Interval, Round, median_interval
 from targets.worker_client import Worker
@@ -20,6 +21,8 @@ from targets.workloads import WritingSpec
 __all__ = ["Writing", "check_writes", "measure_writing"]
 
 _NS_PER_MS = 1e6
+PAUSE_S = 0.02
+"""Between rounds, in which the threads of the last runtime stop spinning."""
 
 
 class Writing(BaseModel):
@@ -124,6 +127,8 @@ def measure_writing(
     num_tokens: int,
     num_rounds: int,
     on_progress: Callable[[int, int, str], None] = lambda done, total, line: None,
+    on_failure: Callable[[str, ToolkitError], None] | None = None,
+    timeout_s: float = 600.0,
 ) -> dict[str, Writing]:
     """Let every bundle read and write in a process of its own, in rounds that alternate.
 
@@ -134,12 +139,22 @@ def measure_writing(
         num_tokens: Tokens that are written, the first one included; at least 2.
         num_rounds: Texts that each writes.
         on_progress: Called with the steps done, all steps, and a line on what is being done.
+        on_failure: Called with a bundle whose runtime failed and the error; it is left out, and
+            the others go on. None raises the error.
+        timeout_s: Longest wait for a bundle to load or a round to end, in seconds.
 
     Raises:
         BundleError: One of them writes no texts.
         InputError: One of them takes no texts that long.
         TargetError: Its runtime failed.
     """
+
+    def fail(name: str, error: ToolkitError) -> None:
+        if on_failure is None:
+            raise error
+        on_failure(name, error)
+        rounds.pop(name, None)
+
     for bundle in bundles.values():
         check_writes(bundle, prompt_tokens=prompt_tokens, num_tokens=num_tokens)
     rounds: dict[str, list[Round]] = {name: [] for name in bundles}
@@ -147,18 +162,27 @@ def measure_writing(
     with ExitStack() as stack:
         lanes = []
         for name, bundle in bundles.items():
-            worker = stack.enter_context(Worker(threads=threads))
-            worker.open(bundle.folder.resolve())
-            feeds = bundle_feeds(bundle, batch_size=1, sequence_length=prompt_tokens)
-            workload = WritingSpec(prompt=feeds, num_tokens=num_tokens)
+            worker = stack.enter_context(Worker(threads=threads, timeout_s=timeout_s))
             on_progress(done, total, f"warming up {name}")
-            worker.round(workload, num_runs=num_tokens, settle_runs=0)
+            try:
+                worker.open(bundle.folder.resolve())
+                feeds = bundle_feeds(bundle, batch_size=1, sequence_length=prompt_tokens)
+                workload = WritingSpec(prompt=feeds, num_tokens=num_tokens)
+                worker.round(workload, num_runs=num_tokens, settle_runs=0)
+            except ToolkitError as error:
+                fail(name, error)
+                continue
             lanes.append((name, worker, workload))
         for index in range(num_rounds):
-            for name, worker, workload in alternate(lanes, index):
+            going = [lane for lane in lanes if lane[0] in rounds]
+            for name, worker, workload in alternate(going, index):
                 on_progress(done, total, f"{name} writes, round {index + 1}")
-                timed = worker.round(workload, num_runs=num_tokens, settle_runs=1)
-                rounds[name].append(timed.round)
+                time.sleep(PAUSE_S)
+                try:
+                    timed = worker.round(workload, num_runs=num_tokens, settle_runs=1)
+                    rounds[name].append(timed.round)
+                except ToolkitError as error:
+                    fail(name, error)
                 done += 1
     return {
         name: Writing(

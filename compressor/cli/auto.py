@@ -13,8 +13,12 @@ import typer
 from compressor.cli.options import StoreOption, find_splits, open_store
 
 if TYPE_CHECKING:
+    from compressor.errors import BudgetError
+    from compressor.recipe.schema import Recipe
     from compressor.report.schema import Report
+    from compressor.search.auto import AutoSettings
     from compressor.search.found import Search
+    from compressor.store import RunStore
 
 __all__ = ["add_commands"]
 
@@ -58,10 +62,13 @@ def auto(
         Path | None,
         typer.Option(help="File with more inputs, one a line: the model labels them to train on."),
     ] = None,
-    text: Annotated[
+    column: Annotated[
         str | None,
         typer.Option(
-            help="Column with the text, or what else the model reads.", show_default="text"
+            "--input",
+            "--text",
+            help="Column with the input.",
+            show_default="the kind of the inputs, such as text",
         ),
     ] = None,
     label: Annotated[
@@ -103,21 +110,13 @@ def auto(
 
     Writes the recipe that it found, which is yours to change and to run again.
     """
-    begun = time.monotonic()
-    from compressor.cli.progress import ConsoleProgress, show_report
-    from compressor.errors import BudgetError
-    from compressor.pipeline import run as run_recipe
     from compressor.recipe.load import recipe_of
-    from compressor.recipe.write import write_recipe
-    from compressor.report.wording import cost_text
-    from compressor.search.auto import AutoSettings, search
-    from compressor.search.found import found_recipe
-    from compressor.training.teacher import TeacherMemory
+    from compressor.search.auto import AutoSettings
 
     for each in set_ or ():
         _check_own(each)
     task = _task(model, set_ or ())
-    columns = {**_columns(task, text, label), "max_length": max_length}
+    columns = {**_columns(task, column, label), "max_length": max_length}
     limits = {"max_accuracy_drop": max_drop, "max_latency_ms": max_ms, "max_size_mb": max_mb}
     recipe = recipe_of(
         {
@@ -133,30 +132,41 @@ def auto(
         },
         overrides=set_ or (),
     )
-    opened = open_store(store)
     settings = AutoSettings(
         time_limit_s=60 * time_limit,
         unlabeled=None if unlabeled is None else unlabeled.absolute(),
     )
+    report = _search_and_run(recipe, settings, open_store(store), output)
+    raise typer.Exit(report.verdict.exit_code)
+
+
+def _search_and_run(
+    recipe: Recipe, settings: AutoSettings, store: RunStore, output: Path
+) -> Report:
+    """Search, write the recipe that was found, run it, and show what came out.
+
+    Raises:
+        BudgetError: No shape keeps the accuracy.
+    """
+    from compressor.cli.progress import ConsoleProgress, show_report
+    from compressor.pipeline import run as run_recipe
+    from compressor.recipe.write import write_recipe
+    from compressor.report.wording import cost_text
+    from compressor.search.auto import search
+    from compressor.search.found import found_recipe
+    from compressor.training.teacher import TeacherMemory
+
+    begun = time.monotonic()
     memory = TeacherMemory()
     with ConsoleProgress() as progress, contextlib.closing(memory):
-        found = search(recipe, settings, store=opened, progress=progress, memory=memory)
+        found = search(recipe, settings, store=store, progress=progress, memory=memory)
         if found.stopped is not None:
             progress.warn(f"the search ended early: {found.stopped}")
         if found.best is None:
-            nearest = min(found.trials, key=lambda each: each.drop_points, default=None)
-            raise BudgetError(
-                "no shape that was trained keeps the accuracy",
-                where=found.table.target,
-                given="none was trained"
-                if nearest is None
-                else f"the nearest loses {nearest.drop_points:.1f} points at "
-                f"{nearest.solution.latency_ms:.3g} ms",
-                fix="allow a larger --max-drop, or more time with --time-limit",
-            )
+            raise _none_holds(found)
         chosen = found_recipe(recipe, found)
         write_recipe(chosen, output / RECIPE, "Found by `compressor auto`.")
-        report = run_recipe(chosen, store=opened, progress=progress, teacher_memory=memory)
+        report = run_recipe(chosen, store=store, progress=progress, teacher_memory=memory)
     show_report(
         report,
         *_prediction(found, report),
@@ -164,7 +174,23 @@ def auto(
         f"recipe: {output / RECIPE}",
         f"report: {output / 'report.html'}",
     )
-    raise typer.Exit(report.verdict.exit_code)
+    return report
+
+
+def _none_holds(found: Search) -> BudgetError:
+    from compressor.errors import BudgetError
+
+    nearest = min(found.trials, key=lambda each: each.drop_points, default=None)
+    given = "none was trained"
+    if nearest is not None:
+        speed = f"{nearest.solution.latency_ms:.3g} ms"
+        given = f"the nearest loses {nearest.drop_points:.1f} points at {speed}"
+    return BudgetError(
+        "no shape that was trained keeps the accuracy",
+        where=found.table.target,
+        given=given,
+        fix="allow a larger --max-drop, or more time with --time-limit",
+    )
 
 
 def _check_own(override: str) -> None:
@@ -193,30 +219,13 @@ def _task(model: Path, overrides: Sequence[str]) -> str:
     return given or infer_task(model, labelled=True)
 
 
-def _columns(task: str, text: str | None, label: str | None) -> dict[str, str]:
-    """Field of the data -> its column, of those that are named.
-
-    Raises:
-        RecipeError: A column of labels is named, and the task has none.
-    """
-    from compressor.data import input_field
-    from compressor.errors import Problem, RecipeError
-    from compressor.tasks import TASKS
+def _columns(task: str, column: str | None, label: str | None) -> dict[str, str]:
+    """Field of the data -> its column, of those that are named."""
+    from compressor.tasks import TASKS, get_task
 
     if task not in TASKS:  # told with all that is wrong
         return {}
-    found = TASKS[task]
-    columns = {} if text is None else {input_field(found.kind, found.label_field): text}
-    if label is None:
-        return columns
-    if found.label_field in (None, "boxes"):
-        problem = Problem(
-            f"the data of the task {task} has no column with labels",
-            given=f"--label {label}",
-            fix="leave it out",
-        )
-        raise RecipeError([problem], where="the command line")
-    return {**columns, str(found.label_field): label}
+    return get_task(task).named_columns(column, label)
 
 
 def _given(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from rich import box
 from rich.table import Table
 
+from compressor.cli.files import check_file, write_text
 from compressor.cli.progress import ConsoleProgress, console
 from compressor.report.wording import NONE, milliseconds, significant
 from targets.bench import BenchEntry, BenchReport, Sweep, bench
@@ -34,6 +35,7 @@ def bench_bundles(
     Returns:
         Whether every bundle was measured.
     """
+    check_file(output)
     opened = {str(bundle): Bundle.open(bundle) for bundle in bundles}
     every = list(opened.values())
     lengths = tuple(usual_length(every, each) for each in sweep.sequence_lengths)
@@ -50,10 +52,9 @@ def bench_bundles(
         progress.start(f"measure {len(bundles)} bundles")
         report = bench(opened, sweep, settings, texts=read, on_progress=progress.update)
         progress.finish("", cached=False)
-    if output is not None:
-        output.write_text(report.model_dump_json(indent=1) + "\n", encoding="utf-8")
     show_bench(report)
     if output is not None:
+        write_text(output, report.model_dump_json(indent=1) + "\n")
         console().print(f"raw times: {output}", soft_wrap=True)
     return report.complete
 
@@ -184,4 +185,6 @@ def _failures(report: BenchReport, names: Sequence[str]) -> list[str]:
             if isinstance(found, Failure):
                 title = f"{number} with {plural(entry.threads, 'thread')} at {shape}"
                 lines.append(f"{title} failed: {found.error}")
+        for what, error in entry.failures.items():
+            lines.append(f"{number} with {plural(entry.threads, 'thread')}: {what} failed: {error}")
     return list(dict.fromkeys(lines))

@@ -2,20 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import stat
-import sys
-from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TextIO
+from typing import Annotated
 
 import typer
 
 from compressor.cli.options import DevicesOption, OnOption
-
-if TYPE_CHECKING:
-    from targets.answers import Answers
-    from targets.preprocessing import Preprocessing
 
 __all__ = ["add_commands"]
 
@@ -29,6 +21,7 @@ def add_commands(app: typer.Typer) -> None:
 
 
 def predict(
+    context: typer.Context,
     bundle: BundleArgument,
     text: Annotated[
         list[str] | None, typer.Option("--text", "-t", help="A text; repeatable.")
@@ -94,179 +87,19 @@ def predict(
     model gives the perplexity of texts; with --stream it writes how one goes on, with --chat what
     it answers. A question is an object, {"question": "...", "context": "..."}.
     """
-    from targets.answers import BoxesPrediction, ClassMapPrediction, EmbeddingPrediction
-    from targets.predictor import load, predict_lines, read_jsonl
+    from compressor.cli.predict import Output, Source, check_options, predict_inputs, write_on
 
     if system is not None and not chat:
         raise typer.BadParameter("--system is the message of a chat: give --chat as well")
+    check_options(context, writes=stream or chat)
     if stream or chat:
-        _write(
+        write_on(
             bundle, text or (), chat=chat, system=system, stream=stream, max_tokens=max_tokens,
             threads=threads,
         )  # fmt: skip
         return
-
-    count = truncated = 0
-    with load(bundle, threads=threads) as predictor:
-        preprocessing = predictor.bundle.manifest.preprocessing
-        given = _inputs(preprocessing, text, file)
-        _check_output(predictor.bundle.manifest.answers, output)
-        embeddings = []
-        _check_min_score(predictor.bundle.manifest.answers, min_score)
-        mask_files = _mask_files(predictor.bundle.manifest.answers, given, masks)
-        lines: Iterable[str | list[str]] = given or sys.stdin
-        if jsonl and not given and not preprocessing.reads_objects:
-            lists = preprocessing.reads_lists or predictor.bundle.manifest.answers.of_words
-            lines = read_jsonl(sys.stdin, field or preprocessing.kind, lists=lists)
-        elif preprocessing.reads_objects and not given:
-            lines = (line for line in sys.stdin if line.strip())
-        # Who writes to a pipe may wait for the answer before the next line.
-        chunk = None if given or _is_file(sys.stdin) else 1
-        for prediction in predict_lines(predictor, lines, chunk=chunk):
-            if min_score is not None and isinstance(prediction, BoxesPrediction):
-                prediction = prediction.above(min_score)
-            if output is not None and isinstance(prediction, EmbeddingPrediction):
-                embeddings.append(prediction.embedding)
-            else:
-                typer.echo(prediction.model_dump_json())
-            if isinstance(prediction, ClassMapPrediction) and mask_files:
-                prediction.save_mask(mask_files[count])
-            count += 1
-            truncated += prediction.truncated
-    if output is not None:
-        _write_array(output, embeddings)
-    if truncated:
-        typer.echo(
-            f"warning: {truncated} of {count} {preprocessing.noun}s were longer than the "
-            f"{preprocessing.longest} {preprocessing.unit} that the model reads; their ends were "
-            "left out",
-            err=True,
-        )
-
-
-def _write(
-    bundle: Path,
-    texts: Sequence[str],
-    *,
-    chat: bool,
-    system: str | None,
-    stream: bool,
-    max_tokens: int,
-    threads: int,
-) -> None:
-    """Go on from a text, or answer messages: as it comes, or as JSON lines."""
-    from targets.answers import WrittenText
-    from targets.generation import load_generator
-
-    if stream and len(texts) != 1:
-        raise typer.BadParameter("--stream goes on from one text: give it with --text")
-    if not texts:
-        raise typer.BadParameter("--chat answers messages: give them with --text")
-    first = [] if system is None else [{"role": "system", "content": system}]
-    with load_generator(bundle, threads=threads) as generator:
-        for text in texts:
-            if chat:
-                messages = [*first, {"role": "user", "content": text}]
-                pieces = generator.chat(messages, max_tokens=max_tokens)
-            else:
-                pieces = generator.stream(text, max_tokens=max_tokens)
-            if not stream:
-                typer.echo(WrittenText(text="".join(pieces)).model_dump_json())
-                continue
-            for piece in pieces:
-                sys.stdout.write(piece)
-                sys.stdout.flush()
-            typer.echo()
-
-
-def _is_file(stream: TextIO) -> bool:
-    """Whether a stream is a file, all of which is there already."""
-    try:
-        return stat.S_ISREG(os.fstat(stream.fileno()).st_mode)
-    except (OSError, ValueError):  # such as in a test, where it is none of the system
-        return True
-
-
-def _inputs(
-    preprocessing: Preprocessing, texts: list[str] | None, files: list[Path] | None
-) -> list[str]:
-    """What is given on the command line; of the kind that the bundle reads.
-
-    Raises:
-        BadParameter: It is of another kind.
-    """
-    wanted, other = ("--file", texts) if preprocessing.reads_files() else ("--text", files)
-    if other:
-        raise typer.BadParameter(f"the bundle reads {preprocessing.noun}s: give them with {wanted}")
-    return [*(texts or ()), *map(str, files or ())]
-
-
-def _check_output(answers: Answers, output: Path | None) -> None:
-    """Refuse a file of embeddings, before any work, where there are none or it cannot be written.
-
-    Raises:
-        BadParameter: Says why.
-    """
-    from targets.answers import EmbeddingAnswers
-
-    if output is None:
-        return
-    if not isinstance(answers, EmbeddingAnswers):
-        raise typer.BadParameter("the bundle gives no embeddings: leave out --output")
-    if output.suffix != ".npy":
-        raise typer.BadParameter(f"--output: {output} does not end with .npy")
-    if not output.parent.is_dir():
-        raise typer.BadParameter(f"--output: there is no folder {output.parent}")
-
-
-def _check_min_score(answers: Answers, min_score: float | None) -> None:
-    """Refuse a least score of boxes where there are none.
-
-    Raises:
-        BadParameter: There are none.
-    """
-    from targets.answers import BoxAnswers
-
-    if min_score is not None and not isinstance(answers, BoxAnswers):
-        raise typer.BadParameter("the bundle finds no objects: leave out --min-score")
-
-
-def _write_array(path: Path, rows: Sequence[Sequence[float]]) -> None:
-    """Write float32 rows as an .npy file, whole or not at all."""
-    import os
-
-    import numpy as np
-
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("wb") as stream:
-        np.save(stream, np.asarray(rows, dtype=np.float32))
-    os.replace(temporary, path)
-
-
-def _mask_files(answers: Answers, given: Sequence[str], folder: Path | None) -> list[Path]:
-    """Where the mask of each image goes; the folder is made. Empty where none is asked for.
-
-    Raises:
-        BadParameter: The bundle gives no masks, or what is given does not name one file each.
-    """
-    from targets.answers import PixelLabelAnswers
-
-    if folder is None:
-        return []
-    if not isinstance(answers, PixelLabelAnswers):
-        raise typer.BadParameter("the bundle gives no classes of pixels: leave out --masks")
-    found = [folder / f"{Path(each).stem}.png" for each in given]
-    if not found:
-        raise typer.BadParameter("--masks names the masks after the images: give them with --file")
-    twice = next((each for each in found if found.count(each) > 1), None)
-    if twice is not None:
-        raise typer.BadParameter(f"--masks: two images would have the mask {twice}")
-    inputs = {Path(each).resolve() for each in given}
-    own = next((each for each in found if each.resolve() in inputs), None)
-    if own is not None:
-        raise typer.BadParameter(f"--masks: the mask would replace the image {own}")
-    folder.mkdir(parents=True, exist_ok=True)
-    return found
+    source = Source(text or (), file or (), jsonl, field)
+    predict_inputs(bundle, source, Output(output, masks, min_score), threads=threads)
 
 
 def bench(

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from compressor.cli.files import check_file, write_text
 from compressor.cli.options import DevicesOption, OnOption
 from targets.errors import ToolkitError
 
@@ -74,6 +75,7 @@ def bench_on_devices(
 
     # It warns of each write to a connection that is gone; the error of the device says so once.
     logging.getLogger("asyncio").setLevel(logging.ERROR)
+    check_file(output)
     if context.params.get("texts") is not None:
         read_texts(context.params["texts"])  # what is wrong with the file is told before any login
     selected = select_devices(on or (), devices)
@@ -91,7 +93,7 @@ def bench_on_devices(
             show_bench(found)
     if output is not None:
         document = {"devices": dict(_documents(selected, results))}
-        output.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+        write_text(output, json.dumps(document, indent=1) + "\n")
     return all(not isinstance(each, ToolkitError) and each.complete for each in results.values())
 
 

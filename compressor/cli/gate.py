@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from compressor.cli.files import write_text
+
 if TYPE_CHECKING:
     from compressor.gate.gate import GateResult
 
@@ -131,27 +133,11 @@ def _write(
     from compressor.gate.summary import markdown_summary
 
     if junit is not None:
-        _write_text(junit, junit_xml(result))
+        write_text(junit, junit_xml(result))
     if summary is not None:
         # The page of a job on GitHub is one file, to which every step adds.
         page = os.environ.get("GITHUB_STEP_SUMMARY")
         is_page = bool(page) and summary.resolve() == Path(str(page)).resolve()
-        _write_text(summary, markdown_summary(result), mode="a" if is_page else "w")
+        write_text(summary, markdown_summary(result), mode="a" if is_page else "w")
     if output is not None:
-        _write_text(output, result.model_dump_json(indent=1) + "\n")
-
-
-def _write_text(path: Path, text: str, *, mode: str = "w") -> None:
-    from compressor.errors import ReportError
-
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open(mode, encoding="utf-8") as stream:
-            stream.write(text)
-    except OSError as error:
-        raise ReportError(
-            "the result of the gate cannot be written",
-            where=path,
-            given=error.strerror or error,
-            fix="pass a file that can be written to",
-        ) from error
+        write_text(output, result.model_dump_json(indent=1) + "\n")

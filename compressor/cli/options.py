@@ -23,6 +23,7 @@ __all__ = [
     "SettingOption",
     "StoreOption",
     "find_splits",
+    "is_given",
     "open_store",
     "read_recipe",
 ]
@@ -93,8 +94,15 @@ def read_recipe(
     if output is not None:
         values["output"] = str(output.absolute())
     if data is not None:
-        values |= {f"data.{name}": path for name, path in find_splits(data).items()}
+        found = find_splits(data)  # all of it: the validation data of a recipe belongs to its own
+        values |= {f"data.{name}": found.get(name) for name in SPLIT_NAMES}
     return load_recipe(source, overrides=overrides or (), values=values)
+
+
+def is_given(context: typer.Context, name: str) -> bool:
+    """Whether a parameter stands on the command line."""
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
 
 
 def find_splits(folder: Path) -> dict[str, str]:

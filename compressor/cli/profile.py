@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from compressor.cli.files import check_file, write_text
+
 if TYPE_CHECKING:
     from targets.profiling import Profile
 
@@ -37,12 +39,13 @@ def profile(
     from targets.feeds import usual_length
     from targets.profiling import profile as run
 
+    check_file(output)
     opened = Bundle.open(bundle)
     length = usual_length([opened], sequence_length)
     found = run(opened, batch_size=batch_size, length=length, threads=threads)
     _show(found, every=nodes)
     if output is not None:
-        output.write_text(found.model_dump_json(indent=1) + "\n", encoding="utf-8")
+        write_text(output, found.model_dump_json(indent=1) + "\n")
 
 
 def _show(found: Profile, *, every: bool) -> None:

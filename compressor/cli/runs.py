@@ -44,7 +44,7 @@ def show(
     for key in found[0].steps:
         record = records.get(key)
         if record is None:
-            typer.echo(f"  {key[:12]}  (removed or damaged)")
+            typer.echo(f"  {key[:12]}  (unfinished, removed or damaged)")
             continue
         size = sum(each.size_bytes for each in record.files.values()) / 1e6
         typer.echo(f"  {key[:12]}  {record.kind:<24} {record.duration_s:>8.1f} s  {size:>8.1f} MB")

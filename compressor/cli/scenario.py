@@ -12,6 +12,8 @@ import typer
 from pydantic import ValidationError
 from rich.table import Table
 
+from compressor.cli.files import check_file, write_text
+from compressor.cli.options import is_given
 from compressor.cli.progress import ConsoleProgress, console
 from compressor.errors import BudgetError
 from targets.bundle import Bundle
@@ -42,12 +44,6 @@ FIELDS = {
 """Parameters of the command that only a scenario has -> fields of `LoadSettings`."""
 
 
-def _is_given(context: typer.Context, name: str) -> bool:
-    """Whether a parameter stands on the command line."""
-    source = context.get_parameter_source(name)
-    return source is not None and source.name == "COMMANDLINE"
-
-
 def read_settings(context: typer.Context) -> LoadSettings | None:
     """The scenario that the command line asks for, or None.
 
@@ -55,7 +51,7 @@ def read_settings(context: typer.Context) -> LoadSettings | None:
         BadParameter: An option has no effect, is missing or is out of range; names it.
     """
     flags = {each.name: each.opts[0] for each in context.command.params if each.name is not None}
-    given = [name for name in flags if _is_given(context, name)]
+    given = [name for name in flags if is_given(context, name)]
     name = context.params["scenario"]
     if name is None:
         stray = [flags[each] for each in given if each in FIELDS]
@@ -105,6 +101,7 @@ def bench_scenario(
         TargetError: LoadGen calls a run without a bound not valid.
     """
     import_loadgen()
+    check_file(output)
     if len(bundles) != 1:
         raise typer.BadParameter(f"a scenario runs on one bundle; {len(bundles)} were given")
     bundle = Bundle.open(bundles[0])
@@ -137,7 +134,7 @@ def bench_scenario(
             "search": None if search is None else search.model_dump(mode="json"),
             "logs": [f"{runs.logs.name}/{number:02}" for number in range(1, runs.count + 1)],
         }
-        output.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+        write_text(output, json.dumps(document, indent=1) + "\n")
     _judge(bundles[0], settings, result, search)
 
 

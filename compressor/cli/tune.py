@@ -7,11 +7,13 @@ from pathlib import Path
 from rich import box
 from rich.table import Table
 
+from compressor.cli.files import check_folder
 from compressor.cli.progress import ConsoleProgress, console
 from compressor.report.wording import milliseconds
 from targets.benchmark import BenchmarkSettings
 from targets.bundle import Bundle, Trial, Tuning
-from targets.tuning import check_folder, describe, tune, write_tuned
+from targets.tuning import check_folder as check_empty
+from targets.tuning import describe, tune, write_tuned
 
 __all__ = ["tune_bundle"]
 
@@ -23,7 +25,9 @@ def tune_bundle(
 
     Raises:
         BundleError: The output folder is not empty.
+        ReportError: It cannot be written.
     """
+    check_empty(output)
     check_folder(output)
     bundle = Bundle.open(path)
     with ConsoleProgress() as progress:

@@ -1,9 +1,10 @@
 """The work folder on a device: what lies where, one user at a time, and nothing left behind.
 
 lock                  held while a workstation works on the device
-files/SHA256/         the wheel, the attendant (targets/attended.py)
+files/SHA256/         the wheel; removed at the end of a run
 venvs/KEY/            environments; kept between runs
-packages/SHA256/      the unpacked wheel for a given interpreter; kept between runs
+packages/SHA256/      the unpacked wheel for a given interpreter, and the attendant
+                      (targets/attended.py), which others may be about to start; kept between runs
 bundles/SHA256/       copies of bundles; removed at the end of a run
 runs/ID/              results, and links to the bundles; removed at the end of a run
 """
@@ -117,7 +118,7 @@ async def occupy(
     run = root / "runs" / secrets.token_hex(8)
     await make_folder(connection, run)
     source = Path(targets.attended.__file__)
-    folder = root / "files" / hash_file(source)
+    folder = root / "packages" / hash_file(source)
     await make_folder(connection, folder)
     await copy_file(connection, source, folder / source.name)
     attended = (python, str(folder / source.name))
@@ -135,9 +136,6 @@ async def occupy(
                 given=(await holder.wait()).last_words,
                 fix="name another workdir in the devices file",
             )
-        # Whoever had the lock has removed all files, that of this run too.
-        await make_folder(connection, folder)
-        await copy_file(connection, source, folder / source.name)
         place = Workplace(connection, root, run, attended)
         try:
             yield place

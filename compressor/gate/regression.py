@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from compressor.errors import ComparisonError
-from compressor.gate.limits import target_label
+from compressor.evaluation import paired_perplexity
+from compressor.gate.limits import target_label, targets_of
 from compressor.report.schema import Check, Report, Row
 from compressor.tasks import Task, get_task
 from targets.measurement import Measurement
@@ -37,7 +38,8 @@ DIFFERENCES: Mapping[Difference, str] = {
 """What has to be equal in both reports, unless it is said that it may differ."""
 
 ASPECTS = ("accuracy", "latency", "size", "memory")
-"""What is compared of two bundles."""
+"""What is compared of two bundles; of those that write the perplexity too."""
+PERPLEXITY = "perplexity"
 
 RESAMPLES = 2000
 
@@ -53,6 +55,8 @@ class Tolerance(BaseModel):
     """A loss counts where the lower end of its 95% interval is above this."""
     latency: float = Field(default=0.03, ge=0)
     """A slow-down, as a share, counts where the lower end of its 95% interval is above this."""
+    perplexity: float = Field(default=0.0, ge=0)
+    """A rise, as a share, counts where the lower end of its 95% interval is above this."""
     size: float = Field(default=0.01, ge=0)
     """A growth of the bundle, as a share, above which it counts."""
     memory: float = Field(default=0.10, ge=0)
@@ -122,17 +126,25 @@ def compare_releases(
         if unpaired is None:
             task = get_task(now.recipe.get("task", "text-classification"))
             found += _accuracy(task, label, new, old, answers_now, answers_before, tolerance)
+            found += _perplexity(label, new, old, answers_now, answers_before, tolerance)
         else:
             found += _accuracy_unpaired(label, new, old, tolerance)
             notes += [f"{label}: {unpaired}"] if found else []
         found += _latency(label, new, old, now, before, tolerance)
         found += _growth(label, new, old, now.primary_shape, before.primary_shape, tolerance)
-        unknown = [name for name in ASPECTS if name not in {check.limit for check in found}]
+        aspects = (*ASPECTS, PERPLEXITY) if _has_perplexity(new) else ASPECTS
+        unknown = [name for name in aspects if name not in {check.limit for check in found}]
         if unknown:
             notes.append(
                 f"{label}: not compared, as it is not in both reports: {', '.join(unknown)}"
             )
         checks += found
+    others = (*targets_of(before.rows), *targets_of(now.rows))
+    notes += [
+        f"{label}: not compared: nothing was measured there, now or for the last release"
+        for label in dict.fromkeys(others)
+        if label not in chosen and label not in ships
+    ]
     return ReleaseComparison(tuple(checks), tuple(notes))
 
 
@@ -288,6 +300,40 @@ def _accuracy(
     rows = None if own.rows is None else np.asarray(own.rows, dtype=np.int64)
     drop, low, high = task.drop(answers_before[old.key], own.answers, own.labels, rows)
     yield _drop(label, new.measure, drop, low, high, tolerance)
+
+
+def _has_perplexity(row: Row) -> bool:
+    return row.test_comparison is not None and row.test_comparison.perplexity is not None
+
+
+def _perplexity(
+    label: str,
+    new: Row,
+    old: Row,
+    answers_now: Answers,
+    answers_before: Answers,
+    tolerance: Tolerance,
+) -> Iterator[Check]:
+    """How likely both found the same tokens."""
+    own = _Answered.of(answers_now, new)
+    losses_before = answers_before.get(f"{old.key}.losses")
+    losses = answers_now.get(f"{new.key}.losses")
+    if own is None or own.rows is None or losses is None or losses_before is None:
+        return
+    rows = np.asarray(own.rows, dtype=np.int64)
+    first, second = (np.asarray(each, dtype=np.float64) for each in (losses_before, losses))
+    found = paired_perplexity(first, second, rows)
+    low = found.rise_low / 100
+    yield Check(
+        limit=PERPLEXITY,
+        subject=label,
+        wanted=tolerance.perplexity,
+        found=found.rise / 100,
+        met=low <= tolerance.perplexity,
+        shortfall=max(0.0, low - tolerance.perplexity),
+        text=f"{label}: {found.rise:+.1f}% perplexity against the last release "
+        f"({found.rise_low:+.1f} to {found.rise_high:+.1f})",
+    )
 
 
 class _Answered(NamedTuple):

@@ -46,6 +46,7 @@ def quantize_dynamic(
     nodes: list[onnx.NodeProto] = []
     quantized: set[str] = set()
     activations: dict[str, tuple[str, str, str]] = {}
+    weights: dict[str, tuple[str, str, str]] = {}
     for node in model.graph.node:
         if node.name in exclude or not graph.is_linear(node):
             nodes.append(node)
@@ -56,7 +57,10 @@ def quantize_dynamic(
             activations[tensor] = (names[0], names[1], names[2])
             name = graph.new_name(f"{tensor}_DynamicQuantizeLinear")
             nodes.append(onnx.helper.make_node("DynamicQuantizeLinear", [tensor], names, name=name))
-        nodes += _integer_product(graph, node, activations[tensor], weight_bits)
+        weight = node.input[1]
+        if weight not in weights:  # layers may share one
+            weights[weight] = _integers(graph, weight, weight_bits)
+        nodes += _integer_product(graph, node, activations[tensor], weights[weight])
         quantized.add(node.name)
     graph.replace_nodes(nodes)
     tables = quantize_tables(model, exclude, bits=table_bits)
@@ -64,26 +68,33 @@ def quantize_dynamic(
     return QuantizationSummary.of(open_model(source), quantized, tables)
 
 
+def _integers(graph: Graph, weight: str, bits: WeightBits) -> tuple[str, str, str]:
+    """The names of a quantized weight, its scales and its zero points."""
+    integers, scales = quantize_channels(graph.weight(weight), axis=1, bits=bits)
+    return (
+        graph.add_initializer(f"{weight}_quantized", integers),
+        graph.add_initializer(f"{weight}_scale", scales),
+        graph.add_initializer(f"{weight}_zero_point", np.zeros(scales.shape, np.int8)),
+    )
+
+
 def _integer_product(
-    graph: Graph, node: onnx.NodeProto, activation: tuple[str, str, str], bits: WeightBits
+    graph: Graph,
+    node: onnx.NodeProto,
+    activation: tuple[str, str, str],
+    weight: tuple[str, str, str],
 ) -> list[onnx.NodeProto]:
     """MatMulInteger and the scaling behind it, in the shape that ONNX Runtime fuses into one."""
-    integers, scales = quantize_channels(graph.weight(node.input[1]), axis=1, bits=bits)
-    base = node.input[1]
-    names = [
-        graph.add_initializer(f"{base}_quantized", integers),
-        graph.add_initializer(f"{base}_scale", scales),
-        graph.add_initializer(f"{base}_zero_point", np.zeros(scales.shape, np.int8)),
-    ]
+    integers, weight_scales, weight_zeros = weight
     values, scale, zero = activation
     product, cast, scaling = (
         graph.new_name(f"{node.output[0]}_{part}") for part in ("int32", "float", "scale")
     )
     make = onnx.helper.make_node
-    inputs = [values, names[0], zero, names[2]]
+    inputs = [values, integers, zero, weight_zeros]
     return [
         make("MatMulInteger", inputs, [product], name=node.name),
         make("Cast", [product], [cast], name=f"{node.name}_cast", to=onnx.TensorProto.FLOAT),
-        make("Mul", [scale, names[1]], [scaling], name=f"{node.name}_scales"),
+        make("Mul", [scale, weight_scales], [scaling], name=f"{node.name}_scales"),
         make("Mul", [cast, scaling], [node.output[0]], name=f"{node.name}_scale"),
     ]

@@ -47,7 +47,8 @@ def quantize_groups(
     scales = np.where(scales > 0, np.maximum(scales, np.finfo(np.float32).tiny), 1).astype(
         np.float32
     )
-    centres = low - _LOWEST * scales
+    # Where all values are one, the integers are 0: runtimes may round what is multiplied by them.
+    centres = np.where(high > low, low - _LOWEST * scales, low)
     best = _rounded(groups, scales, centres, counts)
     for _ in range(_ROUNDS if rounds is None else rounds):
         integers, error = best[0], best[3]

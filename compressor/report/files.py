@@ -24,6 +24,7 @@ __all__ = [
     "read_answers",
     "read_report",
     "report_file",
+    "withdraw_report",
     "write_files",
     "write_report",
 ]
@@ -59,13 +60,25 @@ def write_report(report: Report, folder: str | Path, *, answers: Answers | None 
         digest = hashlib.sha256(packed).hexdigest()
         report = report.model_copy(update={"predictions": digest})
     contents = {
-        JSON_NAME: (report.model_dump_json() + "\n").encode(),
+        **({} if packed is None else {PREDICTIONS_NAME: packed}),
         "report.md": render_markdown(report).encode(),
         "report.html": render_html(report).encode(),
-        **({} if packed is None else {PREDICTIONS_NAME: packed}),
+        JSON_NAME: (report.model_dump_json() + "\n").encode(),  # last: what it speaks of is there
     }
     write_files(folder, contents)
     return report
+
+
+def withdraw_report(folder: Path) -> None:
+    """Remove ``report.json``, before what it speaks of is replaced.
+
+    Raises:
+        ReportError: The folder cannot be written to.
+    """
+    try:
+        (folder / JSON_NAME).unlink(missing_ok=True)
+    except OSError as error:
+        raise _not_written(folder, error) from error
 
 
 def write_files(folder: Path, contents: Mapping[str, bytes]) -> None:
@@ -79,12 +92,16 @@ def write_files(folder: Path, contents: Mapping[str, bytes]) -> None:
         for name, content in contents.items():
             _replace(folder / name, content)
     except OSError as error:
-        raise ReportError(
-            "the report cannot be written",
-            where=folder,
-            given=error,
-            fix="free some space there, or pass a folder that can be written to",
-        ) from error
+        raise _not_written(folder, error) from error
+
+
+def _not_written(folder: Path, error: OSError) -> ReportError:
+    return ReportError(
+        "the report cannot be written",
+        where=folder,
+        given=error,
+        fix="free some space there, or pass a folder that can be written to",
+    )
 
 
 def read_answers(report: Report, path: str | Path) -> dict[str, NDArray[np.generic]] | None:

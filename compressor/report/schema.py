@@ -334,3 +334,15 @@ class Report(_Frozen):
     """The sha256 of ``predictions.safetensors`` beside the report: the probabilities that every row
     gives to what is judged of the test examples, and its labels and rows."""
     verdict: Verdict
+
+    def row(self, **wanted: str) -> Row:
+        """The first row with such values, as ``report.row(variant="int8", target="openvino")``.
+
+        Raises:
+            LookupError: None is like that.
+        """
+        for row in self.rows:
+            if all(getattr(row, name) == value for name, value in wanted.items()):
+                return row
+        found = ", ".join(f"{row.variant} on {row.target}" for row in self.rows)
+        raise LookupError(f"no row has {wanted}; the report {self.name!r} has {found}")

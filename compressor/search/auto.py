@@ -5,8 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +30,7 @@ from compressor.preparation import prepare, runnable_targets
 from compressor.progress import Progress
 from compressor.pruning.layers import spread_layers
 from compressor.recipe.schema import Recipe
+from compressor.search.clock import Clock, OutOfTimeError, Pace, fitting_epochs
 from compressor.search.found import Search, Trial, holds, int8_variants, variants
 from compressor.search.probing import Prober
 from compressor.search.solver import ImportanceCurves, Solution, solve
@@ -44,19 +44,19 @@ from targets.answers.base import shared_units
 from targets.environment import library_versions
 from targets.wording import plural
 
-__all__ = ["AutoSettings", "Pace", "fitting_epochs", "search"]
+__all__ = ["AutoSettings", "search"]
 
 IMPORTANCE_VERSION = 1
 NUM_EXAMPLES = 512
 LADDER = (1.0, 1.5, 2.0, 2.5, 3.0, 3.6, 4.3, 5.2, 6.2, 7.4, 9.0, 11.0, 13.0, 15.5, 18.5, 22.0, 27.0)
 """Speeds to look at, as multiples of the whole model's at the same precision."""
+MARGIN = 0.03
+"""Of a latency that is asked for: what is predicted of a shape is off by one to two hundredths, and
+one that is measured to be a hundredth too slow would miss the budget."""
 MAX_DEPTHS = 3
 """Numbers of layers that are tried for one latency."""
 CHOOSING_SHARE = 0.5
 """Of the time for a latency: no further number of layers is tried that would end after it."""
-FEWER_EPOCHS = (1.0, 0.75, 0.5, 0.375, 0.25, 0.1875, 0.125)
-"""Of those that are wanted, where there is not the time for all: few values, so that a search that
-goes on finds the trainings of the one that was interrupted."""
 FEW_ROWS = 10_250
 """Of more training rows there are fewer epochs: trainings take as long."""
 LONG_S = 60.0
@@ -90,22 +90,6 @@ class AutoSettings(BaseModel):
     """Inputs without labels to train on as well; see `compressor.passes.distill`."""
 
 
-@dataclass(frozen=True)
-class Pace:
-    """How fast a training was, from which others are predicted.
-
-    Attributes:
-        epoch_s: Time of an epoch, in seconds.
-        rest_s: What it takes besides, in seconds: cutting the model, reading the rows, judging it.
-        label_s: Time in which the untouched model labels all rows, in seconds: once for all
-            trainings of a process.
-    """
-
-    epoch_s: float = 0.0
-    rest_s: float = 0.0
-    label_s: float = 0.0
-
-
 def search(
     recipe: Recipe,
     settings: AutoSettings,
@@ -136,8 +120,8 @@ def search(
     """
     own = TeacherMemory()
     try:
-        with store.run(f"{recipe.name}, search", recipe.output) as record:
-            return _Searcher(recipe, settings, store, progress, memory or own, record).search()
+        with store.run(f"{recipe.name}, search", recipe.output):
+            return _Searcher(recipe, settings, store, progress, memory or own).search()
     finally:
         own.close()
 
@@ -150,9 +134,8 @@ class _Searcher:
         store: RunStore,
         progress: Progress,
         memory: TeacherMemory,
-        record: Callable[[StoredStep], None],
     ) -> None:
-        self.started = time.monotonic()
+        self.clock = Clock(settings.time_limit_s)
         self.recipe = recipe
         self.settings = settings
         self.store = store
@@ -170,17 +153,9 @@ class _Searcher:
         self.memory = memory
         self.manager = self.prepared.manager(teacher_memory=self.memory)
         self.share_of_epochs = self._share_of_epochs()
-        self.pace = Pace()
-        """Of the last training."""
         self.failure: PassError | None = None
         """Of the first training that failed."""
-        self.record = record
-        self.used: set[str] = set()
-        """The keys of all steps so far."""
-        self.earlier_s = 0.0
-        """What the steps took that were there already: a search that goes on divides its time as
-        one that was never interrupted."""
-        self._count([self.prepared.original])
+        self.clock.count([self.prepared.original])
 
     def _check_layers(self) -> None:
         """Check that the layers can be cut, which a config does not tell.
@@ -213,13 +188,15 @@ class _Searcher:
         )
         target = runnable_targets(self.recipe, form="onnx")[0]
         table, step = prober.table(self.architecture, target, int8_variants()["int8"])
-        self._count([step])
+        self.clock.count([step])
         found = Search(table, table.predict(self.architecture.layers), self.table_bits)
         curves = self._curves()
         limit = self.recipe.budget.max_latency_ms
         try:
             if limit is not None:
-                self._at(found, curves, limit)
+                aimed = (1 - MARGIN) * limit
+                within = aimed if self._solve(found, curves, aimed) else limit
+                self._at(found, curves, within)
             else:
                 self._bisect(found, curves)
         except KeyboardInterrupt:
@@ -227,7 +204,7 @@ class _Searcher:
                 raise
             interruption.forget()
             found.stopped = "it was interrupted"
-        except _OutOfTimeError:
+        except OutOfTimeError:
             found.stopped = f"the time limit of {self.settings.time_limit_s / 60:.0f} min"
         if not found.trials and self.failure is not None:
             raise self.failure
@@ -238,7 +215,7 @@ class _Searcher:
     def _int8_drop(self, trial: Trial) -> float:
         chain = (*trial.passes, Export(), *int8_variants(self.table_bits)["int8"])
         steps = self.manager.run(chain)
-        self._count(steps)
+        self.clock.count(steps)
         model = load_model(steps[-1].folder)
         answers = get_task(model.task).answers
         units = answer(model, self.prepared.splits().validation)
@@ -263,8 +240,8 @@ class _Searcher:
         self, found: Search, curves: ImportanceCurves, limit_ms: float, *, share: float = 1.0
     ) -> bool:
         """Train the best shape within a latency, in a share of the time; whether it holds."""
-        begun_s = self._spent_s
-        ends_s = begun_s + share * (self.settings.time_limit_s - begun_s)
+        begun_s = self.clock.spent_s
+        ends_s = begun_s + share * (self.clock.limit_s - begun_s)
         solutions = self._solve(found, curves, limit_ms)
         if not solutions:
             if self.recipe.budget.max_latency_ms is not None:
@@ -278,7 +255,7 @@ class _Searcher:
         candidates = self._candidates(found, curves, limit_ms, solutions)
         bisects = self.recipe.budget.max_latency_ms is None
         best: Trial | None = None
-        if len(candidates) > 1 or not self.pace.epoch_s:
+        if len(candidates) > 1 or self.clock.pace is None:
             best = self._choose(found, candidates, begun_s + CHOOSING_SHARE * (ends_s - begun_s))
             if best is None:
                 return False
@@ -289,33 +266,34 @@ class _Searcher:
         epochs = self._epochs(self.settings.epochs)
         if best and epochs <= self.short_epochs:
             return holds(best, self.recipe.budget)
-        if epochs > self.short_epochs and self.pace.epoch_s:
-            left_s = ends_s - self._spent_s
+        if epochs > self.short_epochs and self.clock.pace is not None:
+            left_s = ends_s - self.clock.spent_s
             fitting = fitting_epochs(
                 epochs,
-                lambda count: self._seconds(count) <= left_s,
+                lambda count: self.clock.expected_s(count) <= left_s,
                 more_than=self.short_epochs if best else 0,
             )
             if not fitting and bisects and best:
                 return holds(best, self.recipe.budget)
             if not fitting:
-                raise _OutOfTimeError
+                raise OutOfTimeError
             epochs = fitting
         trial = self._try(found, candidates[0], epochs) or best
         return trial is not None and holds(trial, self.recipe.budget)
 
     def _choose(self, found: Search, candidates: Sequence[Solution], ends_s: float) -> Trial | None:
         """The best of short trainings: of the first shape, and of others that there is time for."""
-        trials: list[tuple[Trial, Pace]] = []
+        trials: list[tuple[Trial, Pace | None]] = []
         for each in candidates:
-            if trials and self._spent_s + self._seconds(self.short_epochs) > ends_s:
+            expected_s = self.clock.expected_s(self.short_epochs)
+            if trials and self.clock.spent_s + expected_s > ends_s:
                 break
             trial = self._try(found, each, self.short_epochs)
             if trial is not None:
-                trials.append((trial, self.pace))
+                trials.append((trial, self.clock.pace))
         if not trials:
             return None
-        best, self.pace = min(trials, key=lambda each: each[0].loss)
+        best, self.clock.pace = min(trials, key=lambda each: each[0].loss)
         return best
 
     def _try(self, found: Search, solution: Solution, epochs: int) -> Trial | None:
@@ -377,15 +355,15 @@ class _Searcher:
 
     def _train(self, found: Search, solution: Solution, epochs: int) -> Trial:
         passes = self._passes(solution, epochs)
-        ends_s = self._spent_s + self._seconds(epochs)
-        if self.memory.is_empty:
-            ends_s += self.pace.label_s
-        if ends_s > self.settings.time_limit_s and self.manager.find(passes) is None:
-            raise _OutOfTimeError  # one that is there already takes no time
+        in_time = self.clock.has_time_for(epochs, labels=self.memory.is_empty)
+        if not in_time and self.manager.find(passes) is None:
+            raise OutOfTimeError  # one that is there already takes no time
         begun = time.monotonic()
         steps = self.manager.run(passes)
-        self._count(steps, time.monotonic() - begun)
-        self.pace = self._pace_of(steps, epochs, is_first=not found.trials)
+        self.clock.count(steps, time.monotonic() - begun)
+        self.clock.trained(Pace.of(steps, epochs))
+        if not found.trials:
+            self._warn_of_labels(steps[-1])
         drop = self._drop(steps[-1].record.facts["metrics"]["validation_accuracy"])
         trial = Trial(solution, epochs, drop, passes, self._distance(steps[-1].folder))
         found.add(trial, self.recipe.budget)
@@ -395,22 +373,16 @@ class _Searcher:
         self.progress.finish(f"{line} on the validation data after {epochs} epochs", cached=False)
         return trial
 
-    def _pace_of(self, steps: Sequence[StoredStep], epochs: int, *, is_first: bool) -> Pace:
-        """How fast a training was, by the times of its steps."""
-        metrics = steps[-1].record.facts["metrics"]
-        epoch_s = metrics.get("epoch_s", steps[-1].record.duration_s / epochs)
-        rest_s = max(sum(step.record.duration_s for step in steps) - epochs * epoch_s, 0.0)
-        if not is_first:
-            return Pace(epoch_s, min(rest_s, self.pace.rest_s), self.pace.label_s)
-        # It asked the untouched model for what the others find.
-        label_s = metrics.get("prepare_s", 0.0)
-        if self.memory.is_empty and not steps[-1].cached and label_s > LONG_S:
-            self.progress.warn(
-                f"what the untouched model says of the training data, {label_s / 60:.0f} min of "
-                "work, could not be kept and is asked for again by each training: free space on "
-                "the disk of the store, or name another one with --store"
-            )
-        return Pace(epoch_s, max(rest_s - label_s, 0.0), label_s)
+    def _warn_of_labels(self, trained: StoredStep) -> None:
+        """Tell where the rows are to be labelled again by each training."""
+        pace = self.clock.pace
+        if pace is None or pace.label_s <= LONG_S or trained.cached or not self.memory.is_empty:
+            return
+        self.progress.warn(
+            f"what the untouched model says of the training data, {pace.label_s / 60:.0f} min of "
+            "work, could not be kept and is asked for again by each training: free space on "
+            "the disk of the store, or name another one with --store"
+        )
 
     def _distance(self, folder: Path) -> float | None:
         """See `Trial.distance`."""
@@ -436,31 +408,6 @@ class _Searcher:
     def short_epochs(self) -> int:
         """Of the training that chooses between numbers of layers."""
         return self._epochs(self.settings.short_epochs)
-
-    def _count(self, steps: Sequence[StoredStep], taken_s: float = math.inf) -> None:
-        """Keep what steps took before this search began, and that it uses them.
-
-        Args:
-            steps: Those of a chain.
-            taken_s: What those that were not there have taken now: of a training that was
-                interrupted before, what it had taken until then counts as well.
-        """
-        new = [step for step in steps if step.record.key not in self.used]
-        self.used.update(step.record.key for step in new)
-        for step in new:
-            self.record(step)
-        made_s = sum(step.record.duration_s for step in new if not step.cached)
-        self.earlier_s += sum(step.record.duration_s for step in new if step.cached)
-        self.earlier_s += max(made_s - taken_s, 0.0)
-
-    @property
-    def _spent_s(self) -> float:
-        """Time that the search has taken, also before it was interrupted."""
-        return time.monotonic() - self.started + self.earlier_s
-
-    def _seconds(self, epochs: int) -> float:
-        """What a training is expected to take, in seconds; 0 where nothing is known."""
-        return epochs * self.pace.epoch_s + self.pace.rest_s
 
     def _passes(self, solution: Solution, epochs: int) -> tuple[Pass, ...]:
         distill = Distill(
@@ -519,7 +466,7 @@ class _Searcher:
             make,
         )
         facts = step.record.facts
-        self._count([step])
+        self.clock.count([step])
         self.progress.finish("", cached=step.cached)
         heads, ffn = ([np.asarray(each) for each in facts[name]] for name in ("heads", "ffn"))
         return ImportanceCurves.of(heads, ffn)
@@ -561,19 +508,3 @@ def _embeddings(architecture: Architecture, budget: Budget) -> tuple[int, TableB
         if limit is None or size <= EMBEDDINGS_SHARE * limit * 1e6:
             return keep_first, bits
     return EMBEDDINGS[-1]
-
-
-def fitting_epochs(wanted: int, fits: Callable[[int], bool], *, more_than: int = 0) -> int:
-    """How many epochs to train, as many as there is time for; 0 where it is not worth it.
-
-    Args:
-        wanted: Where time is no matter.
-        fits: Whether there is the time for so many.
-        more_than: As many were trained already: as few are not worth it.
-    """
-    found = (max(1, round(wanted * share)) for share in FEWER_EPOCHS)
-    return next((count for count in found if more_than < count and fits(count)), 0)
-
-
-class _OutOfTimeError(Exception):
-    """The next training would not end in time."""

@@ -116,6 +116,8 @@ class _OVMSRuntime(_Runtime):
 
     def write(self, service: KServe, bundle: Bundle, folder: Path, name: str) -> _Served:
         ovms, manifest = service.ovms, bundle.manifest
+        if ovms.threads == 0 and ovms.device(manifest) == "CPU":
+            ovms = ovms.model_copy(update={"threads": service.cpus})
         notes = ovms.notes(manifest)
         copy_model(bundle, folder / "1")
         plugin_config = json.dumps(ovms.plugin_config(manifest))

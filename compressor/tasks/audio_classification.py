@@ -11,7 +11,7 @@ import numpy as np
 
 from compressor.errors import CheckpointError, PassError
 from compressor.model import Model, TorchModel
-from compressor.tasks.base import Row
+from compressor.tasks.base import Row, batches_of
 from compressor.tasks.classification import Classification
 from compressor.tasks.feature_extractor import read_extractor, write_extractor
 from compressor.tasks.image_processor import PROCESSOR
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
 __all__ = ["AudioClassification"]
 
-_NUM_BATCHES = (1, 3)  # rows of the batches that are compared, beside all there are
 _EXAMPLE_SAMPLES = 4000  # a quarter of a second, or eight times the least that a model takes
 
 
@@ -192,9 +191,7 @@ class AudioClassification(Classification):
         longest = {SAMPLES: np.resize(max(rows, key=self.length)[SAMPLES], model.max_length)}
         shortest = {SAMPLES: rows[0][SAMPLES][: self.shortest(model)]}
         silence = {SAMPLES: np.zeros_like(rows[0][SAMPLES])}
-        several: dict[str, Sequence[Row]] = {
-            f"batch of {count}": rows[:count] for count in (*_NUM_BATCHES, len(rows))
-        }
+        several = batches_of(rows)
         several["the shortest input alone"] = [shortest]
         several["the longest input beside the shortest"] = [longest, shortest]
         several["silence beside a real recording"] = [silence, rows[0]]

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from compressor.errors import CheckpointError, PassError
+from compressor.data import input_field
+from compressor.errors import CheckpointError, DataError, PassError
 from targets.answers import AnyAnswers, Units
 from targets.preprocessing import AnyPreprocessing, Preprocessing
 from targets.signature import Arrays, Signature, TensorSpec
@@ -25,7 +26,15 @@ if TYPE_CHECKING:
     from compressor.training.augmentation import Material, Noise
     from compressor.training.settings import DistillSettings
 
-__all__ = ["LABELS", "Row", "Task", "inputs_of", "keep_whole", "padded"]
+__all__ = [
+    "LABELS",
+    "Row",
+    "Task",
+    "batches_of",
+    "inputs_of",
+    "keep_whole",
+    "padded",
+]
 
 LABELS = "labels"
 """What rows and batches that have labels call them."""
@@ -34,6 +43,11 @@ Row = Mapping[str, Any]
 """One input, read: name -> its tokens, its pixels, its samples."""
 
 Value = TypeVar("Value")
+
+
+def batches_of(rows: Sequence[Row]) -> dict[str, Sequence[Row]]:
+    """Batches by which a network is compared with its export: one row, several, and all."""
+    return {f"batch of {count}": rows[:count] for count in (1, 3, len(rows))}
 
 
 def inputs_of(batch: Mapping[str, Value]) -> dict[str, Value]:
@@ -60,6 +74,9 @@ class Task(ABC):
     label_field: ClassVar[LabelField | None] = "label"
     """The field of `compressor.data.DataSpec` that names the column with the labels. None where the
     data has none: what the untouched model answers is then what is right."""
+
+    has_class_indices: ClassVar[bool] = False
+    """Whether the labels of the data are indices of classes, which have no names there."""
 
     fresh_head: ClassVar[bool] = True
     """Whether fine-tuning begins with a new head; else with the one that the checkpoint has."""
@@ -309,6 +326,25 @@ class Task(ABC):
         """
 
     # Rows and batches
+
+    def named_columns(self, inputs: str | None, labels: str | None) -> dict[str, str]:
+        """The fields of `compressor.data.DataSpec` -> the columns that a user names for them.
+
+        Those of the inputs and of what is right; None where one is not named.
+
+        Raises:
+            DataError: The data of the task has no such column.
+        """
+        if labels is not None and self.label_field is None:
+            raise DataError(
+                f"the data of the task {self.name} has no column with labels",
+                where="the names of columns",
+                given=labels,
+                fix="leave it out",
+            )
+        fields = (input_field(self.kind, self.label_field), str(self.label_field))  # may be one
+        named = zip(fields, (inputs, labels), strict=True)
+        return {name: column for name, column in named if column is not None}
 
     @abstractmethod
     def encode(self, model: Model, inputs: Sequence[Any]) -> list[Row]:

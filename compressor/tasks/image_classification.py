@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from compressor.errors import CheckpointError
-from compressor.tasks.base import Row
+from compressor.tasks.base import Row, batches_of
 from compressor.tasks.classification import Classification
 from compressor.tasks.image_processor import PROCESSOR, read_processor, write_processor
 from compressor.tasks.positions import resize_positions
@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from compressor.training.settings import DistillSettings
 
 __all__ = ["ImageClassification"]
-
-_NUM_BATCHES = (1, 3)  # rows of the batches that are compared, beside all there are
 
 
 class ImageClassification(Classification):
@@ -155,7 +153,7 @@ class ImageClassification(Classification):
     def probes(self, model: TorchModel, rows: Sequence[Row]) -> Mapping[str, Arrays]:
         """See the base class: real ones alone and together, and one that is all white."""
         white = {PIXELS: np.full_like(rows[0][PIXELS], 255)}
-        several = {f"batch of {count}": rows[:count] for count in (*_NUM_BATCHES, len(rows))}
+        several = batches_of(rows)
         several[f"a white {self.preprocessing_type.noun} beside a real one"] = [white, rows[0]]
         return {what: self.collate(model, each) for what, each in several.items()}
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compressor.checkpoint import read_config
-from compressor.errors import CheckpointError
+from compressor.errors import CheckpointError, DataError
 from compressor.tasks import image_processor
 from compressor.tasks.base import LABELS, Row
 from compressor.tasks.image_classification import ImageClassification
@@ -55,6 +55,17 @@ class ObjectDetection(ImageClassification):
         "max_calibration_error",
     }
     label_field: ClassVar[LabelField] = "boxes"
+
+    def named_columns(self, inputs: str | None, labels: str | None) -> dict[str, str]:
+        """See the base class: files as COCO has them have none."""
+        if inputs is None and labels is None:
+            return {}
+        raise DataError(
+            "images with boxes stand in files as COCO has them, which have no columns",
+            where="the names of columns",
+            given=inputs or labels,
+            fix="leave it out",
+        )
 
     def check_network(self, folder: Path) -> None:
         """See the base class: of a known family, and whole without the library timm."""

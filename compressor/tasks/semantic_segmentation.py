@@ -39,6 +39,7 @@ class SemanticSegmentation(ImageClassification):
         "max_calibration_error",
     }
     label_field: ClassVar[LabelField] = "mask"
+    has_class_indices: ClassVar[bool] = True
 
     def check_fit(self, network: nn.Module, processor: ImagePreprocessing) -> None:
         """See the base class; and masks have values for all classes."""

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from compressor.checkpoint import read_config
 from compressor.errors import CheckpointError, PassError
+from compressor.tasks.attention_state import attention_state
 from compressor.tasks.base import LABELS, Row, Task, padded
 from compressor.tasks.generation_config import (
     GENERATION,
@@ -25,7 +26,7 @@ from targets.answers import IGNORED, TranscriptAnswers, TranslationAnswers, Unit
 from targets.answers.written import as_codes
 from targets.preprocessing import AnyPreprocessing
 from targets.preprocessing.base import DECODER_IDS
-from targets.signature import PAST, Arrays, Signature, StateSpec, TensorSpec
+from targets.signature import Arrays, Signature, StateSpec, TensorSpec
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -389,14 +390,4 @@ def _state(model: TorchModel) -> tuple[StateSpec, ...]:
         states = torch.zeros((1, 1, module.config.hidden_size))
         ids = torch.zeros((1, 1), dtype=torch.long)
         found = module(encoder_outputs=(states,), decoder_input_ids=ids, use_cache=True)
-    return tuple(
-        StateSpec(
-            name=f"past_key_values.{number}.{part}",
-            output=f"present.{number}.{part}",
-            dtype="float32",
-            shape=("batch", heads, PAST, size),
-        )
-        for number, layer in enumerate(found.past_key_values.self_attention_cache.layers)
-        for part, kept in (("key", layer.keys), ("value", layer.values))
-        for _, heads, _, size in [kept.shape]
-    )
+    return attention_state(found.past_key_values.self_attention_cache.layers)

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from compressor.tasks.attention_state import attention_state
 from compressor.tasks.base import LABELS, Row, Task
 from compressor.tasks.generation_config import GENERATION, read_ends, write_ends
 from compressor.tasks.token_level import TokenLevel
@@ -16,7 +17,7 @@ from targets.answers.next_token import next_tokens
 from targets.chat import CHAT_TEMPLATE
 from targets.preprocessing.text import IDS, MASK
 from targets.scoring import perplexity
-from targets.signature import PAST, TOTAL, Arrays, Signature, StateSpec, TensorSpec
+from targets.signature import TOTAL, Arrays, Signature, TensorSpec
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -104,20 +105,9 @@ class TextGeneration(TokenLevel):
         with torch.no_grad():
             ids = torch.zeros((1, 1), dtype=torch.long)
             layers = module(input_ids=ids, use_cache=True).past_key_values.layers
-        state = [
-            StateSpec(
-                name=f"past_key_values.{number}.{part}",
-                output=f"present.{number}.{part}",
-                dtype="float32",
-                shape=("batch", heads, PAST, size),
-            )
-            for number, layer in enumerate(layers)
-            for part, kept in (("key", layer.keys), ("value", layer.values))
-            for _, heads, _, size in [kept.shape]
-        ]
         mask = TensorSpec(name=MASK, dtype="int64", shape=("batch", TOTAL))
         inputs = tuple(mask if each.name == MASK else each for each in signature.inputs)
-        return signature.model_copy(update={"inputs": inputs, "state": tuple(state)})
+        return signature.model_copy(update={"inputs": inputs, "state": attention_state(layers)})
 
     def encode_labelled(self, model: Model, split: Split) -> list[dict[str, Any]]:
         """See the base class: each token is the label of the one before it."""

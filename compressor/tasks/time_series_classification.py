@@ -11,7 +11,7 @@ import numpy as np
 from pydantic import ValidationError
 
 from compressor.errors import CheckpointError
-from compressor.tasks.base import Row
+from compressor.tasks.base import Row, batches_of
 from compressor.tasks.classification import Classification
 from compressor.tasks.image_processor import PROCESSOR
 from targets.preprocessing import FIXED_SIZE, Preprocessing, SeriesPreprocessing
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
 __all__ = ["TimeSeriesClassification"]
 
-_NUM_BATCHES = (1, 3)  # rows of the batches that are compared, beside all there are
 _FIELDS = {"length": "context_length", "channels": "num_input_channels"}
 """Of the preprocessing -> its name in the config of a network."""
 
@@ -137,7 +136,7 @@ class TimeSeriesClassification(Classification):
     def probes(self, model: TorchModel, rows: Sequence[Row]) -> Mapping[str, Arrays]:
         """See the base class: real signals alone and together, and one that never changes."""
         still = {VALUES: np.ones_like(rows[0][VALUES])}
-        several = {f"batch of {count}": rows[:count] for count in (*_NUM_BATCHES, len(rows))}
+        several = batches_of(rows)
         several["a signal that never changes beside a real one"] = [still, rows[0]]
         return {what: self.collate(model, each) for what, each in several.items()}
 

@@ -13,8 +13,9 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from compressor.errors import BudgetError, ReportError
-from compressor.gate.gate import GateResult
+from compressor.gate.gate import NOISY, GateResult
 from compressor.gate.limits import target_label
+from compressor.gate.verdict import BUDGET_UNMET, MET, NOTHING_MEASURED
 from compressor.report.files import PREDICTIONS_NAME, read_report, report_file
 from compressor.report.schema import Comparison, Report, Row, Step
 from targets.bundle import Bundle, hash_file
@@ -34,7 +35,12 @@ __all__ = [
 
 EXPERIMENT = "compressor"
 
-OUTCOMES = {0: "pass", 5: "missed", 6: "nothing measured", 9: "undecided"}
+OUTCOMES = {
+    MET: "pass",
+    BUDGET_UNMET: "missed",
+    NOTHING_MEASURED: "nothing measured",
+    NOISY: "undecided",
+}
 """Exit code of a run or a gate -> the verdict in a word."""
 
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from transformers.pytorch_utils import Conv1D
 
 from compressor.errors import PassError
 from compressor.quantization.channels import WeightBits, largest_level
@@ -32,7 +34,7 @@ def fake_quantized(
     settings: QuantizationAware | None,
     batches: Iterable[Mapping[str, Tensor]],
 ) -> Iterator[None]:
-    """Let the linear layers and convolutions of a network round, in training and in evaluation.
+    """Let the layers of a network round, in training and in evaluation.
 
     Quantization-aware training with straight-through gradients (Jacob et al., "Quantization and
     Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference", 2018, section 3).
@@ -41,6 +43,9 @@ def fake_quantized(
     averaged while the network trains: static ones are calibrated before its first step, in the way
     in which the pass ``quantize`` calibrates after its last, and stay, so that the network learns
     to live in them and a resumed training finds the same; dynamic ones are those of each batch.
+
+    What rounds are the layers that the pass of the same method quantizes: linear ones, and of fixed
+    ranges convolutions too, whose outputs the pass rounds as well and the training does not.
 
     The weights, their names and gradients stay those of the network; on leaving it is as it was.
 
@@ -55,11 +60,12 @@ def fake_quantized(
     if settings is None:
         yield
         return
-    layers = _layers(module)
+    layers = _layers(module, settings.method)
     if not layers:
         raise PassError(
-            "the model has no linear layer or convolution to quantize",
+            "the model has no layer to quantize",
             where="quantization_aware",
+            given=f"method {settings.method}",
             fix="leave the setting out",
         )
     rounds: dict[str, Round] = dict.fromkeys(layers, round_dynamic)
@@ -79,7 +85,7 @@ def fake_quantized(
 def input_thresholds(
     module: nn.Module, batches: Iterable[Mapping[str, Tensor]], *, percentile: float
 ) -> dict[str, float]:
-    """The magnitude at which to clip the input of each linear layer and convolution.
+    """The magnitude at which to clip the input of each layer that static quantization has.
 
     Args:
         module: Stays as it was.
@@ -89,7 +95,7 @@ def input_thresholds(
     Raises:
         PassError: There are no batches.
     """
-    layers = _layers(module)
+    layers = _layers(module, "static")
     seen = {name: Histogram.empty() for name in layers}
 
     def look(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
@@ -160,18 +166,26 @@ def round_weight(weight: Tensor, *, bits: WeightBits) -> Tensor:
     return torch.fake_quantize_per_channel_affine(weight, scales, zero, 0, -largest, largest)
 
 
-def _layers(module: nn.Module) -> dict[str, nn.Linear | nn.Conv2d]:
-    parts = module.named_modules()
-    return {name: each for name, each in parts if isinstance(each, nn.Linear | nn.Conv2d)}
+_Layer: TypeAlias = nn.Linear | Conv1D | nn.Conv1d | nn.Conv2d | nn.Conv3d
 
 
-def _forward(
-    layer: nn.Linear | nn.Conv2d, round_input: Round, bits: WeightBits, values: Tensor
-) -> Tensor:
-    values, weight = round_input(values), round_weight(layer.weight, bits=bits)
+def _layers(module: nn.Module, method: Literal["static", "dynamic"]) -> dict[str, _Layer]:
+    """Name -> each layer that a method quantizes."""
+    kinds: tuple[Any, ...] = (nn.Linear, Conv1D)  # the latter is a linear layer too, that of GPT-2
+    if method == "static":
+        kinds += (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+    return {name: each for name, each in module.named_modules() if isinstance(each, kinds)}
+
+
+def _forward(layer: _Layer, round_input: Round, bits: WeightBits, values: Tensor) -> Tensor:
+    values = round_input(values)
     made: Tensor
-    if isinstance(layer, nn.Conv2d):
-        made = layer._conv_forward(values, weight, layer.bias)
-    else:
+    if isinstance(layer, Conv1D):  # its weight is (inputs, outputs)
+        made = functional.linear(values, round_weight(layer.weight.T, bits=bits), layer.bias)
+        return made
+    weight = round_weight(layer.weight, bits=bits)
+    if isinstance(layer, nn.Linear):
         made = functional.linear(values, weight, layer.bias)
+    else:
+        made = layer._conv_forward(values, weight, layer.bias)
     return made

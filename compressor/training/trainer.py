@@ -23,7 +23,7 @@ from compressor.training.batches import EncodedRows, LengthBucketSampler
 from compressor.training.checkpoints import seal
 from compressor.training.losses import global_mean
 from compressor.training.settings import TrainingSettings
-from targets.environment import cpu_features
+from targets.environment import BF16_FEATURES, cpu_features
 from targets.errors import is_disk_full
 
 if TYPE_CHECKING:
@@ -45,7 +45,6 @@ Progress = Callable[[float, str], None]
 OnEvaluation = Callable[[int, float], None]
 """Called with (epoch, validation accuracy in [0, 1])."""
 
-_BF16_FEATURES = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
 _BEST = "best.safetensors"
 _LOGS_PER_EPOCH = 4
 _MOST_STEPS = 100  # between two logs: a large data set is not silent for minutes
@@ -64,7 +63,7 @@ def has_bf16(module: nn.Module) -> bool:
     """
     if torch.cuda.is_available():
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    return bool(_BF16_FEATURES & set(cpu_features())) and not is_convolutional(module)
+    return bool(BF16_FEATURES & set(cpu_features())) and not is_convolutional(module)
 
 
 def is_convolutional(module: nn.Module) -> bool:

@@ -21,7 +21,14 @@ from targets.signature import Arrays, Signature
 if TYPE_CHECKING:
     import openvino
 
-__all__ = ["LARGEST_BYTES", "LENGTHS", "FixedLengths", "agree", "fixed_lengths"]
+__all__ = [
+    "LARGEST_BYTES",
+    "LEAST_PADDING",
+    "LENGTHS",
+    "FixedLengths",
+    "agree",
+    "fixed_lengths",
+]
 
 LENGTHS = "LENGTHS"
 """The option of a bundle that names them."""
@@ -30,8 +37,8 @@ LARGEST_BYTES = 32_000_000
 """Of the weights: each model that is compiled has its own."""
 _WIDEST = 4096
 """Of an output for each token: that of a language model would take as much as its weights."""
-_PADDED = 3
-"""Tokens of padding of the text that is tried."""
+LEAST_PADDING = 3
+"""Tokens of padding of a text that is tried."""
 _TOLERANCE = 0.05
 
 
@@ -61,7 +68,7 @@ def fixed_lengths(
     if writes or num_bytes > LARGEST_BYTES:
         return ()
     shortest, _, longest = ranges.get(length, (0, 0, 0))
-    shorter = [each for each in _LADDER if shortest + _PADDED <= each < longest]
+    shorter = [each for each in _LADDER if shortest + LEAST_PADDING <= each < longest]
     return (*shorter, longest) if 0 < longest <= _LADDER[-1] else tuple(shorter)
 
 
@@ -142,13 +149,24 @@ class _Model:
 
 
 def agree(
-    signature: Signature, free: Callable[[Arrays], Arrays], fixed: FixedLengths, length: int
+    signature: Signature,
+    free: Callable[[Arrays], Arrays],
+    fixed: FixedLengths,
+    length: int,
+    padding: int,
 ) -> bool:
     """Whether a padded text has the answer that it has alone.
 
     Not so where a layer looks across the mask, such as a convolution over tokens.
+
+    Args:
+        signature: Of the model.
+        free: Runs it with inputs of any length.
+        fixed: Runs it with inputs of some lengths.
+        length: One of those, in tokens.
+        padding: So many tokens of it.
     """
-    given = max(1, length - _PADDED)
+    given = max(1, length - padding)
     feeds: Arrays = {spec.name: np.zeros((1, given), spec.dtype) for spec in signature.inputs}
     feeds[MASK] = np.ones_like(feeds[MASK])
     feeds[IDS] = (np.arange(given) % 4)[None].astype(feeds[IDS].dtype)

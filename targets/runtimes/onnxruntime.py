@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from targets import onnx_files
 from targets.base import Alternative, Lowered, Precision, Session, Source, Target
+from targets.bundle import Bundle, check_options
 from targets.context import split_context
 from targets.environment import INT8_FEATURES, cpu_features
 from targets.errors import MissingLibraryError, TargetError, UnsupportedModelError
@@ -26,16 +28,23 @@ from targets.signature import Arrays, Signature
 if TYPE_CHECKING:
     import onnxruntime
 
-    from targets.bundle import Bundle
-
 __all__ = ["OnnxRuntime", "OnnxRuntimeSession", "create_session", "open_model"]
 
 MODEL_FILE = "model.onnx"
 ENCODER_FILE = "encoder.onnx"
-_SINGLE_FILE_LIMIT_BYTES = 1_800_000_000
 _EXACT = "session.x64quantprecision"
 """Exact sums of the products of uint8 on CPUs without VNNI, with kernels that are slower. On others
 they would be slower too, and no more exact."""
+_ENTRIES = frozenset(
+    {
+        "optimization.disable_specified_optimizers",
+        "session.disable_quant_qdq",
+        "session.intra_op.allow_spinning",
+        "session.set_denormal_as_zero",
+        _EXACT,
+    }
+)
+"""Session entries that bundles may set."""
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 _ERRORS_ONLY = 3
 _REFUSED_TYPES = {"DOUBLE": "fp64", "BFLOAT16": "bf16"}
@@ -118,10 +127,11 @@ class OnnxRuntime(Target):
         model = onnx.load(source.path)
         notes = []
         options: dict[str, Any] = {"session": {}}
-        weights_alone = source.precision in ("int8-weights", "int4-weights")
-        by_integers = weights_alone and self.device == "cpu" and bool(source.signature.state)
+        by_integers = (
+            source.has_float_products and self.device == "cpu" and bool(source.signature.state)
+        )
         tables = qdq.gather_before_dequantize(model)
-        if qdq.quantizes_activations(model) and not weights_alone:
+        if qdq.quantizes_activations(model) and not source.has_float_products:
             # Else two-dimensional products and their bias become a Gemm, which runs in float.
             options["session"]["optimization.disable_specified_optimizers"] = "MatMulAddFusion"
             turned = qdq.activations_to_uint8(model) if self.device == "cpu" else 0
@@ -146,7 +156,7 @@ class OnnxRuntime(Target):
         context = source.signature.context
         if context:
             encoder, model = split_context(model, context)
-            _save(encoder, folder / ENCODER_FILE)
+            onnx_files.save(encoder, folder / ENCODER_FILE)
         # What writes reads all of its weights for one token: their bytes are its time.
         turned = multiply_by_integers(model) if by_integers else 0
         if turned:
@@ -154,7 +164,7 @@ class OnnxRuntime(Target):
                 f"{turned} products multiply the integers of their weights; what they read is "
                 "rounded to 8 bits in blocks of 32"
             )
-        _save(model, folder / MODEL_FILE)
+        onnx_files.save(model, folder / MODEL_FILE)
         return Lowered(
             model=MODEL_FILE,
             options=options,
@@ -202,6 +212,7 @@ class OnnxRuntime(Target):
     ) -> onnxruntime.InferenceSession:
         check_external_data(path, bundle.manifest.files)
         options = bundle.manifest.options
+        check_options(bundle, options.get("session", {}), _ENTRIES)
         return create_session(
             path,
             device=self.device,
@@ -387,7 +398,7 @@ def open_model(path: Path, signature: Signature) -> OnnxRuntimeSession:
         files = [Path(folder) / name for name in (MODEL_FILE, ENCODER_FILE)]
         encoder, decoder = split_context(onnx.load(path), signature.context)
         for part, file in zip((decoder, encoder), files, strict=True):
-            _save(part, file)
+            onnx_files.save(part, file)
         return OnnxRuntimeSession(signature, *map(_opened, files))
 
 
@@ -426,13 +437,3 @@ def _try_load(path: Path, device: Literal["cpu", "cuda"]) -> None:
             given=error.given,
             fix="change or leave out the node that is named above",
         ) from error
-
-
-def _save(model: Any, path: Path) -> None:
-    import onnx
-
-    size = sum(len(tensor.raw_data) for tensor in model.graph.initializer)
-    if size <= _SINGLE_FILE_LIMIT_BYTES:
-        onnx.save(model, path)
-    else:
-        onnx.save(model, path, save_as_external_data=True, location=f"{path.name}.data")

@@ -15,12 +15,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from targets.base import Alternative, Lowered, Precision, Session, Source, Target
+from targets.bundle import Bundle, check_options
 from targets.context import split_context
-from targets.environment import INT8_FEATURES, cpu_features
+from targets.environment import BF16_FEATURES, INT8_FEATURES, cpu_features
 from targets.errors import MissingLibraryError, TargetError, UnsupportedModelError
 from targets.node_times import NodeTime, median_times
 from targets.runtimes._openvino_lengths import (
     LARGEST_BYTES,
+    LEAST_PADDING,
     LENGTHS,
     FixedLengths,
     agree,
@@ -34,13 +36,21 @@ if TYPE_CHECKING:
     import onnx
     import openvino
 
-    from targets.bundle import Bundle
-
 __all__ = ["OpenVINO", "OpenVINOSession"]
 
 MODEL_FILE = "model.xml"
 ENCODER_FILE = "encoder.xml"
-_BF16_FEATURES = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
+_PROPERTIES = frozenset(
+    {
+        "ENABLE_CPU_PINNING",
+        "ENABLE_HYPER_THREADING",
+        "INFERENCE_PRECISION_HINT",
+        "NUM_STREAMS",
+        "PERFORMANCE_HINT",
+        LENGTHS,
+    }
+)
+"""That bundles may set."""
 _REFUSED_TYPES = {"DOUBLE": "fp64"}
 _REFUSED_OPS = frozenset({"DynamicQuantizeLinear", "MatMulInteger", "ConvInteger"})
 
@@ -116,14 +126,15 @@ class OpenVINO(Target):
         self._refuse_bf16(source)
         model = onnx.load(source.path)
         notes: list[str] = []
-        needed: frozenset[str] = _BF16_FEATURES if source.precision == "bf16" else frozenset()
+        needed: frozenset[str] = BF16_FEATURES if source.precision == "bf16" else frozenset()
         tables = qdq.gather_before_dequantize(model)
         if tables:
             notes.append(f"{tables} embedding tables stay int8 in memory")
         joined = qdq.join_as_floats(model)
         if joined:
             notes.append(f"{plural(joined, 'value')} left float, as what they are joined with is")
-        if self.device in ("CPU", "AUTO") and qdq.quantizes_activations(model):
+        has_integer_products = qdq.quantizes_activations(model) and not source.has_float_products
+        if self.device in ("CPU", "AUTO") and has_integer_products:
             notes += _fit_to_cpu(model)
             if qdq.can_saturate(model):
                 needed = INT8_FEATURES
@@ -160,6 +171,7 @@ class OpenVINO(Target):
         self, bundle: Bundle, threads: int, more: Mapping[str, Any] | None = None
     ) -> OpenVINOSession:
         signature, given = bundle.manifest.signature, bundle.manifest.options
+        check_options(bundle, given, _PROPERTIES)
         options = self._options(given, threads) | dict(more or {})
         encoder = None
         if bundle.encoder_path is not None:
@@ -167,6 +179,10 @@ class OpenVINO(Target):
         lengths = given.get(LENGTHS, ())
         compiled, fixed = _compile_all(signature, lengths, bundle.model_path, self.device, options)
         return OpenVINOSession(signature, compiled, encoder, fixed)
+
+    def runs_alone(self, bundle: Bundle) -> bool:
+        """See the base class: single texts may run at fixed lengths, as models of their own."""
+        return LENGTHS in bundle.manifest.options or super().runs_alone(bundle)
 
     def _lengths(self, source: Source, path: Path, options: Mapping[str, Any]) -> tuple[int, ...]:
         """For which lengths of single texts a model is compiled as well."""
@@ -181,8 +197,10 @@ class OpenVINO(Target):
             compiled, fixed = _compile_all(signature, lengths, path, self.device, options)
             assert fixed is not None
             free = OpenVINOSession(signature, compiled)
-            tried = (lengths[0], lengths[-1])
-            return lengths if all(agree(signature, free.run, fixed, each) for each in tried) else ()
+            most = lengths[-1] - lengths[-2] - 1 if len(lengths) > 1 else LEAST_PADDING
+            tried = ((lengths[0], LEAST_PADDING), (lengths[-1], most))
+            same = all(agree(signature, free.run, fixed, *each) for each in tried)
+            return lengths if same else ()
         except (RuntimeError, TargetError):  # it cannot run such a text: whoever uses it finds out
             return ()
 
@@ -293,7 +311,7 @@ class OpenVINOSession(Session):
         self._encoder = None if encoder is None else encoder.create_infer_request()
         self._context: dict[str, Any] = {}
         shares = _has_free_batch(signature) and not signature.state
-        streams = int(compiled.get_property("NUM_STREAMS")) if shares else 1
+        streams = _num_streams(compiled) if shares else 1
         self._requests = [compiled.create_infer_request() for _ in range(max(streams, 1))]
         self._outputs = [(spec.name, compiled.output(spec.name)) for spec in signature.outputs]
 
@@ -371,8 +389,16 @@ def _has_free_batch(signature: Signature) -> bool:
     return len(first) == 1 and all(isinstance(dim, str) for shape in first for dim in shape)
 
 
+def _num_streams(compiled: openvino.CompiledModel) -> int:
+    """How many samples a model runs at a time; of several devices it does not say."""
+    try:
+        return int(compiled.get_property("NUM_STREAMS"))
+    except RuntimeError:
+        return 1
+
+
 def _has_bf16() -> bool:
-    return not _BF16_FEATURES.isdisjoint(cpu_features())
+    return not BF16_FEATURES.isdisjoint(cpu_features())
 
 
 def _fit_to_cpu(model: Any) -> list[str]:

@@ -13,7 +13,7 @@ from PIL import Image
 from typer import BadParameter
 
 from compressor.boxes import read_boxed, tables_of
-from compressor.cli.device import _check_min_score
+from compressor.cli.predict import _check_min_score
 from compressor.data import DataSpec, data_fingerprint, read_splits
 from compressor.errors import DataError
 from targets.answers import BoxAnswers, LabelAnswers

@@ -177,15 +177,24 @@ def test_predict_gives_embeddings(
 
 
 @pytest.mark.parametrize(
-    ("output", "words"),
-    [("found.txt", "does not end with .npy"), ("absent/found.npy", "there is no folder")],
+    ("output", "code", "words"),
+    [
+        ("found.txt", 2, "does not end with .npy"),
+        ("notes.txt/found.npy", 8, "the result cannot be written"),
+    ],
 )
 def test_a_file_that_cannot_be_written_is_named(
-    run: Finished, place: Path, output: str, words: str, compressor: Callable[..., Outcome]
+    run: Finished,
+    place: Path,
+    output: str,
+    code: int,
+    words: str,
+    compressor: Callable[..., Outcome],
 ) -> None:
+    (place / "notes.txt").write_text("mine")
     folder = run.output / "bundles" / "fp32-onnxruntime"
     found = compressor("predict", folder, "--text", "who", "--output", place / output)
-    assert found.code == 2
+    assert found.code == code
     assert words in " ".join(found.err.replace("│", " ").split())
 
 

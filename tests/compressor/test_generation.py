@@ -29,12 +29,19 @@ from targets.answers import NextTokenAnswers
 from targets.base import Source
 from targets.bench import BenchReport
 from targets.bundle import SCHEMA_VERSION, Bundle, Manifest
-from targets.errors import BundleError, InputError, TargetError, UnsupportedModelError
+from targets.errors import (
+    BundleError,
+    InputError,
+    TargetError,
+    ToolkitError,
+    UnsupportedModelError,
+)
 from targets.generation import Generator, load_generator
 from targets.measurement import Round
 from targets.registry import get, open_session
 from targets.signature import Signature, StateSpec, TensorSpec
 from targets.worker import Commands
+from targets.worker_client import Worker
 from targets.writing import Writing, check_writes, measure_writing
 from tests.compressor.conftest import Outcome
 from tests.compressor.decoders import TASK, make_decoder, plain_splits
@@ -239,6 +246,11 @@ def test_a_cache_of_8_bits_takes_a_quarter(
     assert isinstance(smaller, OnnxModel)
     assert OnnxModel.load(smaller.folder).signature == smaller.signature
     assert {spec.dtype for spec in smaller.signature.state} == {"uint8"}
+    source = Source(smaller.path, smaller.signature, smaller.precision, smaller.ranges)
+    (tmp_path / "alone").mkdir()
+    lowered = get(target).lower(source, tmp_path / "alone")
+    assert lowered.cpu_features == ()  # what saturates on some CPUs are products of integers
+    assert not any("saturate" in note or "VNNI" in note for note in lowered.notes)
     session = open_session(lower(smaller, target, tmp_path / target), threads=1)
     ids = [[5, 9, 12, 7, 8, 3], [6, 14, 3, 19, 4, 11]]
     whole = session.run(feeds(ids, 6))["logits"]
@@ -452,6 +464,33 @@ def test_bundles_write_side_by_side(bundle: Bundle) -> None:
         assert [len(each.run_ns) for each in each.rounds] == [4, 4, 4]
         assert (each.prompt_tokens, each.num_tokens) == (8, 4)
     assert [line[0] for line in lines if "round" in line] == ["a", "b", "a", "b", "a", "b"]
+
+
+def test_a_bundle_that_fails_as_it_writes_leaves_the_others(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, seen = Worker.round, []
+
+    def fail_at_the_third(worker: Worker, *given: Any, **more: Any) -> Any:
+        seen.append(worker)
+        if worker is seen[0] and seen.count(worker) == 3:
+            raise TargetError("the device is gone")
+        return run(worker, *given, **more)
+
+    monkeypatch.setattr(Worker, "round", fail_at_the_third)
+    told: dict[str, ToolkitError] = {}
+    asked: Any = {"threads": 1, "prompt_tokens": 8, "num_tokens": 4, "num_rounds": 3}
+    found = measure_writing(
+        {"a": bundle, "b": bundle},
+        **asked,
+        on_failure=lambda name, error: told.update({name: error}),
+    )
+    assert list(found) == ["b"]
+    assert len(found["b"].rounds) == 3
+    assert str(told["a"].what) == "the device is gone"
+    seen.clear()
+    with pytest.raises(TargetError, match="the device is gone"):
+        measure_writing({"a": bundle}, **asked)
 
 
 def test_what_cannot_be_written_is_refused_before_any_work(bundle: Bundle) -> None:

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -358,6 +358,14 @@ def test_remove_takes_a_prefix_and_partial_steps(store: RunStore) -> None:
     assert other.folder.exists()
 
 
+def test_remove_takes_one_step_at_a_time(store: RunStore) -> None:
+    keys = [make_step(store, str(place)).record.key for place in range(20)]
+    shared = next(key[0] for key in keys if sum(each[0] == key[0] for each in keys) > 1)
+    with pytest.raises(StoreError, match="several steps begin like this"):
+        store.remove(shared)
+    assert sorted(each.key for each in store.steps()) == sorted(keys)
+
+
 @pytest.mark.parametrize("prefix", ["", "*", "?", "../", "../../", "/", "zz", "[0-9a-f]"])
 def test_remove_takes_no_patterns_and_leaves_the_store_alone(store: RunStore, prefix: str) -> None:
     made = make_step(store)
@@ -609,8 +617,8 @@ from pathlib import Path
 from compressor.store import RunStore
 
 store = RunStore(Path(sys.argv[1]))
-with store.run("mine", Path("out")) as record:
-    record(store.step("pass:test", {}, lambda files, work: {}))
+with store.run("mine", Path("out")):
+    store.step("pass:test", {}, lambda files, work: {})
     print(store.runs()[0].status, flush=True)
     os.kill(os.getpid(), signal.SIGKILL)
 """
@@ -647,14 +655,68 @@ def test_a_run_records_how_it_ended(store: RunStore, error: BaseException, statu
 
 
 def test_a_run_that_goes_on_is_not_pruned(store: RunStore) -> None:
-    with store.run("mine", Path("out")) as record:
-        made = make_step(store)
-        record(made)
+    with store.run("mine", Path("out")):
+        make_step(store)
         assert store.prune(0) == (0, 0)
         assert [run.status for run in store.runs()] == ["running"]
         assert make_step(store).cached
     assert store.prune(0)[0] == 1
     assert store.runs() == []
+
+
+def test_what_an_interrupted_run_had_begun_stays_with_its_record(store: RunStore) -> None:
+    """The first step of a chain is finished, and the second has a checkpoint of its training."""
+
+    def interrupted(files: Path, work: Path) -> Mapping[str, Any]:
+        (work / "checkpoint").write_text("epoch 3")
+        raise KeyboardInterrupt
+
+    def resume(files: Path, work: Path) -> Mapping[str, Any]:
+        return {"found": (work / "checkpoint").read_text()}
+
+    def train() -> None:
+        with store.run("mine", Path("out")):
+            make_step(store)
+            store.step("pass:distill", {}, interrupted)
+
+    make_step(store, "of nobody")
+    with pytest.raises(KeyboardInterrupt):
+        train()
+    assert store.prune(1)[0] == 1
+    assert make_step(store).cached
+    assert store.step("pass:distill", {}, resume).record.facts == {"found": "epoch 3"}
+
+
+def test_what_a_run_uses_while_others_are_pruned_stays(
+    store: RunStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is looked at again before each step goes."""
+    make_step(store)
+    other = RunStore(store.root)
+    with ExitStack() as stack:
+        listed = RunStore._step_folders
+
+        def begin_a_run(self: RunStore, prefix: str) -> list[Path]:
+            stack.enter_context(other.run("late", Path("out")))
+            assert make_step(other).cached
+            return listed(self, prefix)
+
+        monkeypatch.setattr(RunStore, "_step_folders", begin_a_run)
+        assert store.prune(0) == (0, 0)
+
+
+def test_steps_belong_to_the_innermost_run(store: RunStore) -> None:
+    with store.run("outer", Path("out")):
+        first = make_step(store, "a")
+        with store.run("inner", Path("out")):
+            second = make_step(store, "b")
+        third = make_step(store, "c")
+    make_step(store, "d")
+    steps = {run.name: list(run.steps) for run in store.runs()}
+    assert steps == {
+        "outer": [first.record.key, third.record.key],
+        "inner": [second.record.key],
+    }
 
 
 def test_every_bit_of_a_record_counts(store: RunStore) -> None:

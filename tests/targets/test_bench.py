@@ -10,7 +10,7 @@ import pytest
 from targets import Bundle
 from targets.bench import BenchReport, Sweep, bench
 from targets.benchmark import BenchmarkSettings, Failure, Shape
-from targets.errors import BundleError
+from targets.errors import BundleError, TargetError
 from targets.measurement import Measurement
 
 MakeBundle = Callable[..., Path]
@@ -62,6 +62,30 @@ def test_what_is_measured_alone_stands_beside_the_latencies(make_bundle: MakeBun
     assert len(entry.cold_start.starts) == 2
     assert entry.sustained is not None
     assert (entry.sustained.batch_size, entry.sustained.sequence_length) == (2, 4)
+
+
+@pytest.mark.parametrize(
+    ("function", "what"), [("cold_starts", "cold start"), ("sustained_run", "sustained run")]
+)
+def test_what_was_measured_before_a_failure_stays(
+    make_bundle: MakeBundle, monkeypatch: pytest.MonkeyPatch, function: str, what: str
+) -> None:
+    def fail(*given: object, **more: object) -> None:
+        raise TargetError("the device is gone")
+
+    monkeypatch.setattr(f"targets.bench.{function}", fail)
+    sweep = Sweep(batch_sizes=(2,), sequence_lengths=(4,), num_cold_starts=1, sustained_s=0.1)
+    report = bench({"one": Bundle.open(make_bundle())}, sweep, QUICK)
+    [entry] = report.entries
+    assert isinstance(entry.result.at(Shape(2, 4)), Measurement)
+    assert (entry.cold_start is None, entry.sustained is None) == (
+        what == "cold start",
+        what == "sustained run",
+    )
+    assert list(entry.failures) == [what]
+    assert "the device is gone" in str(entry.failures[what])
+    assert not report.complete
+    assert BenchReport.model_validate_json(report.model_dump_json()) == report
 
 
 def test_a_bundle_that_fails_leaves_the_others(make_bundle: MakeBundle) -> None:

@@ -22,7 +22,7 @@ from targets.evaluation_pack import EvaluationPack
 from targets.feeds import FeedsSpec
 from targets.load_result import LoadResult, read_logs
 from targets.load_scenario import SCENARIOS, LoadSettings, Scenario
-from targets.loadgen import LOGGED_ANSWERS, run_load
+from targets.loadgen import LOGGED_ANSWERS, _Samples, run_load
 from targets.preprocessing import TextPreprocessing
 from targets.worker_client import Worker
 
@@ -205,6 +205,21 @@ def test_offline_throughput_is_samples_by_duration(finished: Finished) -> None:
     assert result.num_queries == 1
     assert result.samples_per_s == pytest.approx(result.num_samples / result.duration_s, rel=0.02)
     assert {len(samples) for samples in recorder.since(logs)[:-1]} == {16}
+
+
+def test_no_more_samples_are_ready_than_there_is_to_be_memory_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """LoadGen draws from those; the longest, of 6 tokens, takes 96 bytes."""
+    samples = _Samples(pack(), SIGNATURE)
+    assert samples.num_ready == len(ROWS)
+    monkeypatch.setattr(targets.loadgen, "MOST_BYTES", 96 * 5 + 10)
+    assert samples.num_ready == 5
+    session = Recorder()
+    run(session, tmp_path, "single-stream")
+    assert len({first for run in session.since(tmp_path) for first in run}) == 5
+    monkeypatch.setattr(targets.loadgen, "MOST_BYTES", 1)
+    assert samples.num_ready == 1
 
 
 def test_server_batches_what_is_waiting_and_no_more(tmp_path: Path) -> None:

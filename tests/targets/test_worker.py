@@ -10,12 +10,15 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast, get_args
 
 import numpy as np
 import psutil
 import pytest
 
 from targets import Bundle, Source, get
+from targets.base import Precision
 from targets.errors import (
     InputError,
     TargetError,
@@ -28,6 +31,8 @@ from targets.feeds import FeedsSpec
 from targets.interference import peak_memory_bytes
 from targets.preprocessing import TextPreprocessing
 from targets.protocol import ErrorRecord
+from targets.signature import Arrays
+from targets.worker import Commands
 from targets.worker_client import Worker, worker_environment
 
 MakeBundle = Callable[..., Path]
@@ -85,6 +90,71 @@ def test_predict_gives_outputs_in_the_order_of_the_pack(
         outputs = worker.predict(tmp_path / "pack.safetensors", batch_size=3)
     assert outputs["logits"][:, 0].tolist() == [3, 3, 15, 7]
     assert outputs["tokens"].tolist() == [1, 2, 3, 4, 5, 6, 7]
+
+
+@pytest.mark.parametrize(
+    ("runs_alone", "given", "sizes"),
+    [(False, None, [2, 2]), (True, None, [1] * 4), (True, 3, [3, 1]), (False, 3, [3, 1])],
+)
+def test_rows_run_alone_where_they_are_to(
+    make_bundle: MakeBundle,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    runs_alone: bool,
+    given: int | None,
+    sizes: list[int],
+) -> None:
+    rows = [[1, 2], [3], [4, 5, 6], [7]]
+    preprocessing = TextPreprocessing(max_length=512, pad_token_id=9)
+    pack = EvaluationPack.from_rows({"input_ids": rows}, [0] * 4, preprocessing=preprocessing)
+    pack.save(tmp_path / "pack.safetensors")
+    bundle = make_bundle()
+    found: list[int] = []
+    monkeypatch.setattr("targets.worker.BATCH_SIZE", 2)
+    monkeypatch.setattr(type(get("fake")), "runs_alone", lambda target, bundle: runs_alone)
+    commands = Commands()
+    commands.open(bundle=str(bundle), threads=1, options={})
+    session = commands._opened()
+    run = session.run
+
+    def noted(feeds: Arrays) -> Arrays:
+        found.append(len(feeds["input_ids"]))
+        return run(feeds)
+
+    monkeypatch.setattr(session, "run", noted)
+    commands.predict(
+        pack=str(tmp_path / "pack.safetensors"),
+        outputs=str(tmp_path / "outputs.safetensors"),
+        batch_size=given,
+    )
+    assert found == sizes
+
+
+@pytest.mark.parametrize("precision", get_args(Precision))
+def test_scales_of_run_time_are_those_of_single_rows(precision: Precision) -> None:
+    manifest = SimpleNamespace(precision=precision, options={})
+    alone = get("onnxruntime").runs_alone(cast("Bundle", SimpleNamespace(manifest=manifest)))
+    assert alone == (precision == "int8-dynamic")
+
+
+def test_each_request_is_warm(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the warm-up is over before it would be their turn."""
+    counts = [0] * 30
+
+    def request(place: int) -> Callable[[], None]:
+        def run() -> None:
+            counts[place] += 1
+            time.sleep(0.05)
+
+        return run
+
+    commands = Commands()
+    made = [request(place) for place in range(len(counts))]
+    monkeypatch.setattr(commands, "_made", lambda workload: made)
+    warm = commands.warm_up(workload={})
+    assert min(counts) >= 1
+    assert sum(counts) - len(counts) == len(warm["run_ns"])
+    assert warm["num_requests"] == len(counts)
 
 
 def test_lower_returns_what_the_target_wrote(make_bundle: MakeBundle, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from targets import onnx_files
 from targets.errors import UnsupportedModelError
 
 __all__ = ["expected_products", "load_structure", "offenders", "rewrite", "save", "stored_types"]
@@ -23,9 +24,6 @@ REFUSED_TYPES = ("UINT8", "INT16", "UINT16", "INT32", "UINT4")
 FLOAT_NAMES = {"FLOAT": "Float", "FLOAT16": "Half", "BFLOAT16": "BFloat16"}
 MAX_SMALL_SIZE = 4096
 """Elements of a constant that is read even where the weights are not needed."""
-
-SINGLE_FILE_LIMIT_BYTES = 1_800_000_000
-"""Protobuf refuses messages of 2 GiB."""
 
 
 def load_structure(path: Path) -> Any:
@@ -56,11 +54,7 @@ def save(model: Any, path: Path, *, weights: Path) -> None:
     import onnx
 
     onnx.external_data_helper.load_external_data_for_model(model, str(weights))
-    size_bytes = sum(len(tensor.raw_data) for tensor in model.graph.initializer)
-    if size_bytes <= SINGLE_FILE_LIMIT_BYTES:
-        onnx.save(model, path)
-    else:
-        onnx.save(model, path, save_as_external_data=True, location=path.name + ".data")
+    onnx_files.save(model, path)
 
 
 def stored_types(model: Any) -> dict[str, str]:

@@ -111,7 +111,7 @@ class TensorRTTarget(Target):
         reason = self.cannot_lower()
         if reason is not None:
             raise TargetError(f"{self.name} cannot build an engine here", given=reason)
-        self.requires(source)
+        self.check(source)
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
             path, options, notes = self._prepare(source, Path(scratch))
             try:
@@ -155,7 +155,7 @@ class TensorRTTarget(Target):
         Returns:
             Path of the script.
         """
-        self.requires(source)
+        self.check(source)
         folder.mkdir(parents=True, exist_ok=True)
         path, options, _ = self._prepare(source, folder, always_write=True)
         script = path.with_name(BUILD_SCRIPT)

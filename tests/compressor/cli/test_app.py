@@ -392,7 +392,7 @@ def test_runs_remove_takes_the_beginning_of_a_key(call: Call, store: RunStore) -
     outcome = call("runs", "remove", key[:12], "--store", store.root)
     assert outcome == Outcome(0, f"removed {key}\n", "")
     shown = call("runs", "show", "20250101", "--store", store.root)
-    assert f"{key[:12]}  (removed or damaged)" in shown.out
+    assert f"{key[:12]}  (unfinished, removed or damaged)" in shown.out
     again = call("runs", "remove", key[:12], "--store", store.root)
     assert again.code == 8
     assert "there is no such step" in again.err

@@ -89,7 +89,7 @@ def test_a_sweep_prints_and_writes_every_combination(finished, compressor, tmp_p
     bundle = finished.output / "bundles" / "int8-onnxruntime"
     options = (
         *QUICK, "--batch-size", "2", "--threads", "1", "--threads", "2", "--real-texts",
-        "--cold-starts", "1", "--sustained", "0.5", "--output", tmp_path / "bench.json",
+        "--cold-starts", "1", "--sustained", "0.5", "--output", tmp_path / "new" / "bench.json",
     )  # fmt: skip
     outcome = compressor("bench", bundle, *options)
     assert outcome.code == 0, outcome.err
@@ -102,7 +102,7 @@ def test_a_sweep_prints_and_writes_every_combination(finished, compressor, tmp_p
     ]
     assert outcome.out.count("cold start") == 2
     assert outcome.out.count("too short to tell over") == 2
-    report = BenchReport.model_validate_json((tmp_path / "bench.json").read_bytes())
+    report = BenchReport.model_validate_json((tmp_path / "new" / "bench.json").read_bytes())
     assert report.complete
     assert {entry.identity for entry in report.entries} == {Bundle.open(bundle).identity}
     assert report.environment.cpu in outcome.out.replace("\n", " ")

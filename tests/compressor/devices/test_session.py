@@ -124,11 +124,11 @@ def test_an_environment_is_made_to_the_end_and_once_and_a_wrong_option_is_told(
     error = fails(device)
     assert error.what == "the package cannot be installed on the device"
     assert "No matching distribution" in error.given
-    assert server.left_over() == {"lock", "venvs"}
+    assert server.left_over() == KEPT | {"venvs"}
     for each in device_wheels.iterdir():
         (wheels / each.name).symlink_to(each)
     assert bench(device).complete
-    assert server.left_over() == {"lock", "venvs"}
+    assert server.left_over() == KEPT | {"venvs"}
     [venv] = (server.workdir / "venvs").iterdir()
     packages = next(venv.glob("lib/python3*/site-packages"))
     assert (packages / "onnxruntime").is_dir()
@@ -137,7 +137,7 @@ def test_an_environment_is_made_to_the_end_and_once_and_a_wrong_option_is_told(
     error = fails(device, ("--sequence-length", "1000"))
     assert error.what == "the benchmark failed on the device"
     assert "the model takes no text of this length" in error.given
-    assert server.left_over() == {"lock", "venvs"}
+    assert server.left_over() == KEPT | {"venvs"}
     assert said.count("makes an environment on the device") == 2
     assert fleet.clean_devices({"a": device}) == {"a": str(server.workdir)}
     assert not server.workdir.exists()
@@ -185,8 +185,6 @@ def test_one_benchmark_waits_for_the_other(server, python, small_bundle, wheel, 
 
         def say(line):
             said.append(line)
-            if len(said) == 1:
-                shutil.rmtree(server.workdir / "files")  # as the other one does when it ends
             fcntl.flock(lock, fcntl.LOCK_UN)
 
         job = Job({"bundle": Bundle.open(small_bundle)}, OPTIONS)

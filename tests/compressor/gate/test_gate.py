@@ -447,7 +447,7 @@ def test_folders_are_made_and_a_file_that_cannot_be_written_is_named(
     assert all(path.is_file() for path in made.values())
     done = gate(NOW, "--junit", made["summary"] / "junit.xml")
     assert done.code == 8
-    assert "the result of the gate cannot be written" in done.err
+    assert "the result cannot be written" in done.err
     assert str(made["summary"] / "junit.xml") in done.err
 
 
@@ -523,7 +523,7 @@ def test_a_report_that_is_not_there_is_written_as_an_error(gate: Gate, tmp_path:
     # Where that cannot be written either, both are told, and the first gives the exit code.
     done = gate(NOW, "--set", "max_size_mb=", "--junit", output / "junit.xml")
     assert done.code == 3
-    assert "the result of the gate cannot be written" in done.err
+    assert "the result cannot be written" in done.err
     assert "an override is empty" in done.err
 
 

@@ -16,7 +16,7 @@ from compressor.gate.regression import (
     compare_releases,
     latency_ratio,
 )
-from compressor.report.schema import Check, Report, Row
+from compressor.report.schema import Check, Perplexity, Report, Row
 from targets.measurement import Measurement, Round
 
 from .conftest import answers_for
@@ -99,6 +99,40 @@ def test_a_release_compared_with_itself_has_not_changed(now: Report) -> None:
     checks = found(compare_releases(now, now))
     assert all(check.met for check in checks.values())
     assert [checks[name].found for name in ("accuracy", "latency", "size", "memory")] == [0] * 4
+
+
+@pytest.mark.parametrize(("rise", "met"), [(0.0, True), (-0.1, True), (0.15, False)])
+def test_a_higher_perplexity_is_worse_however_the_best_tokens_are(
+    now: Report, rise: float, met: bool
+) -> None:
+    perplexity = Perplexity(
+        value=20, low=19, high=21, reference=20, rise=0, rise_low=-1, rise_high=1
+    )
+    compared = row_of(now).test_comparison
+    assert compared is not None
+    written = changed(now, test_comparison=compared.model_copy(update={"perplexity": perplexity}))
+    losses = np.random.default_rng(0).gamma(2, 1, 1000).astype(np.float32)
+    before = {**answers_for(written, {}), "rows": np.arange(1000) // 10, f"{KEY}.losses": losses}
+    after = {**before, f"{KEY}.losses": losses + np.float32(np.log1p(rise))}
+    compared_now = compare_releases(written, written, answers_now=after, answers_before=before)
+    checks = found(compared_now)
+    assert checks["accuracy"].found == 0
+    assert checks["perplexity"].met == met
+    assert checks["perplexity"].found == pytest.approx(rise, abs=1e-4)
+    assert f"{100 * rise:+.1f}% perplexity" in checks["perplexity"].text.replace("-0.0", "+0.0")
+    assert not any("perplexity" in note for note in compared_now.notes)
+    del before[f"{KEY}.losses"]
+    older = compare_releases(written, written, answers_now=after, answers_before=before)
+    assert "perplexity" not in found(older)
+    [note] = [each for each in older.notes if each.startswith("onnxruntime")]
+    assert note == "onnxruntime: not compared, as it is not in both reports: perplexity"
+
+
+def test_a_target_on_which_nothing_was_measured_is_told(now: Report) -> None:
+    assert "tensorrt_rtx" in {row.target for row in now.rows}
+    notes = [note for note in compare_releases(now, now).notes if "tensorrt_rtx" in note]
+    [note] = notes
+    assert note.endswith(": not compared: nothing was measured there, now or for the last release")
 
 
 @pytest.mark.parametrize(("factor", "met"), [(1.02, True), (1.25, False), (0.5, True)])

@@ -7,7 +7,7 @@ from onnx import numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from compressor.errors import PassError
-from compressor.onnx_io import load_model, node_types
+from compressor.onnx_io import load_model, node_types, save_model
 from compressor.quantization import convert_fp16, quantize_dynamic, quantize_weights, request_bf16
 from compressor.quantization.floats import PRECISION_KEY
 
@@ -49,6 +49,27 @@ def test_dynamic_products_that_read_one_tensor_quantize_it_once(encoder_path, tm
     types = node_types(load_model(tmp_path / "new.onnx"))
     assert types["MatMulInteger"] == 7
     assert types["DynamicQuantizeLinear"] == 5  # query, key and value read one tensor
+
+
+def test_a_weight_that_several_products_share_is_stored_once(encoder_path, tmp_path, make_feeds):
+    """As the layers of ALBERT do."""
+    model = load_model(encoder_path)
+    named = {node.name: node for node in model.graph.node}
+    named["key"].input[1] = named["value"].input[1] = named["query"].input[1]
+    save_model(model, tmp_path / "shared.onnx")
+    quantize_dynamic(tmp_path / "shared.onnx", tmp_path / "new.onnx")
+    found = load_model(tmp_path / "new.onnx")
+    products = [node for node in found.graph.node if node.op_type == "MatMulInteger"]
+    assert len(products) == 7
+    assert len({node.input[1] for node in products}) == 5
+    stored = [each for each in found.graph.initializer if "query" in each.name]
+    assert len([each for each in stored if each.name.endswith("_quantized")]) == 1
+    feeds = make_feeds(seed=3)
+    before, after = (
+        ReferenceEvaluator(onnx.load(tmp_path / name)).run(None, feeds)[0]
+        for name in ("shared.onnx", "new.onnx")
+    )
+    assert np.linalg.norm(after - before) < 0.03 * np.linalg.norm(before)
 
 
 def test_weights_leave_activations_float(encoder_path, tmp_path):

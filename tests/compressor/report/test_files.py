@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from compressor.errors import DamagedReportError, ReportError
-from compressor.report.files import read_answers, read_report, write_report
+from compressor.report import files
+from compressor.report.files import read_answers, read_report, withdraw_report, write_report
 
 
 def test_a_report_survives_the_round_trip(report, tmp_path):
@@ -17,6 +18,26 @@ def test_a_report_survives_the_round_trip(report, tmp_path):
     assert read_report(folder / "report.json") == report
     assert read_report(folder) == report
     assert read_answers(report, folder) is None
+
+
+def test_the_report_comes_after_what_it_speaks_of(report, tmp_path, monkeypatch):
+    """An interruption leaves no new report with old predictions."""
+    written = []
+    replace = files._replace
+
+    def note(path, content):
+        written.append(path.name)
+        replace(path, content)
+
+    monkeypatch.setattr(files, "_replace", note)
+    write_report(report, tmp_path, answers={"labels": np.arange(3)})
+    assert written[0] == "predictions.safetensors"
+    assert written[-1] == "report.json"
+    withdraw_report(tmp_path)
+    assert sorted(each.name for each in tmp_path.iterdir()) == sorted(written[:-1])
+    withdraw_report(tmp_path)
+    with pytest.raises(ReportError, match="the report cannot be written"):
+        withdraw_report(tmp_path / "report.md")
 
 
 def test_the_answers_lie_beside_it_and_belong_to_it(report, tmp_path):

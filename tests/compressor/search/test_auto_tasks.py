@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from compressor.cli.auto import _columns, _task
-from compressor.errors import RecipeError
+from compressor.errors import DataError
 from compressor.passes.distill import Distill
 from compressor.recipe import load_recipe
 from compressor.tasks import get_task
@@ -119,6 +119,7 @@ def test_what_auto_takes_in_another_way_is_not_set(
         ("image-classification", {"image": "a", "label": "b"}),
         ("question-answering", {"question": "a", "answers": "b"}),
         ("semantic-segmentation", {"image": "a", "mask": "b"}),
+        ("text-generation", {"text": "b"}),  # one column is both
     ],
 )
 def test_columns_are_those_of_the_task(task: str, columns: dict[str, str]) -> None:
@@ -126,14 +127,24 @@ def test_columns_are_those_of_the_task(task: str, columns: dict[str, str]) -> No
     assert _columns(task, None, None) == {}
 
 
-@pytest.mark.parametrize("task", ["text-embedding", "object-detection"])
-def test_where_there_are_no_labels_no_column_is_named(task: str) -> None:
-    assert list(_columns(task, "a", None).values()) == ["a"]
-    with pytest.raises(RecipeError) as caught:
-        _columns(task, None, "b")
-    [problem] = caught.value.problems
-    assert problem.what == f"the data of the task {task} has no column with labels"
-    assert problem.given == "--label b"
+def test_one_column_of_a_language_model_is_named_by_either_name() -> None:
+    assert _columns("text-generation", "a", None) == {"text": "a"}
+    assert _columns("text-generation", None, "b") == {"text": "b"}
+
+
+def test_where_there_are_no_labels_no_column_is_named() -> None:
+    assert _columns("text-embedding", "a", None) == {"text": "a"}
+    with pytest.raises(DataError) as caught:
+        _columns("text-embedding", None, "b")
+    assert caught.value.what == "the data of the task text-embedding has no column with labels"
+    assert caught.value.given == "b"
+
+
+@pytest.mark.parametrize("names", [("a", None), (None, "b")])
+def test_boxes_stand_in_no_columns(names: tuple[str | None, str | None]) -> None:
+    assert _columns("object-detection", None, None) == {}
+    with pytest.raises(DataError, match="images with boxes stand in files as COCO has them"):
+        _columns("object-detection", *names)
 
 
 def test_the_task_is_named_or_that_of_the_checkpoint(home: Path) -> None:

@@ -59,6 +59,7 @@ def test_openvino_model_server_gets_one_model(make_bundle: MakeBundle, package: 
         "storage_uri": "pvc://models/small",
         "server": "ovms",
         "runtime": "mine",
+        "cpus": 3,
         "ovms": {"num_streams": 2, "num_requests": 4},
     }
     folder, packaged = package(make_bundle("openvino"), "kserve", **options)
@@ -68,7 +69,9 @@ def test_openvino_model_server_gets_one_model(make_bundle: MakeBundle, package: 
     given = dict(each.removeprefix("--").split("=", 1) for each in model["args"])
     assert given["target_device"] == "CPU"
     assert given["nireq"] == "4"
-    assert json.loads(given["plugin_config"])["NUM_STREAMS"] == "2"
+    config = json.loads(given["plugin_config"])
+    assert config["NUM_STREAMS"] == "2"
+    assert config["INFERENCE_NUM_THREADS"] == 3  # as many as there are cores
     # The runtime reads versions from the root of the storage.
     inside = [each for each in packaged.files if each.startswith("storage/")]
     assert sorted(inside) == ["storage/1/model.bin", "storage/1/model.xml"]

@@ -7,6 +7,7 @@ import torch
 from onnx import TensorProto, helper
 from onnx.reference import ReferenceEvaluator
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from compressor.errors import PassError
 from compressor.export import export_onnx
@@ -171,9 +172,51 @@ def test_convolutions_round_too(vision_model, image_splits):
     assert 0 < error < 0.2 * before.abs().max()
 
 
+@pytest.mark.parametrize("method", ["static", "dynamic"])
+@pytest.mark.parametrize(
+    ("layer", "shape", "outputs_last"),
+    [
+        (nn.Linear(6, 4), (2, 6), False),
+        (Conv1D(4, 6), (2, 6), True),  # a linear layer too, whose weight is (inputs, outputs)
+        (nn.Conv1d(6, 4, 3, padding=1), (2, 6, 5), False),
+        (nn.Conv2d(6, 4, 3, stride=2), (2, 6, 5, 5), False),
+        (nn.Conv3d(6, 4, 2), (2, 6, 3, 3, 3), False),
+    ],
+)
+def test_the_layers_that_round_are_those_that_the_pass_quantizes(
+    layer, shape, outputs_last, method
+):
+    network = nn.Module()
+    network.layer = layer
+    network.forward = lambda x: network.layer(x)
+    generator = torch.Generator().manual_seed(0)
+    values = torch.randn(shape, generator=generator)
+    nn.init.normal_(layer.weight, generator=generator)
+    settings = QuantizationAware(method=method, percentile=100, weight_bits=7)
+    is_convolution = layer.weight.dim() > 2
+    with torch.no_grad():
+        if is_convolution and method == "dynamic":
+            with pytest.raises(PassError), fake_quantized(network, settings, ()):
+                pass
+            return
+        with fake_quantized(network, settings, [{"x": values}]):
+            found = network(values)
+        weight = layer.weight.clone()
+        turned = weight.T if outputs_last else weight
+        rounded = round_weight(turned, bits=7)
+        if method == "static":
+            values = round_static(values, threshold=float(values.abs().max()))
+        else:
+            values = round_dynamic(values)
+        layer.weight.copy_(rounded.T if outputs_last else rounded)
+        torch.testing.assert_close(found, network(values), rtol=0, atol=0.02)
+        layer.weight.copy_(weight)
+        assert (found - network(values)).abs().max() > 0.02
+
+
 def test_a_network_without_layers_to_round_is_refused():
     with (
-        pytest.raises(PassError, match="no linear layer or convolution"),
+        pytest.raises(PassError, match="no layer to quantize"),
         fake_quantized(nn.LayerNorm(4), QuantizationAware(), ()),
     ):
         pass

@@ -15,7 +15,13 @@ from compressor.quantization import (
     quantize_weights,
 )
 from targets import Source, registry
-from targets.errors import InputError, MissingLibraryError, TargetError, UnsupportedModelError
+from targets.errors import (
+    BundleError,
+    InputError,
+    MissingLibraryError,
+    TargetError,
+    UnsupportedModelError,
+)
 from targets.runtimes import onnxruntime as onnxruntime_target
 from targets.runtimes.onnxruntime import OnnxRuntime, OnnxRuntimeSession, create_session
 
@@ -169,6 +175,20 @@ def test_wrong_inputs_are_refused_by_name(lower, encoder_path, feeds, message):
     session = OnnxRuntime().load(lower(OnnxRuntime(), encoder_path), threads=1)
     with pytest.raises(InputError, match=message):
         session.run(feeds)
+
+
+def test_a_bundle_sets_no_property_that_nobody_lowered(lower, encoder_path, make_feeds):
+    """Some name files to read, past the list of those that belong to the bundle."""
+    bundle = lower(OnnxRuntime(), encoder_path)
+    entry = "session.model_external_initializers_file_folder_path"
+    strange = bundle.with_options({"session": {entry: "/etc"}})
+    with pytest.raises(BundleError, match="properties of its runtime that are not known") as caught:
+        OnnxRuntime().load(strange, threads=1)
+    assert caught.value.given == entry
+    for each in OnnxRuntime().alternatives(threads=2, batch_size=2).values():
+        session = OnnxRuntime().load(bundle.with_options(each.options), threads=1)
+        session.run(make_feeds())
+        session.close()
 
 
 def test_a_closed_session_says_so(lower, encoder_path, make_feeds):

@@ -17,7 +17,13 @@ from compressor.quantization import (
     request_bf16,
 )
 from targets import Signature, Source, TensorSpec, registry
-from targets.errors import InputError, MissingLibraryError, TargetError, UnsupportedModelError
+from targets.errors import (
+    BundleError,
+    InputError,
+    MissingLibraryError,
+    TargetError,
+    UnsupportedModelError,
+)
 from targets.runtimes import openvino as module
 from targets.runtimes.openvino import OpenVINO
 from tests.targets.test_qdq import make_patches
@@ -284,6 +290,30 @@ def test_wrong_inputs_are_refused_by_name(lower, encoder_path):
     session = OpenVINO().load(lower(OpenVINO(), encoder_path), threads=1)
     with pytest.raises(InputError, match="'attention_mask' is missing"):
         session.run({"input_ids": np.ones((1, 4), np.int64)})
+
+
+def test_a_device_of_several_answers_as_the_reference(lower, encoder_path, make_feeds):
+    """AUTO has no property for the number of its streams."""
+    bundle = lower(OpenVINO(device="AUTO"), encoder_path)
+    feeds = make_feeds(batch=3)
+    expected = ReferenceEvaluator(onnx.load(encoder_path)).run(None, feeds)[0]
+    session = OpenVINO(device="AUTO").load(bundle, threads=1)
+    np.testing.assert_allclose(session.run(feeds)["logits"], expected, atol=1e-4)
+    session.close()
+
+
+def test_a_bundle_sets_no_property_that_nobody_lowered(lower, encoder_path, make_feeds, tmp_path):
+    """Some name folders to write to."""
+    bundle = lower(OpenVINO(), encoder_path)
+    strange = bundle.with_options({"CACHE_DIR": str(tmp_path / "cache")})
+    with pytest.raises(BundleError, match="properties of its runtime that are not known") as caught:
+        OpenVINO().load(strange, threads=1)
+    assert caught.value.given == "CACHE_DIR"
+    assert not (tmp_path / "cache").exists()
+    for each in OpenVINO().alternatives(threads=2, batch_size=2).values():
+        session = OpenVINO().load(bundle.with_options(each.options), threads=1)
+        session.run(make_feeds())
+        session.close()
 
 
 def test_a_closed_session_says_so(lower, encoder_path, make_feeds):

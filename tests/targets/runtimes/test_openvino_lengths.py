@@ -202,6 +202,7 @@ def test_answers_of_tokens_end_where_the_text_does(
     signature = token_signature("batch", "sequence", WIDTH)
     bundle = lower(OpenVINO(), path, signature=signature, longest=LONGEST)
     assert bundle.manifest.options[LENGTHS] == [8, 16, 24]
+    assert OpenVINO().runs_alone(bundle)
     feeds = make_feeds(batch=1, sequence=5, seed=0)
     found = OpenVINO().load(bundle, threads=1).run(feeds)["logits"]
     assert found.shape == (1, 5, WIDTH)
@@ -216,6 +217,7 @@ def test_a_model_that_looks_across_the_mask_runs_at_the_length_of_the_text(
         path = write_tokens(tmp_path / f"{name}.onnx", masks=masks, per_token=False)
         bundle = lower(OpenVINO(), path, name=name, signature=signature, longest=LONGEST)
         assert (LENGTHS in bundle.manifest.options) == masks
+        assert OpenVINO().runs_alone(bundle) == masks
 
 
 def test_a_profile_is_that_of_the_model_that_ran(

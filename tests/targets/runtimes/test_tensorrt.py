@@ -1,4 +1,5 @@
 import ctypes
+import dataclasses
 import importlib.util
 import json
 import subprocess
@@ -15,7 +16,7 @@ from targets.errors import TargetError
 from targets.runtimes._tensorrt import build, cuda
 from targets.runtimes.tensorrt import TensorRT
 from targets.runtimes.tensorrt_rtx import TensorRTRTX
-from targets.signature import Signature, TensorSpec
+from targets.signature import PAST, Signature, StateSpec, TensorSpec
 
 SIGNATURE = Signature(
     inputs=(TensorSpec(name="x", dtype="float32", shape=("batch", 32)),),
@@ -135,6 +136,16 @@ def test_the_build_script_is_complete(tmp_path):
 def test_nothing_is_left_of_a_model_that_is_refused(tmp_path):
     (line,) = TensorRT().hand_over(source(tmp_path, "int8", zero_point=3), tmp_path / "left")
     assert "quantize has a zero point that is not 0" in line
+    assert not (tmp_path / "left").exists()
+
+
+def test_nothing_is_left_of_a_model_that_keeps_a_state(tmp_path):
+    given = source(tmp_path)
+    past = StateSpec(name="past", dtype="float32", shape=("batch", PAST, 32), output="present")
+    signature = given.signature.model_copy(update={"state": (past,)})
+    given = dataclasses.replace(given, signature=signature)
+    (line,) = TensorRT().hand_over(given, tmp_path / "left")
+    assert "does not run models that keep a state between runs (1 tensors of state)" in line
     assert not (tmp_path / "left").exists()
 
 

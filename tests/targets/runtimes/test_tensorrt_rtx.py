@@ -7,6 +7,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from targets import onnx_files
 from targets.base import Source
 from targets.errors import TargetError, UnsupportedModelError
 from targets.runtimes._tensorrt import cuda
@@ -175,9 +176,7 @@ def test_bf16_is_granted_by_casts_around_the_products(tmp_path):
 
 @pytest.mark.parametrize("limit_bytes", [1 << 30, 0])
 def test_weights_in_files_of_their_own_are_found(tmp_path, monkeypatch, limit_bytes):
-    from targets.runtimes._tensorrt import model
-
-    monkeypatch.setattr(model, "SINGLE_FILE_LIMIT_BYTES", limit_bytes)
+    monkeypatch.setattr(onnx_files, "SINGLE_FILE_LIMIT_BYTES", limit_bytes)
     source = block(tmp_path, "bf16")
     loaded = onnx.load(source.path)
     onnx.save(loaded, source.path, save_as_external_data=True, location="w", size_threshold=0)
