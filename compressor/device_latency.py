@@ -87,6 +87,8 @@ def measure_on_devices(
             kept = None
         if kept is None:
             absent[name] = device
+        else:
+            _keep(store, inputs[name], None)  # from here on it is of this run
     found: Mapping[str, BenchReport | ToolkitError] = {}
     progress.start(f"measure {len(bundles)} bundles on {len(devices)} devices")
     if absent:

@@ -101,6 +101,7 @@ def finetune_checkpoint(
         "settings": settings.settings(),
         "seed": seed,
         "version": VERSION,
+        **settings.parts,
         "libraries": library_versions(("torch", "transformers", "accelerate")),
     }
     key = step_key("finetune", inputs)

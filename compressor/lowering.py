@@ -22,7 +22,7 @@ from targets.worker_client import Worker
 __all__ = ["Candidate", "lower"]
 
 LOWER_VERSION = 9  # goes up when the same model gives another bundle on every target
-HAND_OVER_VERSION = 1  # goes up when a target leaves something else for another machine
+HAND_OVER_VERSION = 2  # goes up when a target leaves something else for another machine
 _HERE = "<here>"  # in the store: where what is handed over will lie
 
 

@@ -183,6 +183,7 @@ class PassManager:
             "model": source.content_hash,
             "settings": each.settings(),
             "version": each.version,
+            **({"parts": dict(each.parts)} if each.parts else {}),
             "libraries": library_versions(each.libraries) | foreign_source(type(each)),
             "seed": self.seed,
             "width_multiple": self.width_multiple,

@@ -344,10 +344,13 @@ class RunStore:
             if folder.name in kept:
                 continue
             with self._locked_now(folder.name) as free:
-                if free and folder.name not in self._keys_but_of(ended):
-                    size += sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
-                    count += folder.parent.name == STEPS
-                    self._remove_folder(folder)
+                if not free:
+                    continue
+                found = sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
+                if folder.name in self._keys_but_of(ended):  # last: it may have come just now
+                    continue
+                self._remove_folder(folder)
+                count, size = count + (folder.parent.name == STEPS), size + found
         return count, size
 
     def _keys_but_of(self, ended: Collection[str]) -> set[str]:

@@ -180,19 +180,22 @@ def _written(
     """What each bundle wrote with each number of threads, by the length of the prompt."""
     found: dict[tuple[str, int], list[Writing]] = {}
 
-    def fail(name: str, error: ToolkitError, threads: int) -> None:
-        failures[name, threads]["writing"] = ErrorRecord.of(error)
+    def fail(name: str, error: ToolkitError, threads: int, length: int) -> None:
+        failures[name, threads][f"writing after {length}"] = ErrorRecord.of(error)
+        failed.add(name)
+
+    failed: set[str] = set()
 
     for threads in sweep.threads:
         for length in sweep.sequence_lengths:
             measured = measure_writing(
-                bundles,
+                {name: bundle for name, bundle in bundles.items() if name not in failed},
                 threads=threads,
                 prompt_tokens=length,
                 num_tokens=sweep.num_written,
                 num_rounds=settings.rounds,
                 on_progress=lambda done, total, line: on_progress(done / total, line),
-                on_failure=functools.partial(fail, threads=threads),
+                on_failure=functools.partial(fail, threads=threads, length=length),
                 timeout_s=settings.timeout_s,
             )
             for name, writing in measured.items():

@@ -242,7 +242,7 @@ def _labels(
 ) -> NDArray[np.int64]:
     with Worker(threads=settings.threads) as worker:
         worker.open(bundle.folder.resolve(), options=options)
-        outputs = worker.predict(pack)
+        outputs = worker.predict(pack, batch_size=settings.batch_sizes[0])
     manifest = bundle.manifest
     found = outputs[manifest.signature.outputs[0].name]
     return manifest.answers.given(manifest.answers.units(found, EvaluationPack.load(pack)))

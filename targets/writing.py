@@ -153,7 +153,8 @@ def measure_writing(
         if on_failure is None:
             raise error
         on_failure(name, error)
-        rounds.pop(name, None)
+        del rounds[name]
+        workers[name].close(kindly=False)  # beside the others nothing of it goes on
 
     for bundle in bundles.values():
         check_writes(bundle, prompt_tokens=prompt_tokens, num_tokens=num_tokens)
@@ -161,8 +162,11 @@ def measure_writing(
     total, done = num_rounds * len(bundles), 0
     with ExitStack() as stack:
         lanes = []
+        workers: dict[str, Worker] = {}
         for name, bundle in bundles.items():
-            worker = stack.enter_context(Worker(threads=threads, timeout_s=timeout_s))
+            worker = workers[name] = stack.enter_context(
+                Worker(threads=threads, timeout_s=timeout_s)
+            )
             on_progress(done, total, f"warming up {name}")
             try:
                 worker.open(bundle.folder.resolve())

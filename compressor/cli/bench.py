@@ -52,9 +52,10 @@ def bench_bundles(
         progress.start(f"measure {len(bundles)} bundles")
         report = bench(opened, sweep, settings, texts=read, on_progress=progress.update)
         progress.finish("", cached=False)
-    show_bench(report)
     if output is not None:
         write_text(output, report.model_dump_json(indent=1) + "\n")
+    show_bench(report)
+    if output is not None:
         console().print(f"raw times: {output}", soft_wrap=True)
     return report.complete
 

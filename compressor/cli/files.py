@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 __all__ = ["check_file", "check_folder", "write_text"]
@@ -20,7 +21,12 @@ def check_file(path: Path | None) -> None:
 
     if path is None:
         return
-    reason = "it is a folder" if path.is_dir() else why_not_writable(path.absolute().parent)
+    if path.is_dir():
+        reason: str | None = "it is a folder"
+    elif path.exists():
+        reason = None if os.access(path, os.W_OK) else "it cannot be written to"
+    else:
+        reason = why_not_writable(path.absolute().parent)
     if reason is not None:
         raise _cannot_be_written(path, reason)
 

@@ -32,7 +32,7 @@ from targets.preprocessing import Preprocessing
 
 __all__ = ["Output", "Source", "check_options", "predict_inputs", "write_on"]
 
-OF_WRITING = ("system", "max_tokens")
+OF_WRITING = ("max_tokens",)
 """Parameters of the command that mean something to --stream and --chat only."""
 OF_PREDICTIONS = ("jsonl", "field", "file", "masks", "output", "min_score")
 """Those that mean nothing to them."""
@@ -235,6 +235,7 @@ def _check_embeddings(answers: Answers, output: Path | None) -> None:
     if output.suffix != ".npy":
         raise typer.BadParameter(f"--output: {output} does not end with .npy")
     check_file(output)
+    check_folder(output.absolute().parent)  # the file is replaced
 
 
 def _check_min_score(answers: Answers, min_score: float | None) -> None:

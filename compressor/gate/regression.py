@@ -67,8 +67,8 @@ class ReleaseComparison(NamedTuple):
     """What a new release is beside the last one."""
 
     checks: tuple[Check, ...]
-    """One for each target and aspect of `ASPECTS`, and ``shipped`` where a target ships nothing any
-    more."""
+    """One for each target and aspect of `ASPECTS`, ``perplexity`` of language models, and
+    ``shipped`` where a target ships nothing any more."""
     notes: tuple[str, ...]
     """What was not compared, or in another way than usual, and why."""
 
@@ -132,19 +132,23 @@ def compare_releases(
             notes += [f"{label}: {unpaired}"] if found else []
         found += _latency(label, new, old, now, before, tolerance)
         found += _growth(label, new, old, now.primary_shape, before.primary_shape, tolerance)
-        aspects = (*ASPECTS, PERPLEXITY) if _has_perplexity(new) else ASPECTS
+        aspects: tuple[str, ...] = ASPECTS
+        if _has_perplexity(new) and unpaired is None:
+            aspects = (*ASPECTS, PERPLEXITY)
+        elif _has_perplexity(new):
+            notes.append(f"{label}: perplexity is not compared, which is done token by token")
         unknown = [name for name in aspects if name not in {check.limit for check in found}]
         if unknown:
             notes.append(
                 f"{label}: not compared, as it is not in both reports: {', '.join(unknown)}"
             )
         checks += found
-    others = (*targets_of(before.rows), *targets_of(now.rows))
-    notes += [
-        f"{label}: not compared: nothing was measured there, now or for the last release"
-        for label in dict.fromkeys(others)
-        if label not in chosen and label not in ships
-    ]
+    measured = _chosen(now)
+    for label in dict.fromkeys((*targets_of(before.rows), *targets_of(now.rows))):
+        if label in chosen or label in ships:
+            continue
+        when = "for the last release" if label in measured else "now or for the last release"
+        notes.append(f"{label}: not compared: nothing was measured there {when}")
     return ReleaseComparison(tuple(checks), tuple(notes))
 
 

@@ -112,6 +112,12 @@ class Pass(Component, ABC):
     """Whether the result depends on the untouched model."""
 
     @property
+    def parts(self) -> Mapping[str, int]:
+        """Versions of what it uses with some settings only, by name: beside :attr:`version`, which
+        would make the steps of all settings stale."""
+        return {}
+
+    @property
     def precision(self) -> Precision | None:
         """The number format of matrix products that it leaves; None where it changes none."""
         return None

@@ -70,6 +70,11 @@ class Distill(Pass, DistillSettings):
         return self
 
     @property
+    def parts(self) -> Mapping[str, int]:
+        """See the base class."""
+        return self.rounding
+
+    @property
     def input_files(self) -> tuple[Path, ...]:
         """See the base class."""
         return self.unlabeled_files

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar
 
 from compressor.distributed import check_batch
@@ -30,6 +31,11 @@ class Finetune(Pass, FinetuneSettings):
         "Understanding, 2019, section 4"
     )
     libraries: ClassVar[tuple[str, ...]] = ("torch", "transformers", "accelerate")
+
+    @property
+    def parts(self) -> Mapping[str, int]:
+        """See the base class."""
+        return self.rounding
 
     @classmethod
     def unsuited(cls, architecture: Architecture) -> str | None:

@@ -130,6 +130,11 @@ class Prune(Pass):
         )
 
     @property
+    def parts(self) -> Mapping[str, int]:
+        """See the base class."""
+        return {} if self.recovery is None else self.recovery.rounding
+
+    @property
     def input_files(self) -> tuple[Path, ...]:
         """See the base class."""
         return () if self.recovery is None else self.recovery.unlabeled_files

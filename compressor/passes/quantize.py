@@ -62,7 +62,7 @@ class Quantize(Pass):
         "Integer-Arithmetic-Only Inference, 2018; Xiao et al., SmoothQuant, 2022; "
         "Lin et al., AWQ, 2024"
     )
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     libraries: ClassVar[tuple[str, ...]] = ("onnx", "onnxruntime")
     advice: ClassVar[Mapping[Goal, Advice]] = {
         "accuracy": Advice(used="another calibration for quantize, or smooth_quant"),

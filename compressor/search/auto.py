@@ -270,7 +270,7 @@ class _Searcher:
             left_s = ends_s - self.clock.spent_s
             fitting = fitting_epochs(
                 epochs,
-                lambda count: self.clock.expected_s(count) <= left_s,
+                lambda count: self._expected_s(count) <= left_s,
                 more_than=self.short_epochs if best else 0,
             )
             if not fitting and bisects and best:
@@ -285,8 +285,8 @@ class _Searcher:
         """The best of short trainings: of the first shape, and of others that there is time for."""
         trials: list[tuple[Trial, Pace | None]] = []
         for each in candidates:
-            expected_s = self.clock.expected_s(self.short_epochs)
-            if trials and self.clock.spent_s + expected_s > ends_s:
+            ends_then_s = self.clock.spent_s + self._expected_s(self.short_epochs)
+            if trials and ends_then_s > ends_s:
                 break
             trial = self._try(found, each, self.short_epochs)
             if trial is not None:
@@ -355,8 +355,8 @@ class _Searcher:
 
     def _train(self, found: Search, solution: Solution, epochs: int) -> Trial:
         passes = self._passes(solution, epochs)
-        in_time = self.clock.has_time_for(epochs, labels=self.memory.is_empty)
-        if not in_time and self.manager.find(passes) is None:
+        ends_then_s = self.clock.spent_s + self._expected_s(epochs)
+        if ends_then_s > self.clock.limit_s and self.manager.find(passes) is None:
             raise OutOfTimeError  # one that is there already takes no time
         begun = time.monotonic()
         steps = self.manager.run(passes)
@@ -408,6 +408,10 @@ class _Searcher:
     def short_epochs(self) -> int:
         """Of the training that chooses between numbers of layers."""
         return self._epochs(self.settings.short_epochs)
+
+    def _expected_s(self, epochs: int) -> float:
+        """What a training would take now, in seconds."""
+        return self.clock.expected_s(epochs, labels=self.memory.is_empty)
 
     def _passes(self, solution: Solution, epochs: int) -> tuple[Pass, ...]:
         distill = Distill(

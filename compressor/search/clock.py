@@ -73,19 +73,16 @@ class Clock:
         """Time that the search has taken, also before it was interrupted."""
         return time.monotonic() - self._started + self._earlier_s
 
-    def expected_s(self, epochs: int) -> float:
-        """What a training is expected to take, in seconds; 0 where nothing is known."""
-        return self.pace.seconds(epochs) if self.pace is not None else 0.0
-
-    def has_time_for(self, epochs: int, *, labels: bool) -> bool:
-        """Whether a training would end in time.
+    def expected_s(self, epochs: int, *, labels: bool) -> float:
+        """What a training is expected to take, in seconds; 0 where nothing is known.
 
         Args:
             epochs: Of the training.
             labels: Whether the untouched model is to label the rows first.
         """
-        label_s = self.pace.label_s if labels and self.pace is not None else 0.0
-        return self.spent_s + self.expected_s(epochs) + label_s <= self.limit_s
+        if self.pace is None:
+            return 0.0
+        return self.pace.seconds(epochs) + (self.pace.label_s if labels else 0.0)
 
     def count(self, steps: Sequence[StoredStep], taken_s: float = math.inf) -> list[StoredStep]:
         """Count what steps took before this search began; those that were not counted yet.

@@ -60,7 +60,8 @@ class OVMS(Format):
     """Requests that run at a time; takes the place of the hint."""
 
     threads: int = Field(default=0, ge=0, le=1024)
-    """CPU threads of the model; 0 leaves it to OpenVINO, which takes every core."""
+    """CPU threads of the model; 0 leaves it to OpenVINO, which takes every core; under KServe it is
+    as many as the replica has."""
 
     num_requests: int | None = Field(default=None, ge=1, le=4096)
     """Length of the queue of requests; by default the server chooses."""

@@ -338,7 +338,7 @@ class Task(ABC):
         if labels is not None and self.label_field is None:
             raise DataError(
                 f"the data of the task {self.name} has no column with labels",
-                where="the names of columns",
+                where="the column with labels",
                 given=labels,
                 fix="leave it out",
             )

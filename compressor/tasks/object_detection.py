@@ -62,7 +62,7 @@ class ObjectDetection(ImageClassification):
             return {}
         raise DataError(
             "images with boxes stand in files as COCO has them, which have no columns",
-            where="the names of columns",
+            where="the column with labels" if inputs is None else "the column with the input",
             given=inputs or labels,
             fix="leave it out",
         )

@@ -14,6 +14,10 @@ from compressor.errors import PassError
 __all__ = ["DistillSettings", "FinetuneSettings", "QuantizationAware", "TrainingSettings"]
 
 
+ROUNDING_VERSION = 2
+"""Goes up when a training in int8 rounds in another way."""
+
+
 class QuantizationAware(BaseModel):
     """How a network rounds while it trains: as the pass ``quantize`` of these settings will."""
 
@@ -65,8 +69,14 @@ class TrainingSettings(BaseModel):
     quantization_aware: QuantizationAware | None = Field(
         default=None, exclude_if=lambda value: value is None
     )
-    """Round weights and the inputs of linear layers and convolutions as int8 will, so that training
-    makes up for it; for a short training after the long one. null trains in floats."""
+    """Round weights and what they are multiplied by as the pass ``quantize`` of the same settings
+    will, so that training makes up for it; for a short training after the long one. null trains in
+    floats."""
+
+    @property
+    def rounding(self) -> dict[str, int]:
+        """The version of the rounding in training, where there is any."""
+        return {} if self.quantization_aware is None else {"rounding": ROUNDING_VERSION}
 
 
 class FinetuneSettings(TrainingSettings):

@@ -59,7 +59,7 @@ class OpenVINO(Target):
     """OpenVINO: the fastest int8 and bf16 on recent x86 CPUs; also Intel GPUs and NPUs."""
 
     name = "openvino"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     extra = "openvino"
     libraries = ("openvino",)
     keeps_state: ClassVar[bool] = True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,17 @@ def test_a_folder_is_no_file(tmp_path: Path) -> None:
     assert caught.value.given == "it is a folder"
     with pytest.raises(ReportError, match="the result cannot be written"):
         write_text(tmp_path, "text")
+
+
+def test_a_file_that_is_there_counts_and_not_its_folder(tmp_path: Path) -> None:
+    check_file(Path("/dev/null"))
+    path = tmp_path / "kept.json"
+    path.write_text("mine")
+    path.chmod(0o400)
+    if os.access(path, os.W_OK):
+        pytest.skip("this user may write to any file")
+    with pytest.raises(ReportError, match="the result cannot be written"):
+        check_file(path)
 
 
 def test_what_can_be_written_is_and_the_check_leaves_no_trace(tmp_path: Path) -> None:

@@ -132,7 +132,17 @@ def test_a_target_on_which_nothing_was_measured_is_told(now: Report) -> None:
     assert "tensorrt_rtx" in {row.target for row in now.rows}
     notes = [note for note in compare_releases(now, now).notes if "tensorrt_rtx" in note]
     [note] = notes
-    assert note.endswith(": not compared: nothing was measured there, now or for the last release")
+    assert note.endswith(": not compared: nothing was measured there now or for the last release")
+
+
+def test_a_target_that_is_new_and_ships_nothing_is_told(now: Report) -> None:
+    missed = Check(limit="min_speedup", wanted=2, found=1, met=False, text="1x, 2x wanted")
+    new = changed(now, checks=(missed,))
+    assert row_of(new).unmet
+    rows = tuple(row for row in now.rows if row.target != "onnxruntime")
+    notes = compare_releases(new, now.model_copy(update={"rows": rows})).notes
+    [note] = [each for each in notes if each.startswith("onnxruntime")]
+    assert note.endswith(": not compared: nothing was measured there for the last release")
 
 
 @pytest.mark.parametrize(("factor", "met"), [(1.02, True), (1.25, False), (0.5, True)])

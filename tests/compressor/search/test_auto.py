@@ -264,12 +264,15 @@ def test_where_time_is_short_less_is_tried_and_trained(
 
 
 @pytest.mark.slow
-def test_a_search_that_goes_on_has_the_time_that_it_had(recipe: Recipe, store: RunStore) -> None:
+def test_a_search_that_goes_on_has_the_time_that_it_had(
+    recipe: Recipe, store: RunStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Trainings that are there already count as if they were done now."""
     settings = AutoSettings(epochs=2, short_epochs=1)
     budget = Budget(max_accuracy_drop=100.0, max_latency_ms=1e3)
     wanted = recipe.model_copy(update={"budget": budget})
     first = search(wanted, settings, store=store, progress=Silent())
+    monkeypatch.setattr(clock, "time", SimpleNamespace(monotonic=lambda: 0.0))
     searcher = make_searcher(wanted, settings, store)
     again = searcher.search()
     assert [each.passes for each in again.trials] == [each.passes for each in first.trials]

@@ -57,20 +57,10 @@ def test_a_training_takes_its_epochs_and_the_rest_of_its_chain() -> None:
     assert pace == Pace(epoch_s=40.0, rest_s=60.0, label_s=100.0)
     assert Pace.of([step("distill", 30.0)], epochs=3) == Pace(epoch_s=10.0)
     clock = Clock(1000.0)
-    assert clock.expected_s(24) == 0  # nothing is known yet
+    assert clock.expected_s(24, labels=True) == 0  # nothing is known yet
     clock.trained(pace)
-    assert clock.expected_s(4) == 4 * 40 + 60
+    assert clock.expected_s(4, labels=False) == 4 * 40 + 60
+    assert clock.expected_s(4, labels=True) == 4 * 40 + 60 + 100
     # Later ones find the labels: only the first tells what those take, and the least is the rest.
     clock.trained(Pace(epoch_s=30.0, rest_s=80.0, label_s=1.0))
     assert clock.pace == Pace(epoch_s=30.0, rest_s=60.0, label_s=100.0)
-
-
-def test_there_is_time_for_what_ends_within_the_limit() -> None:
-    clock = Clock(1000.0)
-    assert clock.has_time_for(10**6, labels=True)  # of the first nothing is known
-    clock.trained(Pace(epoch_s=40.0, rest_s=60.0, label_s=100.0))
-    assert clock.has_time_for(23, labels=False)
-    assert clock.has_time_for(20, labels=True)
-    assert not clock.has_time_for(23, labels=True)
-    clock.count([step("a", 500.0)])
-    assert not clock.has_time_for(20, labels=False)
