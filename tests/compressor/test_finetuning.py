@@ -11,7 +11,6 @@ import torch
 from transformers import BertConfig, BertModel
 
 from compressor.checkpoint import check_checkpoint, label_names
-from compressor.finetuning import _columns
 from compressor.tasks import get_task
 
 
@@ -92,7 +91,7 @@ def test_the_longest_input_counts(home, encoder, tmp_path, compressor):
     ],
 )
 def test_columns_are_named_by_what_the_task_reads(task, column, label, found):
-    assert _columns(get_task(task), column, label) == found
+    assert get_task(task).named_columns(column, label) == found
 
 
 def test_an_output_that_cannot_be_written_is_found_before_the_training(
