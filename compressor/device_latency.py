@@ -82,7 +82,7 @@ def measure_on_devices(
     for name, device in devices.items():
         key = step_key("devices", inputs[name])
         kept = store.find(key)
-        if again or (kept is not None and have_died(_results(kept).values())):
+        if again or (kept is not None and have_died(_results(_report(kept)).values())):
             store.remove(key)
             kept = None
         if kept is None:
@@ -109,8 +109,9 @@ def measure_on_devices(
             facts[name] = DeviceFacts(address=address, reason=store.without_paths(str(outcome)))
             continue
         step = _keep(store, inputs[name], outcome)
-        facts[name] = DeviceFacts(address=address, environment=_report(step).environment)
-        results[name] = _results(step)
+        report = _report(step)
+        facts[name] = DeviceFacts(address=address, environment=report.environment)
+        results[name] = _results(report)
     failed = [name for name, each in facts.items() if each.reason]
     progress.finish(f"failed on {', '.join(failed)}" if failed else "", cached=not absent)
     return OnDevices(facts, results)
@@ -129,8 +130,8 @@ def _report(step: StoredStep) -> BenchReport:
     return BenchReport.model_validate_json((step.folder / RESULT).read_bytes())
 
 
-def _results(step: StoredStep) -> dict[str, CaseResult]:
-    return {entry.bundle: entry.result for entry in _report(step).entries}
+def _results(report: BenchReport) -> dict[str, CaseResult]:
+    return {entry.bundle: entry.result for entry in report.entries}
 
 
 def _inputs(

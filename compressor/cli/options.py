@@ -23,6 +23,7 @@ __all__ = [
     "SettingOption",
     "StoreOption",
     "find_splits",
+    "flags_of",
     "is_given",
     "open_store",
     "read_recipe",
@@ -97,6 +98,11 @@ def read_recipe(
         found = find_splits(data)  # all of it: the validation data of a recipe belongs to its own
         values |= {f"data.{name}": found.get(name) for name in SPLIT_NAMES}
     return load_recipe(source, overrides=overrides or (), values=values)
+
+
+def flags_of(context: typer.Context) -> dict[str, str]:
+    """Name of each parameter of a command -> how it is written on the command line."""
+    return {each.name: each.opts[0] for each in context.command.params if each.name is not None}
 
 
 def is_given(context: typer.Context, name: str) -> bool:

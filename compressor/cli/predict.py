@@ -14,7 +14,7 @@ import numpy as np
 import typer
 
 from compressor.cli.files import check_file, check_folder
-from compressor.cli.options import is_given
+from compressor.cli.options import flags_of, is_given
 from targets.answers import (
     Answers,
     BoxAnswers,
@@ -80,7 +80,7 @@ def check_options(context: typer.Context, *, writes: bool) -> None:
     Raises:
         BadParameter: Names one.
     """
-    flags = {each.name: each.opts[0] for each in context.command.params if each.name is not None}
+    flags = flags_of(context)
     stray = OF_PREDICTIONS if writes else OF_WRITING
     given = next((name for name in stray if is_given(context, name)), None)
     if given is not None:

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from rich.table import Table
 
 from compressor.cli.files import check_file, write_text
-from compressor.cli.options import is_given
+from compressor.cli.options import flags_of, is_given
 from compressor.cli.progress import ConsoleProgress, console
 from compressor.errors import BudgetError
 from targets.bundle import Bundle
@@ -50,7 +50,7 @@ def read_settings(context: typer.Context) -> LoadSettings | None:
     Raises:
         BadParameter: An option has no effect, is missing or is out of range; names it.
     """
-    flags = {each.name: each.opts[0] for each in context.command.params if each.name is not None}
+    flags = flags_of(context)
     given = [name for name in flags if is_given(context, name)]
     name = context.params["scenario"]
     if name is None:
