@@ -25,6 +25,10 @@ __all__ = [
 _FLOATS = frozenset({"F64", "F32", "F16", "BF16"})  # as safetensors names them
 _NUM_NAMED = 5  # tensors that an error names before it counts the rest
 
+_ADAPTERS = "adapter_config.json"
+_WRAPPER = "timm_wrapper"
+_OTHER_PROBLEMS = ("regression", "multi_label_classification")  # as transformers names them
+_PASS = "pass a Hugging Face folder with config.json, model.safetensors and tokenizer.json"
 _CONVERT = (
     'convert it where you trust its origin: python -c "import json, sys, transformers; '
     "folder = sys.argv[1]; [name] = json.load(open(folder + '/config.json'))['architectures']; "
@@ -62,6 +66,15 @@ def check_checkpoint(folder: Path, *, head: str | tuple[str, ...], kind: Kind = 
             given=f"{name}, which reads {'sound' if reads_sound(config) else 'no sound'}",
             fix="name the task of the checkpoint, or pass another one",
         )
+    problem = config.get("problem_type")
+    if problem in _OTHER_PROBLEMS and name.endswith("Classification"):
+        raise CheckpointError(
+            "the checkpoint does not give one label out of several to an input",
+            where=f"{folder / 'config.json'}, field problem_type",
+            given=problem,
+            fix="train a classifier of one label: compressor finetune takes the network without its "
+            "head",
+        )
 
 
 def class_name(config: Mapping[str, object]) -> str | None:
@@ -78,13 +91,21 @@ def check_folder(folder: Path) -> dict[str, object]:
             or absent.
     """
     if not folder.is_dir():
-        fix = "pass a Hugging Face folder with config.json, model.safetensors and tokenizer.json"
+        fix = _PASS
         raise CheckpointError(
             "this is not a folder" if folder.exists() else "the checkpoint does not exist",
             where=folder,
             fix=fix if folder.exists() else missing_path(folder, fix),
         )
     config = read_config(folder / "config.json")
+    if config.get("model_type") == _WRAPPER:
+        raise CheckpointError(
+            "the checkpoint wraps a network of the library timm",
+            where=f"{folder / 'config.json'}, field model_type",
+            given=config.get("architecture") or _WRAPPER,
+            fix="use a network that transformers has itself, such as ViT, DeiT, DINOv2, ResNet or "
+            "ConvNeXt",
+        )
     _refuse_pickles(folder)
     tensor_shapes(folder)
     return config
@@ -128,10 +149,19 @@ def read_config(path: Path) -> dict[str, object]:
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
+        if (path.parent / _ADAPTERS).is_file():
+            raise CheckpointError(
+                "the folder has the adapters of a model, and not the model",
+                where=path.parent / _ADAPTERS,
+                given="adapters, such as those of LoRA",
+                fix="put them into the model's weights, and save it: "
+                "model.merge_and_unload().save_pretrained(folder), and its tokenizer there too",
+            ) from error
         raise CheckpointError(
             "the folder is no checkpoint: it has no config.json",
             where=path,
-            fix="pass a Hugging Face folder with config.json, model.safetensors and tokenizer.json",
+            fix=f"{_PASS}; a network that transformers has not is taught first: see "
+            'docs/architecture.md, "Another network"',
         ) from error
     except (OSError, ValueError) as error:
         raise CheckpointError(

@@ -10,11 +10,12 @@ from pydantic import AfterValidator, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
 from compressor.architecture import kind_read, reads_sound
-from compressor.errors import PassError, choices
+from compressor.errors import CheckpointError, PassError, choices
 from compressor.tasks.audio_classification import AudioClassification
 from compressor.tasks.base import Row, Task
 from compressor.tasks.image_classification import ImageClassification
 from compressor.tasks.object_detection import ObjectDetection
+from compressor.tasks.preprocessor_config import read_preprocessor_config
 from compressor.tasks.question_answering import QuestionAnswering
 from compressor.tasks.semantic_segmentation import SemanticSegmentation
 from compressor.tasks.speech_recognition import SpeechRecognition
@@ -71,8 +72,11 @@ def infer_task(folder: Path, *, labelled: bool = False) -> str:
     if named is not None:
         return named
     config = _read_json(folder / "config.json")
-    processor = _read_json(folder / "preprocessor_config.json")
-    kind = kind_read(config, processor)
+    try:
+        processor = read_preprocessor_config(folder, noun="inputs", saver="AutoProcessor")
+    except CheckpointError:
+        processor = {}
+    kind = kind_read(config, processor if isinstance(processor, dict) else {})
     return next(name for name, task in TASKS.items() if task.kind == kind)
 
 

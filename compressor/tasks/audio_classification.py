@@ -14,8 +14,8 @@ from compressor.model import Model, TorchModel
 from compressor.tasks.base import Row, batches_of
 from compressor.tasks.classification import Classification
 from compressor.tasks.feature_extractor import read_extractor, write_extractor
-from compressor.tasks.image_processor import PROCESSOR
 from compressor.tasks.positions import shorten_positions
+from compressor.tasks.preprocessor_config import PROCESSOR
 from targets.preprocessing import AudioPreprocessing, Preprocessing
 from targets.preprocessing.audio import FEATURES, MASK, SAMPLES, WAVEFORM
 from targets.signature import Arrays, Signature, TensorSpec

@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from compressor.errors import CheckpointError
-from compressor.tasks.image_processor import PROCESSOR, read_config
+from compressor.tasks.preprocessor_config import PROCESSOR, config_path, read_preprocessor_config
 from targets.preprocessing import AudioPreprocessing
 from targets.preprocessing.audio import LogMel
 
@@ -29,13 +29,13 @@ def read_extractor(folder: Path) -> AudioPreprocessing:
     Raises:
         CheckpointError: It has none, or one that is not supported.
     """
-    config = read_config(folder, noun="recordings", saver="AutoFeatureExtractor")
+    config = read_preprocessor_config(folder, noun="recordings", saver="AutoFeatureExtractor")
     try:
         return _from_config(config, folder)
     except (KeyError, TypeError, ValueError, ValidationError) as error:
         raise CheckpointError(
             "the preprocessing of the checkpoint is not supported",
-            where=folder / PROCESSOR,
+            where=config_path(folder),
             given=f"{config.get('feature_extractor_type')}: {error}"
             if isinstance(config, dict)
             else type(config).__name__,

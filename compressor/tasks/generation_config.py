@@ -195,8 +195,22 @@ def _beams(settings: Mapping[str, Any]) -> Beams | None:
 
 def _told(settings: Mapping[str, Any], name: str, table: str) -> int:
     """The token of the language or of the task that a checkpoint is set to."""
-    tokens, value = settings[table], str(settings[name])
-    return _token(tokens[value] if value in tokens else tokens[f"<|{value}|>"])
+    tokens, value = settings[table], str(settings[name]).lower()
+    if value not in tokens and f"<|{value}|>" not in tokens and name == "language":
+        value = _language_codes().get(value, value)
+    found = tokens.get(value, tokens.get(f"<|{value}|>"))
+    if found is None:
+        known = ", ".join(str(each).strip("<|>") for each in tokens)
+        raise ValueError(f"{name} {settings[name]!r} is none of {known:.200}")
+    return _token(found)
+
+
+def _language_codes() -> Mapping[str, str]:
+    """Name of a language, such as hindi -> its code, as Whisper's tokenizer of transformers has it."""
+    from transformers.models.whisper.tokenization_whisper import TO_LANGUAGE_CODE
+
+    codes: Mapping[str, str] = TO_LANGUAGE_CODE
+    return codes
 
 
 def _token(value: Any) -> int:

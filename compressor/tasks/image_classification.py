@@ -12,8 +12,9 @@ import numpy as np
 from compressor.errors import CheckpointError
 from compressor.tasks.base import Row, batches_of
 from compressor.tasks.classification import Classification
-from compressor.tasks.image_processor import PROCESSOR, read_processor, write_processor
+from compressor.tasks.image_processor import read_processor, write_processor
 from compressor.tasks.positions import resize_positions
+from compressor.tasks.preprocessor_config import PROCESSOR
 from targets.preprocessing import FIXED_SIZE, ImagePreprocessing, Preprocessing
 from targets.preprocessing.image import PIXELS
 from targets.signature import Arrays, Signature, TensorSpec

@@ -11,20 +11,18 @@ from typing import Any, TypeAlias, get_args
 from pydantic import ValidationError
 
 from compressor.errors import CheckpointError
+from compressor.tasks.preprocessor_config import PROCESSOR, config_path, read_preprocessor_config
 from targets.preprocessing import ImagePreprocessing
 from targets.preprocessing.image import Resample
 
 __all__ = [
-    "PROCESSOR",
     "Defaults",
     "parse_processor",
     "processor_config",
-    "read_config",
     "read_processor",
     "write_processor",
 ]
 
-PROCESSOR = "preprocessor_config.json"
 _RESAMPLE: tuple[Resample, ...] = get_args(Resample)
 Defaults: TypeAlias = Mapping[str, Mapping[str, Any]]
 """Image processor of transformers, without the end of its name -> what it takes where its config is
@@ -47,7 +45,7 @@ def read_processor(folder: Path) -> ImagePreprocessing:
     Raises:
         CheckpointError: It has none, or one that is not supported.
     """
-    config = read_config(folder, noun="images", saver="AutoImageProcessor")
+    config = read_preprocessor_config(folder, noun="images", saver="AutoImageProcessor")
     return parse_processor(config, folder, _DEFAULTS)
 
 
@@ -55,7 +53,7 @@ def parse_processor(config: Any, folder: Path, known: Defaults) -> ImagePreproce
     """The preprocessing of images that a config describes.
 
     Args:
-        config: As :func:`read_config` gives it.
+        config: As `compressor.tasks.preprocessor_config.read_preprocessor_config` gives it.
         folder: The checkpoint.
         known: What is supported.
 
@@ -67,38 +65,9 @@ def parse_processor(config: Any, folder: Path, known: Defaults) -> ImagePreproce
     except (LookupError, TypeError, ValueError) as error:
         raise CheckpointError(
             "the preprocessing of the checkpoint is not supported",
-            where=folder / PROCESSOR,
+            where=config_path(folder),
             given=_problem(config, error),
             fix="use an image processor that resizes, crops the middle, rescales and normalizes",
-        ) from error
-
-
-def read_config(folder: Path, *, noun: str, saver: str) -> Any:
-    """What a checkpoint says of its preprocessing, as JSON.
-
-    Args:
-        folder: The checkpoint.
-        noun: What it reads.
-        saver: The class of transformers that writes the file.
-
-    Raises:
-        CheckpointError: It says nothing, or the file cannot be read.
-    """
-    path = folder / PROCESSOR
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise CheckpointError(
-            f"the checkpoint does not say how {noun} are prepared for it",
-            where=path,
-            fix=f"save it with {saver}.from_pretrained(...).save_pretrained(folder)",
-        ) from error
-    except (OSError, ValueError) as error:
-        raise CheckpointError(
-            "the preprocessing of the checkpoint cannot be read",
-            where=path,
-            given=error,
-            fix="copy the checkpoint again",
         ) from error
 
 

@@ -14,6 +14,7 @@ from compressor.errors import CheckpointError, DataError
 from compressor.tasks import image_processor
 from compressor.tasks.base import LABELS, Row
 from compressor.tasks.image_classification import ImageClassification
+from compressor.tasks.preprocessor_config import config_path, read_preprocessor_config
 from targets.answers import IGNORED, AnyAnswers, BoxAnswers, Units
 from targets.answers.boxes import BOX_METRICS, MAX_BOXES, place_boxes
 from targets.average_precision import BOX, CLASS, SCORE
@@ -91,8 +92,8 @@ class ObjectDetection(ImageClassification):
 
     def load_processor(self, folder: Path) -> ImagePreprocessing:
         """See the base class: whole images, brought to one size."""
-        config = image_processor.read_config(folder, noun="images", saver="AutoImageProcessor")
-        path = folder / image_processor.PROCESSOR
+        config = read_preprocessor_config(folder, noun="images", saver="AutoImageProcessor")
+        path = config_path(folder)
         size = config.get("size") if isinstance(config, dict) else None
         if not isinstance(size, dict) or set(size) != {"height", "width"}:
             raise CheckpointError(

@@ -80,6 +80,7 @@ class SequenceToSequence(Task):
         """See the base class."""
         self.source.check_processor(folder)
         _TEXTS.check_processor(folder)
+        read_writing(folder)
 
     def load_processor(self, folder: Path) -> Processor:
         """See the base class."""

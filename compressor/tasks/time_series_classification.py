@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from compressor.errors import CheckpointError
 from compressor.tasks.base import Row, batches_of
 from compressor.tasks.classification import Classification
-from compressor.tasks.image_processor import PROCESSOR
+from compressor.tasks.preprocessor_config import PROCESSOR
 from targets.preprocessing import FIXED_SIZE, Preprocessing, SeriesPreprocessing
 from targets.preprocessing.series import VALUES
 from targets.signature import Arrays, Signature, TensorSpec

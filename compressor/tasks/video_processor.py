@@ -11,12 +11,11 @@ from pydantic import ValidationError
 
 from compressor.errors import CheckpointError
 from compressor.tasks.image_processor import (
-    PROCESSOR,
     Defaults,
     parse_processor,
     processor_config,
-    read_config,
 )
+from compressor.tasks.preprocessor_config import PROCESSOR, read_preprocessor_config
 from targets.preprocessing import VideoPreprocessing
 
 __all__ = ["read_video_processor", "write_video_processor"]
@@ -39,7 +38,7 @@ def read_video_processor(folder: Path) -> VideoPreprocessing:
     Raises:
         CheckpointError: It has none, or one that is not supported.
     """
-    config = read_config(folder, noun="videos", saver="AutoImageProcessor")
+    config = read_preprocessor_config(folder, noun="videos", saver="AutoImageProcessor")
     image = parse_processor(config, folder, _KNOWN)
     names = (config.get("image_processor_type"), config.get("video_processor_type"))
     shifts = any(str(name).startswith("Vivit") for name in names) and config.get("offset", True)

@@ -127,6 +127,7 @@ def new_classifier(
         encoder, config = _load_encoder(folder)
         config.architectures = []  # the usual class of its kind, not one with a second head
         config.num_labels = len(label_names)
+        config.problem_type = None  # of the head that is dropped
         config.id2label = dict(enumerate(label_names))
         config.label2id = {name: index for index, name in enumerate(label_names)}
         module = _classifier(config, folder, task)

@@ -62,6 +62,10 @@ def only_a_pickle(user: Path) -> None:
     (user / "model" / "model.safetensors").rename(user / "model" / "pytorch_model.bin")
 
 
+def only_adapters(user: Path) -> None:
+    (user / "model" / "config.json").rename(user / "model" / "adapter_config.json")
+
+
 def with_nan(user: Path) -> None:
     path = user / "model" / "model.safetensors"
     tensors = {name: np.array(value) for name, value in load_file(path).items()}
@@ -79,6 +83,21 @@ VALIDATE: dict[str, tuple[Break, int, tuple[str, ...]]] = {
         lambda user: (user / "model" / "config.json").unlink(),
         3,
         ("it has no config.json", "fix:"),
+    ),
+    "adapters": (
+        only_adapters,
+        3,
+        ("has the adapters of a model, and not the model", "adapter_config.json", "merge_and_unload"),
+    ),
+    "a network of timm": (
+        edit_config(model_type="timm_wrapper", architecture="resnet18.a1_in1k"),
+        3,
+        ("wraps a network of the library timm", "given: resnet18.a1_in1k", "transformers has itself"),
+    ),
+    "several labels": (
+        edit_config(problem_type="multi_label_classification"),
+        3,
+        ("does not give one label out of several", "problem_type", "compressor finetune"),
     ),
     "truncated weights": (truncate, 3, ("model.safetensors", "fix:")),
     "weights that are none": (garbage, 3, ("model.safetensors", "fix:")),

@@ -20,6 +20,8 @@ from transformers import (
     Wav2Vec2Model,
     WhisperConfig,
     WhisperFeatureExtractor,
+    WhisperProcessor,
+    WhisperTokenizer,
     WhisperForAudioClassification,
     WhisperForConditionalGeneration,
 )
@@ -198,6 +200,20 @@ def test_another_preparation_is_refused(
     assert caught.value.where == str(path)
     assert given in str(caught.value.given)
     assert "Wav2Vec2FeatureExtractor" in str(caught.value.fix)
+
+
+def test_a_processor_that_writes_its_parts_into_one_file(tmp_path: Path) -> None:
+    """As that of Whisper does, of a tokenizer and an extractor."""
+    WhisperFeatureExtractor(feature_size=128).save_pretrained(tmp_path)
+    alone = read_extractor(tmp_path)
+    extractor = WhisperFeatureExtractor.from_pretrained(tmp_path)
+    tokenizer = WhisperTokenizer(vocab={"a": 0, "<|endoftext|>": 1}, merges=[])
+    (tmp_path / "both").mkdir()
+    WhisperProcessor(extractor, tokenizer).save_pretrained(tmp_path / "both")
+    assert not (tmp_path / "both" / "preprocessor_config.json").exists()
+    assert read_extractor(tmp_path / "both") == alone
+    assert alone.log_mel is not None
+    assert alone.log_mel.num_mel == 128
 
 
 def test_a_missing_and_a_damaged_preparation_are_named(tmp_path: Path) -> None:

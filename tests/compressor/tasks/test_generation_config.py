@@ -41,6 +41,7 @@ def save(folder: Path, config: dict[str, Any], generation: dict[str, Any] | None
         ({**WHISPER, "is_multilingual": False}, (7, 9)),
         ({**LANGUAGES, "language": "fr", "task": "transcribe"}, (7, 21, 30, 9)),
         ({**LANGUAGES, "language": "<|en|>", "task": "translate"}, (7, 20, 31, 9)),
+        ({**LANGUAGES, "language": "French", "task": "transcribe"}, (7, 21, 30, 9)),
         ({**START, "forced_bos_token_id": 0}, (7, 0)),
         (START, (7,)),
     ],
@@ -148,7 +149,8 @@ def test_it_comes_back_without_the_config(tmp_path: Path) -> None:
         ({"eos_token_id": 2}, "decoder_start_token_id"),
         ({**START, "eos_token_id": [2, 3]}, r"\[2, 3\] is no token"),
         (LANGUAGES, "language"),
-        ({**LANGUAGES, "language": "de", "task": "transcribe"}, "<|de|>"),
+        ({**LANGUAGES, "language": "de", "task": "transcribe"}, "language 'de' is none of en, fr"),
+        ({**LANGUAGES, "language": "en", "task": "sing"}, "task 'sing' is none of transcribe, tr"),
     ],
 )
 def test_what_is_missing_is_named(tmp_path: Path, generation: dict[str, Any], given: str) -> None:

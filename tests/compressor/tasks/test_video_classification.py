@@ -170,6 +170,16 @@ def write_processor(folder: Path, name: str, **more: Any) -> None:
     (folder / "preprocessor_config.json").write_text(json.dumps(config))
 
 
+def test_a_processor_of_videos_has_a_file_of_its_own_name(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"num_frames": 6}')
+    write_processor(tmp_path, "VideoMAEImageProcessor")
+    alone = read_video_processor(tmp_path)
+    (tmp_path / "preprocessor_config.json").unlink()
+    config = {**PUBLISHED, "video_processor_type": "VideoMAEVideoProcessor"}
+    (tmp_path / "video_preprocessor_config.json").write_text(json.dumps(config))
+    assert read_video_processor(tmp_path) == alone
+
+
 def test_frames_are_prepared_as_by_transformers(tmp_path: Path) -> None:
     from transformers.models.videomae.image_processing_pil_videomae import VideoMAEImageProcessorPil
 
