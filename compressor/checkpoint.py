@@ -27,8 +27,8 @@ _NUM_NAMED = 5  # tensors that an error names before it counts the rest
 
 _ADAPTERS = "adapter_config.json"
 _WRAPPER = "timm_wrapper"
-_OTHER_PROBLEMS = ("regression", "multi_label_classification")  # as transformers names them
-_PASS = "pass a Hugging Face folder with config.json, model.safetensors and tokenizer.json"
+_OTHER_PROBLEMS = ("regression", "multi_label_classification")
+_EXPECTED = "pass a Hugging Face folder with config.json, model.safetensors and tokenizer.json"
 _CONVERT = (
     'convert it where you trust its origin: python -c "import json, sys, transformers; '
     "folder = sys.argv[1]; [name] = json.load(open(folder + '/config.json'))['architectures']; "
@@ -72,8 +72,8 @@ def check_checkpoint(folder: Path, *, head: str | tuple[str, ...], kind: Kind = 
             "the checkpoint does not give one label out of several to an input",
             where=f"{folder / 'config.json'}, field problem_type",
             given=problem,
-            fix="train a classifier of one label: compressor finetune takes the network without its "
-            "head",
+            fix="train a classifier of one label: compressor finetune takes the network "
+            "without its head",
         )
 
 
@@ -91,7 +91,7 @@ def check_folder(folder: Path) -> dict[str, object]:
             or absent.
     """
     if not folder.is_dir():
-        fix = _PASS
+        fix = _EXPECTED
         raise CheckpointError(
             "this is not a folder" if folder.exists() else "the checkpoint does not exist",
             where=folder,
@@ -160,7 +160,7 @@ def read_config(path: Path) -> dict[str, object]:
         raise CheckpointError(
             "the folder is no checkpoint: it has no config.json",
             where=path,
-            fix=f"{_PASS}; a network that transformers has not is taught first: see "
+            fix=f"{_EXPECTED}; a network that transformers has not is taught first: see "
             'docs/architecture.md, "Another network"',
         ) from error
     except (OSError, ValueError) as error:

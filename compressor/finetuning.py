@@ -26,6 +26,7 @@ from compressor.tasks import get_task, infer_task
 from targets.environment import library_versions
 from targets.provenance import checkpoint_hashes
 from targets.scoring import Accuracy
+from targets.shapes import SHAPES_FILE
 
 if TYPE_CHECKING:
     from compressor.model import TorchModel
@@ -233,6 +234,7 @@ def _publish(source: Path, output: Path, key: str) -> None:
     """Copy the checkpoint to where the user wants it, each file in one step."""
     try:
         output.mkdir(parents=True, exist_ok=True)
+        (output / SHAPES_FILE).unlink(missing_ok=True)  # of another network that was there
         for path in source.iterdir():
             temporary = output / f".{path.name}.tmp"
             shutil.copyfile(path, temporary)

@@ -102,9 +102,9 @@ def _how_to_name(missing: Mapping[str, str], first: str, names: Sequence[str]) -
     settings = " ".join(f"--set data.{role}=COLUMN" for role in missing)
     options = " ".join(f"--{'input' if role == first else 'label'} COLUMN" for role in missing)
     guesses = [guess for guess in (nearest(each, names) for each in missing.values()) if guess]
-    return f"name {'it' if len(missing) == 1 else 'them'}: {settings}, with finetune {options}" + (
-        f"; did you mean {' and '.join(map(repr, guesses))}?" if guesses else ""
-    )
+    which = "it" if len(missing) == 1 else "them"
+    hint = f"; did you mean {' and '.join(map(repr, guesses))}?" if guesses else ""
+    return f"name {which}: {settings}, with finetune and auto {options}{hint}"
 
 
 def _separator_hint(names: Sequence[str]) -> str | None:

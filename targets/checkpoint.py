@@ -16,7 +16,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from targets.encoder import SIDES, EncoderLayer, encoder_layers, layer_stacks, set_head_counts
+from targets.encoder import (
+    SIDES,
+    EncoderLayer,
+    encoder_layers,
+    layer_stacks,
+    set_head_counts,
+    token_table,
+)
 from targets.errors import CheckpointError
 from targets.networks import register_network
 from targets.shapes import (
@@ -32,7 +39,14 @@ from targets.shapes import (
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-__all__ = ["AUTO_CLASSES", "auto_class", "load_module", "save_module", "update_config"]
+__all__ = [
+    "AUTO_CLASSES",
+    "auto_class",
+    "drop_auxiliary_head",
+    "load_module",
+    "save_module",
+    "update_config",
+]
 
 AUTO_CLASSES: Mapping[str, str] = {
     "text-classification": "AutoModelForSequenceClassification",
@@ -114,7 +128,15 @@ def load_module(folder: Path, task: str) -> nn.Module:
             if manifest is None
             else _load_resized(folder, auto_class(task), manifest, found)
         )
+    drop_auxiliary_head(module)
     return module.eval()
+
+
+def drop_auxiliary_head(module: nn.Module) -> None:
+    """Take out, in place, a head that was only trained along: nothing reads what it says."""
+    if getattr(module, "auxiliary_head", None) is not None:
+        module.auxiliary_head = None  # type: ignore[assignment]
+        module.config.use_auxiliary_head = False  # type: ignore[union-attr]
 
 
 def update_config(module: nn.Module) -> None:
@@ -152,7 +174,7 @@ def _set_sizes(config: Any, module: nn.Module) -> None:
         if hasattr(config, name):
             setattr(config, name, max(layer.ffn_width for layer in layers))
             break
-    table = _token_table(module)
+    table = token_table(module)
     if table is not None:
         config.vocab_size = table.num_embeddings
         if hasattr(config, "embedding_size"):
@@ -169,17 +191,6 @@ def _set_heads(config: Any, layers: Sequence[EncoderLayer]) -> None:
     if config.hidden_size % num_queries == 0:  # others are refused when the config is read
         config.num_attention_heads = num_queries
         config.num_key_value_heads = num_heads
-
-
-def _token_table(module: nn.Module) -> nn.Embedding | None:
-    """The embeddings of the tokens; None where a network reads none."""
-    from torch import nn
-
-    try:
-        found = module.get_input_embeddings()  # type: ignore[operator]
-    except NotImplementedError:
-        return None
-    return found if isinstance(found, nn.Embedding) else None
 
 
 def _stored_tensors(module: nn.Module) -> dict[str, Tensor]:

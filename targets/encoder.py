@@ -13,7 +13,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["SIDES", "EncoderLayer", "encoder_layers", "layer_stacks", "set_head_counts"]
+__all__ = [
+    "SIDES",
+    "EncoderLayer",
+    "encoder_layers",
+    "layer_stacks",
+    "set_head_counts",
+    "token_table",
+]
 
 SIDES = ("encoder", "decoder")
 """The stacks of a network that reads its input whole and then writes a text about it."""
@@ -261,6 +268,17 @@ def set_head_counts(module: nn.Module, head_size: int) -> None:
         setattr(attention, layer.num_heads_name, layer.query.out_features // head_size)
         if hasattr(attention, "all_head_size"):
             attention.all_head_size = layer.query.out_features
+
+
+def token_table(module: nn.Module) -> nn.Embedding | None:
+    """The embeddings of the tokens; None where a network reads none."""
+    from torch import nn
+
+    try:
+        found = module.get_input_embeddings()  # type: ignore[operator]
+    except NotImplementedError:
+        return None
+    return found if isinstance(found, nn.Embedding) else None
 
 
 def _read_layer(layer: nn.Module) -> EncoderLayer | None:

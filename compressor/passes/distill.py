@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, ClassVar, Self
 
 from pydantic import Field, model_validator
 
-from compressor.distributed import check_batch
 from compressor.errors import PassError
 from compressor.passes.base import Advice, Goal, Pass, PassContext, PassResult
+from compressor.pruning.planning import check_untapped
 from compressor.training.settings import DistillSettings
 from targets.base import Form
 
@@ -85,10 +85,7 @@ class Distill(Pass, DistillSettings):
         Raises:
             PassError: The model does not have them.
         """
-        check_batch(self.batch_size)
-        self.check_compared(len(architecture.layers))
-        self.check_unlabeled(writes=architecture.writes)
-        self.check_labels(has_labels=architecture.has_labels)
+        self.check(architecture)
         if not architecture.layers and self.num_layers is None and self.layers is None:
             return architecture
         if architecture.writes and (self.num_layers is not None or self.layers is not None):
@@ -99,6 +96,8 @@ class Distill(Pass, DistillSettings):
                 fix="put the pass drop_layers before this one, with its stack",
             )
         keep = self._kept_layers(len(architecture.layers))
+        if len(keep) < len(architecture.layers):
+            check_untapped(architecture)
         return replace(architecture, layers=tuple(architecture.layers[layer] for layer in keep))
 
     def run(self, model: TorchModel, context: PassContext) -> PassResult:

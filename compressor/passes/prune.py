@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from compressor.architecture import Architecture
-from compressor.distributed import check_batch
 from compressor.errors import PassError
 from compressor.passes.base import Advice, Goal, Pass, PassContext, PassResult
 from compressor.pruning.planning import KeptLayer, Ratios, plan_shape, plan_sizes
@@ -151,10 +150,7 @@ class Prune(Pass):
         How many weights are left where channels go is a rough guess.
         """
         if self.recovery is not None:
-            check_batch(self.recovery.batch_size)
-            self.recovery.check_compared(len(architecture.layers))
-            self.recovery.check_unlabeled(writes=architecture.writes)
-            self.recovery.check_labels(has_labels=architecture.has_labels)
+            self.recovery.check(architecture)
         if not architecture.layers:
             left = (1 - self._channel_ratio()) ** 2
             weights = round((architecture.num_other_parameters or 0) * left)
@@ -228,7 +224,10 @@ class Prune(Pass):
             return
         planned = self._sizes(before, self.steps, context.width_multiple)
         found = _measure(result.model)
-        held = found == planned
+        # What a layer has besides, such as scales, goes with it, and plans do not know of it.
+        held = replace(found, num_other_parameters=None) == replace(
+            planned, num_other_parameters=None
+        )
         if self.scope == "global":
             held = found.hidden_size == planned.hidden_size and all(
                 0 < total <= limit

@@ -12,6 +12,7 @@ from compressor.architecture import Architecture
 from compressor.errors import CheckpointError, PassError
 from compressor.passes.base import Advice, Goal, Pass, PassContext, PassResult
 from targets.base import Form
+from targets.provenance import checkpoint_hashes
 from targets.shapes import weight_files
 
 if TYPE_CHECKING:
@@ -53,7 +54,8 @@ class Student(Pass):
     def input_files(self) -> tuple[Path, ...]:
         """See the base class."""
         try:
-            return (self.checkpoint / "config.json", *weight_files(self.checkpoint))
+            weight_files(self.checkpoint)
+            return tuple(self.checkpoint / name for name in checkpoint_hashes(self.checkpoint))
         except CheckpointError:
             return ()  # `plan` says what is wrong
 

@@ -22,7 +22,7 @@ from compressor.pruning.reading import (
     recalibrate,
     refit_channels,
 )
-from compressor.pruning.slicing import quiet_tracing
+from compressor.pruning.tracing import all_trainable, quiet_tracing
 from compressor.pruning.widths import kept_width
 from compressor.tasks import Task, get_task
 from compressor.tasks.base import inputs_of
@@ -58,7 +58,8 @@ def prune_channels(
         importance: How channels are scored: Taylor (Molchanov et al., 2019), second-order (see
             :mod:`compressor.pruning.reading`), by the size of their weights, or at random.
         across_layers: Whether the channels of all layers compete, or each layer loses its share.
-        multiple: Widths become multiples of this, but for layers that are narrower.
+        multiple: Widths become multiples of this, but for layers that are narrower, and of networks
+            with convolutions in groups, such as RegNet.
         refits: Whether what stays is fitted to say what goes, see
             :mod:`compressor.pruning.reading`.
         seed: Of random scores.
@@ -74,24 +75,24 @@ def prune_channels(
             fix="leave the pass out",
         )
     module = copy.deepcopy(model.module)
-    flags = {name: each.requires_grad for name, each in module.named_parameters()}
-    training = module.training
-    module.eval().requires_grad_(True)  # a frozen parameter is invisible to the tracing
-    if importance == "taylor":
-        _accumulate_gradients(module, batches, get_task(model.task))
     moments = channel_moments(model.module, batches) if refits else {}
     scorer = _scorer(importance, module, moments)
-    left = _cut(
-        module,
-        {name: each[:2] for name, each in inputs_of(batches[0]).items()},
-        seed=seed,
-        importance=scorer,
-        pruning_ratio=ratio,
-        max_pruning_ratio=max(ratio, MAX_RATIO),
-        global_pruning=across_layers,
-        round_to=multiple,
-        ignored_layers=_heads(module, len(model.labels)),
-    )
+    with all_trainable(module):
+        if importance == "taylor":
+            _accumulate_gradients(module, batches, get_task(model.task))
+        left = _cut(
+            module,
+            {name: each[:2] for name, each in inputs_of(batches[0]).items()},
+            seed=seed,
+            importance=scorer,
+            pruning_ratio=ratio,
+            max_pruning_ratio=max(ratio, MAX_RATIO),
+            global_pruning=across_layers,
+            # torch-pruning rounds the share of a group, and takes the same of each.
+            round_to=None if _reads_in_groups(module) else multiple,
+            ignored_layers=_heads(module, len(model.labels)),
+        )
+    module.zero_grad(set_to_none=True)
     if across_layers and importance == "second-order" and not scorer.is_comparable:
         raise PassError(
             "the channels of all layers cannot compete: convolutions in groups read some of them, "
@@ -103,10 +104,6 @@ def prune_channels(
     if refits:
         refit_channels(module, moments, left)
         recalibrate(module, batches)
-    for name, parameter in module.named_parameters():
-        parameter.grad = None
-        parameter.requires_grad_(flags[name])
-    module.train(training)
     if count_channels(module) >= before:
         raise PassError(
             "pruning removed no channel",
@@ -116,6 +113,15 @@ def prune_channels(
         )
     update_config(module)
     return replace(model, module=module)
+
+
+def _reads_in_groups(module: nn.Module) -> bool:
+    """Whether there are convolutions in groups of several channels."""
+    return any(
+        1 < part.groups < part.out_channels
+        for part in module.modules()
+        if isinstance(part, nn.modules.conv._ConvNd)
+    )
 
 
 def _cut(module: nn.Module, example: Mapping[str, Tensor], *, seed: int, **settings: Any) -> Widths:

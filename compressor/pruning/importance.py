@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from compressor.pruning.moments import LayerMoments, Moments, head_groups
+from compressor.pruning.tracing import all_trainable
 from compressor.tasks.base import inputs_of
 from targets.encoder import EncoderLayer, encoder_layers
 
@@ -120,10 +121,7 @@ def taylor_scores(
     watched = [*outputs, *(tensor for pair in norms for tensor in pair)]
     heads = [np.zeros(layer.num_heads) for layer in layers]
     ffn = [np.zeros(layer.ffn_width) for layer in layers]
-    flags = [(parameter, parameter.requires_grad) for parameter in module.parameters()]
-    training = module.training
-    module.eval().requires_grad_(True)
-    try:
+    with all_trainable(module):
         for count, batch in enumerate(batches, start=1):
             answers = module(**inputs_of(batch))[0]
             gradients = torch.autograd.grad(task.sensitivity(answers, batch), watched)
@@ -140,10 +138,6 @@ def taylor_scores(
             ):
                 hidden += np.square(scale + shift)
             progress(count)
-    finally:
-        module.train(training)
-        for parameter, flag in flags:
-            parameter.requires_grad_(flag)
     return Scores(heads=tuple(heads), ffn=tuple(ffn), hidden=hidden)
 
 

@@ -17,7 +17,7 @@ from compressor.pruning.widths import (
     step_ratio,
 )
 
-__all__ = ["KeptLayer", "Ratios", "plan_shape", "plan_sizes"]
+__all__ = ["KeptLayer", "Ratios", "check_untapped", "plan_shape", "plan_sizes"]
 
 
 class KeptLayer(BaseModel):
@@ -132,6 +132,8 @@ def plan_shape(
             given=architecture.describe(),
             fix="use ffn, and the pass drop_layers before it",
         )
+    if len(kept) < len(architecture.layers):
+        check_untapped(architecture)
     layers = []
     for each in kept:
         if each.layer >= len(architecture.layers):
@@ -158,6 +160,21 @@ def plan_shape(
         )
         layers.append(LayerShape(max(heads, each.heads), max(width, each.ffn)))
     return replace(architecture, layers=tuple(layers))
+
+
+def check_untapped(architecture: Architecture) -> None:
+    """Refuse to take layers out of a network another part of which reads some by their numbers.
+
+    Raises:
+        PassError: It is such a network.
+    """
+    if architecture.tapped_layers:
+        raise PassError(
+            "no layer of the model can go: another part reads some of them by their numbers",
+            where="layers",
+            given=", ".join(map(str, architecture.tapped_layers)),
+            fix="keep all layers, and prune heads and neurons",
+        )
 
 
 def _gone(stays: int, now: int, step: int, num_steps: int) -> float:

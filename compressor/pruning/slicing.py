@@ -8,9 +8,7 @@ where several queries share a key. What was cut is then checked against what was
 from __future__ import annotations
 
 import copy
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch_pruning
@@ -18,10 +16,11 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from compressor.errors import PassError
+from compressor.pruning.tracing import all_trainable, quiet_tracing
 from targets.checkpoint import update_config
 from targets.encoder import EncoderLayer, encoder_layers, set_head_counts
 
-__all__ = ["Kept", "check_hidden", "keep_units", "quiet_tracing"]
+__all__ = ["Kept", "check_hidden", "keep_units"]
 
 
 class Kept:
@@ -74,18 +73,14 @@ def keep_units(module: nn.Module, kept: Kept, example: Mapping[str, Tensor]) -> 
     pruned = copy.deepcopy(module)
     layers = encoder_layers(pruned)
     head_size = layers[0].head_size
-    flags = {name: each.requires_grad for name, each in pruned.named_parameters()}
-    training = pruned.training
-    for layer, heads, neurons in zip(layers, kept.heads, kept.ffn, strict=True):
-        _keep_heads(layer, heads)
-        _keep_neurons(layer, neurons)
-    set_head_counts(pruned, head_size)
-    if kept.hidden is not None:
-        _keep_hidden(pruned, layers[0].ffn_output, kept.hidden, example)
-    for name, parameter in pruned.named_parameters():
-        parameter.grad = None
-        parameter.requires_grad_(flags[name])
-    pruned.train(training)
+    with all_trainable(pruned):
+        for layer, heads, neurons in zip(layers, kept.heads, kept.ffn, strict=True):
+            _keep_heads(layer, heads)
+            _keep_neurons(layer, neurons)
+        set_head_counts(pruned, head_size)
+        if kept.hidden is not None:
+            _keep_hidden(pruned, layers[0].ffn_output, kept.hidden, example)
+    pruned.zero_grad(set_to_none=True)
     pruned.tie_weights(recompute_mapping=False)  # type: ignore[operator]
     update_config(pruned)
     _check_sizes(layers, kept, head_size)
@@ -127,7 +122,6 @@ def _keep_hidden(
     module: nn.Module, root: nn.Linear, kept: Sequence[int], example: Mapping[str, Tensor]
 ) -> None:
     """Cut the residual stream, which ``root`` writes, in place."""
-    module.requires_grad_(True)  # a frozen parameter is invisible to the tracing
     staying = set(kept)
     gone = [unit for unit in range(root.out_features) if unit not in staying]
     graph = torch_pruning.DependencyGraph()
@@ -137,14 +131,6 @@ def _keep_hidden(
         )
     if gone:
         graph.get_pruning_group(root, torch_pruning.prune_linear_out_channels, gone).prune()
-
-
-@contextmanager
-def quiet_tracing() -> Iterator[None]:
-    """Keep torch-pruning from warning of parameters in no layer: no cut touches them."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Unwrapped parameters detected")
-        yield
 
 
 def _check_sizes(layers: tuple[EncoderLayer, ...], kept: Kept, head_size: int) -> None:

@@ -86,8 +86,8 @@ def open_study(path: Path, *, num_evaluations: int) -> Study:
 
     Args:
         path: The journal.
-        num_evaluations: Of the trainings of the recipe: a trial is stopped after a quarter and
-            after half of them where it is not in the better half of those that came so far
+        num_evaluations: Of the trainings of the recipe: a trial is stopped after about a quarter
+            and half of them where it is not in the better half of those that came so far
             (asynchronous successive halving, Li et al., 2020).
 
     Raises:

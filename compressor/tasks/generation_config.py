@@ -206,7 +206,7 @@ def _told(settings: Mapping[str, Any], name: str, table: str) -> int:
 
 
 def _language_codes() -> Mapping[str, str]:
-    """Name of a language, such as hindi -> its code, as Whisper's tokenizer of transformers has it."""
+    """Name of a language, such as hindi -> its code, as transformers has them for Whisper."""
     from transformers.models.whisper.tokenization_whisper import TO_LANGUAGE_CODE
 
     codes: Mapping[str, str] = TO_LANGUAGE_CODE

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -125,14 +125,14 @@ def _train(
     noise = get_task(student.task).noise(reader, material, changes, seed)
     if settings.unlabeled is not None:
         more = read_unlabeled(settings.unlabeled, student)
-        train += get_task(student.task).encode_unlabeled(reader, more)
+        train = [*train, *get_task(student.task).encode_unlabeled(reader, more)]
     return run_training(
         lambda: _DistillTrainer(
             _tapped(student, settings, pairs, side=0, hidden_size=_hidden_size(teacher)),
             settings,
             decoders=_decoders(student, pairs),
-            teacher=_taught(
-                student, teacher, settings, pairs, noise, train, folder, memory, progress
+            teach=partial(
+                _taught, student, teacher, settings, pairs, noise, train, folder, memory, progress
             ),
             inputs=input_names(student),
             task=get_task(student.task),
@@ -161,15 +161,14 @@ class _DistillTrainer(SteadyTrainer):
         module: nn.Module,
         settings: DistillSettings,
         *,
-        teacher: Teacher,
+        teach: Callable[[torch.device], Teacher],
         decoders: Collection[int],
         **keywords: Any,
     ) -> None:
         super().__init__(module, settings, **keywords)
         self.settings = settings
         self.decoders = decoders
-        self.teacher = teacher
-        teacher.encoder.to(self.args.device)
+        self.teacher = teach(self.args.device)
 
     def loss(self, module: nn.Module, batch: Mapping[str, Tensor], num_rows: int) -> Tensor:
         target = self.teacher.outputs(batch).first(num_rows)
@@ -383,13 +382,14 @@ def _taught(
     folder: Path,
     memory: TeacherMemory | None,
     progress: Progress,
+    device: torch.device,
 ) -> Teacher:
-    """The teacher, with its outputs where there is the space to keep them."""
+    """The teacher, on a device, with its outputs where there is the space to keep them."""
     table = vocabulary_table(student, teacher)
 
     def tapped(pairs: LayerMap) -> Teacher:
         return Teacher(
-            _tapped(teacher.clone(), settings, pairs, side=1),
+            _tapped(teacher.clone(), settings, pairs, side=1).to(device),
             input_names(student),
             table,
             get_task(student.task).answers.rows_at_once,
@@ -400,14 +400,15 @@ def _taught(
     reads_context = bool(get_task(student.task).signature(student).context)
     if noise.copies is None or not settings.cache_mib or reads_context:
         return taught
-    variants = noise.variants(train)
+    variants, counts = noise.variants(train), noise.num_forms(len(train))
     folder.mkdir(parents=True, exist_ok=True)
 
     def remember(asked: Teacher) -> Remembered | None:
         return asked.remember(
             variants,
-            np.repeat(lengths(student, train), noise.num_forms(len(train))).tolist(),
+            np.repeat(lengths(student, train), counts).tolist(),
             collator(student),
+            forms=[form for count in counts for form in range(count)],
             limit_bytes=settings.cache_mib * 2**20,
             folder=folder,
             disk_bytes=settings.cache_disk_mib * 2**20,

@@ -22,7 +22,7 @@ from compressor.training.checkpoints import identity
 from compressor.training.loop import TrainingResult, quiet, run_training, seeded
 from compressor.training.settings import FinetuneSettings
 from compressor.training.trainer import OnEvaluation, Progress, SteadyTrainer
-from targets.checkpoint import auto_class
+from targets.checkpoint import auto_class, drop_auxiliary_head
 from targets.networks import register_network
 from targets.shapes import SHAPES_FILE, ShapeManifest
 
@@ -131,6 +131,7 @@ def new_classifier(
         config.id2label = dict(enumerate(label_names))
         config.label2id = {name: index for index, name in enumerate(label_names)}
         module = _classifier(config, folder, task)
+        drop_auxiliary_head(module)
         keep_whole(module)
         # Whisper's classifier keeps the encoder itself, not the model that it is a part of.
         body = getattr(module, module.base_model_prefix, module)

@@ -22,6 +22,7 @@ from compressor.training.checkpoints import claim, last_checkpoint, step_of
 from compressor.training.fake_quant import fake_quantized
 from compressor.training.settings import TrainingSettings
 from compressor.training.trainer import SteadyTrainer, is_convolutional, set_memory_format
+from targets.encoder import token_table
 
 __all__ = ["History", "TrainingResult", "quiet", "run_training", "seeded"]
 
@@ -39,7 +40,7 @@ class TrainingResult:
     """What a training made.
 
     Attributes:
-        model: The trained model, in eval mode, on the CPU, every weight trainable again.
+        model: The trained model, in eval mode, on the CPU, trainable where it was before.
         history: One entry a logging step: step and epoch, with loss and learning_rate, or
             validation_accuracy (of language models validation_perplexity too), or all of them.
         metrics: The same of the weights that are returned, num_steps, num_processes at the end,
@@ -150,40 +151,42 @@ def quiet() -> Iterator[None]:
 def _prepared(module: nn.Module, settings: TrainingSettings) -> Iterator[None]:
     """Set dropout, freeze the token table, and put channels last where that is faster.
 
-    All is put back afterwards.
+    All is put back afterwards. What a network itself holds fixed, such as the sines of Whisper's
+    encoder, stays so.
     """
-    dropouts = {each: each.p for each in module.modules() if isinstance(each, nn.Dropout)}
-    for parameter in module.parameters():
-        parameter.requires_grad_(True)
-    table = _token_table(module)
+    dropouts = list(_dropouts(module))
+    table = token_table(module)
+    learns = table is not None and table.weight.requires_grad
     if table is not None:
-        table.requires_grad_(settings.train_word_embeddings)
+        table.weight.requires_grad_(learns and settings.train_word_embeddings)
     if is_convolutional(module):
         set_memory_format(module, torch.channels_last)
     if settings.dropout is not None:
-        for each in dropouts:
-            each.p = settings.dropout
+        for part, name, _ in dropouts:
+            setattr(part, name, settings.dropout)
     try:
         yield
     finally:
-        for each, p in dropouts.items():
-            each.p = p
+        for part, name, rate in dropouts:
+            setattr(part, name, rate)
         if table is not None:
-            table.requires_grad_(True)
+            table.weight.requires_grad_(learns)
         module.zero_grad(set_to_none=True)
         if is_convolutional(module):
             set_memory_format(module, torch.contiguous_format)
 
 
-def _token_table(module: nn.Module) -> torch.Tensor | None:
-    """The embeddings of the tokens; None where a network reads no tokens."""
-    try:
-        found = module.get_input_embeddings()  # type: ignore[operator]
-    except NotImplementedError:
-        return None
-    if not isinstance(found, nn.Embedding):
-        return None
-    return found.weight
+def _dropouts(module: nn.Module) -> Iterator[tuple[nn.Module, str, float]]:
+    """Where a network has rates of dropout: modules, attributes, and the rates.
+
+    Many have no module for it: Whisper's layers, or the attention of vision transformers.
+    """
+    for part in module.modules():
+        if isinstance(part, nn.Dropout):
+            yield part, "p", part.p
+        for name, rate in vars(part).items():
+            if "dropout" in name and isinstance(rate, int | float) and not isinstance(rate, bool):
+                yield part, name, float(rate)
 
 
 def _history(logs: list[dict[str, Any]]) -> Iterator[Mapping[str, float]]:

@@ -9,6 +9,8 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from compressor.architecture import Architecture
+from compressor.distributed import check_batch
 from compressor.errors import PassError
 
 __all__ = ["DistillSettings", "FinetuneSettings", "QuantizationAware", "TrainingSettings"]
@@ -129,8 +131,9 @@ class DistillSettings(TrainingSettings):
     cache_mib: int = Field(default=2048, ge=0)
     """Memory for the teacher's outputs, which are made once. 0 runs the teacher each step."""
     cache_disk_mib: int = Field(default=24_576, ge=0)
-    """Longest file for the states of its layers where that does not suffice, and at most half of
-    the free space of the disk. Where they do not fit there either, the teacher runs each step."""
+    """Longest file for the states of its layers where that does not suffice, and at most three
+    quarters of the free space of the disk. Where they do not fit there either, the teacher runs
+    each step."""
 
     def asked(self, *names: str) -> list[str]:
         """Those of some settings that are neither off nor as by default: somebody wants them."""
@@ -159,6 +162,17 @@ class DistillSettings(TrainingSettings):
     def unlabeled_files(self) -> tuple[Path, ...]:
         """The list of the unlabeled inputs, and the files that it names."""
         return () if self.unlabeled is None else (self.unlabeled, *_listed(self.unlabeled))
+
+    def check(self, architecture: Architecture) -> None:
+        """Refuse what cannot be done for a model, before any work.
+
+        Raises:
+            PassError: Names the setting.
+        """
+        check_batch(self.batch_size)
+        self.check_compared(len(architecture.layers))
+        self.check_unlabeled(writes=architecture.writes)
+        self.check_labels(has_labels=architecture.has_labels)
 
     def check_unlabeled(self, *, writes: bool = False) -> None:
         """Check before any work that the file of unlabeled inputs is there, and can be of use.
@@ -228,5 +242,5 @@ def _listed(path: Path) -> Iterator[Path]:
                 continue
             if named.is_file():
                 yield named
-            elif named.is_dir():
+            elif named.is_dir() and not path.resolve().is_relative_to(named.resolve()):
                 yield from (each for each in sorted(named.iterdir()) if each.is_file())

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 import shutil
 import tempfile
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -128,6 +129,7 @@ class Teacher:
         lengths: Sequence[int],
         collate: Callable[[Sequence[Row]], dict[str, Tensor]],
         *,
+        forms: Sequence[int] | None = None,
         limit_bytes: int,
         folder: Path | None = None,
         disk_bytes: int = 0,
@@ -137,13 +139,15 @@ class Teacher:
 
         In memory; or, where that takes too much, the states of the layers in a file; or not at all.
 
-        Rows go by length in one fixed order: the rounding of a batched matrix product depends on
-        the batch, and a resumed training must see equal targets.
+        Rows go by form and length in one fixed order: the rounding of a batched matrix product
+        depends on the batch, and a resumed training must see equal targets, as must one that comes
+        to fewer forms of the same rows.
 
         Args:
             variants: Every row, by slot.
             lengths: Of each; see `Task.length`.
             collate: Pads rows into a batch.
+            forms: Of each, which form of its row it is, from 0; None where all are the first.
             limit_bytes: Most memory to use.
             folder: For the file, which has no name there and goes with this object.
             disk_bytes: Longest file to write.
@@ -152,41 +156,27 @@ class Teacher:
         Returns:
             What is kept now, if it is.
         """
-        order = sorted(range(len(variants)), key=lambda slot: lengths[slot])
-        logits = states = None
+        logits: _Kept | None = None
+        states: _Kept | None = None
         widths: tuple[int, ...] = ()
-        for first in range(0, len(order), self.rows_at_once):
-            slots = order[first : first + self.rows_at_once]
-            batch = collate([variants[slot] for slot in slots])
-            outputs = self._run(batch)
+        done = 0
+        for slots in _batches(lengths, forms or [0] * len(variants), self.rows_at_once):
+            outputs = self._run(collate([variants[slot] for slot in slots]))
             tokens = [*outputs.hidden, *outputs.projections]
             if logits is None:
-                by_token = outputs.logits.ndim == 3 and max(lengths) != FIXED_SIZE
                 longest = max(lengths[slot] for slot in slots)
-                sizes = list(lengths)
-                if tokens and tokens[0].shape[1] != longest:
-                    if max(lengths) != FIXED_SIZE:
-                        return None  # a layer has fewer states than its input is long
-                    sizes = [tokens[0].shape[1]] * len(variants)
-                answers = lengths if by_token else [1] * len(variants)
+                room = _room_for(
+                    outputs, lengths, longest, limit_bytes, folder=folder, disk_bytes=disk_bytes
+                )
+                if room is None:
+                    return None
+                logits, states = room
                 widths = tuple(part.shape[-1] for part in tokens)
-                shape = tuple(outputs.logits.shape[2 if by_token else 1 :])
-                answers_size = sum(answers) * math.prod(shape) * 4
-                states_size = sum(sizes) * sum(widths) * 2
-                store: _File | None = None
-                if answers_size + states_size > limit_bytes:
-                    if answers_size > limit_bytes or states_size > disk_bytes:
-                        return None
-                    store = _reserve(folder, sum(sizes), sum(widths))
-                    if store is None:
-                        return None
-                logits = _Kept(answers, shape, torch.float32, by_token=by_token)
-                if tokens:
-                    states = _Kept(sizes, (sum(widths),), torch.float16, store=store)
             logits.put(slots, outputs.logits)
             if states is not None:
                 states.put(slots, torch.cat(tokens, dim=-1))
-            progress(first + len(slots))
+            done += len(slots)
+            progress(done)
         if logits is not None:
             taps = self.encoder.hidden_layers, self.encoder.relation_layer
             self.kept = Remembered(logits, states, widths, *taps)
@@ -224,6 +214,61 @@ class Teacher:
         return TappedOutputs(
             kept.logits.get(slots, longest).to(device), found[: len(places)], found[len(places) :]
         )
+
+
+def _batches(lengths: Sequence[int], forms: Sequence[int], size: int) -> Iterator[list[int]]:
+    """Slots, batch by batch: of one form each, by length."""
+    order = sorted(range(len(lengths)), key=lambda slot: (forms[slot], lengths[slot]))
+    for _, same in itertools.groupby(order, key=lambda slot: forms[slot]):
+        slots = list(same)
+        for first in range(0, len(slots), size):
+            yield slots[first : first + size]
+
+
+def _room_for(
+    outputs: TappedOutputs,
+    lengths: Sequence[int],
+    longest: int,
+    limit_bytes: int,
+    *,
+    folder: Path | None,
+    disk_bytes: int,
+) -> tuple[_Kept, _Kept | None] | None:
+    """Where the logits of all rows, and their states if there are any, are to be kept.
+
+    Args:
+        outputs: Of some of the rows.
+        lengths: Of all rows.
+        longest: Of those whose outputs there are.
+        limit_bytes: Most memory to use.
+        folder: For a file.
+        disk_bytes: Longest file.
+
+    Returns:
+        None where there is not the space, or a layer has fewer states than its input is long.
+    """
+    tokens = [*outputs.hidden, *outputs.projections]
+    is_fixed = max(lengths) == FIXED_SIZE
+    sizes = list(lengths)
+    if tokens and tokens[0].shape[1] != longest:
+        if not is_fixed:
+            return None
+        sizes = [tokens[0].shape[1]] * len(lengths)
+    by_token = outputs.logits.ndim == 3 and not is_fixed
+    answers = list(lengths) if by_token else [1] * len(lengths)
+    shape = tuple(outputs.logits.shape[2 if by_token else 1 :])
+    width = sum(part.shape[-1] for part in tokens)
+    answers_size = sum(answers) * math.prod(shape) * 4
+    states_size = sum(sizes) * width * 2
+    store: _File | None = None
+    if answers_size + states_size > limit_bytes:
+        if answers_size > limit_bytes or states_size > disk_bytes:
+            return None
+        store = _reserve(folder, sum(sizes), width)
+        if store is None:
+            return None
+    logits = _Kept(answers, shape, torch.float32, by_token=by_token)
+    return logits, _Kept(sizes, (width,), torch.float16, store=store) if tokens else None
 
 
 class _Kept:

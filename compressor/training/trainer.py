@@ -117,7 +117,7 @@ def arguments(
         label_names=["labels"],
         remove_unused_columns=False,
         dataloader_pin_memory=on_cuda,
-        ddp_find_unused_parameters=False,
+        ddp_find_unused_parameters=True,  # as the token that DINOv2 puts in the place of patches
         report_to="none",
         disable_tqdm=True,
         log_level="error",

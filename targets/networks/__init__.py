@@ -51,5 +51,6 @@ def _check_known(family: str, folder: Path) -> None:
             where=f"{folder / 'config.json'}, field model_type",
             given=family,
             fix="correct model_type, or install a version of transformers that has the network; "
-            "code that comes with a checkpoint is never run",
+            "code that comes with a checkpoint is never run; to teach it one of your own see "
+            'docs/architecture.md, "Another network"',
         )

@@ -87,12 +87,20 @@ VALIDATE: dict[str, tuple[Break, int, tuple[str, ...]]] = {
     "adapters": (
         only_adapters,
         3,
-        ("has the adapters of a model, and not the model", "adapter_config.json", "merge_and_unload"),
+        (
+            "adapters of a model, and not the model",
+            "adapter_config.json",
+            "merge_and_unload",
+        ),
     ),
     "a network of timm": (
         edit_config(model_type="timm_wrapper", architecture="resnet18.a1_in1k"),
         3,
-        ("wraps a network of the library timm", "given: resnet18.a1_in1k", "transformers has itself"),
+        (
+            "a network of the library timm",
+            "given: resnet18.a1_in1k",
+            "transformers has itself",
+        ),
     ),
     "several labels": (
         edit_config(problem_type="multi_label_classification"),

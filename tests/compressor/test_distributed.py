@@ -25,6 +25,7 @@ from compressor.report.files import read_report
 from compressor.store import RunStore
 from compressor.training.losses import global_mean
 from compressor.training.settings import DistillSettings
+from tests.compressor.conftest import make_vision, write_images
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = (Path(__file__).with_name("launched.py"),)
@@ -121,6 +122,21 @@ def test_finetuning_in_two_processes_gives_the_weights_of_one(home, reference, t
     assert [entry["step"] for entry in losses(output)][-1] == 3 * 8
     for ours, theirs in zip(losses(output), losses(reference), strict=True):
         assert ours == pytest.approx(theirs, abs=1e-5)
+
+
+@pytest.mark.slow
+def test_a_network_with_a_weight_that_nothing_uses_trains_in_two_processes(tmp_path):
+    """The token that DINOv2 puts in the place of masked patches has no gradient."""
+    make_vision("dinov2").save(tmp_path / "model")
+    for number, split in enumerate(("train", "validation", "test")):
+        write_images(tmp_path / "data" / split, 24, number)
+    command = ("finetune", tmp_path / "model", tmp_path / "data", *TRAINING)
+    alone(*command, "-o", tmp_path / "one", "--store", tmp_path / "store1")
+    outcome = launch(
+        TORCHRUN, SCRIPT, *command, "-o", tmp_path / "two", "--store", tmp_path / "store2"
+    )
+    assert outcome.returncode == 0, outcome.stderr
+    assert_same(tmp_path / "one", tmp_path / "two")
 
 
 @pytest.mark.slow

@@ -10,6 +10,7 @@ import pytest
 import torch
 from transformers import BertConfig, BertModel
 
+from compressor.architecture import Architecture
 from compressor.checkpoint import check_checkpoint, label_names
 from compressor.tasks import get_task
 
@@ -109,11 +110,12 @@ def test_what_stands_in_the_output_is_not_lost(home, encoder, tmp_path, compress
     output = tmp_path / "out"
     output.mkdir()
     (output / "thesis.txt").write_text("mine")
+    (output / "shapes.json").write_text("{}")  # of a pruned checkpoint
     arguments = ("finetune", encoder, home, "--store", tmp_path / "store", "--set", "epochs=1")
     refused = compressor(*arguments, "--output", output)
     assert refused.code == 8
     assert "the output folder holds something else already" in refused.err
-    assert "given: thesis.txt" in refused.err
+    assert "given: shapes.json, thesis.txt" in refused.err
     assert "--overwrite" in refused.err
     for folder in (encoder, home):
         before = sorted(path.name for path in folder.iterdir())
@@ -124,6 +126,8 @@ def test_what_stands_in_the_output_is_not_lost(home, encoder, tmp_path, compress
     assert not (tmp_path / "store").exists()
     assert compressor(*arguments, "--output", output, "--overwrite").code == 0
     assert (output / "thesis.txt").read_text() == "mine"
+    check_checkpoint(output, head="ForSequenceClassification")
+    assert Architecture.read(output).layers
     other = compressor(*arguments, "--output", output, "--set", "learning_rate=1")
     assert other.code == 8  # another model would take the place of that one
 

@@ -22,6 +22,8 @@ from compressor.architecture import Architecture
 from compressor.data import Split, Splits
 from compressor.errors import RecipeError
 from compressor.model import Model, OnnxModel, TorchModel, load_model
+from compressor.onnx_io import load_model as load_model_proto
+from compressor.onnx_io import weights_size_bytes
 from compressor.passes import Pass, PassContext, PassResult, available_passes
 from compressor.passes.export import Export
 from compressor.passes.quantize import Quantize
@@ -366,14 +368,16 @@ def blocks(language: str) -> list[str]:
 
 @pytest.fixture
 def announced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The example of the documentation, as another installed distribution would bring it."""
-    code, _ = blocks("python")
+    """The examples of the documentation, as another installed distribution would bring them."""
+    code, onnx_code, _ = blocks("python")
     info = tmp_path / "site" / "round_weights-1.0.dist-info"
     info.mkdir(parents=True)
     (tmp_path / "site" / "documented_pass.py").write_text(code, encoding="utf-8")
+    (tmp_path / "site" / "documented_onnx_pass.py").write_text(onnx_code, encoding="utf-8")
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: round-weights\nVersion: 1.0\n")
     (info / "entry_points.txt").write_text(
         "[compressor.passes]\nround_weights = documented_pass:RoundWeights\n"
+        "factorize_matrices = documented_onnx_pass:FactorizeMatrices\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path / "site"))
     available_passes.cache_clear()
@@ -403,10 +407,29 @@ def test_the_documented_pass_lives_outside_of_the_package_and_stands_the_suite(
 
 
 @pytest.mark.usefixtures("announced")
+@pytest.mark.parametrize(("energy", "fewer"), [(0.5, True), (1.0, False)])
+def test_the_documented_pass_from_onnx_to_onnx_stands_the_suite(
+    sources: Mapping[str, Model], original: TorchModel, tmp_path: Path, energy: float, fewer: bool
+) -> None:
+    step = available_passes()["factorize_matrices"](energy=energy)
+    trial = make_trial(step, sources["onnx"], original, tmp_path / "trial")
+    for check in CHECKS:
+        check(trial, tmp_path)
+    before, after = (
+        weights_size_bytes(load_model_proto(each.path))
+        for each in (sources["onnx"], trial.results[0].model)
+    )
+    assert (after < before) == fewer
+    found, expected = (outputs(each, trial.splits) for each in (trial.results[0].model, original))
+    error = np.linalg.norm(found - expected) / np.linalg.norm(expected)
+    assert error > 1e-3 if fewer else error < 1e-5
+
+
+@pytest.mark.usefixtures("announced")
 def test_the_documented_test_of_a_pass_runs(
     original: TorchModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    _, code = blocks("python")
+    _, _, code = blocks("python")
     original.save(tmp_path / "checkpoint")
     monkeypatch.chdir(tmp_path)
     names = {"tmp_path": tmp_path, "RoundWeights": available_passes()["round_weights"]}

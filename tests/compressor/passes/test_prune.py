@@ -4,6 +4,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,14 @@ from compressor.pruning.prune import sample_batches
 from compressor.training import distillation
 from compressor.training.loop import TrainingResult
 from compressor.training.settings import DistillSettings
+from tests.compressor.conftest import make_image_splits, make_vision
+from tests.compressor.decoders import make_decoder, plain_splits
+from tests.compressor.detection import NAMES, make_network, make_scenes
+from tests.compressor.tasks.test_time_series_classification import make as make_series
+from tests.compressor.tasks.test_time_series_classification import make_splits as series_splits
 
 MakeModel = Callable[..., TorchModel]
+SCENES = make_scenes(4, 1)
 RECOVERY = DistillSettings(epochs=1, batch_size=32, augmentation=0.0, augmentation_copies=None)
 
 
@@ -54,6 +61,36 @@ def run(step: Prune, model: TorchModel, context: PassContext) -> PassResult:
     result = step.run(model, context)
     step.ensures(model, result, context)
     return result
+
+
+OTHER_FAMILIES: dict[str, Callable[[], tuple[TorchModel, Splits]]] = {
+    **{
+        family: partial(lambda family: (make_vision(family), make_image_splits()), family)
+        for family in ("vit", "deit", "dinov2")
+    },
+    **{
+        family: partial(lambda family: (make_decoder(family), plain_splits()), family)
+        for family in ("llama", "qwen2")
+    },
+    "yolos": lambda: (make_network("yolos-middle"), Splits(SCENES, SCENES, SCENES, NAMES)),
+    "patchtst": lambda: (make_series("patchtst"), series_splits()),
+}
+
+
+@pytest.mark.parametrize("family", OTHER_FAMILIES)
+def test_families_with_more_in_a_layer_than_is_counted_reach_a_shape(
+    family: str, tmp_path: Path
+) -> None:
+    """Scales, norms with buffers, positions and biases that go with layers and heads."""
+    model, splits = OTHER_FAMILIES[family]()
+    context = PassContext(splits, load_original=lambda: model, seed=0, folder=tmp_path)
+    architecture = Architecture.of(model.module)
+    last = len(architecture.layers) - 1
+    kept = KeptLayer(layer=last, heads=architecture.layers[last].num_heads // 2, ffn=24)
+    step = Prune(shape=(kept,), importance="random")
+    found = run(step, model, context).model
+    assert isinstance(found, TorchModel)
+    assert Architecture.of(found.module).layers == (LayerShape(kept.heads, kept.ffn),)
 
 
 @pytest.mark.parametrize("settings", [{}, {"heads": 0.0}, {"heads": 0.0, "ffn": 0.0}])

@@ -57,6 +57,12 @@ def test_a_student_for_other_images_is_refused(tmp_path: Path, context: Any) -> 
     assert caught.value.given == "1 instead of 3"
 
 
+def test_all_that_is_read_of_a_checkpoint_is_part_of_the_key(tmp_path: Path) -> None:
+    vision(16).save(tmp_path)
+    found = {path.name for path in Student(checkpoint=tmp_path).input_files}
+    assert found >= {"config.json", "model.safetensors", "preprocessor_config.json"}
+
+
 def test_a_folder_that_is_no_checkpoint_is_found_before_anything_starts(tmp_path: Path) -> None:
     with pytest.raises(PassError, match=r"the student cannot be used: .*no readable config"):
         Student(checkpoint=tmp_path).plan(Architecture.of(vision(12).module))

@@ -12,6 +12,7 @@ import pytest
 import torch
 from onnx.reference import ReferenceEvaluator
 from torch import nn
+from transformers import AutoModelForImageClassification, RegNetConfig
 
 from compressor.answering import answer
 from compressor.architecture import Architecture, LayerShape
@@ -96,6 +97,26 @@ def test_channels_go_in_multiples_and_the_answers_keep_their_size(
     assert all(each.requires_grad for each in result.model.module.parameters())
     assert all(each.grad is None for each in result.model.module.parameters())
     assert not result.model.module.training
+
+
+@pytest.mark.parametrize(("ratio", "kept"), [(0.25, 12), (0.5, 8), (0.75, 4)])
+def test_groups_of_channels_lose_the_share_that_was_asked_for(
+    vision_model: MakeVision, context: PassContext, ratio: float, kept: int
+) -> None:
+    """RegNet's convolutions read groups of 16 channels, of each of which the same share goes."""
+    config = RegNetConfig(
+        embedding_size=16, hidden_sizes=[32, 64], depths=[1, 1], groups_width=16, layer_type="x",
+        id2label={0: "blue", 1: "green", 2: "red"}, architectures=[],
+    )  # fmt: skip
+    module = AutoModelForImageClassification.from_config(config).eval()
+    model = replace(vision_model("resnet"), module=module)
+    result = run(Prune(ratio=ratio, importance="magnitude"), model, context)
+    grouped = [
+        (part.groups, part.out_channels)
+        for part in result.model.module.modules()
+        if isinstance(part, nn.Conv2d) and part.groups > 1
+    ]
+    assert grouped == [(2, 2 * kept), (4, 4 * kept)]
 
 
 @pytest.mark.parametrize("family", CONVOLUTIONS)

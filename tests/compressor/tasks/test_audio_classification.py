@@ -20,10 +20,10 @@ from transformers import (
     Wav2Vec2Model,
     WhisperConfig,
     WhisperFeatureExtractor,
-    WhisperProcessor,
-    WhisperTokenizer,
     WhisperForAudioClassification,
     WhisperForConditionalGeneration,
+    WhisperProcessor,
+    WhisperTokenizer,
 )
 
 from compressor.architecture import Architecture

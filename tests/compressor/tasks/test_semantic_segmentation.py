@@ -24,12 +24,13 @@ from transformers import (
     UperNetConfig,
 )
 
-from compressor.data import Split
+from compressor.data import Split, Splits
 from compressor.errors import CheckpointError, PassError
 from compressor.export import export_onnx
 from compressor.inspection import inspect_checkpoint
 from compressor.model import TorchModel
 from compressor.parity import measure_parity
+from compressor.passes import PassContext
 from compressor.passes.prune import Prune
 from compressor.pruning.channels import count_channels, prune_channels
 from compressor.pruning.layers import select_layers
@@ -56,14 +57,17 @@ FAMILIES: dict[str, Callable[..., PretrainedConfig]] = {
     "dpt": lambda **more: DPTConfig(
         hidden_size=32, num_hidden_layers=4, num_attention_heads=4, intermediate_size=64,
         image_size=SIDE, patch_size=8, backbone_out_indices=[0, 1, 2, 3],
-        neck_hidden_sizes=[8, 8, 16, 16], fusion_hidden_size=16, use_auxiliary_head=False, **more,
+        neck_hidden_sizes=[8, 8, 16, 16], fusion_hidden_size=16,
+        **{"use_auxiliary_head": False, **more},
     ),
     "upernet": lambda **more: UperNetConfig(
-        backbone_config=ConvNextConfig(
-            num_stages=2, hidden_sizes=[16, 32], depths=[1, 1], patch_size=2,
-            out_features=["stage1", "stage2"],
-        ),
-        hidden_size=16, use_auxiliary_head=False, **more,
+        **{
+            "backbone_config": ConvNextConfig(
+                num_stages=2, hidden_sizes=[16, 32], depths=[1, 1], patch_size=2,
+                out_features=["stage1", "stage2"],
+            ),
+            "hidden_size": 16, "use_auxiliary_head": False, **more,
+        },
     ),
     "upernet-dinov2": lambda **more: UperNetConfig(
         backbone_config=Dinov2Config(
@@ -77,12 +81,13 @@ FAMILIES: dict[str, Callable[..., PretrainedConfig]] = {
 """Of a few thousand weights."""
 
 
-def make(family: str, names: tuple[str, ...] = NAMES) -> TorchModel:
+def make(family: str, names: tuple[str, ...] = NAMES, **more: Any) -> TorchModel:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         config = FAMILIES[family](
             id2label=dict(enumerate(names)),
             label2id={name: index for index, name in enumerate(names)},
+            **more,
         )
         module = AutoModelForSemanticSegmentation.from_config(config, attn_implementation="eager")
     processor = ImagePreprocessing(height=SIDE, width=SIDE, mean=(0.5,) * 3, std=(0.25,) * 3)
@@ -270,3 +275,32 @@ def test_another_size_of_images_is_another_size_of_labels() -> None:
     processor = TASK.resized(model.module, model.processor, 48)
     batch = batch_of(replace(model, processor=processor), make_split(1))
     assert batch[LABELS].shape == (1, 48, 48)
+
+
+@pytest.mark.parametrize("family", ["dpt", "upernet"])
+def test_a_head_that_is_only_trained_along_is_left_behind(family: str, tmp_path: Path) -> None:
+    """It answers as without it, and channels of a network with convolutions can go."""
+    more: dict[str, Any] = {"use_auxiliary_head": True}
+    if family == "upernet":  # its head reads the third stage
+        backbone = ConvNextConfig(
+            num_stages=3, hidden_sizes=[16, 16, 32], depths=[1, 1, 1], patch_size=2,
+            out_features=["stage1", "stage2", "stage3"],
+        )  # fmt: skip
+        more |= {"backbone_config": backbone, "auxiliary_in_channels": 32}
+    model = make(family, **more)
+    assert model.module.auxiliary_head is not None
+    expected = model.module(torch.ones(1, 3, SIDE, SIDE)).logits
+    # As a user saves it: what the toolkit writes has none.
+    model.module.save_pretrained(tmp_path / "theirs")
+    TASK.save_processor(model.processor, tmp_path / "theirs")
+    loaded = TASK.load_checkpoint(tmp_path / "theirs")
+    assert not [name for name in loaded.module.state_dict() if "auxiliary" in name]
+    torch.testing.assert_close(loaded.module(torch.ones(1, 3, SIDE, SIDE)).logits, expected)
+    loaded.save(tmp_path / "ours")
+    again = TorchModel.load(tmp_path / "ours")
+    torch.testing.assert_close(again.module(torch.ones(1, 3, SIDE, SIDE)).logits, expected)
+    split = make_split(4)
+    splits = Splits(split, split, split, NAMES)
+    context = PassContext(splits, load_original=lambda: loaded, seed=0, folder=tmp_path / "work")
+    pruned = Prune(ratio=0.5, importance="magnitude").run(loaded, context).model
+    assert pruned.num_parameters < loaded.num_parameters

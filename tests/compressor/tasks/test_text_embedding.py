@@ -352,7 +352,10 @@ def test_too_little_to_set_validation_data_apart_is_named(tmp_path: Path) -> Non
     [
         (("text", "a", "b"), ("too few texts to compare", "2 rows", "at least 3")),
         (("text,n", "a,1", ",2", "c,3"), ("a row has no text", "row 2")),
-        (("words", "a", "b", "c"), ("the text column 'text' is missing", "with finetune --input")),
+        (
+            ("words", "a", "b", "c"),
+            ("the text column 'text' is missing", "with finetune and auto --input"),
+        ),
         (("text",), ("the file has no rows", "pass a file with rows")),
     ],
 )

@@ -88,13 +88,17 @@ def logits(model: TorchModel, values: Any) -> Any:
         return model.module(torch.from_numpy(values)).logits.numpy()
 
 
-@pytest.fixture
-def context(tmp_path: Path) -> PassContext:
+def make_splits() -> Splits:
     splits = [
         Split(tuple(signals(12, seed)), np.arange(12, dtype=np.int64) % 3) for seed in range(3)
     ]
+    return Splits(*splits, CLASSES)
+
+
+@pytest.fixture
+def context(tmp_path: Path) -> PassContext:
     return PassContext(
-        Splits(*splits, CLASSES),
+        make_splits(),
         load_original=lambda: make("patchtst"),
         seed=0,
         folder=tmp_path / "work",

@@ -137,6 +137,17 @@ def test_states_from_a_file_train_like_those_from_memory(run, word_model, monkey
     assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
+def test_a_short_training_is_the_same_with_what_a_longer_one_asked(run, word_model):
+    """The teacher labels copies that a short one does not come to, in batches of their own."""
+    models = word_model(num_layers=1), word_model(seed=1)
+    short = SETTINGS.model_copy(update={"epochs": 2, "augmentation_copies": 5})
+    expected = run(*models, settings=short, folder="a").model.module.state_dict()
+    memory = TeacherMemory()
+    found = run(*models, settings=short, folder="b", memory=memory).model.module.state_dict()
+    assert not memory.is_empty
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
 def test_trainings_that_follow_one_another_ask_the_teacher_once(
     run, word_model, word_splits, tmp_path, monkeypatch
 ):
