@@ -120,13 +120,15 @@ def compare_releases(
                 f"{old.variant}, which came nearest to its budget"
             )
         found: list[Check] = []
-        unpaired = _why_unpaired(
-            now, before, _Answered.of(answers_now, new), _Answered.of(answers_before, old)
+        answered, answered_before = (
+            _Answered.of(answers_now, new),
+            _Answered.of(answers_before, old),
         )
-        if unpaired is None:
+        unpaired = _why_unpaired(now, before, answered, answered_before)
+        if answered is not None and answered_before is not None and unpaired is None:
             task = get_task(now.recipe.get("task", "text-classification"))
-            found += _accuracy(task, label, new, old, answers_now, answers_before, tolerance)
-            found += _perplexity(label, new, old, answers_now, answers_before, tolerance)
+            found += _accuracy(task, label, new.measure, answered, answered_before, tolerance)
+            found += _perplexity(label, answered, answered_before, tolerance)
         else:
             found += _accuracy_unpaired(label, new, old, tolerance)
             notes += [f"{label}: {unpaired}"] if found else []
@@ -292,18 +294,15 @@ def _gone(label: str, old: Row, nearest: Row | None) -> Check:
 def _accuracy(
     task: Task,
     label: str,
-    new: Row,
-    old: Row,
-    answers_now: Answers,
-    answers_before: Answers,
+    measure: str,
+    now: _Answered,
+    before: _Answered,
     tolerance: Tolerance,
 ) -> Iterator[Check]:
     """The answers of both, example by example."""
-    own = _Answered.of(answers_now, new)
-    assert own is not None
-    rows = None if own.rows is None else np.asarray(own.rows, dtype=np.int64)
-    drop, low, high = task.drop(answers_before[old.key], own.answers, own.labels, rows)
-    yield _drop(label, new.measure, drop, low, high, tolerance)
+    rows = None if now.rows is None else np.asarray(now.rows, dtype=np.int64)
+    drop, low, high = task.drop(before.answers, now.answers, now.labels, rows)
+    yield _drop(label, measure, drop, low, high, tolerance)
 
 
 def _has_perplexity(row: Row) -> bool:
@@ -311,21 +310,13 @@ def _has_perplexity(row: Row) -> bool:
 
 
 def _perplexity(
-    label: str,
-    new: Row,
-    old: Row,
-    answers_now: Answers,
-    answers_before: Answers,
-    tolerance: Tolerance,
+    label: str, now: _Answered, before: _Answered, tolerance: Tolerance
 ) -> Iterator[Check]:
     """How likely both found the same tokens."""
-    own = _Answered.of(answers_now, new)
-    losses_before = answers_before.get(f"{old.key}.losses")
-    losses = answers_now.get(f"{new.key}.losses")
-    if own is None or own.rows is None or losses is None or losses_before is None:
+    if now.rows is None or now.losses is None or before.losses is None:
         return
-    rows = np.asarray(own.rows, dtype=np.int64)
-    first, second = (np.asarray(each, dtype=np.float64) for each in (losses_before, losses))
+    rows = np.asarray(now.rows, dtype=np.int64)
+    first, second = (np.asarray(each.losses, dtype=np.float64) for each in (before, now))
     found = paired_perplexity(first, second, rows)
     low = found.rise_low / 100
     yield Check(
@@ -347,6 +338,8 @@ class _Answered(NamedTuple):
     rows: NDArray[np.generic] | None
     """Which row each answer belongs to; reports of older versions have one answer a row."""
     labels: NDArray[np.generic] | None
+    losses: NDArray[np.generic] | None
+    """How unlikely it found each token, in nats; of language models."""
 
     @classmethod
     def of(cls, answers: Answers, row: Row) -> _Answered | None:
@@ -356,7 +349,7 @@ class _Answered(NamedTuple):
         rows, labels = (
             answers.get(f"{row.key}.{name}", answers.get(name)) for name in ("rows", "labels")
         )
-        return cls(answers[row.key], rows, labels)
+        return cls(answers[row.key], rows, labels, answers.get(f"{row.key}.losses"))
 
     def judges_as(self, other: _Answered) -> bool:
         """Whether both answer the same."""
