@@ -160,8 +160,7 @@ def read_config(path: Path) -> dict[str, object]:
         raise CheckpointError(
             "the folder is no checkpoint: it has no config.json",
             where=path,
-            fix=f"{_EXPECTED}; a network that transformers has not is taught first: see "
-            'docs/architecture.md, "Another network"',
+            fix=f"{_EXPECTED}; for a network of your own see docs/add-a-network.md",
         ) from error
     except (OSError, ValueError) as error:
         raise CheckpointError(

@@ -24,6 +24,7 @@ from compressor.storage import why_not_writable
 from compressor.store import RunStore, step_key
 from compressor.tasks import get_task, infer_task
 from targets.environment import library_versions
+from targets.networks import network_source
 from targets.provenance import checkpoint_hashes
 from targets.scoring import Accuracy
 from targets.shapes import SHAPES_FILE
@@ -103,7 +104,8 @@ def finetune_checkpoint(
         "seed": seed,
         "version": VERSION,
         **settings.parts,
-        "libraries": library_versions(("torch", "transformers", "accelerate")),
+        "libraries": library_versions(("torch", "transformers", "accelerate"))
+        | network_source(model),
     }
     key = step_key("finetune", inputs)
 

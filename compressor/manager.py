@@ -17,6 +17,7 @@ from targets.bundle import hash_file
 from targets.discovery import foreign_source
 from targets.environment import library_versions
 from targets.errors import ToolkitError, is_disk_full
+from targets.networks import network_source
 from targets.provenance import checkpoint_hashes
 from targets.scoring import perplexity
 
@@ -54,7 +55,7 @@ def import_checkpoint(
         "max_length": max_length,
         "data": data_hash,
         "version": IMPORT_VERSION,
-        "libraries": library_versions(("torch", "transformers")),
+        "libraries": library_versions(("torch", "transformers")) | network_source(folder),
     }
 
     def make(files: Path, work: Path) -> dict[str, Any]:

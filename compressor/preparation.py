@@ -22,6 +22,7 @@ from compressor.tasks import get_task
 from targets.base import Form, Target
 from targets.environment import library_versions
 from targets.errors import TargetError
+from targets.networks import network_source
 from targets.provenance import checkpoint_hashes
 from targets.scoring import Z_95
 
@@ -172,7 +173,8 @@ def _answered(
             "version": REFERENCE_VERSION,
             "libraries": library_versions(
                 ("torch", "transformers", *task.preprocessing_type.libraries)
-            ),
+            )
+            | network_source(recipe.model),
         },
         make,
     )

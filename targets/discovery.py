@@ -6,8 +6,8 @@ import functools
 import hashlib
 import importlib
 import importlib.metadata
+import importlib.util
 import pkgutil
-import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any, ClassVar, TypeVar
@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict
 
 from targets.errors import PluginError
 
-__all__ = ["Component", "announcer", "discover", "foreign_source"]
+__all__ = ["Component", "announcer", "discover", "foreign_source", "package_source"]
 
 _OWN = ("compressor", "targets")
 
@@ -89,21 +89,31 @@ def announcer(cls: type[Component]) -> str | None:
     return next(iter(importlib.metadata.packages_distributions().get(package, ())), package)
 
 
-@functools.cache
 def foreign_source(cls: type[Component]) -> dict[str, str]:
     """What tells one state of the code of somebody else's pass or target from another.
 
-    Ours have versions, which go up when results change; theirs are under work when they are first
-    tried.
-
     Returns:
-        Package -> sha256 of all its Python files; empty for our own.
+        See `package_source`; empty for our own, which have versions that go up when results change.
     """
     package = cls.__module__.partition(".")[0]
-    file = getattr(sys.modules.get(package), "__file__", None)
-    if package in _OWN or file is None:
+    return {} if package in _OWN else package_source(package)
+
+
+@functools.cache
+def package_source(module: str) -> dict[str, str]:
+    """What tells one state of a package of somebody else from another: it may be under work.
+
+    Args:
+        module: One of the package, or the package.
+
+    Returns:
+        Package -> sha256 of all its Python files; empty where there are none.
+    """
+    package = module.partition(".")[0]
+    spec = importlib.util.find_spec(package)
+    if spec is None or spec.origin is None:
         return {}
-    path = Path(file)
+    path = Path(spec.origin)
     files = sorted(path.parent.rglob("*.py")) if path.name == "__init__.py" else [path]
     digest = hashlib.sha256()
     for each in files:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
 import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from targets.errors import CheckpointError
+from targets.discovery import package_source
+from targets.errors import CheckpointError, PluginError
 
-__all__ = ["NETWORKS", "register_network"]
+__all__ = ["ENTRY_POINTS", "NETWORKS", "network_source", "register_network"]
 
 NETWORKS: Mapping[str, str] = {
     "efficientnet-lite": "targets.networks.efficientnet_lite",
@@ -18,28 +20,66 @@ NETWORKS: Mapping[str, str] = {
     "whisper": "targets.networks.whisper",
 }
 """The model type in a checkpoint's config -> the module that registers it."""
+ENTRY_POINTS = "compressor.networks"
+"""Where other distributions name, by the model type, a function that registers it."""
 
 
 def register_network(folder: Path) -> None:
-    """Let the Auto classes of transformers know the network of this checkpoint, if it is ours.
+    """Let the Auto classes of transformers know the network of this checkpoint.
 
     A config that cannot be read is left to what loads the checkpoint, and says so better.
 
     Raises:
-        CheckpointError: The network is neither ours nor one of transformers.
+        CheckpointError: The network is neither ours, nor one of transformers, nor announced by
+            another distribution.
+        PluginError: What another distribution announces fails.
     """
+    family = _family(folder)
+    if family is None:
+        return
+    if family in NETWORKS:
+        importlib.import_module(NETWORKS[family]).register()
+        return
+    entry = _announced(family)
+    if entry is None:
+        _check_known(family, folder)
+        return
+    try:
+        entry.load()()
+    except Exception as error:  # whatever the code of a stranger raises
+        owner = "another distribution" if entry.dist is None else entry.dist.name
+        raise PluginError(
+            f"{owner} announces the network {family!r}, which cannot be used",
+            where=f"entry point {entry.group}: {entry.value}",
+            given=f"{type(error).__name__}: {error}",
+            fix=f"update {owner}; its author names a function without arguments that registers "
+            "the network: see docs/add-a-network.md",
+        ) from error
+
+
+def network_source(folder: Path) -> dict[str, str]:
+    """What tells one state of somebody else's network from another; see `package_source`.
+
+    Returns:
+        Empty for a checkpoint of a network of ours, or of transformers.
+    """
+    family = _family(folder)
+    entry = None if family is None or family in NETWORKS else _announced(family)
+    return {} if entry is None else package_source(entry.module)
+
+
+def _family(folder: Path) -> str | None:
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return
+        return None
     family = config.get("model_type") if isinstance(config, dict) else None
-    if family is None:
-        return
-    module = NETWORKS.get(str(family))
-    if module is None:
-        _check_known(str(family), folder)
-    else:
-        importlib.import_module(module).register()
+    return None if family is None else str(family)
+
+
+def _announced(family: str) -> importlib.metadata.EntryPoint | None:
+    found = importlib.metadata.entry_points(group=ENTRY_POINTS, name=family)
+    return next(iter(found), None)
 
 
 def _check_known(family: str, folder: Path) -> None:
@@ -51,6 +91,6 @@ def _check_known(family: str, folder: Path) -> None:
             where=f"{folder / 'config.json'}, field model_type",
             given=family,
             fix="correct model_type, or install a version of transformers that has the network; "
-            "code that comes with a checkpoint is never run; to teach it one of your own see "
-            'docs/architecture.md, "Another network"',
+            "code that comes with a checkpoint is never run: for a network of your own see "
+            "docs/add-a-network.md",
         )
