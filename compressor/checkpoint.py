@@ -106,6 +106,14 @@ def check_folder(folder: Path) -> dict[str, object]:
             fix="use a network that transformers has itself, such as ViT, DeiT, DINOv2, ResNet or "
             "ConvNeXt",
         )
+    if config.get("quantization_config"):
+        raise CheckpointError(
+            "the weights of the checkpoint are quantized already",
+            where=f"{folder / 'config.json'}, field quantization_config",
+            given=_quantizer(config["quantization_config"]),
+            fix="save them as floats: load it with transformers, then "
+            "model.dequantize().save_pretrained(folder); or pass the checkpoint before that",
+        )
     _refuse_pickles(folder)
     tensor_shapes(folder)
     return config
@@ -179,6 +187,10 @@ def read_config(path: Path) -> dict[str, object]:
     return config
 
 
+def _quantizer(config: object) -> object:
+    return config.get("quant_method", config) if isinstance(config, Mapping) else config
+
+
 def _refuse_pickles(folder: Path) -> None:
     if list(folder.glob("model*.safetensors*")):
         return
@@ -199,7 +211,10 @@ def label_names(folder: Path) -> tuple[str, ...]:
         CheckpointError: The config names none.
     """
     config = read_config(folder / "config.json")
-    names: Any = config.get("id2label") or None
+    if "id2label" not in config:  # left out where they are those that transformers gives
+        count = config.get("num_labels", 2)
+        return tuple(f"LABEL_{number}" for number in range(count if isinstance(count, int) else 2))
+    names: Any = config["id2label"] or None
     numbered = isinstance(names, dict) and all(str(key).isdecimal() for key in names)
     if not numbered:
         raise CheckpointError(

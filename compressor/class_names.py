@@ -41,17 +41,17 @@ def class_indices(label_names: Sequence[str], labels: Collection[str]) -> dict[s
             indices.
 
     Raises:
-        DataError: Two classes of the model have one name.
+        DataError: The data has names, and two classes of the model have one.
     """
     names = {name: index for index, name in enumerate(label_names)}
+    if all(label.isdecimal() and label not in names for label in labels):
+        return {str(index): index for index in range(len(label_names))}
     if len(names) < len(label_names):
         raise DataError(
             "the model has two classes of one name",
             given=", ".join(map(repr, label_names)),
             fix="give each class a name of its own in id2label",
         )
-    if all(label.isdecimal() and label not in names for label in labels):
-        return {str(index): index for index in range(len(label_names))}
     return names
 
 

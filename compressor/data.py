@@ -169,11 +169,24 @@ def split_hashes(
     spec: DataSpec, kind: Kind = "text", labels: LabelField | None = "label"
 ) -> dict[str, str]:
     """Split -> sha256 of its file and of all that it names, for the splits that have one."""
-    return {name: _hash(path, spec, kind, labels) for name, path in sorted(spec.files.items())}
+    hashes = {}
+    for name, path in sorted(spec.files.items()):
+        try:
+            hashes[name] = _hash(path, spec, kind, labels)
+        except OSError as error:
+            raise DataError(
+                "a file of the data cannot be read",
+                where=error.filename or path,
+                given=error.strerror or error,
+                fix="correct the path, or the rights of the file",
+            ) from error
+    return hashes
 
 
 def _hash(path: Path, spec: DataSpec, kind: Kind, labels: LabelField | None) -> str:
     if not KINDS[kind].reads_files():
+        if path.is_dir():
+            raise _no_table(path, kind, f"the columns {spec.text} and {spec.label}")
         return hash_file(path)
     digest = hashlib.sha256()
     if path.is_file():
@@ -528,14 +541,25 @@ def _read_folder(folder: Path, spec: DataSpec, kind: Kind) -> _Rows:
     preprocessing = KINDS[kind]
     if not preprocessing.reads_files():
         raise _no_table(folder, kind, f"the columns {spec.text} and {spec.label}")
-    rows = [
-        (str(path), each.name)
-        for each in sorted(folder.iterdir())
-        if each.is_dir()
-        for path in sorted(each.glob("*") if preprocessing.folders else each.rglob("*"))
-        if _is_input(path, preprocessing)
-        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-    ]
+    rows: list[tuple[str, str]] = []
+    for each in sorted(folder.iterdir()):
+        if not each.is_dir() or each.name.startswith("."):
+            continue
+        paths = [
+            path
+            for path in sorted(each.glob("*") if preprocessing.folders else each.rglob("*"))
+            if not any(part.startswith(".") for part in path.relative_to(folder).parts)
+        ]
+        inputs = [path for path in paths if _is_input(path, preprocessing)]
+        others = sorted({path.suffix for path in paths if path.is_file()})
+        if others and not inputs:
+            raise DataError(
+                f"the folder of a class holds no {preprocessing.noun} that is read",
+                where=each,
+                given=f"files that end in {', '.join(others)}",
+                fix=f"convert them: {', '.join(sorted(preprocessing.suffixes))} are read",
+            )
+        rows += [(str(path), each.name) for path in inputs]
     if not rows:
         raise DataError(
             f"the folder holds no folders of {kind} files",

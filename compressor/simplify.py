@@ -7,7 +7,7 @@ quantization and the other targets cannot read.
 from __future__ import annotations
 
 import ast
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 
 import numpy as np
@@ -81,23 +81,24 @@ def _fold_weight_transposes(graph: ir.Graph) -> None:
     The general constant folding would do the same under a name that says nothing. What is stored is
     made when the model is saved, one weight at a time: a copy of all would double a large model.
     """
-    for node in list(graph):
+    transposes: dict[tuple[str, tuple[int, ...]], list[ir.Node]] = defaultdict(list)
+    for node in graph:
         source = node.inputs[0] if node.inputs else None
-        if node.op_type != "Transpose" or source is None or not source.is_initializer():
-            continue
+        if node.op_type == "Transpose" and source is not None and source.is_initializer():
+            transposes[_name(source), tuple(node.attributes["perm"].as_ints())].append(node)
+    for (name, permutation), nodes in transposes.items():
+        source = graph.initializers[name]
         weight = source.const_value
         if weight is None:
             continue
-        permutation = node.attributes["perm"].as_ints()
-        only_reader = len(source.uses()) == 1
-        if only_reader:
-            name = _name(source)
+        if len(source.uses()) == len(nodes):  # nothing else reads it: layers may share a weight
             del graph.initializers[name]
+            folded = _transposed(graph, name, weight, permutation)
         else:
-            name = f"{source.name}.transposed"
-        folded = graph.initializers.get(name) or _transposed(graph, name, weight, permutation)
-        node.outputs[0].replace_all_uses_with(folded)
-        graph.remove(node, safe=True)
+            folded = _transposed(graph, f"{name}.transposed", weight, permutation)
+        for node in nodes:
+            node.outputs[0].replace_all_uses_with(folded)
+            graph.remove(node, safe=True)
 
 
 def _transposed(

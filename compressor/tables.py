@@ -134,6 +134,14 @@ def _read_csv(path: Path, wanted: Collection[str], delimiter: str = ",") -> Colu
                         given=f"{len(row)} fields, the header has {len(header)}",
                         fix=f"put texts that hold {delimiter!r} in double quotes",
                     )
+                if delimiter == "\t" and any(delimiter in field for field in row):
+                    raise DataError(  # else a lone quote takes the rows up to the next one
+                        "a quoted text holds a tab",
+                        where=f"{path}, up to line {reader.line_num}",
+                        given=next(field for field in row if delimiter in field)[:60],
+                        fix="put texts that hold double quotes in double quotes, and double those "
+                        "inside",
+                    )
                 for name, place in places.items():
                     values[name].append(row[place])
         except csv.Error as error:

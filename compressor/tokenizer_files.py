@@ -82,7 +82,6 @@ def read_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     Raises:
         CheckpointError: There is none, or it cannot be read.
     """
-    from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerFast
 
     check_tokenizer(folder)
@@ -90,7 +89,7 @@ def read_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
         return _marian(folder, _SPM, _VOCABULARY)
     path = folder / TOKENIZER
     if path.is_file():
-        vocabulary = Tokenizer.from_file(str(path))
+        vocabulary = _from_file(path)
         # The generic class reads exactly tokenizer.json: no model-specific code, no hub.
         special = _known(_USUAL_TOKENS | _configured_tokens(folder), vocabulary)
         side = _settings(folder / _CONFIG).get("truncation_side")
@@ -105,12 +104,11 @@ def read_target_tokenizer(folder: Path) -> PreTrainedTokenizerFast | None:
     Raises:
         CheckpointError: It cannot be read.
     """
-    from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerFast
 
     path = folder / TARGET
     if path.is_file():
-        special = _known(_configured_tokens(folder), Tokenizer.from_file(str(path)))
+        special = _known(_configured_tokens(folder), _from_file(path))
         return PreTrainedTokenizerFast(tokenizer_file=str(path), **special)
     if not _is_marian(folder):
         return None
@@ -126,6 +124,15 @@ def write_tokenizer(tokenizer: PreTrainedTokenizerFast, path: Path) -> None:
     plain.no_padding()
     plain.no_truncation()
     plain.save(str(path))
+
+
+def _from_file(path: Path) -> Tokenizer:
+    from tokenizers import Tokenizer
+
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises no kind of its own
+        raise _unreadable(path, error) from error
 
 
 def _known(tokens: dict[str, str], vocabulary: Tokenizer) -> dict[str, str]:
@@ -187,7 +194,9 @@ def _converted(folder: Path) -> PreTrainedTokenizerFast:
     size = backend.get_vocab_size(with_added_tokens=True)
     if isinstance(rows, int) and size > rows:
         raise _unreadable(folder, f"{size} tokens, where the model has rows for {rows}")
-    return PreTrainedTokenizerFast(tokenizer_object=backend, **special)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, truncation_side=found.truncation_side, **special
+    )
 
 
 def _is_marian(folder: Path) -> bool:

@@ -293,7 +293,7 @@ def _load_plain(folder: Path, network: Any) -> nn.Module:
             use_safetensors=True,
             output_loading_info=True,
         )
-    except (OSError, ValueError, KeyError, RuntimeError, TypeError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, TypeError, ImportError) as error:
         raise CheckpointError(
             "the checkpoint cannot be loaded: its weights and its config do not belong together",
             where=folder,

@@ -203,7 +203,7 @@ def _lines(stream: TextIO) -> Iterator[str]:
         return
     for number, line in enumerate(buffer, start=1):
         try:
-            yield line.decode("utf-8")
+            yield line.decode("utf-8" if number > 1 else "utf-8-sig")
         except UnicodeDecodeError as error:
             raise InputError(
                 "a line is not UTF-8",

@@ -116,6 +116,7 @@ class GroupedProducts:
     graph: Graph
     size: int
     importance: Mapping[str, Array] = field(default_factory=dict)
+    _weights: dict[tuple[str, str], tuple[str, str, str, int]] = field(default_factory=dict)
     _sums: dict[str, str] = field(default_factory=dict)
     _adders: dict[int, str] = field(default_factory=dict)
 
@@ -123,16 +124,11 @@ class GroupedProducts:
         """The nodes in the place of a ``MatMul`` of (..., K) with a weight (K, N)."""
         graph, make = self.graph, onnx.helper.make_node
         name, tensor = node.input[1], node.input[0]
-        integers, scales, centres = quantize_groups(
-            graph.weight(name), size=self.size, importance=self.importance.get(tensor)
-        )
-        stored = graph.add_initializer(f"{name}_int4", integers.astype(ml_dtypes.int4))
-        scale = graph.add_initializer(f"{name}_scale", scales)
-        centre = graph.add_initializer(f"{name}_centre", centres)
+        stored, scale, centre, num_rows = self._stored(name, tensor)
         restored, scaled, shift = (
             graph.new_name(f"{name}_{part}") for part in ("restored", "scaled", "shift")
         )
-        nodes = self._group_sums(tensor, len(integers))
+        nodes = self._group_sums(tensor, num_rows)
         nodes += [
             make(
                 "DequantizeLinear",
@@ -152,6 +148,22 @@ class GroupedProducts:
             make("Add", [scaled, shift], [node.output[0]], name=graph.new_name(f"{node.name}_sum")),
         ]
         return nodes
+
+    def _stored(self, name: str, tensor: str) -> tuple[str, str, str, int]:
+        """The integers, scales and centres of a weight, and its rows; layers may share them."""
+        importance = self.importance.get(tensor)
+        key = name, "" if importance is None else tensor
+        if key not in self._weights:
+            integers, scales, centres = quantize_groups(
+                self.graph.weight(name), size=self.size, importance=importance
+            )
+            self._weights[key] = (
+                self.graph.add_initializer(f"{name}_int4", integers.astype(ml_dtypes.int4)),
+                self.graph.add_initializer(f"{name}_scale", scales),
+                self.graph.add_initializer(f"{name}_centre", centres),
+                len(integers),
+            )
+        return self._weights[key]
 
     def _group_sums(self, tensor: str, width: int) -> list[onnx.NodeProto]:
         """The node that adds up the inputs of each group, where no product before had it."""

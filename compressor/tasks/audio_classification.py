@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
+from compressor.checkpoint import read_config
 from compressor.errors import CheckpointError, PassError
 from compressor.model import Model, TorchModel
 from compressor.tasks.base import Row, batches_of
@@ -46,6 +47,18 @@ class AudioClassification(Classification):
     def check_processor(self, folder: Path) -> None:
         """See the base class."""
         read_extractor(folder)
+
+    def check_network(self, folder: Path) -> None:
+        """See the base class: Whisper's classifiers read the last layer alone."""
+        config = read_config(folder / "config.json")
+        if config.get("model_type") == "whisper" and config.get("use_weighted_layer_sum"):
+            raise CheckpointError(
+                "the classifier reads all layers of Whisper's encoder, which is not supported",
+                where=f"{folder / 'config.json'}, field use_weighted_layer_sum",
+                given=True,
+                fix="train one that reads the last layer: compressor finetune --task "
+                "audio-classification",
+            )
 
     def load_processor(self, folder: Path) -> AudioPreprocessing:
         """See the base class."""

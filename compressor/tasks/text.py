@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from compressor.architecture import Architecture
+from compressor.errors import CheckpointError
 from compressor.tasks.base import Row, Task
 from compressor.tokenizer_files import (
     TOKENIZER,
@@ -16,6 +17,7 @@ from compressor.tokenizer_files import (
     read_tokenizer,
     write_tokenizer,
 )
+from targets.encoder import token_table
 from targets.preprocessing import Preprocessing, TextPreprocessing
 from targets.preprocessing.text import IDS, MASK
 from targets.signature import Arrays, Signature, TensorSpec
@@ -51,6 +53,19 @@ class TextTask(Task):
     def load_processor(self, folder: Path) -> Any:
         """See the base class."""
         return read_tokenizer(folder)
+
+    def check_fit(self, network: nn.Module, processor: Any) -> None:
+        """See the base class: each token has an embedding."""
+        table = token_table(network)
+        size = max(processor.get_vocab().values(), default=-1) + 1
+        if table is not None and size > table.num_embeddings:
+            raise CheckpointError(
+                "the tokenizer has tokens that the network has no embeddings for",
+                where=type(network).__name__,
+                given=f"{size} tokens, {table.num_embeddings} embeddings",
+                fix="copy the tokenizer that belongs to it; of tokens that were added call "
+                "model.resize_token_embeddings(len(tokenizer)) and save the model",
+            )
 
     def save_processor(self, processor: Any, folder: Path) -> None:
         """See the base class: without what its last call left in it, padding and truncation."""

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
 __all__ = ["TextEmbedding"]
 
-_LENGTH = ("sentence_bert_config.json", "max_seq_length")
-"""Where sentence-transformers says how long inputs may be."""
+_READING = "sentence_bert_config.json"
+"""Where sentence-transformers says how long inputs may be, and that they are lower-cased first."""
 
 
 class TextEmbedding(TextTask):
@@ -50,12 +50,19 @@ class TextEmbedding(TextTask):
     def longest(self, folder: Path, processor: Any) -> int:
         """See the base class: what sentence-transformers cuts at, where the checkpoint says so."""
         limit = super().longest(folder, processor)
-        name, field = _LENGTH
-        try:
-            found = json.loads((folder / name).read_text(encoding="utf-8")).get(field)
-        except (OSError, ValueError, AttributeError):
-            return limit
+        found = _reading(folder).get("max_seq_length")
         return min(limit, found) if isinstance(found, int) and found > 0 else limit
+
+    def load_processor(self, folder: Path) -> Any:
+        """See the base class: lower-casing becomes a part of the tokenizer."""
+        from tokenizers import normalizers
+
+        processor = super().load_processor(folder)
+        if _reading(folder).get("do_lower_case") is True:
+            backend = processor.backend_tokenizer
+            own = [] if backend.normalizer is None else [backend.normalizer]
+            backend.normalizer = normalizers.Sequence([normalizers.Lowercase(), *own])
+        return processor
 
     def class_names(self, config: Any) -> tuple[str, ...]:
         """See the base class: none."""
@@ -142,3 +149,11 @@ def _distances(first: Tensor, second: Tensor) -> Tensor:
     directions = (functional.normalize(each.float(), dim=-1) for each in (first, second))
     one, other = directions
     return (one - other).square().sum(dim=-1)
+
+
+def _reading(folder: Path) -> Mapping[str, Any]:
+    try:
+        found = json.loads((folder / _READING).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
