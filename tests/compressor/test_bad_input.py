@@ -102,6 +102,11 @@ VALIDATE: dict[str, tuple[Break, int, tuple[str, ...]]] = {
             "transformers has itself",
         ),
     ),
+    "quantized weights": (
+        edit_config(quantization_config={"quant_method": "gptq", "bits": 4}),
+        3,
+        ("are quantized already", "quantization_config", "given: gptq", "dequantize()"),
+    ),
     "several labels": (
         edit_config(problem_type="multi_label_classification"),
         3,

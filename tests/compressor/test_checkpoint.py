@@ -53,6 +53,23 @@ def test_roberta_takes_fewer_tokens_than_its_position_table_has_rows(
     model.module(input_ids=torch.full((1, 10), 7))
 
 
+def test_classes_without_names_have_those_of_transformers(folder: Path) -> None:
+    """Its configs leave them out where there are two."""
+    config = json.loads((folder / "config.json").read_text())
+    del config["id2label"]
+    (folder / "config.json").write_text(json.dumps(config))
+    assert label_names(folder) == ("LABEL_0", "LABEL_1")
+
+
+def test_tokens_without_embeddings_are_refused(folder: Path, word_model: MakeModel) -> None:
+    tokenizer = word_model().processor
+    tokenizer.add_tokens(["another"])
+    tokenizer.save_pretrained(folder)
+    with pytest.raises(CheckpointError, match="tokens that the network has no embeddings") as error:
+        get_task("text-classification").load_checkpoint(folder)
+    assert "resize_token_embeddings" in str(error.value.fix)
+
+
 def test_a_missing_folder_is_named(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="the checkpoint does not exist") as error:
         check_checkpoint(tmp_path / "nowhere", head=HEAD)

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from compressor.data import DataSpec, Split, Splits, data_fingerprint, read_splits
+from compressor.data import DataSpec, Split, Splits, data_fingerprint, read_splits, split_hashes
 from compressor.errors import DataError
 
 ROWS = [("a cat", "animal"), ("a car", "thing"), ("a dog", "animal"), ("a cup", "thing")]
@@ -210,6 +210,33 @@ def test_two_classes_of_one_name_are_refused(spec: Callable[..., DataSpec]) -> N
     with pytest.raises(DataError, match="two classes of one name") as caught:
         read_splits(spec("text,label\nx,a\ny,b\n"), label_names=("a", "a", "b"))
     assert "'a', 'a', 'b'" in str(caught.value)
+
+
+def test_names_do_not_matter_where_the_data_has_numbers(spec: Callable[..., DataSpec]) -> None:
+    found = read_splits(spec("text,label\nx,0\ny,2\n"), label_names=("a", "a", "b"))
+    assert found.test.labels.tolist() == [0, 2]
+
+
+def test_a_lone_quote_of_a_tsv_does_not_take_rows_along(spec: Callable[..., DataSpec]) -> None:
+    text = 'text\tlabel\n"I was there.\t1\nHe left."\t0\nShe stayed.\t1\n'
+    error = refusal(spec(text, "data.tsv"))
+    assert error.what == "a quoted text holds a tab"
+    assert str(error.where).endswith("data.tsv, up to line 3")
+    assert error.given == "I was there.\t1\nHe left."
+
+
+def test_a_folder_in_the_place_of_a_table_is_refused_before_it_is_hashed(tmp_path: Path) -> None:
+    (tmp_path / "train").mkdir()
+    spec = DataSpec(train=tmp_path / "train", test=tmp_path / "train")
+    with pytest.raises(DataError, match="the data is a folder, and texts stand in a table"):
+        split_hashes(spec)
+
+
+def test_a_file_that_is_gone_is_named(tmp_path: Path) -> None:
+    spec = DataSpec(train=tmp_path / "a.csv", test=tmp_path / "a.csv")
+    with pytest.raises(DataError, match="a file of the data cannot be read") as caught:
+        split_hashes(spec)
+    assert caught.value.where == str(tmp_path / "a.csv")
 
 
 def test_one_class_is_refused(spec: Callable[..., DataSpec]) -> None:

@@ -95,6 +95,17 @@ def test_a_folder_has_a_folder_for_each_class(tmp_path: Path) -> None:
     assert swapped.labels.tolist() == [1, 1, 0, 0]
 
 
+def test_a_class_whose_files_are_of_another_format_is_not_left_out(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "train")
+    (folder / "owl").mkdir()
+    (folder / "owl" / "a.jxl").write_bytes(b"an image, of a kind")
+    error = refusal(folder)
+    assert error.what == "the folder of a class holds no image that is read"
+    assert error.where == str(folder / "owl")
+    assert error.given == "files that end in .jxl"
+    assert ".png" in str(error.fix)
+
+
 def test_paths_are_read_from_the_folder_of_the_table(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

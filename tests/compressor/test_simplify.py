@@ -9,11 +9,11 @@ from onnx.reference import ReferenceEvaluator
 from compressor.simplify import simplify
 
 
-def simplified(body: str, result: str) -> onnx.ModelProto:
+def simplified(body: str, result: str, weight: str = "6, 4") -> onnx.ModelProto:
     text = f"""
         <ir_version: 10, opset_import: ["" : 21]>
         main (float[b, s, 6] x) => ({result} y)
-        <float[6, 4] network_weight = {{{", ".join(map(str, range(24)))}}}>
+        <float[{weight}] network_weight = {{{", ".join(map(str, range(24)))}}}>
         {{ {body} }}
     """
     model = ir.serde.deserialize_model(onnx.parser.parse_model(text))
@@ -64,6 +64,25 @@ def test_a_transposed_weight_is_stored_transposed_under_its_own_name() -> None:
     weight = np.arange(24, dtype=np.float32).reshape(6, 4)
     x = np.ones((1, 2, 6), np.float32)
     np.testing.assert_array_equal(ReferenceEvaluator(model).run(None, {"x": x})[0], x @ weight)
+
+
+def test_a_weight_that_several_layers_share_is_stored_once() -> None:
+    body = """
+        first = Transpose<perm = [1, 0]>(network_weight)
+        second = Transpose<perm = [1, 0]>(network_weight)
+        third = Transpose<perm = [1, 0]>(network_weight)
+        a = MatMul(x, first)
+        b = MatMul(x, second)
+        c = MatMul(x, third)
+        ab = Add(a, b)
+        y = Add(ab, c)
+    """
+    model = simplified(body, "float[b, s, 4]", weight="4, 6")
+    assert [(each.name, *each.dims) for each in model.graph.initializer] == [("weight", 6, 4)]
+    weight = np.arange(24, dtype=np.float32).reshape(4, 6)
+    x = np.ones((1, 2, 6), np.float32)
+    found = ReferenceEvaluator(model).run(None, {"x": x})[0]
+    np.testing.assert_array_equal(found, 3 * (x @ weight.T))
 
 
 def test_a_weight_that_is_read_both_ways_is_kept_both_ways() -> None:

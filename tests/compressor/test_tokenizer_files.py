@@ -223,6 +223,20 @@ def test_broken_files_are_named(
     assert given in str(caught.value)
 
 
+def test_a_broken_tokenizer_json_is_named(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").write_text('{"version": "1.0", "model": {"type": "New"}}')
+    with pytest.raises(CheckpointError, match="cannot be read") as caught:
+        read_tokenizer(tmp_path)
+    assert str(tmp_path / "tokenizer.json") in str(caught.value)
+
+
+def test_a_list_of_words_keeps_the_end_that_is_read(tmp_path: Path) -> None:
+    words_of(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}))
+    (tmp_path / "tokenizer_config.json").write_text('{"truncation_side": "left"}')
+    assert read_tokenizer(tmp_path).truncation_side == "left"
+
+
 def test_a_tokenizer_that_transformers_cannot_make_is_refused(tmp_path: Path) -> None:
     (tmp_path / "spiece.model").write_bytes(b"no model")
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "t5"}))

@@ -14,7 +14,13 @@ from typing import ClassVar
 import pytest
 from pydantic import Field, ValidationError
 
-from targets.discovery import Component, announcer, discover, foreign_source
+from targets.discovery import (
+    Component,
+    announcer,
+    discover,
+    foreign_source,
+    package_source,
+)
 from targets.errors import PluginError
 from targets.runtimes.onnxruntime import OnnxRuntime
 
@@ -201,7 +207,7 @@ def test_the_code_of_a_plugin_tells_its_states_apart(
     file = tmp_path / "site_other" / "other_module.py"
     assert first == hashlib.sha256(b"other_module.py\0" + file.read_bytes()).hexdigest()
     file.write_text(file.read_text() + "# another line\n")
-    foreign_source.cache_clear()
+    package_source.cache_clear()
     assert foreign_source(star) != {name: first}
 
 

@@ -36,6 +36,8 @@ def test_lines_are_utf_8() -> None:
     stream = io.TextIOWrapper(io.BytesIO("who\ncafé\n".encode()), encoding="ascii")
     assert list(_lines(stream)) == ["who\n", "café\n"]
     assert list(_lines(io.StringIO("who\ncafé"))) == ["who\n", "café"]
+    marked = io.TextIOWrapper(io.BytesIO(b"\xef\xbb\xbfwho\n\xef\xbb\xbfwho\n"))
+    assert list(_lines(marked)) == ["who\n", "\ufeffwho\n"]
 
 
 def test_another_encoding_is_told_with_its_line() -> None:

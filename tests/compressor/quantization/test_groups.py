@@ -12,9 +12,10 @@ import openvino
 import pytest
 from numpy.typing import NDArray
 
+from compressor.onnx_io import Graph
 from compressor.quantization import quantize_weights
 from compressor.quantization.gemm import split_gemms
-from compressor.quantization.groups import quantize_groups
+from compressor.quantization.groups import GroupedProducts, quantize_groups
 from targets.runtimes.onnxruntime import create_session
 from targets.signature import Arrays
 
@@ -115,6 +116,24 @@ def test_products_of_one_tensor_share_the_sums_of_its_groups(
     assert len({node.input[0] for node in sums}) == len(sums) < len(centres)
     names = {node.name for node in onnx.load(encoder_path).graph.node}
     assert set(summary.quantized_nodes) | set(summary.float_nodes) <= names
+
+
+@pytest.mark.parametrize("is_weighted", [False, True])
+def test_a_weight_that_layers_share_is_stored_once(is_weighted: bool) -> None:
+    """Unless the errors of its channels count otherwise in each."""
+    body = """
+        <ir_version: 10, opset_import: ["" : 21]>
+        main (float[n, 32] x) => (float[n, 32] y) { a = MatMul(x, w) y = MatMul(a, w) }
+    """
+    model = onnx.parser.parse_model(body)
+    weight = np.random.default_rng(0).normal(size=(32, 32)).astype(np.float32)
+    model.graph.initializer.append(onnx.numpy_helper.from_array(weight, "w"))
+    importance = {"a": np.arange(1.0, 33.0)} if is_weighted else {}
+    products = GroupedProducts(Graph(model), 16, importance)
+    for node in model.graph.node:
+        products.product(node)
+    stored = [each.name for each in model.graph.initializer if "int4" in each.name]
+    assert len(stored) == 1 + is_weighted
 
 
 @pytest.mark.parametrize("size", [16, 128])

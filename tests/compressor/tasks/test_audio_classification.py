@@ -295,6 +295,14 @@ def classifier(encoder: Path, **settings: Any) -> TorchModel:
     return new_classifier(encoder, LABELS, task=TASK.name, **settings)
 
 
+def test_a_whisper_that_reads_all_of_its_layers_is_refused(tmp_path: Path) -> None:
+    config = {"model_type": "whisper", "use_weighted_layer_sum": True}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match="reads all layers of Whisper's encoder") as caught:
+        TASK.check_network(tmp_path)
+    assert str(caught.value.where).endswith("use_weighted_layer_sum")
+
+
 def test_the_encoder_keeps_its_weights_under_a_new_head(encoder: Path) -> None:
     model = classifier(encoder)
     from safetensors.torch import load_file

@@ -177,6 +177,21 @@ def test_the_longest_input_is_that_of_sentence_transformers(tmp_path: Path) -> N
         assert TASK.load_checkpoint(tmp_path).max_length == limit
 
 
+def test_texts_are_lower_cased_where_sentence_transformers_does(tmp_path: Path) -> None:
+    save_encoder(tmp_path)
+    tokenizer = json.loads((tmp_path / "tokenizer.json").read_text())
+    (tmp_path / "tokenizer.json").write_text(json.dumps({**tokenizer, "normalizer": None}))
+    plain = TASK.load_processor(tmp_path)
+    (tmp_path / "sentence_bert_config.json").write_text('{"do_lower_case": true}')
+    found = TASK.load_processor(tmp_path)
+    assert plain(TEXTS[0].upper())["input_ids"] != plain(TEXTS[0].lower())["input_ids"]
+    assert found(TEXTS[0].upper())["input_ids"] == plain(TEXTS[0].lower())["input_ids"]
+    (tmp_path / "step").mkdir()
+    TASK.save_processor(found, tmp_path / "step")
+    again = TASK.load_processor(tmp_path / "step")
+    assert again(TEXTS[0].upper())["input_ids"] == plain(TEXTS[0].lower())["input_ids"]
+
+
 @pytest.mark.parametrize("family", ["Bert", "DistilBert", "Electra", "Roberta"])
 def test_an_export_gives_embeddings_of_the_same_numbers(tmp_path: Path, family: str) -> None:
     model = TASK.load_checkpoint(save_encoder(tmp_path, family))
