@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from compressor.boxes import image_files, read_boxed, tables_of
 from compressor.cells import read_cell
+from compressor.class_folders import read_class_folders
 from compressor.class_names import check_labels, class_indices, label_text, sorted_names
 from compressor.errors import DataError, nearest
 from compressor.masks import Masked, check_classes, class_names, read_classes
@@ -24,7 +25,7 @@ from compressor.tagged import read_tagged
 from compressor.written import Written, read_written
 from targets.answers.spans import ENDS
 from targets.bundle import hash_file
-from targets.preprocessing import KINDS, Preprocessing
+from targets.preprocessing import KINDS
 from targets.wording import plural
 
 __all__ = [
@@ -534,46 +535,12 @@ def _read_tagged(path: Path, spec: DataSpec) -> _Rows:
 
 
 def _read_folder(folder: Path, spec: DataSpec, kind: Kind) -> _Rows:
-    """One folder a class, whose files are its members; what is hidden counts for nothing.
-
-    Where folders are inputs as well, members are what lies directly in that of the class.
-    """
+    """One folder a class, whose files are its members."""
     preprocessing = KINDS[kind]
     if not preprocessing.reads_files():
         raise _no_table(folder, kind, f"the columns {spec.text} and {spec.label}")
-    rows: list[tuple[str, str]] = []
-    for each in sorted(folder.iterdir()):
-        if not each.is_dir() or each.name.startswith("."):
-            continue
-        paths = [
-            path
-            for path in sorted(each.glob("*") if preprocessing.folders else each.rglob("*"))
-            if not any(part.startswith(".") for part in path.relative_to(folder).parts)
-        ]
-        inputs = [path for path in paths if _is_input(path, preprocessing)]
-        others = sorted({path.suffix for path in paths if path.is_file()})
-        if others and not inputs:
-            raise DataError(
-                f"the folder of a class holds no {preprocessing.noun} that is read",
-                where=each,
-                given=f"files that end in {', '.join(others)}",
-                fix=f"convert them: {', '.join(sorted(preprocessing.suffixes))} are read",
-            )
-        rows += [(str(path), each.name) for path in inputs]
-    if not rows:
-        raise DataError(
-            f"the folder holds no folders of {kind} files",
-            where=folder,
-            given=", ".join(sorted(each.name for each in folder.iterdir())[:5]) or "nothing",
-            fix=f"put the files of each class ({', '.join(sorted(preprocessing.suffixes))}) into a "
-            "folder with the name of the class",
-        )
+    rows = read_class_folders(folder, preprocessing)
     return _Rows(tuple(path for path, _ in rows), [(label,) for _, label in rows], {})
-
-
-def _is_input(path: Path, preprocessing: type[Preprocessing]) -> bool:
-    is_file = path.suffix.lower() in preprocessing.suffixes
-    return is_file or (preprocessing.folders and path.is_dir())
 
 
 def _check_slices(

@@ -172,7 +172,6 @@ class Target(Component, ABC):
     extra: ClassVar[str]
     """The extra of this distribution that brings the runtime's library."""
 
-    needs_defaults: ClassVar[bool] = True
     form: ClassVar[Form] = "onnx"
 
     version: ClassVar[int] = 1

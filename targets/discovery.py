@@ -31,8 +31,6 @@ class Component(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     name: ClassVar[str]
-    needs_defaults: ClassVar[bool] = False
-    """Whether it is made without settings in places, so that each has a default."""
 
     def settings(self) -> dict[str, Any]:
         """The settings as JSON values, without the name."""
@@ -166,9 +164,6 @@ def _missing(cls: type[Component], base: type[Component]) -> list[str]:
     }
     absent = sorted(name for name in wanted if not hasattr(cls, name))
     methods = sorted(getattr(cls, "__abstractmethods__", ()))
-    if cls.needs_defaults:
-        fields = cls.model_fields.items()
-        absent += [f"a default of {name}" for name, field in fields if field.is_required()]
     return [*absent, *(f"{name}()" for name in methods), *([] if cls.__doc__ else ["a docstring"])]
 
 

@@ -61,6 +61,10 @@ def targets() -> None:
     from targets.registry import available
 
     for name, cls in available().items():
+        needed = [field for field, info in cls.model_fields.items() if info.is_required()]
+        if needed:  # of another distribution
+            typer.echo(f"{name:<14} depends on its settings: {', '.join(needed)}")
+            continue
         target = cls()
         build, run = target.cannot_lower(), target.cannot_run()
         typer.echo(f"{name:<14} build: {build or 'yes'}\n{'':<14} run:   {run or 'yes'}")

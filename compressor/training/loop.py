@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import time
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -136,17 +135,12 @@ def seeded(seed: int) -> Iterator[None]:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keep transformers from printing, and put its log level back afterwards.
-
-    And torch from the advice to look for unused weights in those networks only that have some.
-    """
+    """Keep transformers from printing, and put its log level back afterwards."""
     level, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="find_unused_parameters=True was specified")
-            yield
+        yield
     finally:
         logging.set_verbosity(level)
         if bar:

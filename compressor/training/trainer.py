@@ -117,7 +117,8 @@ def arguments(
         label_names=["labels"],
         remove_unused_columns=False,
         dataloader_pin_memory=on_cuda,
-        ddp_find_unused_parameters=True,  # as the token that DINOv2 puts in the place of patches
+        ddp_find_unused_parameters=False,
+        ddp_static_graph=True,  # some weights have no use, as DINOv2's token of masked patches
         report_to="none",
         disable_tqdm=True,
         log_level="error",

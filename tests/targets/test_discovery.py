@@ -176,7 +176,6 @@ class Wheeled(Component, ABC):
 
     wheels: ClassVar[int]
     colour: ClassVar[str] = "red"
-    needs_defaults: ClassVar[bool] = True
 
     @abstractmethod
     def roll(self) -> None:
@@ -188,11 +187,10 @@ def test_a_plugin_that_is_not_whole_is_told_what_it_lacks(
 ) -> None:
     empty = package()
     sys.modules["test_discovery_base"].Shape = Wheeled  # type: ignore[attr-defined]
-    text = "class Car(Shape):\n    'A car.'\n    name = 'car'\n    doors: int\n    seats: int = 5\n"
-    announce(text, "other_module:Car")
+    announce("class Car(Shape):\n    'A car.'\n    name = 'car'\n", "other_module:Car")
     with pytest.raises(PluginError) as caught:
         discover(empty, Wheeled, GROUP)  # type: ignore[type-abstract]
-    assert caught.value.given == "Car lacks wheels, a default of doors, roll()"
+    assert caught.value.given == "Car lacks wheels, roll()"
     assert "its author adds what Wheeled asks for" in str(caught.value.fix)
 
 

@@ -262,6 +262,24 @@ def test_targets_says_for_each_whether_it_builds_and_runs_here(
     assert lines[place + 1].split("run:")[1].strip() == "no such CPU"
 
 
+def test_targets_whose_settings_have_no_defaults_are_listed(
+    call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of other distributions may need some, such as the path of a program."""
+
+    class Needy(available()["onnxruntime"]):  # type: ignore[misc]
+        """Runs a program."""
+
+        name = "needy"
+        program: Path
+        """Where it is."""
+
+    monkeypatch.setattr("targets.registry.available", lambda: {"needy": Needy})
+    outcome = call("targets")
+    assert outcome.code == 0
+    assert outcome.out.split() == ["needy", "depends", "on", "its", "settings:", "program"]
+
+
 # Recipes on the command line
 
 

@@ -1,0 +1,57 @@
+"""Data that lies in files: one folder a class."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from compressor.errors import DataError
+from targets.preprocessing import Preprocessing
+
+__all__ = ["read_class_folders"]
+
+
+def read_class_folders(folder: Path, preprocessing: type[Preprocessing]) -> list[tuple[str, str]]:
+    """The paths of the inputs, each with the name of its class; what is hidden counts for nothing.
+
+    Where folders are inputs as well, members are what lies directly in that of the class.
+
+    Args:
+        folder: Holds the folders of the classes.
+        preprocessing: Says which files are inputs.
+
+    Raises:
+        DataError: There are none, or none of a class.
+    """
+    rows: list[tuple[str, str]] = []
+    for each in sorted(folder.iterdir()):
+        if not each.is_dir() or each.name.startswith("."):
+            continue
+        paths = [
+            path
+            for path in sorted(each.glob("*") if preprocessing.folders else each.rglob("*"))
+            if not any(part.startswith(".") for part in path.relative_to(folder).parts)
+        ]
+        inputs = [path for path in paths if _is_input(path, preprocessing)]
+        others = sorted({path.suffix for path in paths if path.is_file()})
+        if others and not inputs:
+            raise DataError(
+                f"the folder of a class holds no {preprocessing.noun} that is read",
+                where=each,
+                given=f"files that end in {', '.join(others)}",
+                fix=f"convert them: {', '.join(sorted(preprocessing.suffixes))} are read",
+            )
+        rows += [(str(path), each.name) for path in inputs]
+    if not rows:
+        raise DataError(
+            f"the folder holds no folders of {preprocessing.kind} files",
+            where=folder,
+            given=", ".join(sorted(each.name for each in folder.iterdir())[:5]) or "nothing",
+            fix=f"put the files of each class ({', '.join(sorted(preprocessing.suffixes))}) into a "
+            "folder with the name of the class",
+        )
+    return rows
+
+
+def _is_input(path: Path, preprocessing: type[Preprocessing]) -> bool:
+    is_file = path.suffix.lower() in preprocessing.suffixes
+    return is_file or (preprocessing.folders and path.is_dir())
