@@ -43,7 +43,7 @@ def read_class_folders(folder: Path, preprocessing: type[Preprocessing]) -> list
         rows += [(str(path), each.name) for path in inputs]
     if not rows:
         raise DataError(
-            f"the folder holds no folders of {preprocessing.kind} files",
+            f"the folder holds no folders of {preprocessing.noun} files",
             where=folder,
             given=", ".join(sorted(each.name for each in folder.iterdir())[:5]) or "nothing",
             fix=f"put the files of each class ({', '.join(sorted(preprocessing.suffixes))}) into a "
