@@ -20,6 +20,7 @@ __all__ = [
     "class_name",
     "label_names",
     "read_config",
+    "read_settings_file",
 ]
 
 _FLOATS = frozenset({"F64", "F32", "F16", "BF16"})  # as safetensors names them
@@ -91,11 +92,10 @@ def check_folder(folder: Path) -> dict[str, object]:
             or absent.
     """
     if not folder.is_dir():
-        fix = _EXPECTED
         raise CheckpointError(
             "this is not a folder" if folder.exists() else "the checkpoint does not exist",
             where=folder,
-            fix=fix if folder.exists() else missing_path(folder, fix),
+            fix=_EXPECTED if folder.exists() else missing_path(folder, _EXPECTED),
         )
     config = read_config(folder / "config.json")
     if config.get("model_type") == _WRAPPER:
@@ -185,6 +185,15 @@ def read_config(path: Path) -> dict[str, object]:
             fix="copy the checkpoint again",
         )
     return config
+
+
+def read_settings_file(path: Path) -> dict[str, Any]:
+    """What a file beside the config says; empty where there is none that can be read."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _quantizer(config: object) -> object:

@@ -12,7 +12,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from compressor.checkpoint import read_config
+from compressor.checkpoint import read_config, read_settings_file
 from compressor.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ def read_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
         vocabulary = _from_file(path)
         # The generic class reads exactly tokenizer.json: no model-specific code, no hub.
         special = _known(_USUAL_TOKENS | _configured_tokens(folder), vocabulary)
-        side = _settings(folder / _CONFIG).get("truncation_side")
+        side = read_settings_file(folder / _CONFIG).get("truncation_side")
         cut = {"truncation_side": side} if side in ("left", "right") else {}
         return PreTrainedTokenizerFast(tokenizer_file=str(path), **special, **cut)
     return _converted(folder)
@@ -146,20 +146,11 @@ def _configured_tokens(folder: Path) -> dict[str, str]:
     """The special tokens that a checkpoint names: role -> token."""
     found: dict[str, str] = {}
     for name in ("special_tokens_map.json", _CONFIG):
-        for role, value in _settings(folder / name).items():
+        for role, value in read_settings_file(folder / name).items():
             token = value.get("content") if isinstance(value, dict) else value
             if role.endswith("_token") and isinstance(token, str):
                 found[role] = token
     return found
-
-
-def _settings(path: Path) -> dict[str, Any]:
-    """What a file of settings holds; empty where there is none that can be read."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def _converted(folder: Path) -> PreTrainedTokenizerFast:

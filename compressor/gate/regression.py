@@ -120,10 +120,8 @@ def compare_releases(
                 f"{old.variant}, which came nearest to its budget"
             )
         found: list[Check] = []
-        answered, answered_before = (
-            _Answered.of(answers_now, new),
-            _Answered.of(answers_before, old),
-        )
+        answered = _Answered.of(answers_now, new)
+        answered_before = _Answered.of(answers_before, old)
         unpaired = _why_unpaired(now, before, answered, answered_before)
         if answered is not None and answered_before is not None and unpaired is None:
             task = get_task(now.recipe.get("task", "text-classification"))

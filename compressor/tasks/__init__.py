@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import AfterValidator, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
 from compressor.architecture import kind_read, reads_sound
-from compressor.errors import CheckpointError, PassError, choices
+from compressor.checkpoint import read_settings_file
+from compressor.errors import PassError, choices
 from compressor.tasks.audio_classification import AudioClassification
 from compressor.tasks.base import Row, Task
 from compressor.tasks.image_classification import ImageClassification
 from compressor.tasks.object_detection import ObjectDetection
-from compressor.tasks.preprocessor_config import read_preprocessor_config
+from compressor.tasks.preprocessor_config import config_path, own_part
 from compressor.tasks.question_answering import QuestionAnswering
 from compressor.tasks.semantic_segmentation import SemanticSegmentation
 from compressor.tasks.speech_recognition import SpeechRecognition
@@ -71,11 +71,8 @@ def infer_task(folder: Path, *, labelled: bool = False) -> str:
     named = task_of_head(folder, labelled=labelled)
     if named is not None:
         return named
-    config = _read_json(folder / "config.json")
-    try:
-        processor = read_preprocessor_config(folder, noun="inputs", saver="AutoProcessor")
-    except CheckpointError:
-        processor = {}
+    config = read_settings_file(folder / "config.json")
+    processor = own_part(read_settings_file(config_path(folder)))
     kind = kind_read(config, processor if isinstance(processor, dict) else {})
     return next(name for name, task in TASKS.items() if task.kind == kind)
 
@@ -87,7 +84,7 @@ def task_of_head(folder: Path, *, labelled: bool = False) -> str | None:
         folder: A Hugging Face folder.
         labelled: Only tasks that are learnt from labels.
     """
-    config = _read_json(folder / "config.json")
+    config = read_settings_file(folder / "config.json")
     heads = config.get("architectures") or [""]
     for name, task in TASKS.items():
         if labelled and task.label_field is None:
@@ -95,14 +92,6 @@ def task_of_head(folder: Path, *, labelled: bool = False) -> str | None:
         if str(heads[0]).endswith(task.heads) and reads_sound(config) == (task.kind == "audio"):
             return name
     return None
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def _known(name: str) -> str:

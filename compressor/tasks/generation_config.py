@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from compressor.checkpoint import read_settings_file
 from compressor.errors import CheckpointError
 from targets.beam_search import Beams
 
@@ -89,7 +90,9 @@ def read_writing(folder: Path) -> Writing:
     for path in (folder / "config.json", folder / GENERATION):
         if path.name == GENERATION and path.is_file():
             named = {name: value for name, value in named.items() if name not in _LOOKING}
-        named |= {name: value for name, value in _read(path).items() if value is not None}
+        named |= {
+            name: value for name, value in read_settings_file(path).items() if value is not None
+        }
     try:
         beams = _beams(named)
     except ValueError as error:
@@ -120,7 +123,10 @@ def read_ends(folder: Path) -> tuple[int, ...]:
     Raises:
         CheckpointError: What stands there is no token.
     """
-    found = [_read(folder / name).get("eos_token_id") for name in (GENERATION, "config.json")]
+    found = [
+        read_settings_file(folder / name).get("eos_token_id")
+        for name in (GENERATION, "config.json")
+    ]
     ends: Any = next((each for each in found if each is not None), [])
     try:
         return tuple(map(_token, ends if isinstance(ends, list) else [ends]))
@@ -217,11 +223,3 @@ def _token(value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
         raise ValueError(f"{value!r} is no token")
     return value
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}

@@ -8,7 +8,7 @@ from typing import Any
 
 from compressor.errors import CheckpointError
 
-__all__ = ["PROCESSOR", "config_path", "read_preprocessor_config"]
+__all__ = ["PROCESSOR", "config_path", "own_part", "read_preprocessor_config"]
 
 PROCESSOR = "preprocessor_config.json"
 _OTHERS = ("video_preprocessor_config.json", "processor_config.json")
@@ -50,5 +50,10 @@ def read_preprocessor_config(folder: Path, *, noun: str, saver: str) -> Any:
             given=error,
             fix="copy the checkpoint again",
         ) from error
+    return own_part(found)
+
+
+def own_part(found: Any) -> Any:
+    """Of a file with a part for each kind of input the one that is not of texts; else all of it."""
     parts = [found[name] for name in _PARTS if name in found] if isinstance(found, dict) else []
     return parts[0] if parts else found

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from compressor.checkpoint import read_settings_file
 from compressor.similarity import SIMILARITY_METRICS
 from compressor.tasks.base import LABELS, Row
 from compressor.tasks.text import TextTask
@@ -50,7 +50,7 @@ class TextEmbedding(TextTask):
     def longest(self, folder: Path, processor: Any) -> int:
         """See the base class: what sentence-transformers cuts at, where the checkpoint says so."""
         limit = super().longest(folder, processor)
-        found = _reading(folder).get("max_seq_length")
+        found = read_settings_file(folder / _READING).get("max_seq_length")
         return min(limit, found) if isinstance(found, int) and found > 0 else limit
 
     def load_processor(self, folder: Path) -> Any:
@@ -58,7 +58,7 @@ class TextEmbedding(TextTask):
         from tokenizers import normalizers
 
         processor = super().load_processor(folder)
-        if _reading(folder).get("do_lower_case") is True:
+        if read_settings_file(folder / _READING).get("do_lower_case") is True:
             backend = processor.backend_tokenizer
             own = [] if backend.normalizer is None else [backend.normalizer]
             backend.normalizer = normalizers.Sequence([normalizers.Lowercase(), *own])
@@ -149,11 +149,3 @@ def _distances(first: Tensor, second: Tensor) -> Tensor:
     directions = (functional.normalize(each.float(), dim=-1) for each in (first, second))
     one, other = directions
     return (one - other).square().sum(dim=-1)
-
-
-def _reading(folder: Path) -> Mapping[str, Any]:
-    try:
-        found = json.loads((folder / _READING).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
