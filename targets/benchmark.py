@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from targets.bundle import Bundle
 from targets.errors import ToolkitError
 from targets.feeds import FeedsSpec, num_token_ids
-from targets.machine_speed import SpeedMemory, reference_work_ns
+from targets.machine_speed import SpeedMemory, reference_work_ns, wakeup_ns
 from targets.measurement import Measurement, Round
 from targets.preprocessing import FIXED_SIZE
 from targets.protocol import ErrorRecord
@@ -182,6 +182,13 @@ class _Length(NamedTuple):
     settle_runs: int
 
 
+class _BestSpeed(NamedTuple):
+    """What the machine has been known to do; see `targets.machine_speed`."""
+
+    reference_ns: int | None
+    wakeup_ns: int | None
+
+
 class _Steps:
     """Counts the steps of a benchmark for whoever watches."""
 
@@ -275,30 +282,37 @@ def _measure(
             steps.next(f"measuring {lane.name} ({shape}), round {index + 1}")
             time.sleep(settings.pause_s)
             reference_ns = reference_work_ns()
+            woken_ns = wakeup_ns() if lane.worker.threads > 1 else None
             try:
                 each = lane.worker.round(lane.workload(shape), **lengths[lane.name]._asdict())
-                timed[lane.name].append(each.after(reference_ns))
+                timed[lane.name].append(each.after(reference_ns, woken_ns))
             except ToolkitError as error:
                 lane.failures.append(Failure(error=ErrorRecord.of(error), shape=shape))
                 del timed[lane.name]
-    best_ns = _best_reference([each.round for found in timed.values() for each in found])
+    best = _best_speed([each.round for found in timed.values() for each in found])
     for lane in lanes:
         if lane.name in timed:
-            lane.measurements.append(_measurement(lane, shape, timed[lane.name], best_ns))
+            lane.measurements.append(_measurement(lane, shape, timed[lane.name], best))
 
 
-def _best_reference(rounds: Sequence[Round]) -> int | None:
-    """The shortest time of the fixed work that is known of this machine."""
-    times = [each.reference_ns for each in rounds if each.reference_ns is not None]
-    return SpeedMemory().best_ns(round(statistics.median(times))) if times else None
+def _best_speed(rounds: Sequence[Round]) -> _BestSpeed:
+    """The shortest times that are known of this machine, those of these rounds included."""
+    memory = SpeedMemory()
+    work = [each.reference_ns for each in rounds if each.reference_ns is not None]
+    woken = [each.wakeup_ns for each in rounds if each.wakeup_ns is not None]
+    return _BestSpeed(
+        reference_ns=memory.best_ns(round(statistics.median(work))) if work else None,
+        wakeup_ns=memory.best_ns(round(statistics.median(woken)), "wake-up") if woken else None,
+    )
 
 
 def _measurement(
-    lane: _Lane, shape: Shape, timed: Sequence[Timed], best_reference_ns: int | None
+    lane: _Lane, shape: Shape, timed: Sequence[Timed], best: _BestSpeed
 ) -> Measurement:
     return Measurement(
         rounds=tuple(each.round for each in timed),
-        best_reference_ns=best_reference_ns,
+        best_reference_ns=best.reference_ns,
+        best_wakeup_ns=best.wakeup_ns,
         threads=lane.worker.threads,
         batch_size=shape.batch_size,
         sequence_length=shape.sequence_length,

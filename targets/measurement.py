@@ -42,6 +42,8 @@ MAX_STARVED = 0.15
 # best that it has been known to do. An idle machine repeats the fixed work to within 3%.
 MAX_SPEED_CHANGE = 0.10
 MAX_SLOWDOWN = 1.05
+# The same of waking a thread on another CPU, which differs by a fifth from one second to the next.
+MAX_WAKEUP_SLOWDOWN = 1.35
 # CPU time above what the threads can use: the runtime started more of them than it was told to.
 MAX_EXTRA_CPU = 0.5
 
@@ -72,6 +74,9 @@ class Round(_Frozen):
     """The system's one-minute load average at the end."""
     reference_ns: PositiveInt | None = None
     """Time of a fixed piece of work just before; see `targets.machine_speed`."""
+    wakeup_ns: PositiveInt | None = None
+    """Time to wake a thread on another CPU and be woken by it, just before; see
+    `targets.machine_speed`."""
     energy_j: float | None = None
     """Energy that the processors took meanwhile, all processes together; see `targets.energy`."""
 
@@ -116,6 +121,8 @@ class Measurement(_Frozen):
     """Size of the bundle on disk."""
     best_reference_ns: PositiveInt | None = None
     """The shortest time that the fixed work is known to take on this machine."""
+    best_wakeup_ns: PositiveInt | None = None
+    """The shortest time that waking a thread is known to take on this machine."""
 
     @functools.cached_property
     def run_ms(self) -> NDArray[np.float64]:
@@ -185,9 +192,38 @@ class Measurement(_Frozen):
         return float(np.median(times)) / self.best_reference_ns
 
     @property
+    def wakeup_slowdown(self) -> float | None:
+        """The same of waking a thread on another CPU; None also where one thread ran.
+
+        Above 1 whatever runs on several threads was slower than it has been, and small models,
+        whose threads wait for each other most often, by more than large ones.
+        """
+        times = [each.wakeup_ns for each in self.rounds if each.wakeup_ns is not None]
+        if self.threads == 1 or not times or self.best_wakeup_ns is None:
+            return None
+        return float(np.median(times)) / self.best_wakeup_ns
+
+    @property
+    def slowed_by(self) -> tuple[str, ...]:
+        """In which ways the machine was slower than it has been, by more than chance."""
+        found = []
+        if self.slowdown is not None and self.slowdown > MAX_SLOWDOWN:
+            found.append(f"fixed work took {self.slowdown:.2f}x as long as it has before")
+        if self.wakes_slowly:
+            found.append(
+                f"waking a thread took {self.wakeup_slowdown:.2f}x as long as it has before"
+            )
+        return tuple(found)
+
+    @property
+    def wakes_slowly(self) -> bool:
+        """Whether waking a thread was slower than it has been: then ratios do not stand either."""
+        return self.wakeup_slowdown is not None and self.wakeup_slowdown > MAX_WAKEUP_SLOWDOWN
+
+    @property
     def is_slowed(self) -> bool:
         """Whether the machine was slower than it has been, by more than chance."""
-        return self.slowdown is not None and self.slowdown > MAX_SLOWDOWN
+        return bool(self.slowed_by)
 
     @property
     def noise(self) -> Noise:

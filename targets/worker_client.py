@@ -82,9 +82,15 @@ class Timed(BaseModel):
     round: Round
     peak_memory_bytes: int
 
-    def after(self, reference_ns: int) -> Timed:
-        """The same, with what the fixed work took just before; see `targets.machine_speed`."""
-        measured = self.round.model_copy(update={"reference_ns": reference_ns})
+    def after(self, reference_ns: int, wakeup_ns: int | None) -> Timed:
+        """The same, with what the machine's own speed was just before; see `targets.machine_speed`.
+
+        Args:
+            reference_ns: Time of the fixed work.
+            wakeup_ns: Time to wake a thread, if that was measured.
+        """
+        speed = {"reference_ns": reference_ns, "wakeup_ns": wakeup_ns}
+        measured = self.round.model_copy(update=speed)
         return self.model_copy(update={"round": measured})
 
 

@@ -169,12 +169,17 @@ def _ends(interval: Interval) -> str:
 def _slowed(report: BenchReport) -> Iterator[str]:
     """A warning where times do not compare with those of an earlier run."""
     measured = [each for entry in report.entries for each in entry.result.measurements]
-    worst = max((each.slowdown or 1.0 for each in measured if each.is_slowed), default=None)
-    if worst is not None:
+    worst = max(measured, key=_slowest, default=None)
+    if worst is not None and worst.is_slowed:
         yield (
-            f"the machine is slower than it has been: fixed work takes {worst:.2f}x the time. "
+            f"the machine is slower than it has been: {' and '.join(worst.slowed_by)}. "
             "Compare bundles within this run, not with an earlier one"
         )
+
+
+def _slowest(measured: Measurement) -> tuple[int, float]:
+    slower = (measured.slowdown or 1.0) * (measured.wakeup_slowdown or 1.0)
+    return len(measured.slowed_by), slower
 
 
 def _failures(report: BenchReport, names: Sequence[str]) -> list[str]:

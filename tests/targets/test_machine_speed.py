@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +13,7 @@ import pytest
 
 from targets import machine_speed
 from targets.environment import Environment
-from targets.machine_speed import SpeedMemory, reference_work_ns
+from targets.machine_speed import SpeedMemory, reference_work_ns, wakeup_ns
 
 
 def test_the_fixed_work_is_the_same_each_time(monkeypatch) -> None:  # type: ignore[no-untyped-def]
@@ -26,6 +29,62 @@ def test_the_fixed_work_is_the_same_each_time(monkeypatch) -> None:  # type: ign
     assert reference_work_ns() > 0
     assert done == first
     assert len(done) == machine_speed.REPEATS * machine_speed.PRODUCTS
+
+
+@pytest.mark.skipif(len(machine_speed._cpus()) < 2, reason="a thread is woken on another CPU")
+def test_the_threads_that_wake_each_other_are_on_two_cpus(monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    cpus = machine_speed._cpus()
+    chosen: dict[int, set[int]] = {}
+    set_affinity = os.sched_setaffinity
+
+    def stay(pid: int, where: set[int]) -> None:
+        set_affinity(pid, where)
+        chosen[threading.get_ident()] = os.sched_getaffinity(0)
+
+    monkeypatch.setattr(os, "sched_setaffinity", stay)
+    start = time.perf_counter_ns()
+    found = wakeup_ns()
+    wall_ns = time.perf_counter_ns() - start
+    assert found is not None
+    assert 0 < found < 2 * wall_ns / machine_speed.ROUND_TRIPS  # of one round trip, not of all
+    assert sorted(chosen.values(), key=min) == [{cpus[0]}, {cpus[-1]}]
+    assert machine_speed._cpus() == cpus  # the thread that asked may run wherever it could
+
+
+def test_the_slow_answer_of_a_thread_is_seen(monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    monkeypatch.setattr(machine_speed, "_cpus", lambda: [0, 1])
+    late = 2_000_000
+
+    class Late:
+        """A lock whose holder is woken two milliseconds late."""
+
+        def __init__(self) -> None:
+            self._lock = threading.Lock()
+
+        def acquire(self) -> None:
+            self._lock.acquire()
+            time.sleep(late / 1e9)
+
+        def release(self) -> None:
+            self._lock.release()
+
+    monkeypatch.setattr(machine_speed, "Lock", Late)
+    found = wakeup_ns()
+    assert found is not None
+    assert found >= 2 * late
+
+
+def test_one_cpu_has_no_other_to_wake(monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    monkeypatch.setattr(machine_speed, "_cpus", lambda: [0])
+    assert wakeup_ns() is None
+
+
+def test_the_times_of_work_and_of_waking_are_kept_apart(tmp_path: Path) -> None:
+    memory = SpeedMemory(tmp_path / "speed.json")
+    assert memory.best_ns(500) == 500
+    assert memory.best_ns(700, "wake-up") == 700
+    assert memory.best_ns(900, "wake-up") == 700
+    assert memory.best_ns(600) == 500
 
 
 def test_the_shortest_time_is_kept_from_run_to_run(tmp_path: Path) -> None:

@@ -32,6 +32,7 @@ def measurement(
     steal: float = 0.0,
     reference: list[float] | None = None,
     best_reference: float | None = None,
+    wakeup: float | None = None,
 ) -> Measurement:
     fixed = [None if reference is None else round(each * MS) for each in reference or medians_ms]
     used = cpus if isinstance(cpus, list) else [cpus] * len(medians_ms)
@@ -45,6 +46,7 @@ def measurement(
                 others_cpus=others,
                 steal=steal,
                 reference_ns=reference_ns,
+                wakeup_ns=None if wakeup is None else round(wakeup * 34_000),
             )
         )
     best_ns = None if best_reference is None else round(best_reference * MS)
@@ -56,6 +58,7 @@ def of_rounds(
 ) -> Measurement:
     return Measurement(
         best_reference_ns=best_reference_ns,
+        best_wakeup_ns=34_000,
         rounds=tuple(rounds),
         threads=threads,
         batch_size=4,
@@ -202,6 +205,7 @@ def test_noisy_machine_names_the_reason(measured: Measurement, reason: str) -> N
         measurement([1.0] * 8 + [9.0]),  # one disturbed round of nine
         measurement([1.0] * 9, reference=[1.0] * 8 + [9.0]),
         measurement([1.0] * 9, reference=[2.0] * 9, best_reference=1.0),  # slow, but steadily so
+        measurement([1.0] * 9, threads=2, cpus=2, wakeup=1.5),  # the same
     ],
 )
 def test_what_does_not_disturb_is_not_noise(measured: Measurement) -> None:
@@ -217,6 +221,23 @@ def test_a_machine_that_is_slower_as_a_whole_is_known_by_its_fixed_work() -> Non
     assert measurement([3.0] * 9, reference=[2.4] * 9).slowdown is None
     assert measurement([3.0] * 9).slowdown is None
     assert not measurement([3.0] * 9, best_reference=2.0).is_slowed
+
+
+def test_a_machine_that_wakes_threads_more_slowly_is_slowed_for_several_threads() -> None:
+    slow = measurement([3.0] * 9, threads=2, cpus=2, wakeup=1.5)
+    assert slow.wakes_slowly
+    assert slow.slowed_by == ("waking a thread took 1.50x as long as it has before",)
+    both = measurement(
+        [3.0] * 9, threads=2, cpus=2, wakeup=1.5, reference=[2.4] * 9, best_reference=2.0
+    )
+    assert [each.split(" took")[0] for each in both.slowed_by] == ["fixed work", "waking a thread"]
+    for as_ever in (
+        measurement([3.0] * 9, threads=2, cpus=2, wakeup=1.2),
+        measurement([3.0] * 9, threads=1, wakeup=1.5),  # one thread wakes no other
+        measurement([3.0] * 9, threads=2, cpus=2),  # by a version that did not measure it
+    ):
+        assert not as_ever.is_slowed
+        assert not as_ever.wakes_slowly
 
 
 class FakeClock:

@@ -55,6 +55,37 @@ def measured(ns: int, *, energy_j: float | None) -> Measurement:
     )
 
 
+def report_of(entry: BenchEntry, *, num: int = 1) -> BenchReport:
+    return BenchReport(
+        created="",
+        environment=Environment.here(),
+        settings=BenchmarkSettings(),
+        sweep=Sweep(threads=(16,), batch_sizes=(16,), real_texts=True),
+        entries=(entry,) * num,
+    )
+
+
+@pytest.mark.parametrize(
+    ("speed", "said"),
+    [
+        ({"reference_ns": 1000, "wakeup_ns": 30}, ""),
+        ({"reference_ns": 1200, "wakeup_ns": 30}, "fixed work took 1.20x as long as it has"),
+        ({"reference_ns": 1000, "wakeup_ns": 60}, "waking a thread took 2.00x as long as it has"),
+        ({"reference_ns": 1200, "wakeup_ns": 60}, "before and waking a thread took 2.00x"),
+    ],
+    ids=["as ever", "work", "wake-ups", "both"],
+)
+def test_a_machine_that_is_slower_than_it_has_been_is_told(speed, said, capsys):
+    one = measured(1_000_000, energy_j=None)
+    best = {"best_reference_ns": 1000, "best_wakeup_ns": 30}
+    rounds = tuple(each.model_copy(update=speed) for each in one.rounds)
+    result = CaseResult(measurements=(one.model_copy(update={"rounds": rounds, **best}),))
+    show_bench(report_of(BenchEntry(bundle="a", identity="b", threads=16, result=result)))
+    shown = " ".join(capsys.readouterr().out.split())
+    assert ("the machine is slower than it has been" in shown) is bool(said)
+    assert said in shown
+
+
 @pytest.mark.parametrize("energy_j", [None, 1.234e-3, 12.34], ids=["no energy", "little", "much"])
 @pytest.mark.parametrize("ns", [43_210, 432_100, 43_210_000, 4_321_000_000])
 def test_the_widest_rows_fit_a_narrow_terminal(ns, energy_j, capsys, monkeypatch):
@@ -65,16 +96,7 @@ def test_the_widest_rows_fit_a_narrow_terminal(ns, energy_j, capsys, monkeypatch
         threads=16,
         result=CaseResult(measurements=(measured(ns, energy_j=energy_j),)),
     )
-    sweep = Sweep(threads=(16,), batch_sizes=(16,), real_texts=True)
-    show_bench(
-        BenchReport(
-            created="",
-            environment=Environment.here(),
-            settings=BenchmarkSettings(),
-            sweep=sweep,
-            entries=(entry,) * 10,
-        )
-    )
+    show_bench(report_of(entry, num=10))
     shown = capsys.readouterr().out
     assert "…" not in shown
     rows = [line for line in shown.splitlines() if " 16 x raw text " in line]
