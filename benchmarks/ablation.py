@@ -161,7 +161,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="scripts/ablate", description=__doc__)
     parser.add_argument("task", nargs="?", choices=(SHORT, LONG), default=SHORT)
     parser.add_argument(
-        "--checkpoint", type=Path, help="fine-tuned on the task: instead of doing it anew"
+        "--checkpoint", type=Path, help="one fine-tuned on the task, instead of doing it again"
     )
     parser.add_argument("--output", type=Path, default=Path("demo-output/ablation"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])

@@ -30,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="scripts/compare", description=__doc__)
     parser.add_argument("tasks", nargs="*", default=TASKS, metavar="TASK", help=", ".join(TASKS))
     parser.add_argument(
-        "--checkpoint", type=Path, help="fine-tuned on the one task: instead of doing it anew"
+        "--checkpoint", type=Path, help="one fine-tuned on the one task, instead of doing it again"
     )
     parser.add_argument(
         "--found", type=Path, help="take passes and variants of this recipe instead of balanced"
@@ -49,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if unknown:
         parser.error(f"there is no task {unknown[0]!r}: use {', '.join(TASKS)}")
     if options.checkpoint is not None and len(options.tasks) > 1:
-        parser.error("--checkpoint is of one task: name it")
+        parser.error("--checkpoint belongs to one task: name that task")
     shipped = load_recipe(options.found or "balanced").model_dump(mode="json")
     if options.check:
         return 0

@@ -42,10 +42,10 @@ from targets.measurement import Measurement, speedup
 from targets.registry import get
 
 EPOCHS: Mapping[float, int] = {
-    4.0: 6, 6.0: 10, 8.0: 24, 10.0: 24, 15.0: 24, 20.0: 24, 25.0: 24, 30.0: 24,
+    4.0: 6, 6.0: 10, 8.0: 24, 10.0: 24, 15.0: 24, 20.0: 24, 22.0: 24, 25.0: 24, 30.0: 24,
 }  # fmt: skip
 """Speed that is asked for -> epochs of training: where little goes, few make up for it, and they
-take long."""
+take long. 22 times ONNX Runtime is about 30 times eager PyTorch."""
 PACKED_FROM = 15.0
 """Speeds from which on the embeddings are most of the size: 4 bits are measured too."""
 SHORT_EPOCHS = 2
@@ -70,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="scripts/pareto", description=__doc__)
     parser.add_argument("task", nargs="?", choices=TASKS, default=TASKS[0])
     parser.add_argument(
-        "--checkpoint", type=Path, help="fine-tuned on the task: instead of doing it anew"
+        "--checkpoint", type=Path, help="one fine-tuned on the task, instead of doing it again"
     )
     parser.add_argument("--output", type=Path, default=Path("demo-output/pareto"))
     parser.add_argument(

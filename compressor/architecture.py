@@ -193,10 +193,10 @@ class Architecture:
             described = _from_config(config)
         except (KeyError, TypeError, ValueError) as error:
             raise CheckpointError(
-                "the config does not tell what network this is",
+                "the config does not say which network this is",
                 where=folder / "config.json",
                 given=f"model_type {config.get('model_type')!r}, missing or wrong: {error}",
-                fix="pass a folder that save_pretrained of transformers wrote",
+                fix="pass a folder written by save_pretrained of transformers",
             ) from error
         if manifest is not None and manifest.layers:
             described = replace(
@@ -522,5 +522,10 @@ def _read_config(folder: Path) -> dict[str, object]:
             fix="pass a Hugging Face folder with config.json, model.safetensors and tokenizer.json",
         ) from error
     if not isinstance(config, dict):
-        raise CheckpointError("the config is not a JSON object", where=path, given=type(config))
+        raise CheckpointError(
+            "the config is not a JSON object",
+            where=path,
+            given=f"JSON of the kind {type(config).__name__}",
+            fix="copy the checkpoint again",
+        )
     return config

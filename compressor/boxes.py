@@ -147,7 +147,7 @@ def _read(path: Path) -> Entries:
     """The three lists of a file, whose entries are objects."""
     if path.is_dir() or path.suffix.lower() != ".json":
         raise DataError(
-            "images with boxes stand in a .json file, as COCO has it",
+            "images with boxes must be in a .json file of the COCO format",
             where=path,
             given="a folder" if path.is_dir() else path.suffix or "no suffix",
             fix=f"write {_COCO}",
@@ -167,7 +167,7 @@ def _read(path: Path) -> Entries:
         entries = found.get(name) if isinstance(found, dict) else None
         if not isinstance(entries, list) or not entries:
             raise DataError(
-                f"there is no list {name!r}, as COCO has it",
+                f"there is no list {name!r}, which a COCO file needs",
                 where=path,
                 given=f"{type(entries).__name__} {entries!r:.60}"
                 if isinstance(found, dict)
@@ -209,9 +209,9 @@ def _unique(path: Path, entries: Entries, name: str, field: str) -> dict[Any, st
             )
         if key in found:
             raise DataError(
-                "two entries have one id",
+                "two entries have the same id",
                 where=where,
-                given=f"{key!r:.60}, as that of {found[key]!r:.60}",
+                given=f"{key!r:.60}, which is also that of {found[key]!r:.60}",
                 fix="give each an id of its own",
             )
         found[key] = text
@@ -242,7 +242,7 @@ def _names(path: Path, entries: Entries) -> dict[Any, str]:
     if len(set(names.values())) < len(names):
         twice = next(each for each in names.values() if list(names.values()).count(each) > 1)
         raise DataError(
-            "two categories have one name",
+            "two categories have the same name",
             where=path,
             given=repr(twice),
             fix="give each a name of its own, or merge them",
@@ -264,10 +264,10 @@ def _size(path: Path, entry: Mapping[str, Any], file: Path) -> tuple[int, int]:
     told = (entry.get("height", height), entry.get("width", width))
     if told != (height, width):
         raise DataError(
-            "an image has another size than the file tells",
+            "the size of an image is not the one that the .json file gives",
             where=f"{path}, {file}",
-            given=f"{width} x {height} pixels, told {told[1]} x {told[0]}",
-            fix="boxes are in pixels of the image: write them for this size, or pass that image",
+            given=f"{width} x {height} pixels, in the .json file {told[1]} x {told[0]}",
+            fix="boxes are in pixels: write size and boxes for this image, or pass their own image",
         )
     return height, width
 
@@ -317,8 +317,8 @@ def _check_counts(
             )
     if all(box.crowd for each in boxes.values() for box in each):
         raise DataError(
-            "nothing is to be found in the images",
+            "the images have no objects to find",
             where=path,
-            given="all boxes are those of crowds",
+            given="all boxes are marked as crowds (iscrowd)",
             fix="write annotations of single objects, without iscrowd",
         )

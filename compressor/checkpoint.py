@@ -28,6 +28,8 @@ _NUM_NAMED = 5  # tensors that an error names before it counts the rest
 
 _ADAPTERS = "adapter_config.json"
 _WRAPPER = "timm_wrapper"
+_WRITES = ("ForConditionalGeneration", "ForCausalLM", "ForImageTextToText")
+_OTHER_INPUTS = ("vision_config", "audio_config")
 _OTHER_PROBLEMS = ("regression", "multi_label_classification")
 _EXPECTED = "pass a Hugging Face folder with config.json, model.safetensors and tokenizer.json"
 _CONVERT = (
@@ -53,6 +55,15 @@ def check_checkpoint(folder: Path, *, head: str | tuple[str, ...], kind: Kind = 
     config = check_folder(folder)
     heads = (head,) if isinstance(head, str) else head
     name = class_name(config)
+    parts = [part for part in _OTHER_INPUTS if config.get(part)]
+    if parts and str(name).endswith(_WRITES):
+        raise CheckpointError(
+            "the checkpoint reads other inputs beside texts (a multimodal model)",
+            where=folder / "config.json",
+            given=f"{name}, with {' and '.join(parts)}",
+            fix="pass a checkpoint of its language model alone: load it with transformers, and "
+            "save that part with its tokenizer",
+        )
     if name is None or not name.endswith(heads):
         raise CheckpointError(
             f"the checkpoint has no head for this task ({heads[0].removeprefix('For')})",
@@ -62,7 +73,7 @@ def check_checkpoint(folder: Path, *, head: str | tuple[str, ...], kind: Kind = 
         )
     if reads_sound(config) != (kind == "audio"):
         raise CheckpointError(
-            f"the checkpoint does not read what this task reads ({kind})",
+            f"the checkpoint does not read the inputs of this task ({kind})",
             where=folder / "config.json",
             given=f"{name}, which reads {'sound' if reads_sound(config) else 'no sound'}",
             fix="name the task of the checkpoint, or pass another one",
@@ -70,10 +81,10 @@ def check_checkpoint(folder: Path, *, head: str | tuple[str, ...], kind: Kind = 
     problem = config.get("problem_type")
     if problem in _OTHER_PROBLEMS and name.endswith("Classification"):
         raise CheckpointError(
-            "the checkpoint does not give one label out of several to an input",
+            "the checkpoint does not assign exactly one label to each input",
             where=f"{folder / 'config.json'}, field problem_type",
             given=problem,
-            fix="train a classifier of one label: compressor finetune takes the network "
+            fix="train a single-label classifier: compressor finetune uses the network "
             "without its head",
         )
 
@@ -103,7 +114,7 @@ def check_folder(folder: Path) -> dict[str, object]:
             "the checkpoint wraps a network of the library timm",
             where=f"{folder / 'config.json'}, field model_type",
             given=config.get("architecture") or _WRAPPER,
-            fix="use a network that transformers has itself, such as ViT, DeiT, DINOv2, ResNet or "
+            fix="use a network that is part of transformers, such as ViT, DeiT, DINOv2, ResNet or "
             "ConvNeXt",
         )
     if config.get("quantization_config"):
@@ -112,7 +123,7 @@ def check_folder(folder: Path) -> dict[str, object]:
             where=f"{folder / 'config.json'}, field quantization_config",
             given=_quantizer(config["quantization_config"]),
             fix="save them as floats: load it with transformers, then "
-            "model.dequantize().save_pretrained(folder); or pass the checkpoint before that",
+            "model.dequantize().save_pretrained(folder); or pass the checkpoint in float",
         )
     _refuse_pickles(folder)
     tensor_shapes(folder)
@@ -159,14 +170,14 @@ def read_config(path: Path) -> dict[str, object]:
     except FileNotFoundError as error:
         if (path.parent / _ADAPTERS).is_file():
             raise CheckpointError(
-                "the folder has the adapters of a model, and not the model",
+                "the folder has the adapters of a model, but not the model itself",
                 where=path.parent / _ADAPTERS,
                 given="adapters, such as those of LoRA",
-                fix="put them into the model's weights, and save it: "
-                "model.merge_and_unload().save_pretrained(folder), and its tokenizer there too",
+                fix="merge them into the weights of the model, and save it: "
+                "model.merge_and_unload().save_pretrained(folder), with its tokenizer",
             ) from error
         raise CheckpointError(
-            "the folder is no checkpoint: it has no config.json",
+            "the folder is not a checkpoint: it has no config.json",
             where=path,
             fix=f"{_EXPECTED}; for a network of your own see docs/add-a-network.md",
         ) from error
@@ -229,7 +240,7 @@ def label_names(folder: Path) -> tuple[str, ...]:
         raise CheckpointError(
             "the config names no classes"
             if names is None
-            else "the config does not name classes by their numbers",
+            else "the config does not map class numbers to names",
             where=f"{folder / 'config.json'}, field id2label",
             given=names,
             fix="save the model with id2label, or fine-tune first: compressor finetune",

@@ -6,8 +6,20 @@ from pathlib import Path
 
 from compressor.errors import DataError
 from targets.preprocessing import Preprocessing
+from targets.wording import plural
 
 __all__ = ["read_class_folders"]
+
+_OTHERS = frozenset(
+    {
+        ".avif", ".bmp", ".gif", ".heic", ".heif", ".jfif", ".jp2", ".jpeg", ".jpg", ".jxl", ".png",
+        ".tif", ".tiff", ".webp",
+        ".aac", ".aif", ".aiff", ".flac", ".m4a", ".mp3", ".ogg", ".opus", ".wav", ".wma",
+        ".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv",
+        ".npy", ".npz", ".pt",
+    }
+)  # fmt: skip
+"""Suffixes of files that somebody will have meant as inputs: notes and tables are none."""
 
 
 def read_class_folders(folder: Path, preprocessing: type[Preprocessing]) -> list[tuple[str, str]]:
@@ -20,7 +32,7 @@ def read_class_folders(folder: Path, preprocessing: type[Preprocessing]) -> list
         preprocessing: Says which files are inputs.
 
     Raises:
-        DataError: There are none, or none of a class.
+        DataError: There are none, or none of a class, or files beside them that cannot be read.
     """
     rows: list[tuple[str, str]] = []
     for each in sorted(folder.iterdir()):
@@ -35,10 +47,22 @@ def read_class_folders(folder: Path, preprocessing: type[Preprocessing]) -> list
         others = sorted({path.suffix for path in paths if path.is_file()})
         if others and not inputs:
             raise DataError(
-                f"the folder of a class holds no {preprocessing.noun} that is read",
+                f"the folder of a class holds no {preprocessing.noun} of a supported format",
                 where=each,
                 given=f"files that end in {', '.join(others)}",
-                fix=f"convert them: {', '.join(sorted(preprocessing.suffixes))} are read",
+                fix=f"convert them to one of {', '.join(sorted(preprocessing.suffixes))}",
+            )
+        lost = [
+            path for path in paths if path.suffix.lower() in _OTHERS - {*preprocessing.suffixes}
+        ]
+        if lost:
+            raise DataError(
+                f"the folder of a class has files that cannot be read beside the "
+                f"{preprocessing.noun}s",
+                where=each,
+                given=f"{plural(len(lost), 'file')}, such as {lost[0].name}, beside {len(inputs)}",
+                fix=f"convert them to one of {', '.join(sorted(preprocessing.suffixes))}, or move "
+                "them elsewhere",
             )
         rows += [(str(path), each.name) for path in inputs]
     if not rows:

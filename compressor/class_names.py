@@ -48,7 +48,7 @@ def class_indices(label_names: Sequence[str], labels: Collection[str]) -> dict[s
         return {str(index): index for index in range(len(label_names))}
     if len(names) < len(label_names):
         raise DataError(
-            "the model has two classes of one name",
+            "the model has two classes with the same name",
             given=", ".join(map(repr, label_names)),
             fix="give each class a name of its own in id2label",
         )

@@ -179,7 +179,7 @@ def split_hashes(
                 "a file of the data cannot be read",
                 where=error.filename or path,
                 given=error.strerror or error,
-                fix="correct the path, or the rights of the file",
+                fix="correct the path, or the permissions of the file",
             ) from error
     return hashes
 
@@ -324,7 +324,7 @@ def _set_validation_apart(
         train, validation = _set_apart(train, seed)
         if least and len(validation) < least:
             raise DataError(
-                "the part that is set apart of the training data is too small to judge by",
+                "the part of the training data set aside for validation is too small to judge by",
                 where="data.validation",
                 given=f"{len(validation)} of {plural(whole, 'row')}",
                 fix=f"pass a validation file of at least {least} rows, or more to train on",
@@ -441,7 +441,7 @@ def _masked_files(
     """(what to call it, image, mask) of each row, the last two by path or content; and slices."""
     if path.is_dir():
         raise DataError(
-            "the data is a folder, and masks are named beside their images in a table",
+            "the data is a folder, but masks are read from a table that names them and the images",
             where=path,
             fix=f"pass a file with the columns {spec.image} and {spec.mask}",
         )
@@ -489,7 +489,7 @@ def input_field(kind: Kind, labels: LabelField | None) -> str:
 
 def _no_table(folder: Path, kind: Kind, columns: str) -> DataError:
     return DataError(
-        f"the data is a folder, and {KINDS[kind].noun}s stand in a table",
+        f"the data is a folder, but {KINDS[kind].noun}s are read from a table",
         where=folder,
         fix=f"pass a file with {columns}",
     )
@@ -579,8 +579,8 @@ def _set_apart(train: Split, seed: int) -> tuple[Split, Split]:
         chosen.update(rows[: min(wanted, len(rows) - 1)])
     if not chosen:
         raise DataError(
-            "the training data is too small to set a part of it apart for validation",
-            given=f"{plural(len(train), 'row')}, none of a class that another one has",
+            "the training data is too small to set part of it aside for validation",
+            given=f"{plural(len(train), 'row')}, no two of the same class",
             fix="add rows, or set data.validation",
         )
     rest = [row for row in range(len(train)) if row not in chosen]

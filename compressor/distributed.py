@@ -208,7 +208,7 @@ def _tell_failure(error: Exception) -> None:
         error = PassError(
             f"a process of the training failed: {type(error).__name__}: {error}",
             where=f"process {rank()} of {size()}, counted from 0",
-            fix="run again with --debug to see where; the same command goes on at the last "
+            fix="run again with --debug to see where; the same command resumes from the last "
             "checkpoint",
         )
     told = json.dumps([error.what, error.where, error.given, error.fix])
@@ -226,8 +226,8 @@ def _lost_connection(error: BaseException) -> PassError | None:
         "another process of the training ended",
         where=f"process {rank()} of {size()}, counted from 0",
         given=str(error).splitlines()[0],
-        fix="look in what the launcher prints for how it ended, such as by signal 9 for want of "
-        "memory; the same command goes on at the last checkpoint",
+        fix="see the output of the launcher for how it ended, such as signal 9 when memory ran "
+        "out; the same command resumes from the last checkpoint",
     )
 
 

@@ -205,7 +205,7 @@ def _exported(model: TorchModel, signature: Signature, opset: int) -> tuple[Any,
     names = [spec.name for spec in signature.inputs]
     if set(names) != set(example):
         raise PassError(
-            "the signature has other inputs than the task makes",
+            "the inputs of the signature are not those of the task",
             where=f"task {model.task}",
             given=", ".join(names),
             fix=f"take the signature of the task, with {', '.join(example)}",

@@ -213,7 +213,7 @@ def _check_output(output: Path, key: str, inputs: Sequence[Path], overwrite: boo
     """
     if output.resolve() in {path.resolve() for path in inputs}:
         raise StoreError(
-            "the output folder is the one of the model or the data, which are never changed",
+            "the output folder is that of the model or the data, which are never changed",
             where=output,
             fix="name another folder with --output",
         )
@@ -225,7 +225,7 @@ def _check_output(output: Path, key: str, inputs: Sequence[Path], overwrite: boo
     origin = output / ORIGIN
     if not origin.is_file() or origin.read_text(encoding="utf-8") != key:
         raise StoreError(
-            "the output folder holds something else already",
+            "the output folder already holds other files",
             where=output,
             given=", ".join(sorted(path.name for path in output.iterdir())[:5]),
             fix="name another folder with --output, or add --overwrite",

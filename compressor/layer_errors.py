@@ -62,9 +62,9 @@ def unlike(by_target: Mapping[str, Sequence[LayerError]]) -> tuple[str, ...]:
             if usual is None or layer.error < max(_UNLIKE * usual, _SMALL):
                 continue
             found.append(
-                f"{target} is much further from float32 than other targets with the same integers, "
-                f"{percent(layer.error)} against {percent(usual)} after {layer.name}: it may "
-                "compute something else; trust its accuracy on your data alone"
+                f"{target} is much further from float32 than other targets running the same "
+                f"integers, {percent(layer.error)} against {percent(usual)} after {layer.name}: "
+                "it may compute something different; trust only its accuracy on your data"
             )
             break
     return tuple(found)

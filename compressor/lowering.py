@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from compressor.errors import PassError
 from compressor.model import Model, OnnxModel, load_model
 from compressor.storage import copy_changed
 from compressor.store import RunStore, StoredStep
@@ -17,12 +19,14 @@ from targets.base import Precision, Source, Target
 from targets.bundle import SCHEMA_VERSION, Bundle, Manifest
 from targets.environment import cpu_features
 from targets.errors import MissingLibraryError, TargetError, UnsupportedModelError
+from targets.networks import network_source
 from targets.worker_client import Worker
 
 __all__ = ["Candidate", "lower"]
 
 LOWER_VERSION = 9  # goes up when the same model gives another bundle on every target
 HAND_OVER_VERSION = 2  # goes up when a target leaves something else for another machine
+LOWER_TIMEOUT_S = 6 * 3600.0  # an engine of a large model takes long, and gives no sign of life
 _HERE = "<here>"  # in the store: where what is handed over will lie
 
 
@@ -112,7 +116,7 @@ def lower(
                 "name": variant,
                 "target": target.name,
                 "settings": target.settings(),
-                "versions": target.versions(),
+                "versions": _versions(target, source.folder),
                 "cpu": cpu_features(),
                 "version": [LOWER_VERSION, target.version],
             },
@@ -125,6 +129,11 @@ def lower(
         return outcome("refused", refusal, refusal=bundle)
     cannot_run = target.cannot_run()
     return outcome("built", cannot_run, bundle=bundle, runs_here=cannot_run is None)
+
+
+def _versions(target: Target, model: Path) -> dict[str, str]:
+    """What a bundle depends on beside the files of its model."""
+    return target.versions() | network_source(model)
 
 
 def _is_same(earlier: Candidate, kind: str, target: Target, source: StoredStep) -> bool:
@@ -147,7 +156,7 @@ def _hand_over(
         "model": source.content_hash,
         "target": target.name,
         "settings": target.settings(),
-        "versions": target.versions(),
+        "versions": _versions(target, source.folder),
         "version": [HAND_OVER_VERSION, target.version],
     }
     step = store.step(f"hand_over:{target.name}", inputs, make)
@@ -168,7 +177,7 @@ def _build_or_refuse(
 def _build(target: Target, step: StoredStep, variant: str, files: Path) -> Mapping[str, Any]:
     model = load_model(step.folder)
     source = _source(model, step.folder)
-    with Worker() as worker:
+    with Worker(timeout_s=LOWER_TIMEOUT_S) as worker:
         lowered = worker.lower(target, source, files)
     task = get_task(model.task)
     for path in task.processor_files(step.folder):
@@ -191,7 +200,7 @@ def _build(target: Target, step: StoredStep, variant: str, files: Path) -> Mappi
             labels=model.labels,
             preprocessing=task.preprocessing(step.folder, model.max_length),
             answers=task.answers_with(model.processor),
-            provenance={"model": step.content_hash, "libraries": target.versions()},
+            provenance={"model": step.content_hash, "libraries": _versions(target, step.folder)},
             files={},
         ),
     )
@@ -214,5 +223,6 @@ def _source(model: Model, folder: Path) -> Source:
     task = get_task(model.task)
     signature = task.signature(model)
     if task.keeps_state:
-        signature = task.with_state(model, signature)
+        with suppress(PassError):  # such as a recurrent network: it is run without what it keeps
+            signature = task.with_state(model, signature)
     return Source(folder, signature, task=model.task)

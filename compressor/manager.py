@@ -185,10 +185,14 @@ class PassManager:
             "settings": each.settings(),
             "version": each.version,
             **({"parts": dict(each.parts)} if each.parts else {}),
-            "libraries": library_versions(each.libraries) | foreign_source(type(each)),
+            "libraries": library_versions(each.libraries)
+            | foreign_source(type(each))
+            | network_source(source.folder)
+            | (network_source(self.original.folder) if each.uses_original else {}),
             "seed": self.seed,
             "width_multiple": self.width_multiple,
-            "data": self.data_hash if each.uses_data else None,
+            # A torch model is judged on the validation data, whatever made it.
+            "data": self.data_hash if each.uses_data or each.produces == "torch" else None,
             "original": self.original.content_hash if each.uses_original else None,
             "files": [hash_file(path) for path in each.input_files if path.is_file()],
         }
@@ -244,15 +248,15 @@ def _save(each: Pass, result: PassResult, files: Path) -> None:
 def _check_form(each: Pass, result: PassResult) -> None:
     if getattr(getattr(result, "model", None), "form", None) is None:
         raise PassError(
-            f"the pass {each.name} gives no PassResult with a model",
+            f"the pass {each.name} did not return a PassResult with a model",
             given=type(result).__name__,
-            fix="this is a mistake in the pass: its run ends with return PassResult(model=...)",
+            fix="correct the pass: its run has to end with return PassResult(model=...)",
         )
     if result.model.form != each.produces:
         raise PassError(
-            f"the pass {each.name} promises a model in {each.produces} form",
+            f"the pass {each.name} did not return a model in {each.produces} form, as it promises",
             given=result.model.form,
-            fix="this is a mistake in the pass",
+            fix="correct the pass: its model, or its produces",
         )
 
 

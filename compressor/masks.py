@@ -74,8 +74,8 @@ def check_classes(found: Masked, label_names: Sequence[str], path: Path, column:
                 where=f"{path}, row {row}{name}",
                 given=f"values {', '.join(map(str, unknown[:5]))}"
                 + (f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""),
-                fix=f"the model knows 0 to {len(label_names) - 1}, and {UNLABELLED} counts for "
-                "nothing; correct the mask, or fine-tune a model on these classes",
+                fix=f"the model knows 0 to {len(label_names) - 1}, and {UNLABELLED} is ignored; "
+                "correct the mask, or fine-tune a model on these classes",
             )
     classes = frozenset().union(*found.classes)
     if len(classes) < 2:

@@ -26,7 +26,7 @@ from compressor.passes import advice_for
 from compressor.planning import validate_recipe
 from compressor.preparation import Prepared, prepare, runnable_targets
 from compressor.progress import Progress, Silent
-from compressor.publishing import Publisher, remove_leftovers
+from compressor.publishing import Publisher, remove_leftovers, set_aside
 from compressor.recipe.schema import ORIGINAL, Recipe
 from compressor.report.files import withdraw_report, write_report
 from compressor.report.schema import LayerError, ModelFacts, Report, Row, Step
@@ -38,7 +38,7 @@ from targets.base import Target
 from targets.benchmark import CaseResult
 from targets.bundle import Bundle
 from targets.environment import Environment
-from targets.errors import BundleError, MissingLibraryError, TargetError
+from targets.errors import BundleError, InputError, MissingLibraryError, TargetError
 from targets.interference import peak_memory_bytes
 from targets.runtimes.pytorch import PyTorch
 from targets.scoring import perplexity
@@ -336,7 +336,7 @@ class _Run:
                         evaluators=evaluators,
                         names=self.splits,
                     )
-                except (TargetError, BundleError, MissingLibraryError) as error:
+                except (TargetError, BundleError, InputError, MissingLibraryError) as error:
                     failures[each.key] = self.store.without_paths(str(error))
                     self.progress.finish(error.what, cached=False)
                     continue
@@ -370,7 +370,7 @@ class _Run:
                 on_progress=self.progress.update,
                 again=self.measure_again,
             )
-        except (TargetError, BundleError) as error:
+        except (TargetError, BundleError, InputError) as error:
             self.progress.finish(f"not tuned: {error.what}", cached=False)
             return candidate
         self.progress.finish(step.record.facts["notes"][-1], cached=step.cached)
@@ -398,7 +398,7 @@ class _Run:
                     packs=packs[each.key],
                     environment=self.environment,
                 )
-            except (TargetError, BundleError) as error:
+            except (TargetError, BundleError, InputError) as error:
                 self.progress.finish(f"not compared: {error.what}", cached=False)
                 continue
             if step is None:
@@ -475,6 +475,9 @@ class _Run:
                 )
                 if note is not None:
                     self.progress.warn(note)
+        named = {row.bundle for row in report.rows if row.bundle is not None}
+        for line in set_aside(self.recipe.output, named):
+            self.progress.warn(line)
 
     def describe_data(self) -> dict[str, Any]:
         splits = self.prepared.splits()

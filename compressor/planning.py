@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.metadata
 import itertools
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -33,6 +31,7 @@ from compressor.storage import why_not_writable
 from compressor.tasks import Task, get_task, infer_task, task_of_head
 from targets.base import Precision, Target
 from targets.discovery import announcer
+from targets.environment import library_versions, usable_cpus
 from targets.errors import ToolkitError
 from targets.preprocessing import FIXED_SIZE
 
@@ -171,7 +170,7 @@ def _read_architecture(recipe: Recipe, problems: list[ToolkitError]) -> Architec
     try:
         task = get_task(recipe.task)
         _check_kind(recipe, task)
-        check_checkpoint(recipe.model, head=task.heads, kind=task.kind)
+        check_checkpoint(recipe.model, head=task.heads_in(recipe.model), kind=task.kind)
         task.check_network(recipe.model)
         check_weights(recipe.model)
         task.check_processor(recipe.model)
@@ -190,7 +189,7 @@ def _check_kind(recipe: Recipe, task: Task) -> None:
     is_other = kind != task.kind or head not in (None, task.name)
     if _has_config(recipe) and is_other:
         raise Problem(
-            f"the checkpoint is one for {found}, and the recipe has another task",
+            f"the checkpoint is for {found}, but the recipe has another task",
             where="task",
             given=recipe.task,
             fix=f"use the recipe {_recipes_of(found)}, or set task: {found} in one of your own",
@@ -198,7 +197,7 @@ def _check_kind(recipe: Recipe, task: Task) -> None:
     if head is None and task_of_head(recipe.model) not in (None, task.name):
         name = class_name(read_config(recipe.model / "config.json"))
         raise Problem(
-            f"the checkpoint has no head for this task, and without one it is for {found}",
+            f"the checkpoint has no head for this task; without a head it is for {found}",
             where="task",
             given=f"{name} for {recipe.task}",
             fix=f"fine-tune first: compressor finetune; or set task: {found}",
@@ -282,8 +281,8 @@ def _plan_chain(
                 f"{each.name} cannot be used on this model: {reason}",
                 where=_location(recipe, variant, index),
                 given=architecture.describe(),
-                fix=f"remove it, or take the built-in recipe {FOR_EVERY_MODEL}, which is for every "
-                "model",
+                fix=f"remove it, or use the built-in recipe {FOR_EVERY_MODEL}, which works for "
+                "every model",
             )
             if not any(known.where == problem.where for known in problems):
                 problems.append(problem)
@@ -305,7 +304,7 @@ def _output_problems(recipe: Recipe) -> Iterator[ToolkitError]:
     }
     if recipe.output.resolve() in inputs:
         yield Problem(
-            "the output folder is the one of the model or the data, which are never changed",
+            "the output folder is that of the model or the data, which are never changed",
             where="output",
             given=recipe.output,
             fix="name another folder: --output FOLDER",
@@ -326,7 +325,7 @@ def _target_problems(recipe: Recipe) -> Iterator[ToolkitError]:
         first = labels.index(label)
         if first < index:
             yield Problem(
-                "a target stands twice, and their rows could not be told apart",
+                "a target is listed twice, so its rows could not be told apart",
                 where=f"targets.{index}",
                 given=f"{label}, as in targets.{first}",
                 fix="remove one of them, or compare their settings in two runs",
@@ -340,9 +339,7 @@ def _library_problems(recipe: Recipe) -> Iterator[ToolkitError]:
             for library in each.libraries:
                 needed.setdefault(library, {})[each.name] = announcer(type(each))
     for library, users in needed.items():
-        try:
-            importlib.metadata.version(library)
-        except importlib.metadata.PackageNotFoundError:
+        if not library_versions((library,)):
             yield Problem(
                 f"the library {library} is not installed",
                 where="passes",
@@ -408,7 +405,7 @@ def _uncompared(budget: Budget, task: Task, model: Path) -> Iterator[ToolkitErro
     for where, limits in _all_limits(budget):
         for name in sorted(limits.given & task.not_compared):
             yield Problem(
-                "there is a limit on what models of this task do not have",
+                "the budget limits something that models of this task do not have",
                 where=f"{where}.{name}",
                 given=f"task {task.name}",
                 fix="remove the limit, or use max_accuracy_drop",
@@ -416,7 +413,7 @@ def _uncompared(budget: Budget, task: Task, model: Path) -> Iterator[ToolkitErro
         for name in limits.max_metric_drop:
             if name not in metrics:
                 yield Problem(
-                    "there is a limit on a metric by which models of this task are not judged",
+                    "the budget limits a metric that is not computed for models of this task",
                     where=f"{where}.max_metric_drop.{name}",
                     given=f"task {task.name}",
                     fix=f"use {', '.join(metrics)}" if metrics else "remove the limit",
@@ -482,10 +479,10 @@ def _warnings(recipe: Recipe) -> Iterator[str]:
     files = {name: path.resolve() for name, path in sorted(recipe.data.files.items())}
     for one, other in itertools.combinations(files, 2):
         if files[one] == files[other]:
-            yield f"data.{one} and data.{other} are one file: the accuracy will be flattered"
-    cpus = os.cpu_count() or 1
+            yield f"data.{one} and data.{other} are the same file: the accuracy will look too good"
+    cpus = len(usable_cpus())
     if recipe.benchmark.threads > cpus:
-        yield f"benchmark.threads is {recipe.benchmark.threads}, and this machine has {cpus} CPUs"
+        yield f"benchmark.threads is {recipe.benchmark.threads}, and there are {cpus} CPUs here"
     if recipe.budget.is_empty:
         yield "the budget is empty: every bundle that can be built passes"
 
@@ -493,8 +490,8 @@ def _warnings(recipe: Recipe) -> Iterator[str]:
 def _of_unknown_layers(architecture: Architecture) -> Iterator[str]:
     if architecture.has_unknown_layers:
         yield (
-            f"the layers of this network ({architecture.family}) are of a kind that is not known: "
-            "they are exported and quantized, and none is pruned or dropped"
+            f"the layers of this network ({architecture.family}) are of an unknown kind: "
+            "they are exported and quantized, but none is pruned or dropped"
         )
 
 
@@ -503,8 +500,8 @@ def _leaks(splits: Splits, noun: str) -> Iterator[str]:
     shared = sum(each in known for each in splits.test.inputs)
     if shared > MAX_SHARED * len(splits.test):
         yield (
-            f"{shared} of {len(splits.test)} test {noun}s stand in the training or "
-            "validation data as well: the accuracy will be flattered"
+            f"{shared} of {len(splits.test)} test {noun}s are also in the training or "
+            "validation data: the accuracy will look too good"
         )
 
 

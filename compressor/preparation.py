@@ -137,8 +137,9 @@ def _worse_than_one_answer(original: StoredStep, data: Splits) -> str | None:
         return None
     name = data.label_names[int(counts.argmax())]
     return (
-        f"the untouched model is right on {accuracy:.1%} of the validation data, where always "
-        f"{name!r} would be on {share:.1%}: do the labels stand for the classes of this model?"
+        f"the untouched model is right on {accuracy:.1%} of the validation data, but always "
+        f"answering {name!r} would be right on {share:.1%}: do the labels match the classes of "
+        "this model?"
     )
 
 
@@ -199,7 +200,7 @@ def runnable_targets(recipe: Recipe, *, form: Form | None = None) -> tuple[Targe
     )
     if not found:
         raise TargetError(
-            "none of the targets runs here, so that no latency can be measured",
+            "none of the targets runs here, so no latency can be measured",
             given=", ".join(target.label for target in recipe.targets),
             fix="name a target that runs on this machine, or search on the machine that has it",
         )

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,9 +40,10 @@ from targets.environment import Environment, library_versions
 from targets.errors import BundleError
 from targets.measurement import Measurement
 
-__all__ = ["Publisher", "recipe_hash", "remove_leftovers"]
+__all__ = ["Publisher", "recipe_hash", "remove_leftovers", "set_aside"]
 
 _PARTIAL = ".partial"
+_EARLIER = "earlier-bundles"
 _ORIGIN = {"name", "task", "seed"}
 """What of a recipe makes a bundle, beside the passes of its variant."""
 
@@ -240,11 +242,43 @@ def remove_leftovers(output: Path) -> None:
                 path.unlink(missing_ok=True)
     except OSError as error:
         raise ReportError(
-            "what an earlier run left in the output folder cannot be removed",
+            "the files that an earlier run left in the output folder cannot be removed",
             where=output,
             given=error,
-            fix="remove it, or pass another folder with --output",
+            fix="remove them, or pass another folder with --output",
         ) from error
+
+
+def set_aside(output: Path, named: Collection[str]) -> Iterator[str]:
+    """Move bundles of an earlier run away from where those of this report are taken from.
+
+    Args:
+        output: The output folder.
+        named: The bundles of the report, relative to it.
+
+    Yields:
+        A line on each that was moved.
+
+    Raises:
+        ReportError: It cannot be moved.
+    """
+    for folder in sorted((output / "bundles").glob("*")):
+        if folder.relative_to(output).as_posix() in named or not (folder / MANIFEST).is_file():
+            continue
+        numbers = (f"{folder.name}{f'-{number}' if number else ''}" for number in itertools.count())
+        free = (output / _EARLIER / name for name in numbers)
+        destination = next(path for path in free if not path.exists())
+        try:
+            destination.parent.mkdir(exist_ok=True)
+            os.rename(folder, destination)
+        except OSError as error:
+            raise ReportError(
+                "a bundle of an earlier run cannot be moved away from those of this one",
+                where=folder,
+                given=error,
+                fix="move it, or pass another folder with --output",
+            ) from error
+        yield f"{folder} is of an earlier run and not in this report: it is in {destination} now"
 
 
 def _is_there(folder: Path, manifest: Manifest) -> bool:

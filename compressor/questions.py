@@ -109,7 +109,7 @@ def _listed(holder: Any, name: str, where: str) -> list[Any]:
     found = holder.get(name)
     if not isinstance(found, list):
         raise DataError(
-            f"there is no list {name!r}, as SQuAD has it",
+            f"there is no list {name!r}, which a SQuAD file needs",
             where=where,
             given=f"{type(found).__name__} {found!r:.60}",
             fix=f"write {_SQUAD}",
@@ -132,11 +132,11 @@ def _table_rows(
 ) -> tuple[list[_Row], dict[str, list[Any]]]:
     if path.is_dir() or path.suffix.lower() in FLAT:
         raise DataError(
-            "questions with their answers do not stand in "
-            + ("a folder of files" if path.is_dir() else "the cells of such a file"),
+            "questions with their answers cannot be read from "
+            + ("a folder of files" if path.is_dir() else "the cells of this type of file"),
             where=path,
             given="a folder" if path.is_dir() else path.suffix,
-            fix="pass a .json file as SQuAD has it, or rows in .jsonl, .json or .parquet",
+            fix="pass a .json file in SQuAD format, or rows in .jsonl, .json or .parquet",
         )
     values = require_columns(path, columns, slices)
     rows = []
@@ -150,7 +150,7 @@ def _table_rows(
         )
         if not isinstance(texts, list) or not isinstance(starts, list) or len(texts) != len(starts):
             raise DataError(
-                "the answers of a row are not two lists of one length",
+                "the answers of a row are not two lists of the same length",
                 where=where,
                 given=f"{columns['answers']}={answers!r:.100}",
                 fix=f"write {_FORM}",
@@ -182,7 +182,7 @@ def _answers(row: _Row) -> Answers:
             "a question has no answer in its context",
             where=row.where,
             given=f"{row.question:.60}",
-            fix="leave such questions out: every answer is a part of the context",
+            fix="leave such questions out: every answer has to be part of the context",
         )
     if len(found) > MAX_ANSWERS:
         raise DataError(
@@ -198,7 +198,7 @@ def _answer(row: _Row, text: Any, start: Any) -> tuple[int, int]:
     is_number = isinstance(start, int) and not isinstance(start, bool)
     if not isinstance(text, str) or not text.strip() or not is_number:
         raise DataError(
-            "an answer is not a text and the number of the character where it begins",
+            "an answer is not a text and the position of its first character",
             where=row.where,
             given=f"text {text!r:.60}, answer_start {start!r:.20}",
             fix=f"write {_FORM}",
@@ -207,11 +207,11 @@ def _answer(row: _Row, text: Any, start: Any) -> tuple[int, int]:
     if start < 0 or row.context[start:end] != text:
         place = row.context.find(text)
         raise DataError(
-            "an answer does not stand where answer_start says",
+            "an answer is not at the position that answer_start gives",
             where=row.where,
             given=f"{text!r:.60} at {start}, where the context has "
             f"{row.context[max(start, 0) : max(end, 0)]!r:.60}",
             fix="correct answer_start, counted in characters from 0"
-            + (f": it stands at {place}" if place >= 0 else ", or the text: it is nowhere"),
+            + (f": it is at {place}" if place >= 0 else ", or the text, which the context lacks"),
         )
     return start, end

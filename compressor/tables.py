@@ -89,7 +89,7 @@ def require_columns(
             f"{named} {'is' if len(missing) == 1 else 'are'} missing",
             where=path,
             given=f"columns {', '.join(names) or '(none)'}",
-            fix=_separator_hint(names) or _how_to_name(missing, first, names),
+            fix=_separator_hint(names) or _how_to_name(missing, columns, names),
         )
     if not values[columns[first]]:
         kind = "labelled rows" if labels else "rows"
@@ -97,14 +97,19 @@ def require_columns(
     return values
 
 
-def _how_to_name(missing: Mapping[str, str], first: str, names: Sequence[str]) -> str:
+def _how_to_name(
+    missing: Mapping[str, str], columns: Mapping[str, str], names: Sequence[str]
+) -> str:
     """How a recipe and the command line are told the columns; with the nearest that there are."""
+    first = next(iter(columns))
     settings = " ".join(f"--set data.{role}=COLUMN" for role in missing)
-    options = " ".join(f"--{'input' if role == first else 'label'} COLUMN" for role in missing)
+    known = {first: "input", list(columns)[-1]: "label"}
+    options = " ".join(f"--{known[role]} COLUMN" for role in missing if role in known)
     guesses = [guess for guess in (nearest(each, names) for each in missing.values()) if guess]
     which = "it" if len(missing) == 1 else "them"
     hint = f"; did you mean {' and '.join(map(repr, guesses))}?" if guesses else ""
-    return f"name {which}: {settings}, with finetune and auto {options}{hint}"
+    also = f", with finetune and auto {options}" if options else ""
+    return f"name {which}: {settings}{also}{hint}"
 
 
 def _separator_hint(names: Sequence[str]) -> str | None:
@@ -129,7 +134,7 @@ def _read_csv(path: Path, wanted: Collection[str], delimiter: str = ",") -> Colu
                     continue  # a blank line
                 if len(row) != len(header):
                     raise DataError(
-                        "a row has another number of fields than the header",
+                        "a row does not have the same number of fields as the header",
                         where=f"{path}, line {reader.line_num}",
                         given=f"{len(row)} fields, the header has {len(header)}",
                         fix=f"put texts that hold {delimiter!r} in double quotes",
@@ -163,7 +168,7 @@ def _refuse_twice(header: tuple[str, ...], wanted: Collection[str], path: Path) 
     for name, count in Counter(header).items():
         if count > 1 and name in wanted:
             raise DataError(
-                f"the column {name!r} stands twice",
+                f"the column {name!r} appears twice",
                 where=path,
                 given=f"columns {', '.join(header)}",
                 fix="rename one of them",

@@ -44,8 +44,8 @@ def read_tagged(path: Path, *, tokens: str, tags: str, slices: Sequence[str] = (
     """
     if path.is_dir() or path.suffix.lower() in FLAT:
         raise DataError(
-            "lists of words and of their labels do not stand in "
-            + ("a folder of files" if path.is_dir() else "the cells of such a file"),
+            "lists of words and of their labels cannot be read from "
+            + ("a folder of files" if path.is_dir() else "the cells of this type of file"),
             where=path,
             given="a folder" if path.is_dir() else path.suffix,
             fix="write them to .jsonl, .json or .parquet, such as "
@@ -66,7 +66,7 @@ def read_tagged(path: Path, *, tokens: str, tags: str, slices: Sequence[str] = (
                 )
         if len(words) != len(labels):
             raise DataError(
-                "a row has another number of labels than words",
+                "a row has different numbers of labels and words",
                 where=where,
                 given=f"{len(words)} in {tokens!r}, {len(labels)} in {tags!r}",
                 fix="give each word of the row one label",

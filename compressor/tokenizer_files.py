@@ -167,10 +167,10 @@ def _converted(folder: Path) -> PreTrainedTokenizerFast:
     backend = getattr(found, "backend_tokenizer", None)
     if backend is None:
         raise CheckpointError(
-            "the tokenizer of the checkpoint has no fast form",
+            "the tokenizer of the checkpoint has no fast version",
             where=folder,
             given=f"{name}, which is written in Python",
-            fix="take a model whose tokenizer has one (tokenizer.json)",
+            fix="use a model whose tokenizer has one (tokenizer.json)",
         )
     own = {role: file for role, file in found.vocab_files_names.items() if file != TOKENIZER}
     missing = [
@@ -184,7 +184,11 @@ def _converted(folder: Path) -> PreTrainedTokenizerFast:
     rows = read_config(folder / "config.json").get("vocab_size")
     size = backend.get_vocab_size(with_added_tokens=True)
     if isinstance(rows, int) and size > rows:
-        raise _unreadable(folder, f"{size} tokens, where the model has rows for {rows}")
+        raise _unreadable(
+            folder,
+            f"{size} tokens, where the model has rows for {rows}",
+            fix="use the tokenizer that the model was trained with",
+        )
     return PreTrainedTokenizerFast(
         tokenizer_object=backend, truncation_side=found.truncation_side, **special
     )
@@ -245,8 +249,9 @@ def _read_spm(path: Path) -> Any:
         raise _unreadable(
             path,
             f"{len(proto.pieces)} pieces, model type {trained.model_type}, byte fallback "
-            f"{trained.byte_fallback}; only unigram models without that, and with the usual "
-            "spaces, are read",
+            f"{trained.byte_fallback}; only unigram models without byte fallback, and with the "
+            "usual spaces, are supported",
+            fix="save its fast form with transformers, which writes a tokenizer.json",
         )
     return proto
 
@@ -262,10 +267,14 @@ def _read_ids(path: Path) -> dict[str, int]:
     return dict(ids)
 
 
-def _unreadable(where: Path, given: object) -> CheckpointError:
+def _unreadable(
+    where: Path,
+    given: object,
+    fix: str = "copy the checkpoint again, with all files of its tokenizer",
+) -> CheckpointError:
     return CheckpointError(
         "the tokenizer of the checkpoint cannot be read",
         where=where,
         given=given,
-        fix="copy the checkpoint again, with all files of its tokenizer",
+        fix=fix,
     )

@@ -45,7 +45,7 @@ def read_written(
     """
     if path.is_dir():
         raise DataError(
-            f"the data is a folder, and the texts of {KINDS[kind].noun}s stand in a table",
+            f"the data is a folder, but the texts of {KINDS[kind].noun}s are read from a table",
             where=path,
             fix=f"pass a file with the columns {source} and {target}",
         )

@@ -100,9 +100,16 @@ class Session(ABC):
         signature: What the model takes and gives.
     """
 
+    max_batch: int | None = None
+    """Most rows of a run; None where there is no limit."""
+
     def __init__(self, signature: Signature) -> None:
         self.signature = signature
         self._going_on = signature.going_on
+
+    def batch_size(self, wanted: int) -> int:
+        """As many rows as are wanted, or as a run may have."""
+        return wanted if self.max_batch is None else min(wanted, self.max_batch)
 
     def run(self, feeds: Mapping[str, NDArray[np.generic]]) -> Arrays:
         """Run the model once; one that keeps a state begins anew.
@@ -143,7 +150,7 @@ class Session(ABC):
         count = len(next(iter(feeds.values())))
         if rows is not None and (len(rows) != count or not ((rows >= 0) & (rows < count)).all()):
             raise InputError(
-                "the rows to go on from are not those of the last run",
+                "the rows to continue from are not those of the last run",
                 given=f"{len(rows)} rows, from {min(rows, default=0)} to {max(rows, default=0)}",
                 fix=f"name {count} rows, from 0 to {count - 1}",
             )
@@ -230,7 +237,7 @@ class Target(Component, ABC):
                 given=f"{len(signature.state)} tensors of state",
                 fix="use another target"
                 if signature.context
-                else "leave out cache: true of the pass export, or use another target",
+                else "remove cache: true from the pass export, or use another target",
             )
         self.requires(source)
 
@@ -273,9 +280,11 @@ class Target(Component, ABC):
         """Whether the accuracy of a bundle is that of inputs that run one at a time.
 
         Where one alone may have another answer than among others: by default where scales are
-        computed at run time, which are those of a whole batch.
+        computed at run time, which are those of a whole batch, and where the audio window is that
+        of the longest recording of a batch.
         """
-        return bundle.manifest.precision == "int8-dynamic"
+        is_dynamic = bundle.manifest.precision == "int8-dynamic"
+        return is_dynamic or bundle.manifest.preprocessing.has_common_window
 
     def alternatives(self, *, threads: int, batch_size: int) -> Mapping[str, Alternative]:
         """What ``tune`` may try on this machine, by name; by default nothing.

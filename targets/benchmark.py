@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import statistics
 import sys
 import time
@@ -16,6 +15,7 @@ from typing import Any, NamedTuple, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from targets.bundle import Bundle
+from targets.environment import usable_cpus
 from targets.errors import ToolkitError
 from targets.feeds import FeedsSpec, num_token_ids
 from targets.machine_speed import SpeedMemory, reference_work_ns, wakeup_ns
@@ -317,7 +317,7 @@ def _measurement(
         batch_size=shape.batch_size,
         sequence_length=shape.sequence_length,
         tokenization=shape.tokenization,
-        num_cpus=os.cpu_count() or 1,
+        num_cpus=len(usable_cpus()),
         load_time_ms=lane.opened.load_time_ms,
         peak_memory_bytes=max(each.peak_memory_bytes for each in timed),
         size_bytes=lane.bundle.size_bytes,

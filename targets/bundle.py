@@ -454,10 +454,10 @@ def check_options(bundle: Bundle, given: Iterable[str], known: Collection[str]) 
     unknown = sorted(set(given) - set(known))
     if unknown:
         raise BundleError(
-            "the bundle sets properties of its runtime that are not known here",
+            "the bundle sets unknown properties of its runtime",
             where=bundle.source,
             given=", ".join(unknown),
-            fix="build the bundle anew; it may be of a newer version, or was changed by hand",
+            fix="build the bundle again: a newer version may have built it, or someone edited it",
         )
 
 

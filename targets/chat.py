@@ -77,7 +77,7 @@ class ChatTemplate:
                 "the chat template does not take these messages",
                 where=self.where,
                 given=f"roles {', '.join(each['role'] for each in given)}: {error}",
-                fix="pass messages of the roles, and in the order, that the template is made for",
+                fix="pass messages with the roles and in the order that the template expects",
             ) from error
 
 
@@ -90,10 +90,10 @@ def read_chat_template(bundle: Bundle) -> ChatTemplate:
     """
     if CHAT_TEMPLATE not in bundle.manifest.files:
         raise BundleError(
-            "the bundle has no chat template: its model was made to go on with texts",
+            "the bundle has no chat template: its model was made to continue texts",
             where=bundle.source,
             given=f"no {CHAT_TEMPLATE}",
-            fix="leave out --chat, or build it of a checkpoint with a chat template",
+            fix="leave out --chat, or build it from a checkpoint with a chat template",
         )
     source = bundle.path(CHAT_TEMPLATE).read_text(encoding="utf-8")
     return ChatTemplate(source, named_tokens(bundle), where=bundle.source / CHAT_TEMPLATE)
@@ -123,7 +123,7 @@ def _checked(messages: Sequence[Mapping[str, str]]) -> list[dict[str, str]]:
         )
         if not is_message:
             raise InputError(
-                "this is no message of a chat",
+                "this is not a chat message",
                 where=f"messages[{index}]",
                 given=f"{message!r:.100}",
                 fix='pass {"role": "user", "content": "..."}, both strings',

@@ -228,8 +228,8 @@ def _describe(module: nn.Module, config: Any, found: Shapes) -> ShapeManifest | 
     sizes = {layer.head_size for layer in layers} or {0}
     if len(sizes) != 1:
         raise CheckpointError(
-            "an encoder with other sizes than its config cannot be saved unless it has one head "
-            "size",
+            "an encoder whose sizes differ from its config can be saved only if all its heads have "
+            "one size",
             where=type(module).__name__,
             given=f"head sizes {sorted(sizes)}; resized {_some(list(resized))}",
             fix="resize it with the prune pass only",
@@ -386,13 +386,13 @@ def _check_names(found: Shapes, reference: nn.Module) -> None:
     differences = _differences(found, {**_shapes(reference), **found}, reference)
     if differences:
         raise CheckpointError(
-            f"the module has other tensors than a {type(reference).__name__}, and could not be "
-            "loaded again",
+            f"the tensors of the module are not those of a {type(reference).__name__}: it could "
+            "not be loaded again",
             where=type(reference).__name__,
             given=differences,
             fix="keep the modules and their names and change their sizes only, or put "
-            "torch.nn.Identity in the place of one; what replaces modules otherwise is a pass on "
-            "the ONNX form, after the export",
+            "torch.nn.Identity in the place of one; to replace modules in other ways, write a pass "
+            "on the ONNX form, after the export",
         )
 
 

@@ -126,7 +126,7 @@ def _typed(model: onnx.ModelProto, names: Mapping[str, str]) -> list[onnx.ValueI
     unknown = [name for name in names if name not in types]
     if unknown:
         raise UnsupportedModelError(
-            "it is not known of which type some values between encoder and decoder are",
+            "the types of some values between encoder and decoder are unknown",
             where=model.graph.name,
             given=", ".join(unknown[:3]),
             fix="use operators of the ONNX standard, whose types can be inferred",

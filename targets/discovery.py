@@ -145,12 +145,12 @@ def _load_entry(entry: importlib.metadata.EntryPoint, base: type[ComponentT]) ->
         raise _unusable(entry, f"{type(error).__name__}: {error}") from error
     if not _is_component(cls, base):
         what = "a module" if isinstance(cls, ModuleType) else "it"
-        reason = f"{what} is no subclass of {base.__name__} with a name of its own"
-        raise _unusable(entry, reason, "; its author names the class: package.module:Class")
+        reason = f"{what} is not a subclass of {base.__name__} with a name of its own"
+        raise _unusable(entry, reason, "; its author must name the class: package.module:Class")
     missing = _missing(cls, base)
     if missing:
         reason = f"{cls.__name__} lacks {', '.join(missing)}"
-        raise _unusable(entry, reason, f"; its author adds what {base.__name__} asks for")
+        raise _unusable(entry, reason, f"; its author must add what {base.__name__} needs")
     return cls  # type: ignore[no-any-return]
 
 

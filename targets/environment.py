@@ -7,6 +7,8 @@ import importlib.metadata
 import os
 import platform
 from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
 
 import psutil
 from pydantic import BaseModel, ConfigDict
@@ -17,6 +19,7 @@ __all__ = [
     "Environment",
     "cpu_features",
     "library_versions",
+    "usable_cpus",
 ]
 
 INT8_FEATURES = frozenset({"avx_vnni", "avx512_vnni", "amx_int8", "asimddp", "i8mm"})
@@ -41,6 +44,14 @@ REPORTED_LIBRARIES = (
 )
 
 
+OTHER_BUILDS = {"onnxruntime": ("gpu", "directml", "openvino", "qnn", "rocm")}
+"""Library -> what follows its name in the distributions that bring it built for something else."""
+NVIDIA = Path("/proc/driver/nvidia/gpus")
+"""A folder for each GPU, as its driver has them on Linux."""
+CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
+"""CPU time that a container may take, and the period in which, in microseconds; or ``max``."""
+
+
 class Environment(BaseModel):
     """The machine and the software of a measurement."""
 
@@ -49,11 +60,16 @@ class Environment(BaseModel):
     cpu: str
     cpu_features: tuple[str, ...]
     num_cpus: int
+    """CPUs that the process may run on."""
+    cpu_quota: float | None = None
+    """CPUs' worth of time that the container of the process may take, where that is less."""
     memory_bytes: int
     system: str
     python: str
     libraries: dict[str, str]
     load_average: float
+    gpus: tuple[str, ...] = ()
+    """Names of the NVIDIA GPUs, where the driver tells them."""
 
     @classmethod
     def here(cls) -> Environment:
@@ -61,23 +77,48 @@ class Environment(BaseModel):
         return cls(
             cpu=_cpu_name(),
             cpu_features=cpu_features(),
-            num_cpus=os.cpu_count() or 1,
+            num_cpus=len(usable_cpus()),
+            cpu_quota=_cpu_quota(),
             memory_bytes=psutil.virtual_memory().total,
             system=f"{platform.system()} {platform.release()} {platform.machine()}",
             python=platform.python_version(),
             libraries=library_versions(REPORTED_LIBRARIES),
             load_average=os.getloadavg()[0],
+            gpus=_gpu_names(),
         )
 
     @property
     def machine(self) -> str:
         """What has to be equal for two latencies to be comparable."""
         features = " ".join(self.cpu_features)
-        return f"{self.cpu}; {self.num_cpus} CPUs; {features}; {self.system}"
+        quota = () if self.cpu_quota is None else (f"the time of {self.cpu_quota:g} CPUs",)
+        return "; ".join(
+            (self.cpu, f"{self.num_cpus} CPUs", features, self.system, *quota, *self.gpus)
+        )
+
+
+def usable_cpus() -> tuple[int, ...]:
+    """Numbers of the CPUs that this process may run on: a container may have few of many."""
+    if hasattr(os, "sched_getaffinity"):
+        return tuple(sorted(os.sched_getaffinity(0)))
+    return tuple(range(os.cpu_count() or 1))
+
+
+def _cpu_quota() -> float | None:
+    try:
+        quota, period = CPU_QUOTA.read_text(encoding="ascii").split()
+        found = int(quota) / int(period)
+    except (OSError, ValueError, ZeroDivisionError):  # no container, or no limit
+        return None
+    return found if found < len(usable_cpus()) else None
 
 
 def library_versions(names: Iterable[str]) -> dict[str, str]:
-    """Versions of installed distributions; absent ones are left out. Imports none of them."""
+    """Versions of installed distributions; absent ones are left out. Imports none of them.
+
+    That of a library in another build ends with what the build is for: onnxruntime-gpu 1.32.0 is
+    ``{"onnxruntime": "1.32.0+gpu"}``.
+    """
     found = {name: _version(name) for name in names}
     return {name: version for name, version in found.items() if version is not None}
 
@@ -85,10 +126,23 @@ def library_versions(names: Iterable[str]) -> dict[str, str]:
 @functools.cache
 def _version(name: str) -> str | None:
     """The version of a distribution, None where it is not installed; each is read once."""
-    try:
+    with suppress(importlib.metadata.PackageNotFoundError):
         return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return None
+    for build in OTHER_BUILDS.get(name, ()):
+        with suppress(importlib.metadata.PackageNotFoundError):
+            return f"{importlib.metadata.version(f'{name}-{build}')}+{build}"
+    return None
+
+
+@functools.cache
+def _gpu_names() -> tuple[str, ...]:
+    found = []
+    for path in sorted(NVIDIA.glob("*/information")):
+        with suppress(OSError):
+            text = path.read_text(encoding="utf-8", errors="replace")
+            fields = dict(line.split(":", 1) for line in text.splitlines() if ":" in line)
+            found.append(fields.get("Model", "").strip() or "an NVIDIA GPU")
+    return tuple(found)
 
 
 @functools.cache

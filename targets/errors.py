@@ -34,6 +34,7 @@ __all__ = [
     "UnsupportedModelError",
     "WorkerError",
     "is_disk_full",
+    "is_of_the_machine",
 ]
 
 
@@ -140,6 +141,18 @@ class UnsupportedModelError(TargetError):
 
 class WorkerError(TargetError):
     """The process that runs a target died, or gave up for a reason it could not name."""
+
+
+_OF_THE_MACHINE = (
+    "bad_alloc", "bad allocation", "failed to allocate", "out of memory", "cannot allocate memory",
+    "cuda failure", "cuda error", "cudnn", "libcu", "cannot open shared object",
+)  # fmt: skip
+
+
+def is_of_the_machine(error: object) -> bool:
+    """Whether a runtime failed for want of memory or of a device, and not because of a model."""
+    text = str(error).lower()
+    return isinstance(error, MemoryError) or any(each in text for each in _OF_THE_MACHINE)
 
 
 def is_disk_full(error: BaseException) -> bool:

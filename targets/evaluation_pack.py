@@ -99,7 +99,7 @@ class EvaluationPack:
                 raise InputError(
                     f"input {name!r} does not fit the samples",
                     given=f"shape {values.shape}",
-                    fix=f"pass what makes up all samples, {total} in all, along the first axis",
+                    fix=f"pass the values of all samples along the first axis, {total} in all",
                 )
         counts = self.label_counts
         wanted = len(self.lengths) if counts is None else int(counts.sum())

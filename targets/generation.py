@@ -41,7 +41,7 @@ class Generator:
         preprocessing, signature = bundle.manifest.preprocessing, bundle.manifest.signature
         if signature.context:
             raise BundleError(
-                "the bundle writes a text about an input, and goes on with none",
+                "the bundle writes a text about an input; it does not continue texts",
                 where=bundle.source,
                 given=f"task {bundle.manifest.task}",
                 fix="use compressor predict without --stream, or targets.load",
@@ -51,7 +51,7 @@ class Generator:
                 "the bundle does not write texts: its model keeps nothing from token to token",
                 where=bundle.source,
                 given=f"task {bundle.manifest.task}",
-                fix="build it of a language model, with cache: true in the pass export",
+                fix="build it from a language model, with cache: true in the pass export",
             )
         self.bundle = bundle
         self.session = session
@@ -82,9 +82,9 @@ class Generator:
         """
         if not 0 < len(prompt) < self.max_length:
             raise InputError(
-                "the text to go on from is empty"
+                "the text to continue is empty"
                 if not prompt
-                else "the text is too long to go on",
+                else "the text is too long to be continued",
                 given=f"{len(prompt)} tokens",
                 fix=f"pass 1 to {self.max_length - 1} tokens; data.max_length of the recipe sets "
                 "how long texts may become",
@@ -94,7 +94,7 @@ class Generator:
         for number in range(min(max_tokens, self.max_length - len(prompt))):
             if own != self._last:
                 raise InputError(
-                    "another text was begun before this one was whole",
+                    "another text was started before this one was finished",
                     given=f"{number} tokens written",
                     fix="read a text to its end before the next; for several at once load the "
                     "bundle several times",

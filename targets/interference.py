@@ -12,6 +12,7 @@ from pathlib import Path
 import psutil
 
 from targets.energy import EnergyMeter, EnergySample, energy_between
+from targets.environment import usable_cpus
 from targets.measurement import Round
 
 __all__ = ["CpuSample", "peak_memory_bytes", "round_between"]
@@ -19,7 +20,7 @@ __all__ = ["CpuSample", "peak_memory_bytes", "round_between"]
 
 @dataclass(frozen=True)
 class CpuSample:
-    """The CPU counters of the process and of the machine at one moment, in seconds."""
+    """The CPU counters of the process and of the CPUs it may use at one moment, in seconds."""
 
     wall_s: float
     process_s: float
@@ -32,9 +33,7 @@ class CpuSample:
     @classmethod
     def take(cls) -> CpuSample:
         """Read the counters."""
-        times = psutil.cpu_times()
-        # Linux counts the time of guests as user time already.
-        counted = {name: value for name, value in times._asdict().items() if "guest" not in name}
+        counted = _cpu_times()
         total_s = sum(counted.values())
         idle_s = counted["idle"] + counted.get("iowait", 0.0)
         steal_s = counted.get("steal", 0.0)
@@ -47,6 +46,16 @@ class CpuSample:
             load_average=os.getloadavg()[0],
             energy=EnergyMeter.here().take(),
         )
+
+
+def _cpu_times() -> dict[str, float]:
+    """What the CPUs that this process may run on did, in seconds; what others do is no matter."""
+    each_cpu, usable = psutil.cpu_times(percpu=True), usable_cpus()
+    if usable[-1] < len(each_cpu):
+        each_cpu = [each_cpu[cpu] for cpu in usable]
+    # Linux counts the time of guests as user time already.
+    names = [name for name in each_cpu[0]._fields if "guest" not in name]
+    return {name: sum(getattr(cpu, name) for cpu in each_cpu) for name in names}
 
 
 def round_between(before: CpuSample, after: CpuSample, run_ns: tuple[int, ...]) -> Round:

@@ -106,7 +106,7 @@ def read_logs(
             "LoadGen left no complete log",
             where=path,
             given=f"{type(error).__name__}: {error}",
-            fix="install a version of mlcommons-loadgen from 6.0 on, and check for a full disk",
+            fix="install mlcommons-loadgen 6.0 or newer, and check that the disk is not full",
         ) from error
 
 

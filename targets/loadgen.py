@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import os
 import queue
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -16,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from targets.base import Session
+from targets.environment import usable_cpus
 from targets.errors import MissingLibraryError, TargetError
 from targets.evaluation_pack import EvaluationPack
 from targets.interference import CpuSample, peak_memory_bytes, round_between
@@ -82,7 +82,7 @@ def run_load(
     """
     if session.signature.context:
         raise TargetError(
-            "the bundle writes texts, and a query of a load scenario is answered with one run",
+            "a load scenario answers each query with one run, but writing a text takes several",
             given=f"context {', '.join(session.signature.context)}",
             fix="use compressor bench --write, or compressor evaluate",
         )
@@ -296,7 +296,7 @@ def _machine(before: CpuSample, after: CpuSample, threads: int) -> MachineState:
         steal=each.steal,
         load_average=each.load_average,
         peak_memory_bytes=peak_memory_bytes(),
-        noise=machine_noise((each,), threads=threads, num_cpus=os.cpu_count() or 1),
+        noise=machine_noise((each,), threads=threads, num_cpus=len(usable_cpus())),
     )
 
 

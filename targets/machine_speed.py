@@ -23,7 +23,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from targets.environment import Environment
+from targets.environment import Environment, usable_cpus
 
 __all__ = ["SpeedMemory", "reference_work_ns", "wakeup_ns"]
 
@@ -67,7 +67,7 @@ def wakeup_ns() -> int | None:
         Wall time of such a round trip, in nanoseconds, median of some; a few milliseconds go by.
         None where this process has one CPU.
     """
-    cpus = _cpus()
+    cpus = usable_cpus()
     if len(cpus) < 2:
         return None
     here, there = Lock(), Lock()
@@ -96,13 +96,6 @@ def wakeup_ns() -> int | None:
     for each in both:
         each.join()
     return round(float(np.median(times)))
-
-
-def _cpus() -> list[int]:
-    """What this process may run on."""
-    if hasattr(os, "sched_getaffinity"):
-        return sorted(os.sched_getaffinity(0))
-    return list(range(os.cpu_count() or 1))
 
 
 def _stay_on(cpu: int) -> None:

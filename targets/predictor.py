@@ -112,7 +112,8 @@ class Predictor:
         signature = self._session.signature
         name = signature.outputs[0].name
         answers = []
-        size = min(self.batch_size, self.bundle.manifest.answers.rows_at_once)
+        rows_at_once = self.bundle.manifest.answers.rows_at_once
+        size = self._session.batch_size(min(self.batch_size, rows_at_once))
         for batch in samples.batches(size, signature):
             with self._running:
                 if whole:

@@ -38,7 +38,7 @@ def check_origin(bundle: Bundle, checkpoint: Path) -> None:
     recorded = origin.get("files") if isinstance(origin, dict) else None
     if not isinstance(recorded, dict) or not recorded:
         raise BundleError(
-            "the bundle does not tell the files of its checkpoint",
+            "the bundle does not record the files of its checkpoint",
             where=bundle.source,
             fix="build it again: compressor run",
         )

@@ -47,11 +47,12 @@ def get(name: str, **settings: Any) -> Target:
         return cls(**settings)
     except ValidationError as error:
         first = error.errors()[0]
+        message = first["msg"].removeprefix("Value error, ")
         raise TargetError(
-            f"the target {name} does not take these settings",
+            f"the target {name} does not take these settings: {message[0].lower()}{message[1:]}",
             where=".".join(map(str, first["loc"])) or name,
             given=settings,
-            fix=f"{first['msg']}; its settings are {', '.join(cls.model_fields) or '(none)'}",
+            fix=f"its settings are {', '.join(cls.model_fields) or '(none)'}",
         ) from error
 
 

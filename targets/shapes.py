@@ -123,7 +123,7 @@ def tensor_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
                     shapes[name] = tuple(stream.get_slice(name).get_shape())
         except (OSError, SafetensorError) as error:
             raise CheckpointError(
-                "the weights cannot be read: the file is truncated or no safetensors file",
+                "the weights cannot be read: the file is truncated or not in safetensors format",
                 where=path,
                 given=error,
                 fix="copy the checkpoint again, or save it anew",

@@ -25,7 +25,7 @@ PASSPHRASE = "COMPRESSOR_KEY_PASSPHRASE"  # noqa: S105  (the name of a variable)
 
 _NEW_KEY = "openssl ecparam -name prime256v1 -genkey -noout -out private.pem"
 _PUBLIC_KEY = "openssl ec -in private.pem -pubout -out public.pem"
-_FIX = "do not use this bundle; get it again from who signed it"
+_FIX = "do not use this bundle; get it again from its signer"
 
 
 class _KeyHint(BaseModel):
@@ -124,7 +124,7 @@ def verify_signature(bundle: Bundle, public_key: Path) -> str:
             where=bundle.source / SIGNATURE,
             given=f"signed with {signature.material.key.hint[:12]!r}…, "
             f"{public_key} is {fingerprint[:12]}…",
-            fix="pass the public key of who signed it; else do not use this bundle",
+            fix="pass the public key of its signer; otherwise do not use this bundle",
         )
     verifier = library.verifying.Config().use_elliptic_key_verifier(public_key=public_key)
     verifier.set_hashing_config(_hashing(library))
@@ -133,7 +133,7 @@ def verify_signature(bundle: Bundle, public_key: Path) -> str:
         verifier.verify(folder, folder / SIGNATURE)
     except library.InvalidSignature as error:
         raise SignatureError(
-            "the signature does not hold: it was changed, or made with another key",
+            "the signature is not valid: it was changed, or made with another key",
             where=bundle.source / SIGNATURE,
             given="the signature itself, not the files",
             fix=_FIX,
@@ -206,7 +206,7 @@ def _read_private_key(path: Path) -> tuple[bytes | None, str]:
             given=error,
             fix=f"correct the passphrase in {PASSPHRASE}"
             if passphrase
-            else f"pass an elliptic key in PEM form, such as of: {_NEW_KEY}",
+            else f"pass an elliptic-curve key in PEM form; to make one: {_NEW_KEY}",
         ) from error
     return passphrase, _fingerprint(path, key.public_key())
 
@@ -234,7 +234,10 @@ def _read_key(path: Path, fix: str) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise KeyFileError(
-            "the key cannot be read", where=path, given=error.strerror or error, fix=fix
+            "the key cannot be read",
+            where=path,
+            given=error.strerror or error,
+            fix=f"check the path and its permissions; if there is no key yet: {fix}",
         ) from error
 
 
@@ -249,7 +252,7 @@ def _fingerprint(path: Path, key: object) -> str:
             "a key of this kind cannot sign a bundle",
             where=path,
             given=_kind(key),
-            fix=f"take an elliptic key on P-256, P-384 or P-521: {_NEW_KEY}",
+            fix=f"use an elliptic-curve key on P-256, P-384 or P-521: {_NEW_KEY}",
         )
     pem = key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
     return hashlib.sha256(pem).hexdigest()
@@ -269,7 +272,7 @@ def _read_signature(bundle: Bundle) -> _Signature:
             "the bundle is not signed",
             where=where,
             given="no such file",
-            fix="get the bundle from who signs it; its maker signs with: "
+            fix="get a signed bundle from whoever built it; to sign one: "
             "compressor sign BUNDLE --key private.pem",
         )
     try:

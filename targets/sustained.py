@@ -13,6 +13,7 @@ import psutil
 from pydantic import BaseModel, ConfigDict, Field
 
 from targets.bundle import Bundle
+from targets.environment import usable_cpus
 from targets.feeds import bundle_feeds
 from targets.measurement import Interval, Round, machine_noise, median_interval
 from targets.worker_client import Worker
@@ -136,7 +137,7 @@ def sustained_run(
         clock_mhz=tuple(clocks),
         throttle_events=None if events is None or after is None else after - events,
         threads=threads,
-        num_cpus=psutil.cpu_count() or 1,
+        num_cpus=len(usable_cpus()),
         batch_size=batch_size,
         sequence_length=sequence_length,
     )

@@ -140,9 +140,9 @@ def describe(tuning: Tuning) -> str:
         parts.append(f"at most {plural(tuning.max_threads, 'thread')}")
     gain = tuning.trials[-1].gain if tuning.trials else None
     if not parts and any((trial.rejected or "").startswith(NOISY) for trial in tuning.trials):
-        return f"tuned: nothing is taken, {NOISY}"
+        return f"tuned: no option is changed, {NOISY}"
     if not parts or gain is None:
-        return f"tuned: of {len(tuning.trials)} alternatives none is faster for certain"
+        return f"tuned: none of {len(tuning.trials)} alternatives is certainly faster"
     return f"tuned: {', '.join(parts)}: {gain}"
 
 

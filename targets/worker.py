@@ -1,7 +1,8 @@
 """A process that runs one target for its parent: ``python -m targets.worker [FOLDER]``.
 
-Reads commands as JSON lines from stdin and answers each with one JSON line on stdout. A process of
-its own keeps apart what must not mix: the threads of two runtimes, their memory, native crashes.
+Reads commands as JSON lines from stdin and answers each with one JSON line on stdout; before the
+answer to a long one come lines that tell that it is still at work. A process of its own keeps apart
+what must not mix: the threads of two runtimes, their memory, native crashes.
 """
 
 from __future__ import annotations
@@ -37,13 +38,20 @@ __all__ = ["Commands", "serve"]
 
 BATCH_SIZE = 32
 """Rows of an evaluation pack that run at a time."""
+SIGN_OF_LIFE_S = 1.0
+"""Seconds between two lines that tell that a command is still at work."""
 WORKLOAD: TypeAdapter[Workload] = TypeAdapter(Workload)
 
 
 class Commands:
-    """What a worker can be asked to do: one method a command, JSON values in and out."""
+    """What a worker can be asked to do: one method a command, JSON values in and out.
 
-    def __init__(self) -> None:
+    Args:
+        still_at_work: Called now and then during a command that takes long, as a sign of life.
+    """
+
+    def __init__(self, still_at_work: Callable[[], object] = lambda: None) -> None:
+        self._still_at_work = still_at_work
         self._session: Session | None = None
         self._bundle: Bundle | None = None
         self._requests: dict[Workload, list[Request]] = {}
@@ -87,10 +95,11 @@ class Commands:
         if batch_size is None:
             batch_size = 1 if bundle_target(bundle).runs_alone(bundle) else BATCH_SIZE
         answer = meaning.open(bundle.folder)
-        answers = [
-            (batch, answer(session, batch.feeds))
-            for batch in samples.batches(min(batch_size, meaning.rows_at_once), session.signature)
-        ]
+        answers = []
+        rows = session.batch_size(min(batch_size, meaning.rows_at_once))
+        for batch in samples.batches(rows, session.signature):
+            answers.append((batch, answer(session, batch.feeds)))
+            self._still_at_work()
         save_file(samples.restore(answers, session.signature), outputs)
         return {"num_samples": len(samples)}
 
@@ -162,10 +171,19 @@ def serve(commands_in: BinaryIO, answers: BinaryIO, folder: str | None = None) -
 
     Args:
         commands_in: A JSON line each.
-        answers: A JSON line each.
+        answers: A JSON line each, after lines ``{"at_work": true}`` where it takes long.
         folder: The parent's temporary files, which go with the process where the parent was ended.
     """
-    commands = Commands()
+    last_sign = time.monotonic()
+
+    def still_at_work() -> None:
+        nonlocal last_sign
+        if time.monotonic() - last_sign >= SIGN_OF_LIFE_S:
+            answers.write(encode({"at_work": True}))
+            answers.flush()
+            last_sign = time.monotonic()
+
+    commands = Commands(still_at_work)
     table: dict[str, Callable[..., dict[str, Any]]] = {
         method.__name__: method
         for method in (

@@ -33,6 +33,12 @@ __all__ = ["Opened", "Timed", "WarmedUp", "Worker", "worker_environment"]
 
 STDERR_LINES = 30
 EXIT_S = 5.0
+_AFTER_CRASH = "try another version of the runtime; what it printed last is above"
+_AFTER_SIGNAL: dict[int, str] = {
+    signal.SIGKILL: "memory has probably run out: use a smaller batch, or free memory",
+    signal.SIGTERM: "somebody ended it: run again",
+    signal.SIGINT: "somebody ended it: run again",
+}
 # Queries that arrive faster than they are answered are still answered, which takes longer.
 LOAD_TIMES = 10
 
@@ -102,7 +108,7 @@ class Worker:
         python: The interpreter; another one brings another set of installed runtimes.
         env: Environment variables on top of those of this process.
         cwd: Its working directory.
-        timeout_s: Longest wait for the answer to one command.
+        timeout_s: Longest wait for the answer to one command, or for the next sign of life.
 
     Raises:
         WorkerError: The process cannot be started. Every method raises it when the process dies or
@@ -268,11 +274,12 @@ class Worker:
         """
         if self._death is not None:
             raise self._death
-        deadline = time.monotonic() + (timeout_s or self.timeout_s)
+        wait_s = timeout_s or self.timeout_s
         try:
             self._stdin.write(encode({"command": command, **arguments}))
             self._stdin.flush()
-            answer = decode(self._read_line(command, deadline))
+            while "at_work" in (answer := decode(self._read_line(command, wait_s))):
+                pass
         except (BrokenPipeError, EOFError) as error:
             self._death = self._explain_death(command)
             raise self._death from error
@@ -283,7 +290,8 @@ class Worker:
             raise failure
         return answer["result"]
 
-    def _read_line(self, command: str, deadline: float) -> bytes:
+    def _read_line(self, command: str, wait_s: float) -> bytes:
+        deadline = time.monotonic() + wait_s
         with selectors.DefaultSelector() as selector:
             selector.register(self._stdout, selectors.EVENT_READ)
             while b"\n" not in self._pending:
@@ -310,16 +318,14 @@ class Worker:
             code = None
         self._kill()
         if code is None:
-            what, fix = "the process of a target closed its answers and hung", None
+            what, fix = "the process of a target closed its output and hung", _AFTER_CRASH
         elif code < 0:
             what = f"the process of a target was ended by {_signal_name(-code)}"
-            fix = (
-                "most often the memory ran out: use a smaller batch, or free memory"
-                if -code == signal.SIGKILL
-                else "the runtime crashed on this model: try another version of it"
+            fix = _AFTER_SIGNAL.get(
+                -code, "the runtime crashed on this model: try another version of it"
             )
         else:
-            what, fix = f"the process of a target left with exit code {code}", None
+            what, fix = f"the process of a target ended with exit code {code}", _AFTER_CRASH
         return WorkerError(what, where=f"command {command}", given=self._stderr_tail(), fix=fix)
 
     def _stderr_tail(self) -> str | None:

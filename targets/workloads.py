@@ -134,7 +134,7 @@ def bundle_texts(bundle: Bundle) -> list[str]:
             "only text models are measured on real texts",
             where=bundle.source,
             given=f"a model of {preprocessing.noun}s",
-            fix="leave real texts out: its inputs do not differ in the work that they are",
+            fix="leave real texts out: all inputs of such a model take the same work",
         )
     pack = EvaluationPack.load(bundle.path(name))
     return encoder.decode(np.split(pack.inputs[IDS], pack.offsets[1:]))

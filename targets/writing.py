@@ -96,7 +96,7 @@ def check_writes(bundle: Bundle, *, prompt_tokens: int, num_tokens: int) -> None
     if isinstance(answers, WrittenAnswers):
         if num_tokens > answers.longest:
             raise InputError(
-                "the text would become longer than those that the model writes",
+                "the text would become longer than the model can write",
                 where=bundle.source,
                 given=f"{num_tokens} tokens",
                 fix=f"use at most {answers.longest}",
@@ -107,7 +107,7 @@ def check_writes(bundle: Bundle, *, prompt_tokens: int, num_tokens: int) -> None
             "the bundle does not write texts: its model keeps nothing from token to token",
             where=bundle.source,
             given=f"task {bundle.manifest.task}",
-            fix="build it of a language model, with cache: true in the pass export",
+            fix="build it from a language model, with cache: true in the pass export",
         )
     longest = bundle.manifest.preprocessing.longest
     if prompt_tokens + num_tokens > longest:

@@ -32,7 +32,7 @@ __all__ = ["app", "main"]
 BUG = 1
 STORAGE = 8
 
-INTERRUPTED_MESSAGE = "interrupted; what was finished is kept, the same command goes on there"
+INTERRUPTED_MESSAGE = "interrupted; finished work is kept, and the same command resumes from there"
 
 app = typer.Typer(
     name="compressor",

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["add_commands"]
 
 RECIPE = "recipe.yaml"
-_FOUND = "leave it out: auto finds them; a recipe of your own is for `compressor run`"
+_FOUND = "leave it out: auto finds them; to choose them yourself, use `compressor run`"
 OWN = {
     "passes": _FOUND,
     "variants": _FOUND,
@@ -49,7 +49,7 @@ def auto(
     ],
     target: Annotated[
         list[str] | None,
-        typer.Option(help="Where to run; the search is for the first that runs here. Repeatable."),
+        typer.Option(help="Where to run; the search uses the first that can run here. Repeatable."),
     ] = None,
     max_drop: Annotated[
         float, typer.Option(min=0, help="Points of accuracy that may be lost.")
@@ -60,7 +60,7 @@ def auto(
     max_mb: Annotated[float | None, typer.Option(min=0.001, help="Largest bundle, in MB.")] = None,
     unlabeled: Annotated[
         Path | None,
-        typer.Option(help="File with more inputs, one a line: the model labels them to train on."),
+        typer.Option(help="File with more training inputs, one per line; the model labels them."),
     ] = None,
     column: Annotated[
         str | None,
@@ -72,7 +72,7 @@ def auto(
         ),
     ] = None,
     label: Annotated[
-        str | None, typer.Option(help="Column with what is right.", show_default="label")
+        str | None, typer.Option(help="Column with the correct answer.", show_default="label")
     ] = None,
     max_length: Annotated[
         int | None,
@@ -82,7 +82,7 @@ def auto(
             show_default="the model's limit",
         ),
     ] = None,
-    threads: Annotated[int, typer.Option(min=1, help="CPU threads of a run.")] = 1,
+    threads: Annotated[int, typer.Option(min=1, max=1024, help="CPU threads of a run.")] = 1,
     sequence_length: Annotated[
         int | None,
         typer.Option(
@@ -92,9 +92,9 @@ def auto(
         ),
     ] = None,
     time_limit: Annotated[
-        float, typer.Option(min=1, help="Minutes; the best until then is taken.")
+        float, typer.Option(min=1, help="Minutes to search; the best found by then is used.")
     ] = 60.0,
-    seed: Annotated[int, typer.Option(min=0, help="Of every random choice.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of every random choice.")] = 0,
     set_: Annotated[
         list[str] | None,
         typer.Option(
@@ -108,7 +108,7 @@ def auto(
 ) -> None:
     """Find the fastest shape of a model within a budget, train it, and run it as a recipe.
 
-    Writes the recipe that it found, which is yours to change and to run again.
+    Also writes the recipe that it found, for you to change and run again.
     """
     from compressor.recipe.load import recipe_of
     from compressor.search.auto import AutoSettings
@@ -186,7 +186,7 @@ def _none_holds(found: Search) -> BudgetError:
         speed = f"{nearest.solution.latency_ms:.3g} ms"
         given = f"the nearest loses {nearest.drop_points:.1f} points at {speed}"
     return BudgetError(
-        "no shape that was trained keeps the accuracy",
+        "none of the trained shapes keeps the accuracy within --max-drop",
         where=found.table.target,
         given=given,
         fix="allow a larger --max-drop, or more time with --time-limit",
@@ -204,9 +204,10 @@ def _check_own(override: str) -> None:
     path = override.partition("=")[0].strip()
     fix = OWN.get(path.partition(".")[0])
     if path in ("benchmark", "data"):
-        fix = "set single values of it, such as benchmark.rounds=9 or data.image=photo"
+        fix = "set individual values, such as benchmark.rounds=9 or data.image=photo"
     if fix is not None:
-        problem = Problem("auto takes this in another way", given=f"--set {override}", fix=fix)
+        what = "auto does not accept this setting through --set"
+        problem = Problem(what, given=f"--set {override}", fix=fix)
         raise RecipeError([problem], where="the command line")
 
 

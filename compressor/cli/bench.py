@@ -9,10 +9,11 @@ from rich import box
 from rich.table import Table
 
 from compressor.cli.files import check_file, write_text
+from compressor.cli.options import benchmark_settings
 from compressor.cli.progress import ConsoleProgress, console
 from compressor.report.wording import NONE, milliseconds, significant
 from targets.bench import BenchEntry, BenchReport, Sweep, bench
-from targets.benchmark import BenchmarkSettings, Failure
+from targets.benchmark import Failure
 from targets.bundle import Bundle
 from targets.feeds import usual_length
 from targets.measurement import LEAST_ROUNDS, Interval, Measurement
@@ -41,7 +42,7 @@ def bench_bundles(
     lengths = tuple(usual_length(every, each) for each in sweep.sequence_lengths)
     lengths = tuple(dict.fromkeys(lengths)) or (usual_length(every),)
     sweep = sweep.model_copy(update={"sequence_lengths": lengths})
-    settings = BenchmarkSettings(
+    settings = benchmark_settings(
         threads=sweep.threads[0],
         sequence_length=lengths[0],
         batch_sizes=sweep.batch_sizes,
@@ -49,7 +50,7 @@ def bench_bundles(
     )
     read = None if texts is None else read_texts(texts)
     with ConsoleProgress() as progress:
-        progress.start(f"measure {len(bundles)} bundles")
+        progress.start(f"measure {plural(len(bundles), 'bundle')}")
         report = bench(opened, sweep, settings, texts=read, on_progress=progress.update)
         progress.finish("", cached=False)
     if output is not None:
@@ -112,9 +113,9 @@ def _legend(report: BenchReport, has_energy: bool) -> list[str]:
         lines.append("raw text: tokenization included")
     fewest = [len(found.rounds) for entry in report.entries for found in entry.result.measurements]
     if min(fewest, default=LEAST_ROUNDS) < LEAST_ROUNDS:
-        lines.append(f"of fewer than {LEAST_ROUNDS} rounds the interval is their range")
+        lines.append(f"with fewer than {LEAST_ROUNDS} rounds the interval is their range")
     if has_energy:
-        lines.append("mJ: of one input, all processors")
+        lines.append("mJ: energy per input, all processors")
     return lines
 
 

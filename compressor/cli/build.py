@@ -43,7 +43,7 @@ def run(
     store: StoreOption = None,
     measure_again: Annotated[
         bool,
-        typer.Option("--measure-again", help="Take the latencies anew, as after a noisy run."),
+        typer.Option("--measure-again", help="Measure latencies again, as after a noisy run."),
     ] = False,
 ) -> None:
     """Compress a model, lower it to every target, measure it, and judge it against the budget."""
@@ -120,7 +120,8 @@ def finetune(
     data: Annotated[Path, typer.Argument(help="Folder with train, validation and test files.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the result.")],
     task: Annotated[
-        str | None, typer.Option(help="What the model is to do.", show_default="as the model reads")
+        str | None,
+        typer.Option(help="Task of the model.", show_default="inferred from the checkpoint"),
     ] = None,
     column: Annotated[
         str | None,
@@ -147,7 +148,7 @@ def finetune(
         int | None,
         typer.Option(min=8, help="Side of the images in pixels.", show_default="the model's"),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of every random choice.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of every random choice.")] = 0,
     set_: SettingOption = None,
     store: StoreOption = None,
     overwrite: Annotated[

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from compressor.cli.options import DevicesOption, OnOption
+from compressor.cli.options import DevicesOption, OnOption, benchmark_settings
 
 __all__ = ["add_commands"]
 
@@ -27,12 +27,12 @@ def predict(
         list[str] | None, typer.Option("--text", "-t", help="A text; repeatable.")
     ] = None,
     jsonl: Annotated[
-        bool, typer.Option("--jsonl", help="Standard input has a JSON object a line.")
+        bool, typer.Option("--jsonl", help="Read one JSON object per line of standard input.")
     ] = False,
     field: Annotated[
         str | None,
         typer.Option(
-            help="Where the input stands in these objects. [default: its kind, such as text]"
+            help="Field of these objects with the input. [default: its kind, such as text]"
         ),
     ] = None,
     file: Annotated[
@@ -52,7 +52,7 @@ def predict(
             "--output",
             "-o",
             metavar="FILE.npy",
-            help="Write embeddings here, a row an input, and print no JSON lines.",
+            help="Write embeddings here, one row per input, instead of printing JSON lines.",
         ),
     ] = None,
     min_score: Annotated[
@@ -61,36 +61,36 @@ def predict(
             "--min-score",
             min=0,
             max=1,
-            help="Least score of the boxes around objects.",
+            help="Lowest score of the boxes to report.",
             show_default="0.5",
         ),
     ] = None,
     stream: Annotated[
         bool,
-        typer.Option("--stream", help="Write how the text goes on, as its tokens come."),
+        typer.Option("--stream", help="Continue the text, printing tokens as they are generated."),
     ] = False,
     chat: Annotated[
         bool,
-        typer.Option("--chat", help="Answer each --text as a message of a chat."),
+        typer.Option("--chat", help="Answer each --text as a chat message."),
     ] = False,
     system: Annotated[
-        str | None, typer.Option(help="The message of the system, before that of --chat.")
+        str | None, typer.Option(help="The system message, before each message of --chat.")
     ] = None,
     max_tokens: Annotated[
-        int, typer.Option(min=1, help="Most tokens that --stream or --chat writes.")
+        int, typer.Option(min=1, help="Maximum number of tokens that --stream or --chat writes.")
     ] = 128,
-    threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 1,
+    threads: Annotated[int, typer.Option(min=1, max=1024, help="CPU threads.")] = 1,
 ) -> None:
     """Classify or embed texts, answer questions, classify files, find objects. Prints JSON lines.
 
-    They are given with --text or --file, or one text or path a line on standard input. A language
-    model gives the perplexity of texts; with --stream it writes how one goes on, with --chat what
-    it answers. A question is an object, {"question": "...", "context": "..."}.
+    Give inputs with --text or --file, or one text or path per line on standard input. A language
+    model gives the perplexity of texts; with --stream it continues a text, with --chat it answers
+    messages. A question is an object, {"question": "...", "context": "..."}.
     """
     from compressor.cli.predict import Output, Source, check_options, predict_inputs, write_on
 
     if system is not None and not chat:
-        raise typer.BadParameter("--system is the message of a chat: give --chat as well")
+        raise typer.BadParameter("--system belongs to a chat: give --chat as well")
     check_options(context, writes=stream or chat)
     if stream or chat:
         write_on(
@@ -106,7 +106,8 @@ def bench(
     context: typer.Context,
     bundles: Annotated[list[Path], typer.Argument(help="Bundles, measured side by side.")],
     threads: Annotated[
-        list[int] | None, typer.Option(min=1, help="CPU threads; repeatable. [default: 1]")
+        list[int] | None,
+        typer.Option(min=1, max=1024, help="CPU threads; repeatable. [default: 1]"),
     ] = None,
     sequence_length: Annotated[
         list[int] | None,
@@ -116,34 +117,35 @@ def bench(
         ),
     ] = None,
     batch_size: Annotated[
-        list[int] | None, typer.Option(min=1, help="Texts a run; repeatable. [default: 1, 4]")
+        list[int] | None, typer.Option(min=1, help="Inputs per run; repeatable. [default: 1, 4]")
     ] = None,
     rounds: Annotated[
-        int, typer.Option(min=1, help="Rounds for each bundle, threads and batch.")
+        int, typer.Option(min=1, help="Rounds for each bundle, thread count and batch size.")
     ] = 9,
     real_texts: Annotated[
         bool,
         typer.Option(
             "--real-texts",
-            help="Also time texts as long as the test data, with and without tokenization.",
+            help="Also time texts as long as those of the test data, with and without "
+            "tokenization.",
         ),
     ] = False,
     texts: Annotated[
-        Path | None, typer.Option(help="A file with one text a line, for --real-texts.")
+        Path | None, typer.Option(help="A file with one text per line, for --real-texts.")
     ] = None,
     cold_starts: Annotated[
-        int, typer.Option(min=0, help="Time so many starts of a process to the first answer.")
+        int, typer.Option(min=0, help="Number of process starts to time, up to the first answer.")
     ] = 0,
     write: Annotated[
         int,
         typer.Option(
             min=0,
             metavar="TOKENS",
-            help="Time language models as they write so many tokens after a text of each length.",
+            help="Time language models writing this many tokens after a text of each length.",
         ),
     ] = 0,
     sustained: Annotated[
-        float, typer.Option(min=0, help="Run this many seconds without a pause; tells throttling.")
+        float, typer.Option(min=0, help="Run this many seconds without a pause; shows throttling.")
     ] = 0.0,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Write the raw times here, as JSON.")
@@ -158,11 +160,11 @@ def bench(
     ] = None,
     p99_ms: Annotated[
         float | None,
-        typer.Option(help="Server: 99% of the answers come within this time, in ms."),
+        typer.Option(help="Server: time within which 99% of the answers must come, in ms."),
     ] = None,
     qps: Annotated[
         float | None,
-        typer.Option(help="Server: queries a second; without it the highest rate is found."),
+        typer.Option(help="Server: queries per second. [default: the highest that holds --p99-ms]"),
     ] = None,
     duration: Annotated[
         float | None, typer.Option(help="Scenario: shortest run, in seconds. [default: 10]")
@@ -185,7 +187,7 @@ def bench(
         from compressor.cli.devices import bench_on_devices
 
         if scenario is not None:
-            raise typer.BadParameter("--scenario is measured here: leave --on and --devices out")
+            raise typer.BadParameter("--scenario runs here only: leave out --on and --devices")
 
         raise typer.Exit(0 if bench_on_devices(context, bundles, on, devices, output) else 6)
 
@@ -220,13 +222,13 @@ def bench(
 
 def _written(count: int) -> int:
     if count == 1:
-        raise typer.BadParameter("--write: the first token comes with the reading; use at least 2")
+        raise typer.BadParameter("--write: the first token comes from reading; use at least 2")
     return count
 
 
 def _single(given: list[int] | None, flag: str) -> int | None:
     if given is not None and len(given) > 1:
-        raise typer.BadParameter(f"{flag} may be given once with --scenario")
+        raise typer.BadParameter(f"{flag} may be given only once with --scenario")
     return given[0] if given else None
 
 
@@ -237,28 +239,27 @@ def _distinct(given: list[int] | None, default: tuple[int, ...]) -> tuple[int, .
 def tune(
     bundle: BundleArgument,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the tuned bundle.")],
-    threads: Annotated[int, typer.Option(min=1, help="CPU threads that it may use.")] = 1,
+    threads: Annotated[int, typer.Option(min=1, max=1024, help="CPU threads that it may use.")] = 1,
     sequence_length: Annotated[
         int | None,
         typer.Option(min=1, help="Length of each input, such as tokens. [default: 128]"),
     ] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Inputs a run.")] = 1,
+    batch_size: Annotated[int, typer.Option(min=1, help="Inputs per run.")] = 1,
     rounds: Annotated[
         int, typer.Option(min=6, help="Rounds for each alternative; fewer prove nothing.")
     ] = 9,
     even_if_noisy: Annotated[
         bool,
-        typer.Option("--even-if-noisy", help="Believe times that other work disturbed."),
+        typer.Option("--even-if-noisy", help="Accept times that other work disturbed."),
     ] = False,
 ) -> None:
     """Find the runtime options that are fastest here, and write a bundle that has them."""
     from compressor.cli.tune import tune_bundle
-    from targets.benchmark import BenchmarkSettings
     from targets.bundle import Bundle
     from targets.feeds import usual_length
 
     length = usual_length([Bundle.open(bundle, verify=False)], sequence_length)
-    settings = BenchmarkSettings(
+    settings = benchmark_settings(
         threads=threads, sequence_length=length, batch_sizes=(batch_size,), rounds=rounds
     )
     tune_bundle(bundle, output, settings, even_if_noisy=even_if_noisy)
@@ -266,7 +267,7 @@ def tune(
 
 def evaluate(
     bundle: BundleArgument,
-    threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 1,
+    threads: Annotated[int, typer.Option(min=1, max=1024, help="CPU threads.")] = 1,
 ) -> None:
     """Measure the accuracy of a bundle again, on the test data that it carries."""
     from compressor.cli.evaluate import evaluate_bundle
@@ -278,7 +279,7 @@ def pack(
     bundle: Annotated[Path, typer.Argument(help="A bundle folder.")],
     archive: Annotated[Path, typer.Argument(help="File to write: .tar.zst or .zip.")],
 ) -> None:
-    """Write a bundle as one file, which every command takes as it takes a folder."""
+    """Write a bundle as one file, which every command accepts in place of the folder."""
     from targets.archive import pack as pack_bundle
 
     pack_bundle(bundle, archive)

@@ -44,17 +44,17 @@ def gate(
     max_slowdown: Annotated[
         float,
         typer.Option(
-            min=0, max=1000, help="Slow-down that is as good as the last release, as a share."
+            min=0, max=1000, help="Tolerated slow-down against the last release, as a share."
         ),
     ] = 0.03,
     even_if_noisy: Annotated[
         bool,
-        typer.Option("--even-if-noisy", help="Believe latencies that other work disturbed."),
+        typer.Option("--even-if-noisy", help="Accept latencies that other work disturbed."),
     ] = False,
     junit: Annotated[Path | None, typer.Option(help="Write JUnit XML here.")] = None,
     summary: Annotated[
         Path | None,
-        typer.Option(help="Write Markdown here; it is added to $GITHUB_STEP_SUMMARY."),
+        typer.Option(help="Write Markdown here; appended if the file is $GITHUB_STEP_SUMMARY."),
     ] = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Write the result here, as JSON.")
@@ -62,8 +62,8 @@ def gate(
 ) -> None:
     """Judge a report against a budget, and against the last release.
 
-    Ends with 0 if the release may go on, 5 if not, 6 if nothing was measured, and 9 if only
-    latencies from a noisy machine decide.
+    Exits with 0 if the release may proceed, 5 if not, 6 if nothing was measured, and 9 if the
+    verdict depends on latencies from a noisy machine only.
     """
     from compressor.errors import ReportError
     from compressor.gate.gate import gate as judge_report
@@ -78,7 +78,7 @@ def gate(
     read = [report_file(each).resolve() for each in (report, against, budget) if each]
     for option, path in (("--junit", junit), ("--summary", summary), ("--output", output)):
         if path is not None and path.resolve() in read:
-            raise typer.BadParameter(f"{option} {path} is a file that is read; pass another one")
+            raise typer.BadParameter(f"{option} {path} is an input of the gate; pass another file")
     try:
         result = judge_report(
             report,

@@ -18,14 +18,15 @@ def add_commands(app: typer.Typer) -> None:
 def inspect(
     model: Annotated[Path, typer.Argument(help="A checkpoint folder.")],
     task: Annotated[
-        str | None, typer.Option(help="What the model is to do.", show_default="as the model reads")
+        str | None,
+        typer.Option(help="Task of the model.", show_default="inferred from the checkpoint"),
     ] = None,
     length: Annotated[
         int | None,
-        typer.Option(min=1, help="Length of the input that the work is counted for."),
+        typer.Option(min=1, help="Input length for which the computation is counted."),
     ] = None,
 ) -> None:
-    """Tell the family and the task of a checkpoint, where its weights and its work are, and what
+    """Show the family and task of a checkpoint, where its weights and computation are, and what
     each pass can do with it."""
     from rich import box
     from rich.table import Table

@@ -11,6 +11,7 @@ import typer
 if TYPE_CHECKING:
     from compressor.recipe import Recipe
     from compressor.store import RunStore
+    from targets.benchmark import BenchmarkSettings
 
 __all__ = [
     "DataOption",
@@ -22,6 +23,7 @@ __all__ = [
     "SetOption",
     "SettingOption",
     "StoreOption",
+    "benchmark_settings",
     "find_splits",
     "flags_of",
     "is_given",
@@ -66,7 +68,7 @@ StoreOption = Annotated[
 OnOption = Annotated[
     list[str] | None,
     typer.Option(
-        help="Work on this device: ssh://user@host[:port], or a name of --devices. Repeatable."
+        help="Run on this device: ssh://user@host[:port], or a name from --devices. Repeatable."
     ),
 ]
 DevicesOption = Annotated[
@@ -111,6 +113,29 @@ def is_given(context: typer.Context, name: str) -> bool:
     return source is not None and source.name == "COMMANDLINE"
 
 
+def benchmark_settings(**values: Any) -> BenchmarkSettings:
+    """How to measure, as the command line says it.
+
+    Raises:
+        typer.BadParameter: A value is out of range.
+    """
+    from pydantic import ValidationError
+
+    from targets.benchmark import BenchmarkSettings
+
+    try:
+        return BenchmarkSettings(**values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        flag = _FLAGS.get(str(first["loc"][0]), str(first["loc"][0]))
+        text = first["msg"].removeprefix("Value error, ")
+        raise typer.BadParameter(f"--{flag.replace('_', '-')}: {text}") from error
+
+
+_FLAGS = {"batch_sizes": "batch_size"}
+"""Setting of a benchmark -> the option that has another name."""
+
+
 def find_splits(folder: Path) -> dict[str, str]:
     """The data files of a folder: split -> path.
 
@@ -123,7 +148,9 @@ def find_splits(folder: Path) -> dict[str, str]:
     if not folder.is_dir():
         fix = f"pass the folder with the data: {wanted}"
         raise DataError(
-            "the data is no folder" if folder.exists() else "the data folder does not exist",
+            "the data path is not a folder"
+            if folder.exists()
+            else "the data folder does not exist",
             where=folder,
             given="a file" if folder.exists() else "no such folder",
             fix=fix if folder.exists() else missing_path(folder, fix),

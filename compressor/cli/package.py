@@ -33,7 +33,7 @@ def package(
         typer.Option("--set", "-s", help="An option: max_batch_size=16. Repeatable."),
     ] = None,
 ) -> None:
-    """Write what a model server accepts, from a bundle, which stays as it is."""
+    """Convert a bundle into what a model server accepts; the bundle itself is not changed."""
     from compressor.errors import PackageError, choices
     from compressor.recipe.settings import read_settings
     from compressor.serving import available_formats

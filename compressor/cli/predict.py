@@ -84,9 +84,8 @@ def check_options(context: typer.Context, *, writes: bool) -> None:
     stray = OF_PREDICTIONS if writes else OF_WRITING
     given = next((name for name in stray if is_given(context, name)), None)
     if given is not None:
-        which = "has no effect with" if writes else "has an effect with"
-        only = "" if writes else " only"
-        raise typer.BadParameter(f"{flags[given]} {which} --stream and --chat{only}")
+        which = "has no effect with" if writes else "has an effect only with"
+        raise typer.BadParameter(f"{flags[given]} {which} --stream and --chat")
 
 
 def predict_inputs(bundle: Path, source: Source, output: Output, *, threads: int) -> None:
@@ -124,8 +123,7 @@ def predict_inputs(bundle: Path, source: Source, output: Output, *, threads: int
     if truncated:
         typer.echo(
             f"warning: {truncated} of {count} {preprocessing.noun}s were longer than the "
-            f"{preprocessing.longest} {preprocessing.unit} that the model reads; their ends were "
-            "left out",
+            f"{preprocessing.longest} {preprocessing.unit} that the model reads, and were cut",
             err=True,
         )
 
@@ -146,7 +144,7 @@ def write_on(
         BadParameter: There is no text, or several to stream.
     """
     if stream and len(texts) != 1:
-        raise typer.BadParameter("--stream goes on from one text: give it with --text")
+        raise typer.BadParameter("--stream continues exactly one text: give it with --text")
     if not texts:
         raise typer.BadParameter("--chat answers messages: give them with --text")
     first = [] if system is None else [{"role": "system", "content": system}]
@@ -270,7 +268,7 @@ def _mask_files(answers: Answers, given: Sequence[str], folder: Path | None) -> 
         raise typer.BadParameter("the bundle gives no classes of pixels: leave out --masks")
     found = [folder / f"{Path(each).stem}.png" for each in given]
     if not found:
-        raise typer.BadParameter("--masks names the masks after the images: give them with --file")
+        raise typer.BadParameter("--masks names masks after images: give the images with --file")
     twice = next((each for each in found if found.count(each) > 1), None)
     if twice is not None:
         raise typer.BadParameter(f"--masks: two images would have the mask {twice}")

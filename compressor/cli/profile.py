@@ -25,16 +25,16 @@ def add_commands(app: typer.Typer) -> None:
 
 def profile(
     bundle: Annotated[Path, typer.Argument(help="A bundle: a folder, .tar.zst or .zip.")],
-    threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 1,
-    batch_size: Annotated[int, typer.Option(min=1, help="Inputs of a run.")] = 1,
+    threads: Annotated[int, typer.Option(min=1, max=1024, help="CPU threads.")] = 1,
+    batch_size: Annotated[int, typer.Option(min=1, help="Inputs per run.")] = 1,
     sequence_length: Annotated[
         int | None,
-        typer.Option(min=1, help="Length of each. [default: 128 tokens, 1 s of sound]"),
+        typer.Option(min=1, help="Length of each input. [default: 128 tokens, 1 s of sound]"),
     ] = None,
     nodes: Annotated[bool, typer.Option(help="Every node, not every type of node.")] = False,
-    output: Annotated[Path | None, typer.Option("--json", help="Where to write it all.")] = None,
+    output: Annotated[Path | None, typer.Option("--json", help="Write the profile here.")] = None,
 ) -> None:
-    """Show where the time of a run of a bundle goes, by the profiler of its runtime."""
+    """Show where a bundle spends its time in a run, using the profiler of its runtime."""
     from targets.bundle import Bundle
     from targets.feeds import usual_length
     from targets.profiling import profile as run

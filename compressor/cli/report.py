@@ -27,8 +27,8 @@ def report(
         typer.Option(
             "--output",
             "-o",
-            help="The HTML file to write. [default: of one report beside it, of several "
-            "comparison.html]",
+            help="The HTML file to write. [default: beside a single report; comparison.html for "
+            "several]",
         ),
     ] = None,
 ) -> None:
@@ -47,7 +47,7 @@ def report(
     if output.name in ("", ".."):
         raise typer.BadParameter(f"--output {output} is a folder; pass a file, such as page.html")
     if any(output.resolve() == path.resolve() for path in files):
-        raise typer.BadParameter(f"--output {output} is a report that is read; pass another file")
+        raise typer.BadParameter(f"--output {output} is one of the reports; pass another file")
     page = render_html(found[0]) if len(found) == 1 else render_comparison(found, files)
     write_files(output.parent, {output.name: page.encode()})
     typer.echo(f"written: {output}")

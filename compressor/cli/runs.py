@@ -37,7 +37,7 @@ def show(
             "there is no such run" if not found else "several runs begin like this",
             where=opened.root,
             given=run,
-            fix="`compressor runs list` names them",
+            fix="pass a name from `compressor runs list`, long enough to be unique",
         )
     typer.echo(f"{found[0].run}  {found[0].name}  {found[0].status}\noutput: {found[0].output}")
     records = {record.key: record for record in opened.steps()}
@@ -55,7 +55,7 @@ def remove(
     key: Annotated[str, typer.Argument(help="The step, or the beginning of its key.")],
     store: StoreOption = None,
 ) -> None:
-    """Remove a finished step, so that the next run makes it anew."""
+    """Remove a finished step, so that the next run repeats it."""
     from compressor.errors import StoreError
 
     opened = open_store(store)
@@ -65,7 +65,7 @@ def remove(
             "there is no such step",
             where=opened.root,
             given=key,
-            fix="`compressor runs show RUN` names the steps of a run",
+            fix="pass a key that `compressor runs show RUN` lists",
         )
     for each in removed:
         typer.echo(f"removed {each}")

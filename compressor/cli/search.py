@@ -36,19 +36,19 @@ def add_commands(app: typer.Typer) -> None:
 
 def search(
     recipe: RecipeArgument,
-    space: Annotated[Path, typer.Option(help="YAML file: setting of the recipe -> its values.")],
-    trials: Annotated[int, typer.Option(min=1, help="How many the study has in the end.")] = 20,
+    space: Annotated[Path, typer.Option(help="YAML file that maps recipe settings to values.")],
+    trials: Annotated[int, typer.Option(min=1, help="Total number of trials in the study.")] = 20,
     workers: Annotated[
-        int | None, typer.Option(min=1, help="Trials side by side, through Ray.")
+        int | None, typer.Option(min=1, help="Number of trials to run in parallel, through Ray.")
     ] = None,
     ray_address: Annotated[
-        str | None, typer.Option(help="A running cluster of Ray, such as host:6379.")
+        str | None, typer.Option(help="Address of a running Ray cluster, such as host:6379.")
     ] = None,
     study: Annotated[
-        Path | None, typer.Option(help="File of the study; the default lies in the output folder.")
+        Path | None, typer.Option(help="File of the study. [default: study.journal in --output]")
     ] = None,
     time_limit: Annotated[
-        float | None, typer.Option(min=0, help="Minutes after which no trial is begun.")
+        float | None, typer.Option(min=0, help="Minutes after which no new trial is started.")
     ] = None,
     model: ModelOption = None,
     data: DataOption = None,
@@ -58,7 +58,7 @@ def search(
 ) -> None:
     """Find the best settings of a recipe within its budget, and run it with them.
 
-    The same command goes on where it was interrupted; more --trials adds to what is there.
+    The same command resumes an interrupted search; a higher --trials adds trials to the study.
     """
     from compressor import distributed
     from compressor.cli.progress import ConsoleProgress, console, show_report
@@ -68,7 +68,7 @@ def search(
     from compressor.search.trials import search_settings
 
     if ray_address is not None and workers is None:
-        raise typer.BadParameter("give --workers too: how many trials run side by side on it")
+        raise typer.BadParameter("--ray-address needs --workers, the number of parallel trials")
     if distributed.size() > 1:
         raise typer.BadParameter("start it without a launcher: --workers runs trials in parallel")
     loaded = read_recipe(recipe, model=model, data=data, output=output, overrides=set_)

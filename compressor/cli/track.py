@@ -21,7 +21,7 @@ def track(
     uri: Annotated[
         str | None,
         typer.Option(
-            help="The server of MLflow, or the file. "
+            help="Address of the MLflow server, or the file to write. "
             "[default: MLFLOW_TRACKING_URI; record.json beside the report]"
         ),
     ] = None,
@@ -29,22 +29,22 @@ def track(
         str, typer.Option(help="The group of runs that this one belongs to.")
     ] = "compressor",
     gate: Annotated[
-        Path | None, typer.Option(help="What `compressor gate --output` wrote of this report.")
+        Path | None, typer.Option(help="The `compressor gate --output` file for this report.")
     ] = None,
     register: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="Make the bundles to ship versions of this model."),
+        typer.Option(metavar="NAME", help="Register bundles to ship as versions of this model."),
     ] = None,
     even_if_missed: Annotated[
         bool,
-        typer.Option("--even-if-missed", help="Register also where the verdict is not a pass."),
+        typer.Option("--even-if-missed", help="Register even if the verdict is not a pass."),
     ] = False,
 ) -> None:
-    """Keep what a run found on a tracking server: parameters, metrics, curves, files and models.
+    """Record a run on a tracking server: parameters, metrics, curves, files and models.
 
-    The same report twice leaves one record. Ends with 10 where it cannot be kept; nothing is lost,
-    and the same command can be run again. Sign bundles before they are tracked: a signature that
-    comes later makes a new version.
+    Tracking the same report twice leaves one record. Exits with 10 if it cannot be recorded;
+    nothing is lost, and the same command can be run again. Sign bundles before tracking them: a
+    signature that is added later makes a new version.
     """
     from compressor.errors import choices
     from compressor.tracking import available_trackers

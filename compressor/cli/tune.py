@@ -39,7 +39,7 @@ def tune_bundle(
     console().print(describe(tuning))
     console().print(f"bundle: {output}", soft_wrap=True)
     if bundle.is_signed:
-        console().print("note: the tuned bundle is another one, and is not signed: sign it anew")
+        console().print("note: the tuned bundle is a new one and is not signed: sign it as well")
     return tuning
 
 

@@ -35,11 +35,11 @@ class Address(BaseModel):
             parts = urlsplit(text)
             port = parts.port
         except ValueError as error:
-            raise ValueError(f"this is no address: {error}; {_FORM}") from error
+            raise ValueError(f"this is not a valid address: {error}; {_FORM}") from error
         if parts.scheme != "ssh" or not parts.hostname:
             raise ValueError(f"this is not the address of a device; {_FORM}")
         if parts.password is not None:
-            raise ValueError("an address holds no password; use a key, and ssh-agent for its own")
+            raise ValueError("an address cannot hold a password; use a key, or ssh-agent")
         if parts.path.strip("/") or parts.query or parts.fragment or port == 0:
             raise ValueError(f"an address has a user, a host and a port, and nothing else; {_FORM}")
         # urlsplit gives the host in lower case; a Host of the SSH configuration may have another.

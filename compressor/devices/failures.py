@@ -46,7 +46,7 @@ def connecting(device: Device) -> Iterator[None]:
         ) from error
     except socket.gaierror as error:
         raise DeviceError(
-            "the name of the device is not known",
+            "the host name of the device cannot be resolved",
             where=where,
             given=error.strerror,
             fix="check its spelling, or write the IP address",
@@ -60,14 +60,14 @@ def connecting(device: Device) -> Iterator[None]:
         ) from error
     except asyncssh.ConfigParseError as error:
         raise DeviceError(
-            "the SSH configuration does not hold",
+            "the SSH configuration is not valid",
             where="~/.ssh/config",
             given=error,
-            fix="correct it there",
+            fix="correct that file",
         ) from error
     except asyncssh.DisconnectError as error:
         raise DeviceError(
-            "the device broke off the login",
+            "the device closed the connection during login",
             where=where,
             given=error.reason,
             fix=f"try `ssh {_words(device)}` to see what the server wants",
@@ -109,7 +109,7 @@ def talking(device: Device, doing: str) -> Iterator[None]:
         raise lost(device, doing, error.reason) from error
     except asyncssh.ChannelOpenError as error:
         raise DeviceError(
-            "the device opens no channel for commands and files",
+            "the device does not allow commands or file transfers",
             where=device.address,
             given=f"{error.reason}, while {doing}",
             fix="allow commands and the sftp subsystem in the configuration of its SSH server",
@@ -131,7 +131,7 @@ def lost(device: Device, doing: str, reason: object) -> DeviceError:
         "the connection to the device was lost",
         where=device.address,
         given=f"{reason or 'closed'}, while {doing}",
-        fix="check the device and its network; the same command goes on with what was copied",
+        fix="check the device and its network; the same command reuses what was copied",
     )
 
 
@@ -151,8 +151,8 @@ def unknown_host_key(device: Device, key: asyncssh.SSHKey, known: bool) -> Devic
             "the device shows another host key than the one on record",
             where=device.address,
             given=shown,
-            fix="somebody may listen in: ask who looks after the device. If its key was changed, "
-            f"remove the old one: ssh-keygen -R '{host}'",
+            fix="someone may be intercepting the connection: ask the administrator of the device. "
+            f"If its key was changed, remove the old one: ssh-keygen -R '{host}'",
         )
     return DeviceError(
         "the host key of the device is not known",

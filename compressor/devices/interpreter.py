@@ -123,7 +123,7 @@ async def _given(place: Workplace, python: str, wheel: Path) -> tuple[str, ...]:
             where=f"{place.connection.device.address}, {python}",
             given=done.last_words.splitlines()[-1],
             fix=f"install them there: {python} -m pip install 'compressor[RUNTIME]'; "
-            "or leave python out of the devices file, and an environment is made",
+            "or leave python out of the devices file, so that an environment is made",
         )
     return start
 
@@ -152,8 +152,8 @@ async def _install(place: Workplace, python: str, requirement: str) -> None:
             "the package cannot be installed on the device",
             where=place.connection.device.address,
             given=done.last_words,
-            fix="check that pip reaches an index there; pip_options in the devices file names one, "
-            "or a folder of wheels",
+            fix="check that pip can reach a package index there, or name one, or a folder of "
+            "wheels, with pip_options in the devices file",
         )
 
 

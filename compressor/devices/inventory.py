@@ -67,9 +67,9 @@ class Device(BaseModel):
     def _check_workdir(cls, workdir: str) -> str:
         path = PurePosixPath(workdir.removeprefix("~/"))
         if ".." in path.parts or path.name in ("", "~") or workdir.startswith("~~"):
-            raise ValueError("a work folder is a folder of its own, as ~/benchmarks or /data/bench")
+            raise ValueError("workdir must be a folder of its own, such as ~/bench or /data/bench")
         if not workdir.startswith(("~/", "/")):
-            raise ValueError("a work folder begins with ~/ or /")
+            raise ValueError("workdir must begin with ~/ or /")
         return workdir
 
     @model_validator(mode="after")

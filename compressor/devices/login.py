@@ -73,10 +73,10 @@ def _known_hosts(device: Device, options: dict[str, Any]) -> asyncssh.SSHKnownHo
         return asyncssh.read_known_hosts(files)
     except ValueError as error:
         raise DeviceError(
-            "the file of known host keys does not hold",
+            "the file of known host keys is not valid",
             where=", ".join(files),
             given=error,
-            fix="correct it there",
+            fix="correct that file",
         ) from error
 
 

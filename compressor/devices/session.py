@@ -141,7 +141,7 @@ async def _verify(place: Workplace, start: Sequence[str], names: Mapping[str, st
         done = await place.run(command, doing=f"verifying {given}", cwd=place.run_folder)
         if done.code:
             raise DeviceError(
-                "the copy of a bundle on the device does not hold",
+                "the copy of a bundle on the device is not intact",
                 where=f"{place.connection.device.address}, {given}",
                 given=done.last_words.replace("\n", "; "),
                 fix="run the command again: it copies the bundle anew",
@@ -166,7 +166,7 @@ async def _bench(
             "the benchmark failed on the device",
             where=place.connection.device.address,
             given=done.last_words.replace("\n", "; ").removeprefix("error: "),
-            fix="the message of the device says what to change",
+            fix="change what the message from the device names",
         )
     try:
         report = BenchReport.model_validate_json(text)

@@ -164,10 +164,10 @@ async def _check_own(connection: Connection, root: PurePosixPath) -> None:
     others = sorted(found - {*KINDS, LOCK})
     if others and LOCK not in found:
         raise DeviceError(
-            "the work folder of the device has other things in it",
+            "the work folder of the device contains other files",
             where=f"{connection.device.address}, {root}",
             given=", ".join(others[:3]),
-            fix="name a folder of its own as workdir in the devices file: parts of it are removed",
+            fix="set workdir in the devices file to a folder of its own: files in it are removed",
         )
 
 

@@ -84,13 +84,15 @@ def _read(file: Path) -> dict[str, Any]:
         stray = [name for name, value in document.items() if not _is_recipes(name, value)]
         if stray:
             raise Problem(
-                "there are limits beside the budget, where nothing looks at them",
+                "there are limits beside 'budget:', where they are ignored",
                 given=", ".join(map(str, stray)),
-                fix="indent them, so that they stand in the budget, or remove 'budget:'",
+                fix="indent them to put them under 'budget:', or remove that line",
             )
         document = document["budget"]
     if not isinstance(document, dict):
-        raise Problem("a budget is a mapping of limits", given=type(document).__name__, fix=fix)
+        raise Problem(
+            "a budget must be a mapping of limits", given=type(document).__name__, fix=fix
+        )
     return document
 
 

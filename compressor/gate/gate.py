@@ -125,12 +125,14 @@ def gate(
             tolerance=tolerance or Tolerance(),
             allow=allow,
         )
+    # Without the noise, another row might have been chosen.
+    others = judge_rows(now.rows, wanted, now.primary_shape, trust_noise=False)
     possible = {
         _exit_code(
-            judge(_settled_rows(rows, met=met), wanted, now.primary_shape),
+            judge(_settled_rows(marked, met=met), wanted, now.primary_shape),
             _settled(regression, met=met),
         )
-        for met in (True, False)
+        for marked, met in ((rows, True), (rows, False), (others, True))
     }
     code = _exit_code(verdict, regression)
     if len(possible) > 1 and not even_if_noisy:
@@ -217,13 +219,13 @@ def _on_noise(targets: Sequence[TargetChecks], code: int, *, even_if_noisy: bool
     """What noise kept from being decided, and from being shipped."""
     if code == NOISY:
         yield (
-            "the machine was noisy, so that its latencies decide nothing: measure again on an idle "
+            "the machine was noisy, so its latencies cannot be judged: measure again on an idle "
             "one with `compressor run --measure-again`, or accept them with --even-if-noisy"
         )
     if code == MET and not even_if_noisy:
         yield from (
-            f"{each.target}: {each.variant} is not to ship: the machine was noisy, so that its "
-            "latency is in doubt"
+            f"{each.target}: do not ship {each.variant}: the machine was noisy, so its latency is "
+            "in doubt"
             for each in targets
             if each.bundle and each.met and each.noisy
         )

@@ -11,7 +11,11 @@ from compressor.passes import Goal
 from compressor.report.schema import Change, Check, Comparison, Group, Row
 from targets.measurement import Measurement, Speedup
 
-__all__ = ["GOALS", "check_row", "target_label", "targets_of"]
+__all__ = ["GOALS", "NoisyBases", "check_row", "target_label", "targets_of"]
+
+NoisyBases = Mapping[str | None, Collection[str]]
+"""Device, None for this machine -> limits on a ratio of which what it divides was measured while
+the machine was noisy."""
 
 _LEAST_DROP = 1.0
 """Points that a miss is measured by where the limit itself is near 0."""
@@ -187,7 +191,7 @@ def check_row(
     comparison: Comparison | None,
     primary_shape: str,
     *,
-    noisy_bases: Mapping[str | None, Collection[str]] | None = None,
+    noisy_bases: NoisyBases | None = None,
 ) -> tuple[Check, ...]:
     """Compare a row with every limit that there is for it.
 
@@ -196,8 +200,7 @@ def check_row(
         budget: The limits.
         comparison: The row against the untouched model, on the data that is to count.
         primary_shape: The shape whose latency counts.
-        noisy_bases: Device, None for this machine -> limits on a ratio of which what it divides was
-            measured while the machine was noisy.
+        noisy_bases: What of the untouched model is in doubt.
     """
     limits = budget.on(target_label(row))
     measured = row.latency.get(primary_shape)

@@ -109,14 +109,14 @@ def compare_releases(
             notes.append(f"{label}: not compared: nothing was measured there for the last release")
             continue
         if new is None and old.unmet:
-            notes.append(f"{label}: not compared: nothing is shipped there, and nothing was")
+            notes.append(f"{label}: not compared: nothing ships there, and nothing did before")
             continue
         if new is None:
             checks.append(_gone(label, old, _chosen(now).get(label)))
             continue
         if old.unmet:
             notes.append(
-                f"{label}: the last release shipped nothing there; what is compared is "
+                f"{label}: the last release shipped nothing there; compared with "
                 f"{old.variant}, which came nearest to its budget"
             )
         found: list[Check] = []
@@ -131,12 +131,13 @@ def compare_releases(
             found += _accuracy_unpaired(label, new, old, tolerance)
             notes += [f"{label}: {unpaired}"] if found else []
         found += _latency(label, new, old, now, before, tolerance)
+        notes += _not_compared_devices(label, new, old, now, before)
         found += _growth(label, new, old, now.primary_shape, before.primary_shape, tolerance)
         aspects: tuple[str, ...] = ASPECTS
         if _has_perplexity(new) and unpaired is None:
             aspects = (*ASPECTS, PERPLEXITY)
         elif _has_perplexity(new):
-            notes.append(f"{label}: perplexity is not compared, which is done token by token")
+            notes.append(f"{label}: perplexity is not compared: that is done token by token")
         unknown = [name for name in aspects if name not in {check.limit for check in found}]
         if unknown:
             notes.append(
@@ -265,9 +266,9 @@ def _why_unpaired(
                 answers_before
             ):
                 return None
-            reason = "their answers are to other parts of the examples, or other classes"
+            reason = "their answers cover different examples, or different classes"
         else:
-            reason = f"there is no predictions.safetensors with them beside {' and '.join(absent)}"
+            reason = f"no predictions.safetensors with answers lies beside {' and '.join(absent)}"
     return (
         "accuracy is compared by the intervals of both, which are wider than one of paired "
         f"answers: {reason}"
@@ -386,13 +387,39 @@ def _drop(
 def _latency(
     label: str, new: Row, old: Row, now: Report, before: Report, tolerance: Tolerance
 ) -> Iterator[Check]:
-    measured = new.latency.get(now.primary_shape)
-    earlier = old.latency.get(before.primary_shape)
-    if measured is None or earlier is None:
-        return
+    """On this machine, and on each of the remote devices that both runs measured on."""
     same_model = now.model.sha256 == before.model.sha256
-    base_now = _baseline(now, new) if same_model else None
-    base_before = _baseline(before, old) if same_model else None
+    for device in (None, *new.devices):
+        measured, earlier = _time(now, new, device), _time(before, old, device)
+        if measured is not None and earlier is not None:
+            bases = _baseline(now, new, device), _baseline(before, old, device)
+            yield _times_compared(
+                label if device is None else f"{label} on {device}",
+                measured,
+                earlier,
+                bases if same_model else (None, None),
+                tolerance,
+            )
+
+
+def _not_compared_devices(
+    label: str, new: Row, old: Row, now: Report, before: Report
+) -> Iterator[str]:
+    """A note on each remote device that only one of the runs measured on."""
+    for device in dict.fromkeys((*new.devices, *old.devices)):
+        if _time(now, new, device) is None or _time(before, old, device) is None:
+            yield f"{label} on {device}: not compared, as its latency is not in both reports"
+
+
+def _times_compared(
+    label: str,
+    measured: Measurement,
+    earlier: Measurement,
+    bases: tuple[Measurement | None, Measurement | None],
+    tolerance: Tolerance,
+) -> Check:
+    """What a run takes now against the last release, beside the untouched model if known."""
+    base_now, base_before = bases
     has_base = base_now is not None and base_before is not None
     ratio, low, high = latency_ratio(measured, earlier, base_now=base_now, base_before=base_before)
     beside = ", beside the untouched model in each run" if has_base else ""
@@ -402,9 +429,11 @@ def _latency(
     )
     met = low - 1 <= tolerance.latency
     slowed = earlier if met else measured
-    if not has_base and slowed.is_slowed:  # which may be all of the difference
+    # Which may be all of the difference: the untouched model was slowed as well, unless threads
+    # were woken slowly, from which small models suffer most.
+    if slowed.wakes_slowly or (slowed.is_slowed and not has_base):
         noisy = True
-    yield Check(
+    return Check(
         limit="latency",
         subject=label,
         wanted=tolerance.latency,
@@ -417,7 +446,15 @@ def _latency(
     )
 
 
-def _baseline(report: Report, row: Row) -> Measurement | None:
+def _time(report: Report, row: Row, device: str | None) -> Measurement | None:
+    """The latency of a row on a device; None for this machine."""
+    if device is None:
+        return row.latency.get(report.primary_shape)
+    found = row.devices.get(device)
+    return None if found is None else found.latency.get(report.primary_shape)
+
+
+def _baseline(report: Report, row: Row, device: str | None) -> Measurement | None:
     """The untouched fp32 model on the target of a row."""
     for each in report.rows:
         if (
@@ -425,7 +462,7 @@ def _baseline(report: Report, row: Row) -> Measurement | None:
             and each.precision == "fp32"
             and target_label(each) == target_label(row)
         ):
-            return each.latency.get(report.primary_shape)
+            return _time(report, each, device)
     return None
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from compressor.gate.budget import Budget
-from compressor.gate.limits import GOALS, check_row, target_label
+from compressor.gate.limits import GOALS, NoisyBases, check_row, target_label
 from compressor.report.schema import Check, Row, Verdict
 from compressor.report.wording import worst_layer
 from targets.measurement import Measurement
@@ -19,8 +19,16 @@ MET, BUDGET_UNMET, NOTHING_MEASURED = 0, 5, 6
 _CANNOT_RUN_HERE = ("built", "unavailable")
 
 
-def choose(rows: Sequence[Row], budget: Budget, primary_shape: str) -> dict[str, int]:
+def choose(
+    rows: Sequence[Row], budget: Budget, primary_shape: str, *, trust_noise: bool = True
+) -> dict[str, int]:
     """Pick what to ship on each target, by the validation data alone.
+
+    Args:
+        rows: All rows.
+        budget: The limits.
+        primary_shape: The shape whose latency counts.
+        trust_noise: Whether a limit that was missed while the machine was noisy counts as missed.
 
     Returns:
         Label of the target -> index of the fastest row that meets the budget, or of the one that
@@ -31,31 +39,46 @@ def choose(rows: Sequence[Row], budget: Budget, primary_shape: str) -> dict[str,
         latency = row.latency.get(primary_shape)
         if row.kind != "candidate" or latency is None:
             continue
-        rank = (shortfall(row, budget, primary_shape), latency.median_ms, index)
+        bases = {} if trust_noise else _noisy_bases(rows, row, primary_shape)
+        missed = shortfall(row, budget, primary_shape, trust_noise=trust_noise, noisy_bases=bases)
+        rank = (missed, latency.median_ms, index)
         if target_label(row) not in chosen or rank < chosen[target_label(row)]:
             chosen[target_label(row)] = rank
     return {label: index for label, (_, _, index) in chosen.items()}
 
 
-def shortfall(row: Row, budget: Budget, primary_shape: str) -> float:
+def shortfall(
+    row: Row,
+    budget: Budget,
+    primary_shape: str,
+    *,
+    trust_noise: bool = True,
+    noisy_bases: NoisyBases | None = None,
+) -> float:
     """How far a row misses the budget on the validation data, as shares of its limits; 0: it holds.
 
     The validation data need not have the columns that the test data is sliced by.
     """
+    checks = check_row(
+        row, budget, row.validation_comparison, primary_shape, noisy_bases=noisy_bases
+    )
     return sum(
         check.shortfall
-        for check in check_row(row, budget, row.validation_comparison, primary_shape)
+        for check in checks
         if not (check.limit == "max_slice_drop" and check.found is None)
+        if trust_noise or not check.noisy
     )
 
 
-def judge_rows(rows: Sequence[Row], budget: Budget, primary_shape: str) -> list[Row]:
+def judge_rows(
+    rows: Sequence[Row], budget: Budget, primary_shape: str, *, trust_noise: bool = True
+) -> list[Row]:
     """Mark which rows to ship, and compare every measured candidate with the budget.
 
     Of a target that cannot run here, the nearest row is compared with the limits that the target
-    has of its own. What was marked before does not count.
+    has of its own. What was marked before does not count. Arguments as of `choose`.
     """
-    chosen = set(choose(rows, budget, primary_shape).values())
+    chosen = set(choose(rows, budget, primary_shape, trust_noise=trust_noise).values())
     marked = []
     for index, row in enumerate(rows):
         checks: tuple[Check, ...] = ()
@@ -73,9 +96,7 @@ def judge_rows(rows: Sequence[Row], budget: Budget, primary_shape: str) -> list[
     return marked
 
 
-def _noisy_bases(
-    rows: Sequence[Row], candidate: Row, shape: str
-) -> dict[str | None, frozenset[str]]:
+def _noisy_bases(rows: Sequence[Row], candidate: Row, shape: str) -> NoisyBases:
     """Device, None for this machine -> limits on ratios to what was measured on a noisy machine."""
     untouched = [row for row in rows if row.kind != "candidate"]
     own = [row for row in untouched if target_label(row) == target_label(candidate)]
@@ -243,7 +264,7 @@ def _advice(rows: Sequence[Row], advice: Advice) -> list[str]:
     missed = {GOALS[check.limit] for check in found if check.limit in GOALS}
     lines = [f"to try next: {_mend(missed, advice)}"] if missed else []
     if unknown:
-        lines.append(f"measure what was not, or leave these limits out: {', '.join(unknown)}")
+        lines.append(f"measure what these limits need, or remove them: {', '.join(unknown)}")
     return lines
 
 

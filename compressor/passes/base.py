@@ -106,7 +106,8 @@ class Pass(Component, ABC):
     """Distributions whose version changes the result."""
 
     uses_data: ClassVar[bool] = True
-    """Whether the result depends on the training or validation data."""
+    """Whether the result depends on the training or validation data. Where not, an ONNX model is
+    found again with other data; a torch model is made anew, as it is judged on them."""
 
     uses_original: ClassVar[bool] = False
     """Whether the result depends on the untouched model."""
@@ -121,6 +122,11 @@ class Pass(Component, ABC):
     def precision(self) -> Precision | None:
         """The number format of matrix products that it leaves; None where it changes none."""
         return None
+
+    @property
+    def width_multiple(self) -> int:
+        """What widths have to be multiples of for it to do all that it is asked for."""
+        return 1
 
     @property
     def input_files(self) -> tuple[Path, ...]:

@@ -90,10 +90,10 @@ class Distill(Pass, DistillSettings):
             return architecture
         if architecture.writes and (self.num_layers is not None or self.layers is not None):
             raise PassError(
-                "the model has an encoder and a decoder, and either has layers",
+                "the model has an encoder and a decoder, each with its own layers",
                 where=f"{self.name}.{'layers' if self.num_layers is None else 'num_layers'}",
                 given=architecture.describe(),
-                fix="put the pass drop_layers before this one, with its stack",
+                fix="leave it out; put the pass drop_layers, with its stack set, before this one",
             )
         keep = self._kept_layers(len(architecture.layers))
         if len(keep) < len(architecture.layers):

@@ -57,14 +57,14 @@ class DropBlocks(Pass):
             if len(set(self.blocks)) < len(self.blocks):
                 raise ValueError("blocks names a block twice")
             if self.examples != type(self).model_fields["examples"].default:
-                raise ValueError("examples has no effect where blocks names what goes")
+                raise ValueError("examples has no effect when blocks names the blocks to drop")
         return self
 
     @classmethod
     def unsuited(cls, architecture: Architecture) -> str | None:
         """See the base class."""
         if architecture.has_unknown_layers:
-            return "it attends in layers of a kind that is not known"
+            return "its attention layers are of an unknown kind"
         return "its layers are those of a transformer: drop_layers" if architecture.layers else None
 
     def requires(self, model: Model, context: PassContext) -> None:
@@ -110,15 +110,15 @@ class DropBlocks(Pass):
         """
         if not blocks:
             raise PassError(
-                "the network has no residual blocks that could go",
+                "the network has no residual blocks that can be dropped",
                 where=self.name,
-                given="no part that adds something to what it reads",
+                given="no part adds its input to its output",
                 fix="leave the pass out",
             )
         unknown = [name for name in self.blocks or () if name not in blocks]
         if unknown:
             raise PassError(
-                "these are no residual blocks of the network",
+                "blocks names parts that are not residual blocks of the network",
                 where=f"{self.name}.blocks",
                 given=", ".join(unknown),
                 fix=f"name some of {', '.join(blocks)}",

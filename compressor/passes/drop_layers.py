@@ -73,9 +73,9 @@ class DropLayers(Pass):
         """See the base class."""
         if architecture.tapped_layers:
             numbers = ", ".join(map(str, architecture.tapped_layers))
-            return f"its layers {numbers} are read by other parts, by their numbers"
+            return f"other parts of the network read its layers {numbers} by index"
         if architecture.has_unknown_layers:
-            return "its layers are of a kind that is not known"
+            return "its layers are of an unknown kind"
         return None if architecture.layers else "it has no layers of a transformer encoder"
 
     def plan(self, architecture: Architecture, *, width_multiple: int = 8) -> Architecture:
@@ -101,12 +101,12 @@ class DropLayers(Pass):
         total, decoder = len(architecture.layers), architecture.num_decoder_layers
         if (self.stack is None) == bool(decoder):
             raise PassError(
-                "the model has an encoder and a decoder, and either has layers"
+                "the model has an encoder and a decoder, each with its own layers"
                 if decoder
                 else "the model has one stack of layers",
                 where=f"{self.name}.stack",
                 given=self.stack or "nothing",
-                fix="set stack to encoder or decoder, in a pass each"
+                fix="set stack to encoder or decoder; use one pass for each"
                 if decoder
                 else "leave stack out",
             )

@@ -57,7 +57,7 @@ class Export(Pass):
         """See the base class."""
         if self.cache and not architecture.is_decoder:
             raise PassError(
-                "a model with a decoder keeps its keys and values always"
+                "a model with an encoder and a decoder always keeps its keys and values"
                 if architecture.writes
                 else "only language models have keys and values to keep",
                 where=f"{self.name}.cache",
@@ -145,9 +145,9 @@ class Export(Pass):
             raise PassError(
                 "the ONNX model does not compute what the torch model computes",
                 where=parity.worst_case,
-                given=f"outputs differ by {difference:.2g} of the largest output, "
-                f"{result.metrics['max_abs_difference']:.2g} in all",
-                fix=f"report the model, or allow it with tolerance above {self.tolerance:g}",
+                given=f"largest difference {difference:.2g} relative to the largest output, "
+                f"{result.metrics['max_abs_difference']:.2g} absolute",
+                fix=f"report the model, or allow it with tolerance above {difference:.2g}",
             )
         _check_interface(exported)
 

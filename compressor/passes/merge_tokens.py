@@ -45,9 +45,9 @@ class MergeTokens(Pass):
     def unsuited(cls, architecture: Architecture) -> str | None:
         """See the base class."""
         if architecture.has_unknown_layers:
-            return "it attends in layers of a kind that is not known"
+            return "its attention layers are of an unknown kind"
         if not architecture.has_patches:
-            return "it is no classifier that attends to patches of images"
+            return "it is not an image classifier that attends to patches"
         return None
 
     def plan(self, architecture: Architecture, *, width_multiple: int = 8) -> Architecture:
@@ -55,8 +55,8 @@ class MergeTokens(Pass):
         num_layers = len(architecture.layers)
         if self.first_layer > num_layers - 2:
             raise PassError(
-                f"the network has {num_layers} layers: behind the last none is left to gain from "
-                "merging",
+                f"the network has {num_layers} layers: merging must begin before the last one to "
+                "have an effect",
                 where=f"{self.name}.first_layer",
                 given=self.first_layer,
                 fix=f"use at most {num_layers - 2}"
@@ -77,7 +77,7 @@ class MergeTokens(Pass):
         counts = [later - before for before, later in itertools.pairwise(gone)]
         if not total:
             raise PassError(
-                f"of {num_patches} patches none would be merged",
+                f"none of the {num_patches} patches would be merged",
                 where=f"{self.name}.ratio",
                 given=self.ratio,
                 fix=f"set ratio to {1 / num_patches:.2g} or more, or leave the pass out",
@@ -86,8 +86,8 @@ class MergeTokens(Pass):
             count > (num_patches - before) // 2 for before, count in zip(gone, counts, strict=False)
         ):
             raise PassError(
-                f"of {num_patches} patches more than half of those that are left would go behind "
-                f"one of {num_steps} layers",
+                f"of {num_patches} patches, more than half of those left would be merged after a "
+                f"single one of {num_steps} layers",
                 where=f"{self.name}.ratio",
                 given=self.ratio,
                 fix="lower the ratio" + (", or first_layer" if self.first_layer else ""),
@@ -121,7 +121,7 @@ class MergeTokens(Pass):
             },
             notes=(
                 f"{num_patches} patches, {left[-1]} in the last layer; {share:.0%} of the tokens "
-                "in the mean of the layers",
+                "on average over the layers",
             ),
         )
 

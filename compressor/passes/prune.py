@@ -96,11 +96,11 @@ class Prune(Pass):
         elif ratios == Ratios(0.0, 0.0, 0.0):
             raise ValueError("nothing to prune: set ratio, or heads, ffn or hidden, above 0")
         if self.refit and self.shape is None and not (ratios.heads or ratios.ffn):
-            raise ValueError("refit has no effect where neither heads nor neurons go")
+            raise ValueError("refit has no effect when neither heads nor neurons are removed")
         if self.importance == "second-order" and not self.refit:
-            raise ValueError("importance second-order counts on refit: set it to true")
+            raise ValueError("importance second-order needs refit: set refit to true")
         if self.importance == "second-order" and self.hidden:
-            raise ValueError("importance second-order knows no hidden units: drop hidden")
+            raise ValueError("importance second-order cannot score hidden units: remove hidden")
         if (
             self.importance != "taylor"
             and not self.refit
@@ -112,9 +112,9 @@ class Prune(Pass):
     def _check_shape(self, shape: tuple[KeptLayer, ...]) -> None:
         layers = [each.layer for each in shape]
         if not layers or layers != sorted(set(layers)):
-            raise ValueError("shape names the layers that stay in ascending order, each once")
+            raise ValueError("shape must name the layers to keep in ascending order, each once")
         if self.ratios != Ratios(0.0, 0.0, 0.0):
-            raise ValueError("shape stands instead of ratio, heads, ffn and hidden: drop them")
+            raise ValueError("shape replaces ratio, heads, ffn and hidden: remove them")
         if self.scope == "global":
             raise ValueError("scope global has no effect with a shape: drop it")
 
@@ -142,7 +142,7 @@ class Prune(Pass):
     def unsuited(cls, architecture: Architecture) -> str | None:
         """See the base class."""
         known = not architecture.has_unknown_layers
-        return None if known else "it attends in layers of a kind that is not known"
+        return None if known else "its attention layers are of an unknown kind"
 
     def plan(self, architecture: Architecture, *, width_multiple: int = 8) -> Architecture:
         """See the base class. With scope "global" the layers will differ; the totals hold.
@@ -168,7 +168,7 @@ class Prune(Pass):
             wrong.append("hidden")
         if wrong or self.ratio is None:
             raise PassError(
-                "the model is no transformer encoder: it has channels, and no heads or layers",
+                "the model is not a transformer encoder: it has channels, but no heads or layers",
                 where=self.name,
                 given=", ".join(wrong),
                 fix="set ratio alone, or leave the pass out",
@@ -185,7 +185,7 @@ class Prune(Pass):
             return
         if not encoder_layers(model.module):  # type: ignore[union-attr]
             raise PassError(
-                "the model is no BERT-like encoder: its layers were not found",
+                "the model is not a BERT-like encoder: its layers were not found",
                 where=type(model.module).__name__,  # type: ignore[union-attr]
                 given=f"model_type {before.family}",
                 fix="leave the pass out",
@@ -249,7 +249,7 @@ class Prune(Pass):
         """
         if self.hidden and not architecture.num_labels:
             raise PassError(
-                "the hidden size of this model is the size of its embeddings, which stays",
+                "the hidden size of this model is the size of its embeddings, which cannot change",
                 where=f"{self.name}.hidden",
                 given=self.hidden,
                 fix="leave hidden out; heads, ffn and layers can be pruned",

@@ -120,7 +120,7 @@ class Quantize(Pass):
                     f"it belongs to {', '.join(methods)}"
                 )
         if self.weight_bits == (7 if self.method == "weights" else 4):
-            raise ValueError(f"method {self.method} has no weights of {self.weight_bits} bits")
+            raise ValueError(f"method {self.method} has no {self.weight_bits}-bit weights")
         for setting in ("group_size", "awq", "scale_estimation"):
             if setting in changed and self.weight_bits != 4:
                 raise ValueError(f"{setting} has no effect with weight_bits {self.weight_bits}")
@@ -138,6 +138,11 @@ class Quantize(Pass):
     def precision(self) -> Precision:
         """See the base class."""
         return "int4-weights" if self.weight_bits == 4 else _PRECISIONS[self.method]
+
+    @property
+    def width_multiple(self) -> int:
+        """See the base class: weights of 4 bits fall into groups."""
+        return self.group_size if self.weight_bits == 4 else 1
 
     def requires(self, model: Model, context: PassContext) -> None:
         """Check that the model is still float and that excluded nodes exist."""

@@ -35,7 +35,6 @@ class Student(Pass):
         "Hinton et al., Distilling the Knowledge in a Neural Network, 2015: teacher and student "
         "need not be alike"
     )
-    uses_data: ClassVar[bool] = False
     advice: ClassVar[Mapping[Goal, Advice]] = {
         "accuracy": Advice(used="a larger network for student"),
         "speed": Advice(used="a smaller network for student"),
@@ -48,7 +47,7 @@ class Student(Pass):
     @classmethod
     def unsuited(cls, architecture: Architecture) -> str | None:
         """See the base class."""
-        return None if architecture.num_labels else "its answers are no classes"
+        return None if architecture.num_labels else "its answers are not classes"
 
     @property
     def input_files(self) -> tuple[Path, ...]:

@@ -60,7 +60,7 @@ class TrimVocabulary(Pass):
     def unsuited(cls, architecture: Architecture) -> str | None:
         """See the base class."""
         if architecture.is_decoder or architecture.writes:
-            return "it writes text, and any token may be wanted"
+            return "it writes text, so any token may be needed"
         return None if architecture.vocabulary_size else "it reads no tokens"
 
     @property
@@ -108,7 +108,7 @@ class TrimVocabulary(Pass):
             },
             notes=(
                 f"{len(kept)} of {before} tokens kept, {saved / 1e6:.1f} MB of float32 saved",
-                f"{changed:.1%} of the validation texts hold a token that is gone "
+                f"{changed:.1%} of the validation texts contain a removed token "
                 "and are split differently",
             ),
         )
@@ -124,7 +124,7 @@ class TrimVocabulary(Pass):
         covered, wrong = covered_texts(before.processor, after.processor, kept, texts)
         if wrong:
             raise PassError(
-                "a text of kept tokens is split differently",
+                "a text that has only kept tokens is split differently",
                 where=f"text {wrong[0]!r}",
                 given=f"{len(wrong)} such texts",
                 fix="report the tokenizer; leave this pass out",
@@ -171,7 +171,9 @@ def _check_weights(before: TorchModel, after: TorchModel, kept: NDArray[np.int64
         wanted = old[name] if old[name].shape == tensor.shape else old[name][rows]
         if not torch.equal(wanted, tensor):
             raise PassError(
-                "a weight is not what it was", where=name, fix="report the model; leave this out"
+                "a weight that should have stayed the same was changed",
+                where=name,
+                fix="report the model; leave this pass out",
             )
 
 
@@ -193,7 +195,7 @@ def _check_outputs(before: TorchModel, after: TorchModel, texts: list[str]) -> N
     if not torch.equal(*outputs):
         difference = (outputs[0] - outputs[1]).abs().max().item()
         raise PassError(
-            "the outputs of text of kept tokens have changed",
+            "the outputs for texts that have only kept tokens have changed",
             given=f"largest difference {difference:.2g}",
             fix="report the model; leave this pass out",
         )

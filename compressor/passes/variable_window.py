@@ -45,7 +45,7 @@ class VariableWindow(Pass):
     @classmethod
     def unsuited(cls, architecture: Architecture) -> str | None:
         """See the base class."""
-        return None if architecture.has_window else "it hears no windows of one size"
+        return None if architecture.has_window else "it does not read audio in windows of one size"
 
     def run(self, model: TorchModel, context: PassContext) -> PassResult:
         """Change how inputs are read, and nothing else.
@@ -67,5 +67,5 @@ class VariableWindow(Pass):
         return PassResult(
             model=changed,
             metrics={"mean_share_of_window": share},
-            notes=(f"recordings take {share:.0%} of the window, in the mean",),
+            notes=(f"on average, recordings take {share:.0%} of the window",),
         )

@@ -95,8 +95,8 @@ def prune_channels(
     module.zero_grad(set_to_none=True)
     if across_layers and importance == "second-order" and not scorer.is_comparable:
         raise PassError(
-            "the channels of all layers cannot compete: convolutions in groups read some of them, "
-            "and their errors are not known",
+            "the channels of all layers cannot be ranked together: grouped convolutions read some "
+            "of them, and the errors of removing those are unknown",
             where=type(module).__name__,
             given="scope global, importance second-order",
             fix="set scope to layer, or importance to taylor",
@@ -154,7 +154,7 @@ def _cut(module: nn.Module, example: Mapping[str, Tensor], *, seed: int, **setti
                 raise ValueError(f"logits of shape {tuple(found)} instead of {tuple(shape)}")
         except Exception as error:  # the tracing runs the network: anything may come out of it
             raise PassError(
-                "the network cannot be pruned: what hangs together in it was not found",
+                "the network cannot be pruned: the dependencies between its layers were not found",
                 where=type(module).__name__,
                 given=f"{type(error).__name__}: {error}",
                 fix="leave the pass out",

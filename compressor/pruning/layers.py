@@ -24,6 +24,8 @@ __all__ = [
 
 
 _RELATIVE = "has_relative_attention_bias"
+_LISTS = ("layer_types", "no_rope_layers", "mlp_layer_types", "layers_block_type")
+"""Settings of a config that have an entry for each layer."""
 
 
 def check_layers(keep: Sequence[int], num_layers: int) -> None:
@@ -37,7 +39,7 @@ def check_layers(keep: Sequence[int], num_layers: int) -> None:
     unknown = [layer for layer in listed if not 0 <= layer < num_layers]
     if not listed or unknown or listed != sorted(set(listed)):
         raise PassError(
-            f"the model has no layers {unknown}" if unknown else "the layers to keep do not hold",
+            f"the model has no layers {unknown}" if unknown else "the layers to keep are not valid",
             where=f"an encoder of {num_layers} layers",
             given=f"keep {listed}",
             fix=f"name layers from 0 to {num_layers - 1} in ascending order, each once",
@@ -52,7 +54,7 @@ def require_layers(num_layers: int) -> None:
     """
     if not num_layers:
         raise PassError(
-            "the model is no transformer encoder: it has no layers to choose from",
+            "the model is not a transformer encoder: it has no layers to choose from",
             given="0 layers",
             fix="leave the settings about layers out, or the pass",
         )
@@ -111,7 +113,7 @@ def select_layers(module: nn.Module, keep: Sequence[int]) -> nn.Module:
     stacks = layer_stacks(selected)
     if not stacks:
         raise PassError(
-            "the model is no BERT-like encoder: its layers were not found",
+            "the model is not a BERT-like encoder: its layers were not found",
             where=type(module).__name__,
             fix="leave the pass out",
         )
@@ -120,7 +122,7 @@ def select_layers(module: nn.Module, keep: Sequence[int]) -> nn.Module:
     tapped = getattr(selected.config, TAPPED_LAYERS, None)
     if tapped and len(keep) < num_layers:
         raise PassError(
-            "other parts of the network read layers by their numbers: none can go",
+            "other parts of the network read layers by index, so none can be dropped",
             where=type(module).__name__,
             given=f"{TAPPED_LAYERS} {', '.join(map(str, tapped))}",
             fix="leave the pass out, or its settings about layers",
@@ -142,8 +144,10 @@ def select_layers(module: nn.Module, keep: Sequence[int]) -> nn.Module:
         if table is not None:
             setattr(part, MID_POSITIONS, nn.Parameter(table.detach()[list(keep[:-1])]))
     config = cast("Any", selected.config)
-    if getattr(config, "layer_types", None):  # some name the kind of attention of each layer
-        config.layer_types = [config.layer_types[layer] for layer in keep]
+    for name in _LISTS:
+        of_layers = getattr(config, name, None)
+        if of_layers:
+            setattr(config, name, [of_layers[layer] for layer in keep])
     keep_last(selected)
     update_config(selected)
     return selected

@@ -17,6 +17,9 @@ from compressor.pruning.widths import (
     step_ratio,
 )
 
+_NORMALIZES_ALL_HEADS = frozenset({"olmo2", "olmo3", "flex_olmo"})
+"""Families whose scale of queries and keys is as wide as all heads together."""
+
 __all__ = ["KeptLayer", "Ratios", "check_untapped", "plan_shape", "plan_sizes"]
 
 
@@ -70,8 +73,16 @@ def plan_sizes(
     """
     if ratios.heads and architecture.writes:
         raise PassError(
-            "the heads of a model with a decoder stay: those that attend to the encoder have the "
-            "number that the config names for all",
+            "the heads of a model with a decoder cannot be pruned: its cross-attention needs the "
+            "number of heads that the config gives for all layers",
+            where="heads",
+            given=f"{ratios.heads:g}, model_type {architecture.family}",
+            fix="set ffn alone, or heads to 0",
+        )
+    if ratios.heads and architecture.family in _NORMALIZES_ALL_HEADS:
+        raise PassError(
+            "the heads of this model cannot be pruned: it normalizes the queries and keys of all "
+            "heads together",
             where="heads",
             given=f"{ratios.heads:g}, model_type {architecture.family}",
             fix="set ffn alone, or heads to 0",
@@ -79,7 +90,7 @@ def plan_sizes(
     is_encoder = not (architecture.is_decoder or architecture.writes)
     if ratios.hidden and not (is_encoder and architecture.vocabulary_size):
         raise PassError(
-            "the residual stream can be narrowed in encoders of text only",
+            "the residual stream can be narrowed only in text encoders",
             where="hidden",
             given=f"{ratios.hidden:g}, model_type {architecture.family}",
             fix="leave hidden at 0",
@@ -127,7 +138,7 @@ def plan_shape(
     """
     if architecture.writes:
         raise PassError(
-            "a shape is that of one stack of layers, and the model has an encoder and a decoder",
+            "shape describes a single stack of layers, but the model has an encoder and a decoder",
             where="shape",
             given=architecture.describe(),
             fix="use ffn, and the pass drop_layers before it",
@@ -146,7 +157,7 @@ def plan_shape(
         now = architecture.layers[each.layer]
         if each.heads > now.num_heads or each.ffn > now.ffn_width:
             raise PassError(
-                f"layer {each.layer} has less than is to stay",
+                f"shape keeps more of layer {each.layer} than it has",
                 where=f"shape, layer {each.layer}",
                 given=f"{each.heads} heads x {each.ffn} FFN of {now.num_heads} x {now.ffn_width}",
                 fix=f"keep at most {now.num_heads} heads and {now.ffn_width} neurons",
@@ -170,7 +181,7 @@ def check_untapped(architecture: Architecture) -> None:
     """
     if architecture.tapped_layers:
         raise PassError(
-            "no layer of the model can go: another part reads some of them by their numbers",
+            "no layer of the model can be dropped: another part reads some of them by index",
             where="layers",
             given=", ".join(map(str, architecture.tapped_layers)),
             fix="keep all layers, and prune heads and neurons",

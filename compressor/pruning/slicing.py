@@ -152,8 +152,8 @@ def _check_sizes(layers: tuple[EncoderLayer, ...], kept: Kept, head_size: int) -
             found = tuple(getattr(layer, name).weight.shape)
             if found != shape:
                 raise PassError(
-                    "pruning left a layer with other sizes than asked for",
+                    "pruning left a layer with the wrong sizes",
                     where=f"layer {number}, {name}",
                     given=f"{list(found)} instead of {list(shape)}",
-                    fix="pruning does not know this kind of model; leave the pass out",
+                    fix="leave the pass out: this kind of model is not supported",
                 )

@@ -105,7 +105,7 @@ def _joined(graph: Graph, spec: StateSpec) -> tuple[onnx.NodeProto, str]:
         or len(node.input) != 2
     ):
         raise PassError(
-            "what the model keeps is not joined to what it kept before",
+            "the model does not append its new keys and values to those it kept",
             where=spec.output,
             given="no such output" if node is None else f"made by {node.op_type}",
             fix="leave kv_cache out",

@@ -22,12 +22,15 @@ class QuantizationSummary:
         float_nodes: Nodes of the same kinds that still multiply float32.
         tables: Embedding tables that are stored as integers.
         thresholds: Tensor name -> largest magnitude that its int8 form holds.
+        wider: Of the quantized nodes those that keep 8 bits where 4 were asked for, as their inputs
+            do not fall into even groups.
     """
 
     quantized_nodes: tuple[str, ...]
     float_nodes: tuple[str, ...]
     tables: tuple[str, ...] = ()
     thresholds: Mapping[str, float] = field(default_factory=dict)
+    wider: tuple[str, ...] = ()
 
     @classmethod
     def of(
@@ -56,6 +59,11 @@ class QuantizationSummary:
         """One line for the report."""
         total = len(self.quantized_nodes) + len(self.float_nodes)
         if self.is_empty:
-            return f"none of {total} matrix products and convolutions can be quantized so"
+            return f"none of {total} matrix products and convolutions can be quantized this way"
         line = f"{len(self.quantized_nodes)} of {total} matrix products quantized"
+        if self.wider:
+            line += (
+                f"; NOTE: {len(self.wider)} of them to 8 bits, as the number of their inputs is no "
+                "multiple of group_size"
+            )
         return f"{line}, {len(self.tables)} embedding tables as integers" if self.tables else line

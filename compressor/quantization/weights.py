@@ -64,8 +64,10 @@ def quantize_weights(
     outputs = {each.name for each in model.graph.output}
 
     def fits(graph: Graph, node: onnx.NodeProto) -> bool:
-        even = graph.weight(node.input[1]).shape[0] % group_size == 0
-        return even and node.output[0] not in outputs
+        return is_even(graph, node) and node.output[0] not in outputs
+
+    def is_even(graph: Graph, node: onnx.NodeProto) -> bool:
+        return bool(graph.weight(node.input[1]).shape[0] % group_size == 0)
 
     batches = list(batches)
     if awq:
@@ -78,12 +80,15 @@ def quantize_weights(
     nodes: list[onnx.NodeProto] = []
     stored: dict[tuple[str, int], str] = {}
     quantized: set[str] = set()
+    wider: list[str] = []
     for node in model.graph.node:
         is_linear = node.name not in exclude and graph.is_linear(node)
         if grouped is not None and is_linear and fits(graph, node):
             nodes += grouped.product(node)
             quantized.add(node.name)
             continue
+        if grouped is not None and is_linear and not is_even(graph, node):
+            wider.append(node.name)
         is_conv = node.op_type == "Conv" and graph.is_weight(node.input[1])
         if is_linear or (is_conv and node.name not in exclude):
             key = (node.input[1], 0 if is_conv else 1)
@@ -97,7 +102,7 @@ def quantize_weights(
     graph.replace_nodes(nodes)
     tables = quantize_tables(model, exclude, bits=table_bits)
     save_model(model, destination)
-    return replace(summary, tables=tables)
+    return replace(summary, tables=tables, wider=tuple(wider))
 
 
 def _mean_squares(

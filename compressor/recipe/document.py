@@ -28,7 +28,7 @@ class _UniqueKeyLoader(yaml.SafeLoader):
             key = self.construct_object(key_node, deep=True)
             if isinstance(key, Hashable) and key in seen:
                 raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key!r} stands twice", key_node.start_mark
+                    None, None, f"the key {key!r} appears twice", key_node.start_mark
                 )
             if isinstance(key, Hashable):  # else the base class refuses it
                 seen.add(key)
@@ -49,7 +49,7 @@ def parse_yaml(path: Path, *, fix: str) -> Any:
         with path.open(encoding="utf-8") as stream:
             return _unshared(yaml.load(stream, _UniqueKeyLoader))  # noqa: S506  (a SafeLoader)
     except FileNotFoundError as error:
-        raise Problem("the file does not exist", fix="pass a file that is there") from error
+        raise Problem("the file does not exist", fix="pass a file that exists") from error
     except OSError as error:
         raise Problem(
             "the file cannot be read", given=error.strerror, fix="pass a file that can be read"
@@ -74,7 +74,7 @@ def read_document(path: Path) -> dict[str, Any]:
         raise RecipeError([invalid], where=path) from invalid
     if not isinstance(document, dict):
         problem = Problem(
-            "a recipe is a mapping of settings",
+            "a recipe must be a mapping of settings",
             given=type(document).__name__,
             fix="start from a built-in recipe: `compressor recipes` lists them",
         )
@@ -161,7 +161,7 @@ def _index(node: Any, part: str, here: str, dotted: str) -> Any:
             "an override reaches into a value that has no parts",
             where=here,
             given=dotted,
-            fix=f"the value there is {shown(node)}",
+            fix=f"set the value as a whole; the value there is {shown(node)}",
         )
     if not part.isdecimal() or int(part) >= len(node):
         raise Problem(

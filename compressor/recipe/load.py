@@ -174,7 +174,7 @@ def _variants(entries: Any, problems: list[Problem]) -> dict[str, tuple[Componen
     if not isinstance(entries, dict):
         problems.append(
             Problem(
-                "variants is a mapping from a name to a list of passes",
+                "variants must be a mapping from names to lists of passes",
                 where="variants",
                 given=shown(entries),
                 fix="write 'NAME: [{pass: NAME}]' for each, such as "
@@ -211,7 +211,7 @@ def _components(
     if not isinstance(entries, list):
         problems.append(
             Problem(
-                f"{where} is a list",
+                f"{where} must be a list",
                 where=where,
                 given=shown(entries),
                 fix=f"write '- {key}: NAME' for each",

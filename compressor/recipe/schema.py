@@ -116,8 +116,10 @@ class Recipe(BaseModel):
 
     @property
     def width_multiple(self) -> int:
-        """What widths are rounded to, so that the kernels of every target like them."""
-        return math.lcm(*(target.width_multiple for target in self.targets))
+        """What widths are rounded to: the kernels of every target like them, and groups of weights
+        that share a scale are whole."""
+        groups = {each.width_multiple for chain in self.chains.values() for each in chain}
+        return math.lcm(*(target.width_multiple for target in self.targets), *groups)
 
     @field_serializer("passes")
     def _dump_passes(self, passes: tuple[Pass, ...]) -> list[dict[str, Any]]:

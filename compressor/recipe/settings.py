@@ -39,7 +39,8 @@ def read_settings(cls: type[ComponentT], overrides: Sequence[str], where: str) -
         problems = []
         for each in error.errors():
             name = ".".join(map(str, each["loc"]))
-            what, fix = each["msg"][0].lower() + each["msg"][1:], None
+            message = each["msg"].removeprefix("Value error, ")
+            what, fix = message[0].lower() + message[1:], None
             given: str | None = shown(each["input"])
             if each["type"] == "extra_forbidden":
                 what = f"there is no setting {name!r}"

@@ -426,18 +426,18 @@ def _notes(runs: Sequence[Run], entries: Sequence[Entry]) -> Iterator[str]:
     shapes = _groups(runs, lambda run: run.report.primary_shape, lambda run: run.label)
     if len(shapes) > 1:
         yield (
-            "Latencies are at different shapes (batch x length) and cannot be compared between "
-            f"them: {_list(shapes)}."
+            "Latencies were measured at different shapes (batch x length) and cannot be compared "
+            f"between them: {_list(shapes)}."
         )
     threads = _groups(
         timed, lambda pair: plural(pair[1].threads, "thread"), lambda pair: pair[0].place
     )
     if len(threads) > 1:
-        yield f"Latencies are with different numbers of threads: {_list(threads)}."
+        yield f"Latencies were measured with different numbers of threads: {_list(threads)}."
     data = _groups(runs, lambda run: str(run.report.data.get("sha256"))[:12], lambda run: run.label)
     if len(data) > 1:
         yield (
-            "Accuracies are on different data and cannot be compared between them: "
+            "Accuracies were measured on different data and cannot be compared between them: "
             f"{_list({f'data {sha}': names for sha, names in data.items()})}."
         )
     splits = _groups(
@@ -455,13 +455,13 @@ def _notes(runs: Sequence[Run], entries: Sequence[Entry]) -> Iterator[str]:
         only=lambda run: accuracy_split(run.report) is not None,
     )
     if len(measures) > 1:
-        yield f"What stands under accuracy is not the same in all runs: {_list(measures)}."
+        yield f"The figures under accuracy are not the same measure in all runs: {_list(measures)}."
     models = _groups(runs, lambda run: run.report.model.sha256[:12], lambda run: run.label)
     if len(models) > 1:
         named = {f"model {sha}": names for sha, names in models.items()}
         yield (
-            "The runs began with different models, and drops and speed-ups are against the run's "
-            f"own: {_list(named)}."
+            "The runs started from different models, and drops and speed-ups are against the model "
+            f"of each run: {_list(named)}."
         )
     yield from _speeds(timed)
     noisy = [run.label for run in runs if run.report.verdict.noisy]
@@ -492,8 +492,8 @@ def _speeds(timed: Sequence[tuple[Entry, Ground]]) -> Iterator[str]:
             told.add(ground)
             times = ", ".join(f"{e.text.latency} ms in {e.place}" for e in entries.values())
             yield (
-                "The same name stands for machines of different speed, which count as different "
-                f"machines here: an untouched model of one architecture took {times} "
+                "Machines of different speed have the same name, and count as different machines "
+                f"here: an untouched model of one architecture took {times} "
                 f"({next(iter(entries.values())).text.target}; {ground.machine})."
             )
 

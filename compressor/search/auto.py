@@ -42,6 +42,7 @@ from compressor.training.teacher import TeacherMemory
 from targets.answers import Units
 from targets.answers.base import shared_units
 from targets.environment import library_versions
+from targets.networks import network_source
 from targets.wording import plural
 
 __all__ = ["AutoSettings", "search"]
@@ -164,7 +165,7 @@ class _Searcher:
             PassError: They cannot.
         """
         if not self.prepared.original.record.facts["has_known_layers"]:
-            raise _another_kind(self.architecture, "its layers are of a kind that is not known")
+            raise _another_kind(self.architecture, "its layers are of an unknown kind")
 
     def _share_of_epochs(self) -> float:
         """Of those that are wanted of a few labelled rows: where there are more rows, an epoch
@@ -248,8 +249,8 @@ class _Searcher:
                 raise BudgetError(
                     "no shape of this model is that fast",
                     where=found.table.target,
-                    given=f"{limit_ms:g} ms; {found.table.base_ms:.3g} ms are not in its layers",
-                    fix="allow more time a run, a shorter sequence, or start from a smaller model",
+                    given=f"{limit_ms:g} ms; {found.table.base_ms:.3g} ms are outside its layers",
+                    fix="allow more time per run, or use a shorter sequence or a smaller model",
                 )
             return False
         candidates = self._candidates(found, curves, limit_ms, solutions)
@@ -379,9 +380,9 @@ class _Searcher:
         if pace is None or pace.label_s <= LONG_S or trained.cached or not self.memory.is_empty:
             return
         self.progress.warn(
-            f"what the untouched model says of the training data, {pace.label_s / 60:.0f} min of "
-            "work, could not be kept and is asked for again by each training: free space on "
-            "the disk of the store, or name another one with --store"
+            "the answers of the untouched model to the training data "
+            f"({pace.label_s / 60:.0f} min of work) could not be kept, so each training computes "
+            "them again: free space on the disk of the store, or name another one with --store"
         )
 
     def _distance(self, folder: Path) -> float | None:
@@ -464,7 +465,8 @@ class _Searcher:
                 "model": self.prepared.original.content_hash,
                 "data": self.prepared.data_hash,
                 "seed": self.recipe.seed,
-                "libraries": library_versions(("torch", "transformers")),
+                "libraries": library_versions(("torch", "transformers"))
+                | network_source(self.prepared.original.folder),
                 "version": IMPORTANCE_VERSION,
             },
             make,
@@ -490,17 +492,17 @@ def _check(architecture: Architecture) -> None:
         raise _another_kind(architecture, "it has no layers of a known transformer")
     if architecture.tapped_layers:
         raise _another_kind(
-            architecture, "another part of the network reads its layers: none may go"
+            architecture, "another part of the network reads its layers: none can be dropped"
         )
 
 
 def _another_kind(architecture: Architecture, reason: str) -> PassError:
     return PassError(
-        "auto looks for the shape of one stack of layers, by an accuracy, and this model is of "
-        "another kind",
+        "auto searches for the shape of a single stack of layers, judged by accuracy, and this "
+        "model is of another kind",
         where="model",
         given=f"{architecture.describe()}: {reason}",
-        fix="take a recipe: `compressor recipes` lists them, int8 is for every model",
+        fix="use a recipe: `compressor recipes` lists them; int8 works for every model",
     )
 
 

@@ -66,7 +66,7 @@ def check_budget(recipe: Recipe) -> None:
     """
     if recipe.budget.here.is_empty:
         problem = Problem(
-            "the budget has no limit that a search could keep",
+            "the budget has no limit for a search to meet",
             where="budget",
             given="limits on devices only" if recipe.budget.devices else "an empty budget",
             fix="set max_accuracy_drop for the fastest bundle within it, or min_speedup or "

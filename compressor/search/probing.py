@@ -24,6 +24,7 @@ from targets.benchmark import BenchmarkCase, BenchmarkSettings, Failure, benchma
 from targets.environment import Environment, cpu_features, library_versions
 from targets.errors import TargetError
 from targets.measurement import Measurement
+from targets.networks import network_source
 from targets.shapes import LayerShape
 from targets.wording import plural
 
@@ -97,7 +98,9 @@ class Prober:
                 "original": self.original.content_hash,
                 "target": target.name,
                 "settings": target.settings(),
-                "versions": target.versions() | library_versions(("torch", "onnx")),
+                "versions": target.versions()
+                | library_versions(("torch", "onnx"))
+                | network_source(self.original.folder),
                 "target_version": target.version,
                 "cpu": cpu_features(),
                 "passes": [[each.name, each.version, each.settings()] for each in quantize],
@@ -114,7 +117,7 @@ class Prober:
         if step.record.facts["noisy"]:
             self.progress.warn(
                 f"{step.record.facts['noisy']} of {plural(len(table.probes), 'model')} were timed "
-                "while the machine was busy: latencies that are predicted may be off. To time them "
+                "while the machine was busy: predicted latencies may be off. To time the models "
                 f"again: {self.store.remove_command(step.record.key)}"
             )
         return table, step

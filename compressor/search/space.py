@@ -79,7 +79,7 @@ class Range(_Dimension):
         if self.step is not None:
             count = (self.high - self.low) / self.step
             if not math.isclose(count, round(count), abs_tol=1e-6) or round(count) < 1:
-                raise ValueError("high has to be a multiple of step above low")
+                raise ValueError("high has to be low plus a multiple of step")
         return self
 
     @property
@@ -106,7 +106,7 @@ class Choices(_Dimension):
     @model_validator(mode="after")
     def _differ(self) -> Self:
         if len({repr(each) for each in self.choices}) < len(self.choices):
-            raise ValueError("a value stands twice")
+            raise ValueError("a value appears twice")
         return self
 
     @property

@@ -120,7 +120,7 @@ def open_study(path: Path, *, num_evaluations: int) -> Study:
 
 def _no_study(path: Path, given: str) -> StoreError:
     return StoreError(
-        "the study file is damaged, or is none",
+        "the study file is damaged, or is not a study",
         where=path,
         given=given,
         fix="name another file with --study, or remove it: finished steps are kept in the store",
@@ -176,7 +176,7 @@ def identify(study: Study, path: Path, parts: Mapping[str, str]) -> None:
     elif known != parts:
         changed = [name for name in parts if known.get(name) != parts[name]]
         raise StoreError(
-            "the study was begun with something else, so that its trials cannot be compared",
+            "the study was started with different inputs, so its trials cannot be compared",
             where=path,
             given=f"changed since: {', '.join(changed)}",
             fix="name another file with --study, or another --output",

@@ -89,7 +89,7 @@ class Trials:
         elif failed:
             given += f"; the first that failed: {failed[0].reason}"
         raise BudgetError(
-            "no trial keeps the budget on the validation data",
+            "no trial meets the budget on the validation data",
             where="budget",
             given=given,
             fix="widen the space, allow more --trials, or loosen the budget",
@@ -196,7 +196,7 @@ class _Search:
         missing = num_trials - num_counted(self.study)
         stopped = None
         if missing > 0 and time_limit_s is not None:
-            stopped = f"the time limit of {time_limit_s / 60:g} min, before {missing} of the trials"
+            stopped = f"the time limit of {time_limit_s / 60:g} min, with {missing} trials left"
         return self.found(stopped)
 
     def loop(self, pool: Workers, num_trials: int, is_late: Callable[[], bool]) -> None:

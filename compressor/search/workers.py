@@ -26,6 +26,7 @@ from compressor.search.space import with_settings
 from compressor.search.study import Outcome, open_study
 from compressor.store import RunStore
 from compressor.tasks import get_task
+from targets.environment import usable_cpus
 from targets.errors import MissingLibraryError, ToolkitError
 
 __all__ = ["InTurn", "Job", "RayWorkers", "Workers", "perform"]
@@ -169,7 +170,7 @@ class RayWorkers:
 
     def __enter__(self) -> Self:
         quiet: dict[str, Any] = {"log_to_driver": False, "configure_logging": False}
-        cpus = max(1, (os.cpu_count() or 1) // self.size)
+        cpus = max(1, len(usable_cpus()) // self.size)
         with _own_answer_to_sigterm():
             if self.address is None:
                 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 from compressor.serving._triton_config import Kind
-from compressor.serving.base import length_notes
+from compressor.serving.base import length_notes, tuning_notes
 from targets.bundle import Manifest
 from targets.runtimes.onnxruntime import OnnxRuntime
 from targets.runtimes.openvino import OpenVINO
@@ -66,11 +66,12 @@ class _OnnxRuntime(Backend):
 
     def notes(self, manifest: Manifest) -> Sequence[str]:
         entries: dict[str, str] = manifest.options.get("session") or {}
-        return [
+        lost = (
             f"Triton's onnxruntime backend has no parameter for the session option {key}={value}, "
             "with which the bundle was measured: measure latency and accuracy on the server"
             for key, value in entries.items()
-        ]
+        )
+        return (*lost, *tuning_notes(manifest))
 
 
 class _OpenVINO(Backend):
@@ -97,11 +98,11 @@ class _OpenVINO(Backend):
 
     def notes(self, manifest: Manifest) -> Sequence[str]:
         precision = manifest.options.get("INFERENCE_PRECISION_HINT")
-        lengths = length_notes(manifest)
+        measured = (*length_notes(manifest), *tuning_notes(manifest))
         if precision in (None, "bf16"):
-            return lengths
+            return measured
         return (
-            *lengths,
+            *measured,
             f"Triton's openvino backend has no parameter for INFERENCE_PRECISION_HINT={precision}: "
             "CPUs with bf16 or fp16 may compute the float parts in it; OpenVINO Model Server "
             "(--for ovms) can be told",
@@ -122,7 +123,7 @@ class _TensorRT(Backend):
         return {}
 
     def notes(self, manifest: Manifest) -> Sequence[str]:
-        return ("an engine runs on the kind of GPU and the version of TensorRT that it is for",)
+        return ("an engine runs only on the GPU type and TensorRT version it was built for",)
 
 
 BACKENDS: Mapping[str, Backend] = {

@@ -18,8 +18,15 @@ from compressor.serving._names import SERVED_NAME, file_name
 from targets.bundle import Bundle, Manifest
 from targets.discovery import Component
 from targets.runtimes._openvino_lengths import LENGTHS
+from targets.wording import plural
 
-__all__ = ["Format", "Packaged", "copy_model", "length_notes", "version_notes"]
+__all__ = ["Format", "Packaged", "copy_model", "length_notes", "tuning_notes", "version_notes"]
+
+_TUNED = (
+    "PERFORMANCE_HINT", "NUM_STREAMS", "ENABLE_CPU_PINNING", "ENABLE_HYPER_THREADING",
+    "optimization",
+)  # fmt: skip
+"""Options of a runtime that `compressor tune` sets, beside the entries of a session."""
 
 
 @dataclass(frozen=True)
@@ -139,7 +146,7 @@ class Format(Component, ABC):
                 given=f"{len(manifest.signature.state)} tensors of state",
                 fix="use --for docker"
                 if manifest.signature.context
-                else "leave out cache: true of the pass export, or use --for docker",
+                else "remove cache: true from the pass export, or use --for docker",
             )
         if self.needs_state and (not manifest.signature.state or manifest.signature.context):
             state = "an encoder" if manifest.signature.context else "a signature without state"
@@ -181,8 +188,21 @@ def length_notes(manifest: Manifest) -> tuple[str, ...]:
     if not manifest.options.get(LENGTHS):
         return ()
     return (
-        "single texts were measured at fixed lengths, the server runs them in the model of free "
-        "length: measure latency on the server",
+        "single texts were measured with models of fixed length, but the server runs them with the "
+        "model of free length: measure latency on the server",
+    )
+
+
+def tuning_notes(manifest: Manifest) -> tuple[str, ...]:
+    """That a server does not take the options of the runtime that `compressor tune` chose."""
+    lost = [f"{key}={manifest.options[key]}" for key in _TUNED if key in manifest.options]
+    if manifest.max_threads is not None:
+        lost.append(f"at most {plural(manifest.max_threads, 'thread')}")
+    if not lost:
+        return ()
+    return (
+        f"the bundle was tuned to run with {', '.join(lost)}, which is not passed on: measure "
+        "latency on the server",
     )
 
 

@@ -118,7 +118,7 @@ def _notes(manifest: Manifest) -> Iterator[str]:
             "of the files, with docker run --volume /its/path:/data:ro"
         )
     if manifest.evaluation is not None:
-        what = "to be seen or heard" if reads_files else "whose tokens can be turned back into text"
+        what = "which can be viewed or played" if reads_files else "which can be decoded to text"
         yield (
             f"the image carries the test data of the bundle ({manifest.evaluation}), {what}; "
             "a recipe with 'bundle: {evaluation_data: false}' leaves it out"
@@ -130,7 +130,7 @@ def _checked(wheel: Path) -> Path:
         rf"{DISTRIBUTION}-[A-Za-z0-9_.+!]+-py3-none-any\.whl", wheel.name
     ):
         raise PackageError(
-            f"this is no wheel of {DISTRIBUTION}",
+            f"this is not a wheel of {DISTRIBUTION}",
             where="--set wheel",
             given=wheel,
             fix=f"pass {DISTRIBUTION}-VERSION-py3-none-any.whl, or leave it out",
@@ -156,7 +156,7 @@ def _pins(manifest: Manifest) -> dict[str, str]:
         version = str(known.get(name) or _installed(name))
         if not re.fullmatch(r"[0-9][A-Za-z0-9.!]*(\+[A-Za-z0-9.]+)?", version):
             raise PackageError(
-                "the manifest of the bundle records something that is no version",
+                "the manifest of the bundle records an invalid version of a library",
                 where=name,
                 given=repr(version),
                 fix="do not use this bundle; get it again from where it was built",
@@ -170,7 +170,7 @@ def _installed(name: str) -> str:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError as error:
         raise PackageError(
-            "neither the bundle nor this machine tells which version the image needs",
+            "neither the bundle nor this machine determines which version the image needs",
             where=name,
             fix=f"install {name} here, or build the bundle again",
         ) from error

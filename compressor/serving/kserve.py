@@ -214,7 +214,7 @@ class KServe(Format):
             return kubernetes_name(manifest.name)
         if kubernetes_name(self.served_name) != self.served_name:
             raise PackageError(
-                "this is no name of a service",
+                "this is not a valid service name",
                 where="--set served_name",
                 given=self.served_name,
                 fix="use up to 53 lower-case letters, digits and '-', a letter first: "

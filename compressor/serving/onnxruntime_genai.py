@@ -91,7 +91,7 @@ def _uniform_layers(bundle: Bundle) -> tuple[int, int, int]:
     different = sorted({(int(shape[1]), int(shape[3])) for shape in shapes})
     if len(different) > 1:
         raise PackageError(
-            "onnxruntime-genai wants one shape of keys and values in all layers",
+            "onnxruntime-genai needs keys and values of the same shape in all layers",
             where=bundle.source,
             given="heads x size: " + ", ".join(f"{heads} x {size}" for heads, size in different),
             fix="prune the heads of all layers alike, or package for openvino_genai",

@@ -42,7 +42,7 @@ class OpenVINOGenAI(Format):
         write_tokenizer(tokenizer, folder)
         settings = ", ".join(f"{key}={value}" for key, value in _HONEST.items())
         return (
-            f"as the bundle was measured: {settings}; without, less is computed in float32",
+            f"the bundle was measured with {settings}; without it, less runs in float32",
             *version_notes(manifest),
         )
 

@@ -11,7 +11,13 @@ from typing import ClassVar, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from compressor.errors import PackageError
-from compressor.serving.base import Format, copy_model, length_notes, version_notes
+from compressor.serving.base import (
+    Format,
+    copy_model,
+    length_notes,
+    tuning_notes,
+    version_notes,
+)
 from targets.bundle import Bundle, Manifest
 from targets.runtimes.onnxruntime import OnnxRuntime
 from targets.runtimes.openvino import OpenVINO
@@ -109,7 +115,7 @@ class OVMS(Format):
                 fix="package a bundle of another precision, or use another format",
             )
         if manifest.target not in _FOREIGN:
-            return (*version_notes(manifest), *length_notes(manifest))
+            return (*version_notes(manifest), *length_notes(manifest), *tuning_notes(manifest))
         return (
             f"the bundle was measured with {manifest.target}, the server runs it with OpenVINO: "
             "measure latency and accuracy on the server",

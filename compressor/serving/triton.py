@@ -61,7 +61,7 @@ class Triton(Format):
     @model_validator(mode="after")
     def _settings_have_an_effect(self) -> Self:
         if "length_multiple" in self.model_fields_set and not self.text:
-            raise ValueError("it has no effect without text=true")
+            raise ValueError("length_multiple has no effect without text=true")
         batching = {"queue_delay_us", "preferred_batch_sizes"} & self.model_fields_set
         if self.max_batch_size == 0 and batching:
             raise ValueError(f"{' and '.join(sorted(batching))} have no effect without batching")
@@ -112,13 +112,13 @@ class Triton(Format):
         unused = {"queue_delay_us", "preferred_batch_sizes"} & self.model_fields_set
         if size == 0 and unused:
             raise PackageError(
-                "Triton gathers no batches for bundles of this target unless it is told to",
+                "Triton does not batch bundles of this target unless max_batch_size is set",
                 where=f"--set {' '.join(sorted(unused))}",
                 fix="set max_batch_size as well, or leave these out",
             )
         if max(self.preferred_batch_sizes, default=0) > size:
             raise PackageError(
-                "a preferred batch is larger than the largest",
+                "a preferred batch size is larger than max_batch_size",
                 where="--set preferred_batch_sizes",
                 given=self.preferred_batch_sizes,
                 fix=f"use sizes up to max_batch_size, {size}",

@@ -85,11 +85,12 @@ def task_of_head(folder: Path, *, labelled: bool = False) -> str | None:
         labelled: Only tasks that are learnt from labels.
     """
     config = read_settings_file(folder / "config.json")
-    heads = config.get("architectures") or [""]
+    head = str((config.get("architectures") or [""])[0])
     for name, task in TASKS.items():
         if labelled and task.label_field is None:
             continue
-        if str(heads[0]).endswith(task.heads) and reads_sound(config) == (task.kind == "audio"):
+        hears = task.kind == "audio"
+        if head.endswith(task.heads_in(folder)) and reads_sound(config) == hears:
             return name
     return None
 

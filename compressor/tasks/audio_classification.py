@@ -95,9 +95,9 @@ class AudioClassification(Classification):
         if max_length % rate or max_length > longest:
             seconds = min(max(1, round(max_length / rate)), longest // rate)
             raise CheckpointError(
-                "the model hears whole seconds, and no more than it has positions for",
+                "the model takes whole seconds only, and no more than it has positions for",
                 where="max_length",
-                given=f"{max_length} samples, of which {rate} are a second; at most {longest}",
+                given=f"{max_length} samples at {rate} per second; at most {longest}",
                 fix=f"use {seconds * rate}",
             )
         log_mel = processor.log_mel.model_copy(update={"window": max_length})
@@ -130,7 +130,7 @@ class AudioClassification(Classification):
         step = round(seconds * processor.sampling_rate)
         if step % log_mel.hop or not log_mel.fft_size // 2 < step <= log_mel.window:
             raise PassError(
-                "a window cannot grow in such steps",
+                "the window cannot grow in steps of this size",
                 where="step",
                 given=f"{seconds:g} seconds, {step} samples",
                 fix=f"use a multiple of {log_mel.hop / processor.sampling_rate:g} seconds, such as "
@@ -171,10 +171,10 @@ class AudioClassification(Classification):
         theirs: AudioPreprocessing = model.processor
         if (ours.log_mel, ours.sampling_rate) != (theirs.log_mel, theirs.sampling_rate):
             raise CheckpointError(
-                "it hears recordings in another form than the model",
+                "it reads audio in a different form from the model",
                 where="preprocessing",
                 given=f"{_form(ours)} instead of {_form(theirs)}",
-                fix="take a student for the same form of sound",
+                fix="use a student that reads the same form of audio",
             )
         return theirs.model_copy(update={"min_samples": max(ours.min_samples, theirs.min_samples)})
 
@@ -218,7 +218,7 @@ class AudioClassification(Classification):
 
         return AudioNoise(
             material.rows,
-            share=settings.augmentation,
+            share=settings.augmentation or 0.0,
             mixup=settings.augmentation_mixup,
             copies=settings.augmentation_copies,
             seed=seed,

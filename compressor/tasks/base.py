@@ -32,7 +32,6 @@ __all__ = [
     "Task",
     "batches_of",
     "inputs_of",
-    "keep_whole",
     "padded",
 ]
 
@@ -106,8 +105,8 @@ class Task(ABC):
     distillation: ClassVar[Mapping[str, Any]] = MappingProxyType(
         {"dropout": 0.0, "hidden_weight": 10.0, "temperature": 1.0}
     )
-    """Settings of the pass ``distill`` that suit its models, where nobody has said others: for
-    small students of text, which do not overfit."""
+    """Settings of the pass ``distill`` that suit its models: for small students of text, which do
+    not overfit. `compressor auto` takes all of them, the pass by itself its ``augmentation``."""
 
     trains_by_its_measure: ClassVar[bool] = True
     """Whether the accuracy of :meth:`training_metrics` is that of :attr:`answers`."""
@@ -117,6 +116,11 @@ class Task(ABC):
 
     # Checkpoints
 
+    @classmethod
+    def heads_in(cls, folder: Path) -> tuple[str, ...]:
+        """How the class name of a checkpoint in this folder may end."""
+        return cls.heads
+
     def load_checkpoint(self, folder: Path, *, max_length: int | None = None) -> TorchModel:
         """Load a fine-tuned Hugging Face folder that a user brings.
 
@@ -125,9 +129,10 @@ class Task(ABC):
         """
         from compressor.checkpoint import check_checkpoint, check_weights
         from compressor.model import TorchModel
+        from compressor.tasks.layerdrop import keep_whole
         from targets.checkpoint import load_module
 
-        check_checkpoint(folder, head=self.heads, kind=self.kind)
+        check_checkpoint(folder, head=self.heads_in(folder), kind=self.kind)
         self.check_network(folder)
         check_weights(folder)
         processor = self.load_processor(folder)
@@ -291,10 +296,10 @@ class Task(ABC):
             PassError: The model hears no windows of one size, or steps are not to be of this size.
         """
         raise PassError(
-            "only models that hear windows of one size can hear shorter ones",
+            "only models that read audio in windows of one size can read shorter ones",
             where=self.name,
-            fix="leave the pass variable_window out: this model computes as much as its inputs "
-            "are long, or reads others",
+            fix="leave the pass variable_window out: the work of this model already follows the "
+            "length of its inputs, or its inputs are not audio",
         )
 
     def shortest(self, model: TorchModel) -> int:
@@ -581,20 +586,3 @@ def padded(rows: Sequence[Any], value: int) -> NDArray[np.int64]:
     for index, row in enumerate(rows):
         filled[index, : len(row)] = row
     return filled
-
-
-def keep_whole(network: nn.Module) -> None:
-    """Let all layers of a network take part in every step of a training, and read all of the input.
-
-    Pre-training of networks that read sound leaves out layers and parts of the input at random.
-    Distillation compares both, and their mask does not fit on a short recording.
-
-    Args:
-        network: A Hugging Face model; changed in place, its config too.
-    """
-    for part in (network.config, *network.modules()):
-        for name in ("layerdrop", "encoder_layerdrop"):
-            if hasattr(part, name):
-                setattr(part, name, 0.0)
-    if hasattr(network.config, "apply_spec_augment"):
-        network.config.apply_spec_augment = False

@@ -78,7 +78,7 @@ def _from_config(config: Mapping[str, Any], folder: Path) -> AudioPreprocessing:
         raise TypeError("no JSON object")
     kind = config.get("feature_extractor_type")
     if kind not in (_WAVEFORM, _SPECTROGRAM):
-        raise ValueError("another feature extractor")
+        raise ValueError("not a supported feature extractor")
     for name, known in (("padding_value", 0), ("padding_side", "right"), ("dither", 0)):
         if config.get(name, known) != known:
             raise ValueError(f"{name} is {config[name]!r}")

@@ -19,6 +19,8 @@ USUAL_LONGEST = 256
 """Most tokens of a text, where a checkpoint does not say."""
 _POSITIONS = ("max_target_positions", "max_position_embeddings")
 """Where configs say how many tokens a decoder has positions for."""
+_OF_SEVERAL_LANGUAGES = frozenset({"m2m_100", "mbart", "nllb-moe"})
+"""Kinds of translators that are told the language to write as the first token of a text."""
 _LANGUAGE = (("language", "lang_to_id"), ("task", "task_to_id"))
 """What a model of several languages is told first, and the tokens that tell it."""
 _LOOKING = (
@@ -97,7 +99,7 @@ def read_writing(folder: Path) -> Writing:
         beams = _beams(named)
     except ValueError as error:
         raise CheckpointError(
-            "the checkpoint looks for texts in a way that there is not",
+            "the checkpoint has beam search settings that are not valid",
             where=folder / GENERATION,
             given={name: named[name] for name in Beams.model_fields if name in named},
             fix="set num_beams to 1 for no beams, or to 2 to 64; length_penalty to a number, and "
@@ -110,8 +112,9 @@ def read_writing(folder: Path) -> Writing:
             "the checkpoint does not say how a text begins and ends",
             where=folder / GENERATION,
             given=f"{type(error).__name__}: {error}",
-            fix="set decoder_start_token_id and eos_token_id, one number each; of a model of "
-            "several languages also language and task",
+            fix="set decoder_start_token_id and eos_token_id, one number each; for a model of "
+            "several languages also set language and task (Whisper), or forced_bos_token_id, the "
+            "token of the language to write (M2M100, NLLB, mBART)",
         ) from error
 
 
@@ -154,6 +157,9 @@ def write_writing(writing: Writing, folder: Path) -> None:
 def _from_settings(named: Mapping[str, Any], beams: Beams | None = None) -> Writing:
     settings = {name: named[name] for name in _SETTINGS if name in named}
     start = [_token(settings["decoder_start_token_id"])]
+    is_told = settings.get("forced_bos_token_id") or start != [settings.get("eos_token_id")]
+    if named.get("model_type") in _OF_SEVERAL_LANGUAGES and not is_told:
+        raise ValueError("no forced_bos_token_id, so that any language could be written")
     is_forced = "forced_bos_token_id" in settings and "no_timestamps_token_id" not in settings
     if "no_timestamps_token_id" in settings:
         if settings.get("is_multilingual", True):
@@ -207,7 +213,7 @@ def _told(settings: Mapping[str, Any], name: str, table: str) -> int:
     found = tokens.get(value, tokens.get(f"<|{value}|>"))
     if found is None:
         known = ", ".join(str(each).strip("<|>") for each in tokens)
-        raise ValueError(f"{name} {settings[name]!r} is none of {known:.200}")
+        raise ValueError(f"{name} {settings[name]!r} is not one of {known:.200}")
     return _token(found)
 
 
@@ -221,5 +227,5 @@ def _language_codes() -> Mapping[str, str]:
 
 def _token(value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise ValueError(f"{value!r} is no token")
+        raise ValueError(f"{value!r} is not a token id")
     return value

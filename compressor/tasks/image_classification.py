@@ -125,7 +125,7 @@ class ImageClassification(Classification):
         processor: ImagePreprocessing = model.processor
         if student.processor.channels != processor.channels:
             raise CheckpointError(
-                "it reads images with another number of channels than the model",
+                "it reads images with a different number of channels from the model",
                 where="preprocessing",
                 given=f"{student.processor.channels} instead of {processor.channels}",
                 fix="take a student for the same kind of images",
@@ -166,7 +166,7 @@ class ImageClassification(Classification):
 
         return ImageNoise(
             material.rows,
-            share=settings.augmentation,
+            share=settings.augmentation or 0.0,
             mixup=settings.augmentation_mixup,
             copies=settings.augmentation_copies,
             seed=seed,

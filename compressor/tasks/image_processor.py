@@ -34,6 +34,12 @@ _DEFAULTS: Defaults = {
     "ConvNext": {"resample": 3, "crop_pct": 224 / 256, "default_to_square": False},
     "Segformer": {"resample": 2},
     "DPT": {"resample": 3},
+    "Siglip": {"resample": 3},
+    "CLIP": {"resample": 3, "do_center_crop": True, "default_to_square": False},
+    "Beit": {"resample": 3},
+    "Pvt": {"resample": 3},
+    "MobileNetV1": {"resample": 2, "do_center_crop": True, "default_to_square": False},
+    "MobileNetV2": {"resample": 2, "do_center_crop": True, "default_to_square": False},
 }
 _LARGEST_CUT = 384
 """From this size on ConvNeXt's resizes without a cut."""

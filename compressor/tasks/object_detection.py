@@ -62,7 +62,7 @@ class ObjectDetection(ImageClassification):
         if inputs is None and labels is None:
             return {}
         raise DataError(
-            "images with boxes stand in files as COCO has them, which have no columns",
+            "images with boxes are read from COCO files, which have no columns",
             where="the column with labels" if inputs is None else "the column with the input",
             given=inputs or labels,
             fix="leave it out",
@@ -83,11 +83,11 @@ class ObjectDetection(ImageClassification):
         kind = backbone.get("model_type") if isinstance(backbone, dict) else _OF_TIMM
         if family != "yolos" and kind == _OF_TIMM:
             raise CheckpointError(
-                "the backbone of the network is one of the library timm",
+                "the backbone of the network comes from the library timm",
                 where=f"{folder / 'config.json'}, field backbone_config",
                 given=f"{config.get('backbone') or kind}",
-                fix="use a checkpoint whose backbone transformers has, such as the revision "
-                "no_timm of facebook/detr-resnet-50",
+                fix="use a checkpoint whose backbone is part of transformers, such as the "
+                "revision no_timm of facebook/detr-resnet-50",
             )
 
     def load_processor(self, folder: Path) -> ImagePreprocessing:
@@ -100,14 +100,14 @@ class ObjectDetection(ImageClassification):
                 "images keep their proportions, and a compressed network reads one size",
                 where=path,
                 given=f"size {size!r:.100}",
-                fix='write one, such as "size": {"height": 512, "width": 512}, and fine-tune the '
-                "network on such images: compressor finetune",
+                fix='set one size, such as "size": {"height": 512, "width": 512}, and fine-tune '
+                "the network on images of that size: compressor finetune",
             )
         # Images of one size have nothing to be padded.
         found = image_processor.parse_processor({**config, "do_pad": False}, folder, _PROCESSORS)
         if found.resized is not None or found.shortest_edge is not None:
             raise CheckpointError(
-                "the preprocessing cuts off parts of the images, and with them of the boxes",
+                "the preprocessing crops the images, which cuts off parts of the boxes",
                 where=path,
                 given="do_center_crop",
                 fix='write "do_center_crop": false',
@@ -128,12 +128,12 @@ class ObjectDetection(ImageClassification):
     def adopt(self, student: TorchModel, model: TorchModel) -> Any:
         """See the base class: no other network can, for its queries look for other objects."""
         raise CheckpointError(
-            "the queries of two networks for object detection look for objects in other places, so "
-            "that one does not learn from the other",
+            "one network for object detection cannot learn from another: their queries look for "
+            "objects in different places",
             where=type(student.module).__name__,
-            given=f"in the place of {type(model.module).__name__}",
+            given=f"as a student of {type(model.module).__name__}",
             fix="fine-tune the smaller network on the labels: compressor finetune; or prune the "
-            "one that there is",
+            "existing one",
         )
 
     # Labels

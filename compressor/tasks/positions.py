@@ -38,7 +38,7 @@ def resize_positions(network: nn.Module, image_size: int) -> None:
         patch = patches.patch_size[0]
         if image_size % patch:
             raise CheckpointError(
-                "images are cut into patches, and this size is no multiple of theirs",
+                "the image size is not a multiple of the size of the patches",
                 where="image_size",
                 given=f"{image_size}, patches of {patch}",
                 fix=f"use {max(1, round(image_size / patch)) * patch}",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -72,6 +73,9 @@ class SequenceToSequence(Task):
     answers: ClassVar[TranscriptAnswers | TranslationAnswers]
     label_field: ClassVar[LabelField] = "target"
     fresh_head: ClassVar[bool] = False
+    distillation: ClassVar[Mapping[str, Any]] = MappingProxyType(
+        {**Task.distillation, "augmentation": 0.0}
+    )
     trains_by_its_measure: ClassVar[bool] = False
 
     # The processor
@@ -92,7 +96,7 @@ class SequenceToSequence(Task):
         config = read_config(folder / "config.json") if (folder / "config.json").is_file() else {}
         if config.get("decoder_vocab_size") not in (None, config.get("vocab_size")):
             raise CheckpointError(
-                "the checkpoint writes other tokens than it reads, and has a tokenizer for one",
+                "the checkpoint reads and writes different tokens, but has only one tokenizer",
                 where=folder,
                 given=f"{config['vocab_size']} tokens read, {config['decoder_vocab_size']} written",
                 fix="copy source.spm, target.spm, vocab.json and target_vocab.json there",
@@ -168,7 +172,7 @@ class SequenceToSequence(Task):
         theirs: Processor = model.processor
         if ours.tokenizer.get_vocab() != theirs.tokenizer.get_vocab():
             raise CheckpointError(
-                "it writes other tokens than the model",
+                "it does not write the same tokens as the model",
                 where=ours.file,
                 given=f"{len(ours.tokenizer)} tokens, where the model has {len(theirs.tokenizer)}",
                 fix="take a student with the tokenizer of the model",
@@ -248,7 +252,7 @@ class SequenceToSequence(Task):
             PassError: What is written is learnt from texts.
         """
         raise PassError(
-            "a model that writes texts does not learn from inputs without them",
+            "a model that writes texts cannot learn from inputs without target texts",
             where=self.name,
             given=f"{len(inputs)} inputs",
             fix="let the untouched model write their texts (compressor predict), and add both to "

@@ -63,7 +63,7 @@ class TextTask(Task):
                 "the tokenizer has tokens that the network has no embeddings for",
                 where=type(network).__name__,
                 given=f"{size} tokens, {table.num_embeddings} embeddings",
-                fix="copy the tokenizer that belongs to it; of tokens that were added call "
+                fix="copy the tokenizer that belongs to the network; if tokens were added, call "
                 "model.resize_token_embeddings(len(tokenizer)) and save the model",
             )
 
@@ -180,7 +180,7 @@ class TextTask(Task):
         windows = settings.augmentation_windows if self.reads_stretches else 0.0
         return TokenNoise(
             material.rows,
-            share=settings.augmentation,
+            share=settings.augmentation or 0.0,
             mixup=settings.augmentation_mixup,
             windows=windows,
             uncut=_uncut(model, material.inputs) if windows else {},

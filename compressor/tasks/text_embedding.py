@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 __all__ = ["TextEmbedding"]
 
+_MODULES = "modules.json"
+"""Names the parts of an embedder of sentence-transformers."""
 _READING = "sentence_bert_config.json"
 """Where sentence-transformers says how long inputs may be, and that they are lower-cased first."""
 
@@ -46,6 +48,11 @@ class TextEmbedding(TextTask):
     distillation: ClassVar[Mapping[str, Any]] = MappingProxyType(
         {"dropout": 0.0, "logits_weight": 10.0}
     )
+
+    @classmethod
+    def heads_in(cls, folder: Path) -> tuple[str, ...]:
+        """See the base class: a network that sentence-transformers wraps is read without a head."""
+        return ("",) if (folder / _MODULES).is_file() else cls.heads
 
     def longest(self, folder: Path, processor: Any) -> int:
         """See the base class: what sentence-transformers cuts at, where the checkpoint says so."""

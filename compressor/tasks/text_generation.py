@@ -6,8 +6,10 @@ import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from compressor.errors import PassError
 from compressor.tasks.attention_state import attention_state
 from compressor.tasks.base import LABELS, Row, Task
 from compressor.tasks.generation_config import GENERATION, read_ends, write_ends
@@ -48,6 +50,9 @@ class TextGeneration(TokenLevel):
     not_compared: ClassVar[frozenset[str]] = Task.not_compared - {"max_perplexity_rise"}
     label_field: ClassVar[LabelField] = "text"
     fresh_head: ClassVar[bool] = False
+    distillation: ClassVar[Mapping[str, Any]] = MappingProxyType(
+        {**Task.distillation, "augmentation": 0.0}
+    )
     keeps_state: ClassVar[bool] = True
     trained_for: ClassVar[Literal["accuracy", "perplexity"]] = "perplexity"
 
@@ -104,7 +109,16 @@ class TextGeneration(TokenLevel):
         module: Any = model.module
         with torch.no_grad():
             ids = torch.zeros((1, 1), dtype=torch.long)
-            layers = module(input_ids=ids, use_cache=True).past_key_values.layers
+            kept = getattr(module(input_ids=ids, use_cache=True), "past_key_values", None)
+        layers = getattr(kept, "layers", None) or [None]
+        if any(getattr(layer, "keys", None) is None for layer in layers):
+            raise PassError(
+                "the network keeps something other than keys and values from token to token",
+                where="export.cache",
+                given=f"model_type {module.config.model_type}",
+                fix="set cache: false in the pass export: its perplexity can be measured, and each "
+                "token that it writes costs a run over the whole text",
+            )
         mask = TensorSpec(name=MASK, dtype="int64", shape=("batch", TOTAL))
         inputs = tuple(mask if each.name == MASK else each for each in signature.inputs)
         return signature.model_copy(update={"inputs": inputs, "state": attention_state(layers)})

@@ -57,7 +57,7 @@ class TimeSeriesClassification(Classification):
                 "the checkpoint does not say which signals it reads",
                 where=path,
                 given=f"{error} is missing" if isinstance(error, KeyError) else error,
-                fix=f"pass one of a network of time series, with {' and '.join(_FIELDS.values())}",
+                fix=f"pass a time series checkpoint, with {' and '.join(_FIELDS.values())}",
             ) from error
 
     def save_processor(self, processor: SeriesPreprocessing, folder: Path) -> None:
@@ -108,11 +108,11 @@ class TimeSeriesClassification(Classification):
         theirs: SeriesPreprocessing = model.processor
         if ours != theirs:
             raise CheckpointError(
-                "it reads signals of another form than the model",
+                "it reads signals of a different form from the model",
                 where="preprocessing",
                 given=f"{ours.length} points in time of {ours.channels} channels instead of "
                 f"{theirs.length} of {theirs.channels}",
-                fix="take a student for the same form of signals",
+                fix="use a student that reads signals of the same form",
             )
         return theirs
 
@@ -148,7 +148,7 @@ class TimeSeriesClassification(Classification):
 
         return SeriesNoise(
             material.rows,
-            share=settings.augmentation,
+            share=settings.augmentation or 0.0,
             mixup=settings.augmentation_mixup,
             copies=settings.augmentation_copies,
             seed=seed,

@@ -48,7 +48,7 @@ class VideoClassification(ImageClassification):
     def resized(self, network: nn.Module, processor: Any, image_size: int) -> Any:
         """See the base class: the positions of these networks are for one size."""
         raise CheckpointError(
-            "networks of videos keep the size that they were trained with",
+            "video networks keep the image size that they were trained with",
             where="image_size",
             given=f"{image_size}, where it reads {processor.image.height}",
             fix="leave the image size out",
@@ -75,7 +75,7 @@ class VideoClassification(ImageClassification):
 
         return VideoNoise(
             material.rows,
-            share=settings.augmentation,
+            share=settings.augmentation or 0.0,
             mixup=settings.augmentation_mixup,
             copies=settings.augmentation_copies,
             seed=seed,

@@ -52,7 +52,7 @@ def read_video_processor(folder: Path) -> VideoPreprocessing:
             "the checkpoint does not say how many frames of a video it sees",
             where=f"{folder / 'config.json'}, field num_frames",
             given=count,
-            fix="pass a checkpoint of a network of videos, such as VideoMAE",
+            fix="pass the checkpoint of a video network, such as VideoMAE",
         ) from error
 
 

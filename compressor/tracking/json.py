@@ -48,7 +48,7 @@ class Json(Tracker):
         except (OSError, ValueError) as error:
             given = error.strerror if isinstance(error, OSError) else str(error).splitlines()[0]
             raise TrackingError(
-                "there is something else where the record is to be written",
+                "the file for the record exists, and cannot be read as a record",
                 where=file,
                 given=given,
                 fix=f"pass another file with --uri; {AGAIN}",
@@ -63,5 +63,5 @@ class Json(Tracker):
                 "the record cannot be written",
                 where=file,
                 given=error.strerror or error,
-                fix=f"pass a file in a folder that can be written to with --uri; {AGAIN}",
+                fix=f"pass --uri with a file in a writable folder; {AGAIN}",
             ) from error

@@ -84,7 +84,7 @@ class Mlflow(Tracker):
         where = "--uri" if self.uri else URI_VARIABLE
         if not uri:
             raise AddressError(
-                "no server of MLflow is named",
+                "no MLflow server is given",
                 fix=f"pass --uri http://host:5000, or set {URI_VARIABLE}",
             )
         try:
@@ -95,14 +95,14 @@ class Mlflow(Tracker):
             valid = False
         if "@" in uri:
             raise AddressError(
-                "the address of the server holds a login",
+                "the address of the server contains credentials",
                 where=where,
                 fix="set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or "
-                "MLFLOW_TRACKING_TOKEN, and leave it out of the address",
+                "MLFLOW_TRACKING_TOKEN, and leave credentials out of the address",
             )
         if not valid:
             raise AddressError(
-                "this is no address of a server of MLflow",
+                "this is not the address of an MLflow server",
                 where=where,
                 given=uri,
                 fix="pass one such as http://host:5000",
@@ -330,7 +330,7 @@ def _explain(error: Exception) -> tuple[str, str, str]:
         return (
             "the tracking server cannot be reached",
             _reason(text),
-            "see that the address is right and that the server runs",
+            "check that the address is right and that the server is running",
         )
     if "timeout" in text.lower() or "timed out" in text:
         return (
@@ -349,11 +349,11 @@ def _explain(error: Exception) -> tuple[str, str, str]:
         )
     if "valid JSON" in text or (status == 404 and "Response body" in text):
         return (
-            "there is no server of MLflow at this address",
+            "there is no MLflow server at this address",
             line,
-            "pass the address that its page has, without what follows #",
+            "pass the address of its web page, without # and what follows it",
         )
-    return ("the tracking server does not take the record", line, "mend what it says")
+    return ("the tracking server rejects the record", line, "correct what its message names")
 
 
 def _status(error: Exception) -> int:

@@ -173,7 +173,7 @@ def read_gate(path: Path, report_sha256: str) -> GateResult:
     Raises:
         ReportError: It cannot be read, or it judged another report.
     """
-    fix = "pass what `compressor gate --output` wrote of this report, or judge it again"
+    fix = "pass the file that `compressor gate --output` wrote for this report, or run it again"
     try:
         result = GateResult.model_validate_json(path.read_bytes())
     except (OSError, ValueError) as error:
@@ -224,8 +224,8 @@ def _check_register(
             "is not a pass",
             where=file,
             given=f"{verdict}: {'; '.join(lines)}",
-            fix="mend what is missed, track it without --register, or register it nevertheless "
-            "with --even-if-missed",
+            fix="meet the limits that are missed, track it without --register, or register it "
+            "anyway with --even-if-missed",
         )
     if not ships:
         raise BudgetError(

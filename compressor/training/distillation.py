@@ -84,6 +84,7 @@ def distill(
         PassError: The models do not fit each other, the loss became NaN or infinite, or the disk
             is full.
     """
+    settings = settings.for_task(get_task(student.task).distillation)
     check_batch(settings.batch_size)
     _check_classes(student, teacher)
     _check_inputs(student, teacher)
@@ -281,7 +282,7 @@ def _check_inputs(student: TorchModel, teacher: TorchModel) -> None:
         raise PassError(
             "student and teacher do not take the same inputs",
             given=f"student {', '.join(ours)}; teacher {', '.join(theirs)}",
-            fix="distil from a teacher of a family that takes the student's",
+            fix="distil from a teacher whose family takes the same inputs as the student",
         )
 
 
@@ -327,7 +328,7 @@ def _pairs(
         if not asked:
             return ()  # such as of smaller patches: there is no pairing their states
         raise PassError(
-            "student and teacher cut their inputs into other numbers of parts",
+            "student and teacher split their inputs into different numbers of parts",
             where="the hidden states of their layers",
             given=f"student {counts[0][0]}, teacher {counts[1][0]}",
             fix="set hidden_weight and relation_weight to 0: the student learns from the logits",

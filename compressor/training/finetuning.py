@@ -16,7 +16,7 @@ from compressor.distributed import check_batch, together
 from compressor.errors import CheckpointError
 from compressor.model import TorchModel
 from compressor.tasks import get_task
-from compressor.tasks.base import keep_whole
+from compressor.tasks.layerdrop import keep_whole
 from compressor.training.batches import EncodedRows, collator, encode, input_names, lengths
 from compressor.training.checkpoints import identity
 from compressor.training.loop import TrainingResult, quiet, run_training, seeded
@@ -161,10 +161,10 @@ def _load_encoder(folder: Path) -> tuple[nn.Module, Any]:
     manifest = ShapeManifest.read(folder)
     if manifest is not None and manifest.merged is not None:
         raise CheckpointError(
-            "the checkpoint merges tokens, which a new head would not go with",
+            "the checkpoint merges tokens, which does not work with a new head",
             where=folder / SHAPES_FILE,
             given="merged",
-            fix="fine-tune the checkpoint that it was made from, and merge tokens after that",
+            fix="fine-tune the checkpoint that it was made from, then merge tokens",
         )
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True)
@@ -179,8 +179,10 @@ def _load_encoder(folder: Path) -> tuple[nn.Module, Any]:
         raise CheckpointError(
             "the encoder cannot be loaded",
             where=folder,
-            given=str(error).strip().splitlines()[0] if str(error).strip() else type(error),
-            fix="check that the checkpoint is complete and that of a transformer encoder",
+            given=str(error).strip().splitlines()[0]
+            if str(error).strip()
+            else type(error).__name__,
+            fix="check that the checkpoint is complete and holds a transformer encoder",
         ) from error
     # A pooler is part of the head for our purpose: masked-language checkpoints have none.
     missing = [name for name in sorted(info["missing_keys"]) if "pooler" not in name]
@@ -202,5 +204,5 @@ def _classifier(config: Any, folder: Path, task: str) -> Any:
             f"this kind of model has no head for {task}",
             where=folder / "config.json",
             given=f"model_type {config.model_type!r}",
-            fix="pass an encoder that transformers has such a head for, or name another --task",
+            fix="pass an encoder for which transformers has such a head, or name another --task",
         ) from error

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -18,6 +18,8 @@ __all__ = ["DistillSettings", "FinetuneSettings", "QuantizationAware", "Training
 
 ROUNDING_VERSION = 2
 """Goes up when a training in int8 rounds in another way."""
+AUGMENTATION = 0.3
+"""Share of changed tokens, where a task does not name another."""
 
 
 class QuantizationAware(BaseModel):
@@ -110,9 +112,11 @@ class DistillSettings(TrainingSettings):
     2021)."""
     relation_heads: int = Field(default=12, ge=1)
     """Heads into which queries, keys and values are cut anew; divides both models' widths."""
-    augmentation: float = Field(default=0.3, ge=0, lt=1)
+    augmentation: float | None = Field(default=None, ge=0, lt=1)
     """Share of the tokens that is replaced at random, by tokens of the training data, in every
-    second row; the teacher labels the result. Images are mirrored and moved instead, videos
+    second row; the teacher labels the result. By default what suits the task: 0.3 for texts, 0.1
+    for images and recordings, and 0 for models that write, whose texts would not fit to changed
+    inputs. Images are mirrored and moved instead, videos
     moved, recordings moved in time and made louder or softer, signals moved in time, by up to this
     share of their size. With 0 every row stays as it is."""
     augmentation_mixup: float = Field(default=0.67, ge=0, le=1)
@@ -140,6 +144,16 @@ class DistillSettings(TrainingSettings):
         fields = type(self).model_fields
         given = {name: getattr(self, name, None) for name in names}
         return [name for name, value in given.items() if value and value != fields[name].default]
+
+    def for_task(self, usual: Mapping[str, Any]) -> Self:
+        """With what suits a task in the place of what nobody has set.
+
+        Args:
+            usual: `Task.distillation`.
+        """
+        if self.augmentation is not None:
+            return self
+        return self.model_copy(update={"augmentation": usual.get("augmentation", AUGMENTATION)})
 
     def with_copies_seen(self) -> Self:
         """The same without the augmented versions that so few epochs do not come to."""
@@ -185,7 +199,7 @@ class DistillSettings(TrainingSettings):
         """
         if self.unlabeled is not None and writes:
             raise PassError(
-                "a model that writes texts does not learn from inputs without them",
+                "a model that writes texts cannot learn from inputs without target texts",
                 where="unlabeled",
                 given=self.unlabeled,
                 fix="let the untouched model write their texts (compressor predict), and add both "
@@ -222,7 +236,7 @@ class DistillSettings(TrainingSettings):
         asked = self.asked("hidden_weight", "relation_weight", "layer_map")
         if asked and not num_layers:
             raise PassError(
-                "the model is no transformer encoder: it has no layers to compare",
+                "the model is not a transformer encoder: it has no layers to compare",
                 where=", ".join(asked),
                 given="0 layers",
                 fix="leave these settings out: the student learns from the logits alone",

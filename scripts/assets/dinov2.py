@@ -83,7 +83,7 @@ def convert_backbone(content: bytes, config: Any, folder: Path) -> None:
     difference = _difference(network, model)
     if not difference <= _TOLERANCE:
         raise PackageError(
-            "the converted DINOv2 computes something else than the ONNX file",
+            "the converted DINOv2 and the ONNX file give different results",
             where="the last hidden state",
             given=f"a difference of {difference:.1e}, more than {_TOLERANCE:.0e}",
             fix="check the pinned version in scripts/assets/catalog.py, and transformers",

@@ -81,7 +81,7 @@ def convert_llama(path: Path, folder: Path) -> dict[str, object]:
         model.load_state_dict(weights)
     except (ValueError, KeyError, IndexError, RuntimeError) as error:
         raise PackageError(
-            "the file is no SmolLM2 in GGUF form that can be read",
+            "the file is not a readable SmolLM2 model in GGUF format",
             where=path.name,
             given=" ".join(str(error).split())[:300],
             fix="check the pinned version in scripts/assets/catalog.py",

@@ -144,7 +144,7 @@ def _require_libraries(asset: Asset) -> None:
     missing = [name for name in asset.libraries if importlib.util.find_spec(name) is None]
     if missing:
         raise MissingLibraryError(
-            f"the conversion of {asset.name} needs libraries that this Python has not",
+            f"the conversion of {asset.name} needs libraries that this Python lacks",
             where=sys.executable,
             given="no module named " + ", ".join(missing),
             fix=f"scripts/setup, then .venv/bin/python scripts/fetch_assets {asset.name}",

@@ -184,7 +184,7 @@ def rename(weights: Weights) -> Weights:
 
 def _unreadable(given: str) -> PackageError:
     return PackageError(
-        "the file is no Whisper model of CTranslate2 that can be read",
+        "the file is not a readable CTranslate2 model of Whisper",
         where="model.bin in the package",
         given=given,
         fix="check the pinned version in scripts/assets/catalog.py",

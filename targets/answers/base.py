@@ -172,10 +172,10 @@ def check_finite(outputs: NDArray[Any], feeds: Arrays) -> None:
     count = int(wrong.reshape(len(wrong), -1).any(axis=1).sum())
     if count:
         raise TargetError(
-            "the model answers with numbers that are not finite",
+            "the outputs of the model are not finite",
             where="its outputs",
             given=f"NaN or infinity for {count} of {len(outputs)} inputs",
-            fix="use bf16 or fp32, or leave the nodes that overflow out: exclude of quantize",
+            fix="use bf16 or fp32, or name the nodes that overflow in exclude of the pass quantize",
         )
 
 

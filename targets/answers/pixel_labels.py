@@ -163,7 +163,7 @@ def read_mask(value: Any, where: str, *, size: tuple[int, int]) -> NDArray[np.ui
             "the mask does not hold the index of a class for each pixel",
             where=where,
             given=f"mode {image.mode}",
-            fix="save it as PNG with a byte a pixel (mode L or P), whose value is the class",
+            fix="save it as PNG with one byte per pixel (mode L or P), the index of its class",
         )
     mask = np.asarray(image, dtype=np.uint8)
     if mask.shape != size:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import re
 import unicodedata
 from abc import abstractmethod
 from collections import Counter
@@ -107,7 +108,8 @@ class WrittenAnswers(Answers):
 
         def answer(session: Session, feeds: Arrays) -> Arrays:
             texts = tokenizer.decode_batch(self.tokens(session, feeds), skip_special_tokens=True)
-            return {session.signature.outputs[0].name: as_codes(texts)}
+            cleaned = [self.cleaned(text) for text in texts]
+            return {session.signature.outputs[0].name: as_codes(cleaned)}
 
         return answer
 
@@ -214,6 +216,10 @@ class WrittenAnswers(Answers):
         found = np.arange(len(labels)) if rows is None else rows
         return Units(scores.astype(np.int32), labels.astype(np.int32), found.astype(np.int32))
 
+    def cleaned(self, text: str) -> str:
+        """What of the written tokens is text: by default all but the special ones."""
+        return text
+
     @abstractmethod
     def plain(self, text: str) -> str:
         """What of a text counts."""
@@ -244,6 +250,11 @@ class TranscriptAnswers(WrittenAnswers):
     kind: Literal["transcripts"] = "transcripts"
 
     measure: ClassVar[str] = "word accuracy"
+
+    def cleaned(self, text: str) -> str:
+        """See the base class: no time stamps, which Whisper writes as tokens that are not special
+        and transformers leaves out."""
+        return _TIME_STAMPS.sub("", text)
 
     def plain(self, text: str) -> str:
         """See the base class: the words without capitals and punctuation."""
@@ -306,14 +317,22 @@ def as_texts(codes: NDArray[Any]) -> list[str]:
 def words_of(text: str) -> list[str]:
     """The words that are compared: in small letters, without punctuation.
 
-    Apostrophes go without leaving a space, other punctuation and symbols leave one.
+    Apostrophes go without leaving a space, other punctuation and symbols leave one. Of scripts that
+    are written without spaces between words each character is one, as in the evaluation of Whisper
+    (Radford et al., 2022, appendix C).
     """
     # Signs such as that of a trademark become letters first.
     glued = unicodedata.normalize("NFKC", text.translate(_GLUED)).lower().translate(_GLUED)
     signs = (" " if unicodedata.category(sign)[0] in "PS" else sign for sign in glued)
-    return "".join(signs).split()
+    return _WITHOUT_SPACES.sub(r" \g<0> ", "".join(signs)).split()
 
 
+_TIME_STAMPS = re.compile(r"<\|[\d.]+\|>")
+_WITHOUT_SPACES = re.compile(
+    "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff"
+    "\U00020000-\U0003ffff]"
+)
+"""Thai, Lao, Burmese, Khmer, Japanese and Chinese characters."""
 _GLUED = str.maketrans("", "", "'\u2018\u2019")
 
 

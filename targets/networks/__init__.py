@@ -52,7 +52,7 @@ def register_network(folder: Path) -> None:
             f"{owner} announces the network {family!r}, which cannot be used",
             where=f"entry point {entry.group}: {entry.value}",
             given=f"{type(error).__name__}: {error}",
-            fix=f"update {owner}; its author names a function without arguments that registers "
+            fix=f"update {owner}; its author must name a function without arguments that registers "
             "the network: see docs/add-a-network.md",
         ) from error
 

@@ -165,15 +165,15 @@ def read_pooling(folder: Path) -> Pooling:
                 "the checkpoint computes its embeddings in a way that is not known",
                 where=path,
                 given=module,
-                fix="pass one of a Transformer in the folder itself, a Pooling, and a Normalize if "
-                "any, in this order",
+                fix="pass one that has a Transformer in the folder itself, a Pooling, and "
+                "optionally a Normalize, in this order",
             )
     if mode is None:
         raise CheckpointError(
             "the checkpoint does not say how it pools",
             where=path,
             given="no module Pooling",
-            fix=f"save it with its Pooling, or leave {MODULES} out: then it is the mean",
+            fix=f"save it with its Pooling, or leave {MODULES} out: the mean is then used",
         )
     return Pooling(mode, normalize)
 
@@ -208,7 +208,7 @@ def _read_json(path: Path, kind: type) -> Any:
         ) from error
     if not isinstance(found, kind):
         raise CheckpointError(
-            "a file of sentence-transformers in the checkpoint is not of its form",
+            "a file of sentence-transformers in the checkpoint has an unexpected form",
             where=path,
             given=type(found).__name__,
             fix="copy the whole folder again",

@@ -70,7 +70,7 @@ def count_tokens(module: nn.Module, inputs: Mapping[str, Tensor]) -> tuple[int, 
             where each of them stands behind the last layer.
     """
     if merged_tokens(module) is not None:
-        raise ValueError("they are merged already")
+        raise ValueError("its tokens are already merged")
     stacks = layer_stacks(module)
     embeddings: list[Any] = [part.patch_embeddings for part in module.modules() if _embeds(part)]
     if len(stacks) != 1 or len(embeddings) != 1:
@@ -99,7 +99,7 @@ def count_tokens(module: nn.Module, inputs: Mapping[str, Tensor]) -> tuple[int, 
         for hook in hooks:
             hook.remove()
     if not torch.allclose(found, expected, rtol=1e-3, atol=1e-4):
-        raise ValueError("it reads patches behind the last layer, each in its place")
+        raise ValueError("its outputs depend on the order of the patches after the last layer")
     return lengths["tokens"] - lengths["patches"], lengths["patches"]
 
 

@@ -58,7 +58,7 @@ class LogMel(BaseModel):
         for name in ("window", "step"):
             size = getattr(self, name)
             if size is not None and (size % self.hop or size <= self.fft_size // 2):
-                raise ValueError(f"{name} is a multiple of hop and longer than half of fft_size")
+                raise ValueError(f"{name} must be a multiple of hop and exceed half of fft_size")
         return self
 
     @property
@@ -111,6 +111,11 @@ class AudioPreprocessing(Preprocessing):
         if self.log_mel is not None and self.max_samples > self.log_mel.window:
             raise ValueError("max_samples is at most the window of the spectrogram")
         return self
+
+    @property
+    def has_common_window(self) -> bool:
+        """See the base class."""
+        return self.log_mel is not None and self.log_mel.step is not None
 
     @property
     def longest(self) -> int:

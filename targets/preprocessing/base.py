@@ -106,6 +106,11 @@ class Preprocessing(BaseModel, ABC):
     """Whether a folder of files is a raw input as well."""
 
     @property
+    def has_common_window(self) -> bool:
+        """Whether what a model reads of a sample depends on the others of its batch."""
+        return False
+
+    @property
     def ragged(self) -> bool:
         """Whether samples have lengths of their own: rows then agree in all but the first axis."""
         return self.unit is not None

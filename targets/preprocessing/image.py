@@ -97,7 +97,7 @@ class ImagePreprocessing(Preprocessing):
         if not all(self.std):
             raise ValueError("std is 0")
         if self.resized is not None and (self.shortest_edge or min(self.resized) < 1):
-            raise ValueError("resized is a height and a width, and stands alone")
+            raise ValueError("resized must be a height and a width, without shortest_edge")
         return self
 
     @property
@@ -267,7 +267,7 @@ class ImageEncoder(Encoder):
                 "the image is too long and thin to be resized",
                 where=where,
                 given=f"{image.size[0]} x {image.size[1]} pixels, resized {size[0]} x {size[1]}",
-                fix="cut it to what is to be seen",
+                fix="crop it to the part that matters",
             )
         image = image.resize(size, Image.Resampling[wanted.resample.upper()])
         left, top = (size[0] - wanted.width) // 2, (size[1] - wanted.height) // 2
@@ -342,7 +342,7 @@ def _eight_bits(image: Image, where: str) -> Image:
 
     if image.mode in ("I", "F"):
         raise InputError(
-            "what is black and what is white in the image is not known",
+            "the values of black and white in the image are unknown",
             where=where,
             given=f"mode {image.mode}, 32 bits a pixel",
             fix="save it with 8 or 16 bits",

@@ -40,6 +40,6 @@ def read_npy(file: str | Path | bytes, *, where: str) -> NDArray[Any]:
             "the array cannot be read",
             where=where,
             given=lines[0] if lines else type(error).__name__,
-            fix="write it with numpy.save(path, array), of numbers",
+            fix="write an array of numbers with numpy.save(path, array)",
         ) from error
     return np.asarray(array)

@@ -111,10 +111,10 @@ def check_characters(text: str, where: str) -> None:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
         raise InputError(
-            "a text has half of a character in it",
+            "a text contains half of a character, a lone surrogate",
             where=f"{where}, character {error.start + 1}",
             given=ascii(text[error.start : error.end]),
-            fix="cut texts between characters, not between the two halves of one in UTF-16",
+            fix="cut texts between characters, not between the surrogates of one in UTF-16",
         ) from error
 
 
@@ -145,7 +145,7 @@ class TextEncoder(Encoder):
                     "a text has no tokens",
                     where=f"texts[{index}]",
                     given=repr(inputs[index]),
-                    fix="leave it out: this model puts none around a text",
+                    fix="leave it out: this model adds no special tokens to a text",
                 )
         return Encoded(
             {

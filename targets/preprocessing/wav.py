@@ -60,7 +60,7 @@ def read_wav(source: bytes | str | Path, *, where: str) -> tuple[NDArray[np.floa
         return _parse(content)
     except (ValueError, struct.error) as error:
         raise InputError(
-            "the recording is no WAV file that can be read",
+            "the recording is not a WAV file that can be read",
             where=where,
             given=error,
             fix="pass WAV with integers of 8 to 32 bits or 32-bit floats: "

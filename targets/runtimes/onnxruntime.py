@@ -19,7 +19,12 @@ from targets.base import Alternative, Lowered, Precision, Session, Source, Targe
 from targets.bundle import Bundle, check_options
 from targets.context import split_context
 from targets.environment import INT8_FEATURES, cpu_features
-from targets.errors import MissingLibraryError, TargetError, UnsupportedModelError
+from targets.errors import (
+    MissingLibraryError,
+    TargetError,
+    UnsupportedModelError,
+    is_of_the_machine,
+)
 from targets.external_data import check_external_data
 from targets.nbits import multiply_by_integers
 from targets.node_times import NodeTime, median_times
@@ -431,6 +436,8 @@ def _try_load(path: Path, device: Literal["cpu", "cuda"]) -> None:
     try:
         create_session(path, device=device, optimization="none")
     except TargetError as error:
+        if error.__cause__ is None or is_of_the_machine(error.given):
+            raise  # another time it may
         raise UnsupportedModelError(
             "ONNX Runtime does not run this model",
             where=path,

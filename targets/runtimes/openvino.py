@@ -18,7 +18,12 @@ from targets.base import Alternative, Lowered, Precision, Session, Source, Targe
 from targets.bundle import Bundle, check_options
 from targets.context import split_context
 from targets.environment import BF16_FEATURES, INT8_FEATURES, cpu_features
-from targets.errors import MissingLibraryError, TargetError, UnsupportedModelError
+from targets.errors import (
+    MissingLibraryError,
+    TargetError,
+    UnsupportedModelError,
+    is_of_the_machine,
+)
 from targets.node_times import NodeTime, median_times
 from targets.runtimes._openvino_lengths import (
     LARGEST_BYTES,
@@ -239,6 +244,8 @@ class OpenVINO(Target):
                 "ENABLE_CPU_PINNING": False,
                 # Else activations of weight-only models become int8 without having been asked for.
                 "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0,
+                # And keys and values that are kept from token to token.
+                "KV_CACHE_PRECISION": "f32",
             }
         return {**options, **given}
 
@@ -280,7 +287,7 @@ class OpenVINO(Target):
         if self.device == "CPU" and _has_bf16():
             return
         raise UnsupportedModelError(
-            f"{self.label} has no bf16 here",
+            f"{self.label} does not run bf16 on this CPU",
             where=source.path,
             given=f"precision bf16; the CPU has {', '.join(cpu_features()) or 'none known'}",
             fix="use fp32 or int8, or lower on a CPU with avx512_bf16 or amx_bf16",
@@ -514,6 +521,13 @@ def _try_read(path: Path, model: Any) -> None:
         _import().Core().read_model(os.fspath(path))
     except RuntimeError as error:
         text = str(error)
+        if is_of_the_machine(text):
+            raise TargetError(
+                "OpenVINO could not read the model",
+                where=path,
+                given=text,
+                fix="free memory, and run again",
+            ) from error
         named = [
             f"{node.name or node.output[0]} ({node.op_type})"
             for node in model.graph.node

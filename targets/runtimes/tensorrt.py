@@ -30,6 +30,13 @@ class TensorRT(TensorRTTarget):
     workspace_mib: int | None = Field(default=None, ge=1, le=1 << 20)
     """Most scratch memory that a layer may use, in MiB; by default all of the GPU's."""
 
+    def versions(self) -> dict[str, str]:
+        """That of the library, and the GPU: an engine runs on the kind that it was built on."""
+        gpu = find_gpu()
+        if gpu is None:
+            return super().versions()
+        return super().versions() | {"gpu": f"{gpu.name}, {gpu.compute_capability}"}
+
     @property
     def build_settings(self) -> dict[str, object]:
         """Build options that only this flavour has."""
@@ -40,7 +47,7 @@ class TensorRT(TensorRTTarget):
         """Why no model can be lowered here, or None."""
         reason = super().cannot_lower()
         if reason is None and find_gpu() is None:
-            return "it builds engines on the GPU that they are for, and there is none here"
+            return "it builds engines on the GPU that will run them, and there is none here"
         return reason
 
     def cannot_run_on(self, gpu: Gpu) -> str | None:

@@ -29,7 +29,7 @@ CHAT_TEMPLATE = "{% for message in messages %}<s> {{ message['content'] }} </s>{
 TASK = "text-generation"
 MAX_LENGTH = 24
 _SPECIAL_IDS = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2}
-_SIZES: dict[str, Any] = {
+SIZES: dict[str, Any] = {
     "vocab_size": len(SPECIAL) + len(WORDS),
     "hidden_size": 32,
     "intermediate_size": 48,
@@ -42,8 +42,8 @@ _SIZES: dict[str, Any] = {
     **_SPECIAL_IDS,
 }
 CONFIGS: dict[str, Callable[[], PretrainedConfig]] = {
-    "llama": lambda: LlamaConfig(**_SIZES),
-    "qwen2": lambda: Qwen2Config(**_SIZES),
+    "llama": lambda: LlamaConfig(**SIZES),
+    "qwen2": lambda: Qwen2Config(**SIZES),
     "gpt2": lambda: GPT2Config(
         vocab_size=len(SPECIAL) + len(WORDS),
         n_embd=32,

@@ -118,7 +118,7 @@ def test_a_config_that_does_not_tell_its_family_is_refused(tmp_path: Path) -> No
     config = json.loads((tmp_path / "config.json").read_text())
     del config["model_type"]
     (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(CheckpointError, match="does not tell what network this is") as error:
+    with pytest.raises(CheckpointError, match="does not say which network this is") as error:
         Architecture.read(tmp_path)
     assert "model_type" in str(error.value.given)
 

@@ -108,7 +108,7 @@ def test_a_recording_is_classified_on_the_command_line(
     (tmp_path / "text.wav").write_text("no sound")
     refused = compressor("predict", bundle, "--file", tmp_path / "text.wav")
     assert refused.code != 0
-    assert "is no WAV file that can be read" in refused.err
+    assert "is not a WAV file that can be read" in refused.err
     assert str(tmp_path / "text.wav") in refused.err
 
 

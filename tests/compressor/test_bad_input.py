@@ -88,7 +88,7 @@ VALIDATE: dict[str, tuple[Break, int, tuple[str, ...]]] = {
         only_adapters,
         3,
         (
-            "adapters of a model, and not the model",
+            "adapters of a model, but not the model itself",
             "adapter_config.json",
             "merge_and_unload",
         ),
@@ -99,7 +99,7 @@ VALIDATE: dict[str, tuple[Break, int, tuple[str, ...]]] = {
         (
             "a network of the library timm",
             "given: resnet18.a1_in1k",
-            "transformers has itself",
+            "is part of transformers",
         ),
     ),
     "quantized weights": (
@@ -110,7 +110,7 @@ VALIDATE: dict[str, tuple[Break, int, tuple[str, ...]]] = {
     "several labels": (
         edit_config(problem_type="multi_label_classification"),
         3,
-        ("does not give one label out of several", "problem_type", "compressor finetune"),
+        ("does not assign exactly one label", "problem_type", "compressor finetune"),
     ),
     "truncated weights": (truncate, 3, ("model.safetensors", "fix:")),
     "weights that are none": (garbage, 3, ("model.safetensors", "fix:")),
@@ -263,7 +263,7 @@ def test_an_interruption_exits_130_and_says_that_nothing_is_lost(user, compresso
     monkeypatch.setattr(planning, "validate_recipe", interrupt)
     outcome = compressor("validate", user / "recipe.yaml")
     assert outcome.code == 130
-    assert "interrupted; what was finished is kept" in outcome.err
+    assert "interrupted; finished work is kept" in outcome.err
 
 
 def test_texts_longer_than_the_model_takes_are_counted_and_cut(user, tmp_path):

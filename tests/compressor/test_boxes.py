@@ -129,10 +129,10 @@ def without(*places: Any) -> Callable[[dict[str, Any]], None]:
             change("categories", 1, "name", to=" "),
             "an entry has no id or no name", "categories 2", "name=' '",
         ),
-        (change("images", 1, "id", to=7), "two entries have one id", "images 2", "7, as that of"),
+        (change("images", 1, "id", to=7), "two entries have the same id", "images 2", "7, which"),
         (
             change("categories", 0, "name", to="cat"),
-            "two categories have one name", ".json", "'cat'",
+            "two categories have the same name", ".json", "'cat'",
         ),
         (
             change("images", 0, "file_name", to="c.png"),
@@ -140,7 +140,7 @@ def without(*places: Any) -> Callable[[dict[str, Any]], None]:
         ),
         (
             change("images", 0, "width", to=80),
-            "an image has another size than the file tells", "a.png", "40 x 20 pixels, told 80",
+            "the size of an image is not the one", "a.png", "40 x 20 pixels, in the .json file 80",
         ),
         (
             change("annotations", 0, "image_id", to=9),
@@ -172,7 +172,7 @@ def without(*places: Any) -> Callable[[dict[str, Any]], None]:
         ),
         (
             change("annotations", 0, "iscrowd", to=1),
-            "nothing is to be found in the images", ".json", "crowds",
+            "the images have no objects to find", ".json", "crowds",
         ),
     ],
 )  # fmt: skip
@@ -245,10 +245,10 @@ def test_a_least_score_is_for_boxes() -> None:
 
 
 def test_other_files_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"boxes stand in a \.json file") as raised:
+    with pytest.raises(DataError, match=r"boxes must be in a \.json file") as raised:
         read_boxed(tmp_path / "train.csv")
     assert raised.value.given == ".csv"
-    with pytest.raises(DataError, match=r"boxes stand in a \.json file") as raised:
+    with pytest.raises(DataError, match=r"boxes must be in a \.json file") as raised:
         read_boxed(tmp_path)
     assert raised.value.given == "a folder"
     with pytest.raises(DataError, match="the data file does not exist"):

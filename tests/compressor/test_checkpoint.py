@@ -131,6 +131,16 @@ def test_another_head_is_told_to_fine_tune_first(
     assert error.value.fix == "fine-tune first: compressor finetune"
 
 
+def test_a_model_of_texts_and_images_is_told_as_such(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"architectures": ["Gemma3ForConditionalGeneration"], "vision_config": {"a": 1}}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match="reads other inputs beside texts") as error:
+        check_checkpoint(folder, head=("ForConditionalGeneration",))
+    assert error.value.given == "Gemma3ForConditionalGeneration, with vision_config"
+    assert "language model alone" in str(error.value.fix)
+
+
 def test_a_config_that_names_no_class_is_told_to_fine_tune_first(folder: Path) -> None:
     config = json.loads((folder / "config.json").read_text())
     del config["architectures"]
@@ -153,7 +163,7 @@ def test_classes_have_to_be_numbered(folder: Path) -> None:
     path = folder / "config.json"
     names = {"id2label": {"pos": "0", "neg": "1"}}
     path.write_text(json.dumps(json.loads(path.read_text()) | names))
-    with pytest.raises(CheckpointError, match="does not name classes by their numbers") as error:
+    with pytest.raises(CheckpointError, match="does not map class numbers to names") as error:
         label_names(folder)
     assert "id2label" in str(error.value.where)
     assert "'pos': '0'" in str(error.value)

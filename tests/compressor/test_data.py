@@ -207,7 +207,7 @@ def test_a_model_with_many_classes_names_twenty(spec: Callable[..., DataSpec]) -
 
 
 def test_two_classes_of_one_name_are_refused(spec: Callable[..., DataSpec]) -> None:
-    with pytest.raises(DataError, match="two classes of one name") as caught:
+    with pytest.raises(DataError, match="two classes with the same name") as caught:
         read_splits(spec("text,label\nx,a\ny,b\n"), label_names=("a", "a", "b"))
     assert "'a', 'a', 'b'" in str(caught.value)
 
@@ -228,7 +228,7 @@ def test_a_lone_quote_of_a_tsv_does_not_take_rows_along(spec: Callable[..., Data
 def test_a_folder_in_the_place_of_a_table_is_refused_before_it_is_hashed(tmp_path: Path) -> None:
     (tmp_path / "train").mkdir()
     spec = DataSpec(train=tmp_path / "train", test=tmp_path / "train")
-    with pytest.raises(DataError, match="the data is a folder, and texts stand in a table"):
+    with pytest.raises(DataError, match="the data is a folder, but texts are read from a table"):
         split_hashes(spec)
 
 
@@ -257,12 +257,12 @@ def test_one_class_is_refused(spec: Callable[..., DataSpec]) -> None:
         ("[]", "a.json", "the text column 'text' and the label column", "(none)"),
         ("x", "a.xlsx", "unknown format", ".csv, .tsv, .json, .jsonl, .parquet"),
         ("x", "a", "unknown format", "no suffix"),
-        ("text,label\nx\n", "a.csv", "another number of fields", "line 2"),
-        ("text,label\nx,y,z\n", "a.csv", "another number of fields", "3 fields, the header has 2"),
+        ("text,label\nx\n", "a.csv", "the same number of fields", "line 2"),
+        ("text,label\nx,y,z\n", "a.csv", "the same number of fields", "3 fields, the header has 2"),
         ('text,label\n"x,1\ny,2\n', "a.csv", "not well-formed CSV", "line 3"),
         ('text,label\n"x,1\ny,2\n"z",3\n', "a.csv", "not well-formed CSV", "line 4"),
         ("text,label\nx,1\n" + "y" * 140_000 + ",2\n", "a.csv", "not well-formed CSV", ".jsonl"),
-        ("text,label,text\nx,1,y\n", "a.csv", "the column 'text' stands twice", "rename"),
+        ("text,label,text\nx,1,y\n", "a.csv", "the column 'text' appears twice", "rename"),
         (b"text,label\ncaf\xe9,1\n", "a.csv", "not UTF-8", "iconv -f latin1 -t utf-8 a.csv"),
         (b'{"text": "caf\xe9", "label": 1}\n', "a.jsonl", "not UTF-8", "iconv"),
         ('{"text": "x"', "a.jsonl", "not well-formed JSON", "line 1"),
@@ -310,7 +310,7 @@ def test_half_of_a_character_is_named(spec: Callable[..., DataSpec]) -> None:
     error = refusal(
         spec('{"text": "x", "label": 1}\n{"text": "a \\ud83d", "label": 2}\n', "a.jsonl")
     )
-    assert error.what == "a text has half of a character in it"
+    assert error.what == "a text contains half of a character, a lone surrogate"
     assert str(error.where).endswith("row 2, character 3")
 
 
@@ -390,7 +390,7 @@ def test_the_validation_part_depends_on_the_seed_alone(tmp_path: Path) -> None:
 
 
 def test_too_little_data_to_set_apart_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="too small to set a part of it apart") as caught:
+    with pytest.raises(DataError, match="too small to set part of it aside") as caught:
         set_apart(tmp_path, [1, 1])
     assert "set data.validation" in str(caught.value)
 

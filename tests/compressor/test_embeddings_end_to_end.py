@@ -220,7 +220,7 @@ def test_the_other_commands_take_it(
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ("passes.1.hidden=0.5", ("the size of its embeddings, which stays", "leave hidden out")),
+        ("passes.1.hidden=0.5", ("size of its embeddings, which cannot", "leave hidden out")),
         ("passes.3.labels_weight=0.5", ("no labels to learn from", "leave the setting out")),
         (
             "passes.1={pass: finetune}",

@@ -114,14 +114,14 @@ def test_what_stands_in_the_output_is_not_lost(home, encoder, tmp_path, compress
     arguments = ("finetune", encoder, home, "--store", tmp_path / "store", "--set", "epochs=1")
     refused = compressor(*arguments, "--output", output)
     assert refused.code == 8
-    assert "the output folder holds something else already" in refused.err
+    assert "the output folder already holds other files" in refused.err
     assert "given: shapes.json, thesis.txt" in refused.err
     assert "--overwrite" in refused.err
     for folder in (encoder, home):
         before = sorted(path.name for path in folder.iterdir())
         refused = compressor(*arguments, "--output", folder, "--overwrite")
         assert refused.code == 8
-        assert "the one of the model or the data" in refused.err
+        assert "that of the model or the data" in refused.err
         assert sorted(path.name for path in folder.iterdir()) == before
     assert not (tmp_path / "store").exists()
     assert compressor(*arguments, "--output", output, "--overwrite").code == 0

@@ -203,7 +203,7 @@ def test_scores_that_are_no_numbers_are_no_tokens(
 
 @pytest.mark.parametrize(
     ("prompt", "message"),
-    [([], "the text to go on from is empty"), ([3] * 24, "the text is too long to go on")],
+    [([], "the text to continue is empty"), ([3] * 24, "the text is too long to be continued")],
 )
 def test_a_prompt_that_leaves_no_room_is_refused(
     bundle: Bundle, prompt: list[int], message: str
@@ -365,7 +365,7 @@ def test_a_text_is_streamed_on_the_command_line(
     assert found.out == expected + "\n"
     found = compressor("predict", bundle.folder, "--stream")
     assert found.code == 2
-    assert "--stream goes on from one text" in found.err
+    assert "--stream continues exactly one text" in found.err
 
 
 def answers_of(model: TorchModel, *messages: tuple[str, str]) -> str:
@@ -416,7 +416,7 @@ def test_a_chat_without_messages_or_a_template_is_refused(
     assert "--chat answers messages: give them with --text" in found.err
     found = compressor("predict", tmp_path, "--text", "w1", "--stream", "--system", "w2")
     assert found.code == 2
-    assert "--system is the message of a chat" in found.err
+    assert "--system belongs to a chat" in found.err
     bundle = lower(exported, "onnxruntime", tmp_path / "bundle")
     (bundle.folder / "chat_template.jinja").unlink()
     Bundle.create(bundle.folder, bundle.manifest)

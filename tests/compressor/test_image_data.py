@@ -100,10 +100,23 @@ def test_a_class_whose_files_are_of_another_format_is_not_left_out(tmp_path: Pat
     (folder / "owl").mkdir()
     (folder / "owl" / "a.jxl").write_bytes(b"an image, of a kind")
     error = refusal(folder)
-    assert error.what == "the folder of a class holds no image that is read"
+    assert error.what == "the folder of a class holds no image of a supported format"
     assert error.where == str(folder / "owl")
     assert error.given == "files that end in .jxl"
     assert ".png" in str(error.fix)
+
+
+def test_images_that_cannot_be_read_are_not_left_out_in_silence(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "data")
+    [first, *_] = sorted(each for each in folder.iterdir() if each.is_dir())
+    (first / "notes.txt").write_text("who took them")
+    read(folder)
+    (first / "b.HEIC").write_bytes(b"an image, of a kind")
+    error = refusal(folder)
+    assert error.what == "the folder of a class has files that cannot be read beside the images"
+    assert error.where == str(first)
+    assert str(error.given).startswith("1 file, such as b.HEIC, beside ")
+    assert "or move them elsewhere" in str(error.fix)
 
 
 def test_paths_are_read_from_the_folder_of_the_table(
@@ -214,7 +227,7 @@ def test_a_folder_without_folders_of_images(tmp_path: Path) -> None:
 
 def test_texts_do_not_lie_in_folders(tmp_path: Path) -> None:
     with pytest.raises(
-        DataError, match="the data is a folder, and texts stand in a table"
+        DataError, match="the data is a folder, but texts are read from a table"
     ) as error:
         read_splits(spec_of(write_folder(tmp_path)), label_names=None)
     assert error.value.where == str(tmp_path)

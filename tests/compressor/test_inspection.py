@@ -119,7 +119,7 @@ def test_a_network_that_sees_and_has_no_head(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_a_checkpoint(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="the folder is no checkpoint"):
+    with pytest.raises(CheckpointError, match="the folder is not a checkpoint"):
         inspect_checkpoint(tmp_path)
 
 

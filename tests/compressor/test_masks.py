@@ -158,7 +158,7 @@ def test_masks_of_one_class_are_refused(tmp_path: Path) -> None:
 
 def test_a_folder_or_a_table_without_masks_is_refused(tmp_path: Path) -> None:
     rows = write_files(tmp_path)
-    with pytest.raises(DataError, match="masks are named beside their images in a table"):
+    with pytest.raises(DataError, match="masks are read from a table"):
         read(tmp_path / "files")
     path = write_csv(tmp_path, rows)
     path.write_text(path.read_text().replace("image,mask", "image,masks"))

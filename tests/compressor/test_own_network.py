@@ -6,14 +6,20 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from compressor.lowering import _versions
+from compressor.manager import PassManager
+from compressor.passes.distill import Distill
+from compressor.passes.export import Export
 from compressor.report.files import read_report
 from compressor.tasks import get_task
 from compressor.training.finetuning import finetune
 from compressor.training.settings import FinetuneSettings
+from targets import get
 from targets.discovery import package_source
 from targets.errors import CheckpointError, PluginError
 from targets.networks import network_source, register_network
@@ -106,6 +112,28 @@ def test_its_code_is_part_of_what_steps_are_found_by(checkpoint: Path, tmp_path:
         stream.write("\n# changed\n")
     package_source.cache_clear()
     assert network_source(checkpoint) != {name: first}
+
+
+def test_what_was_made_with_other_code_of_it_is_not_found_again(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    step: Any = SimpleNamespace(folder=checkpoint, content_hash="1")
+    unused: Any = None
+    manager = PassManager(
+        store=unused, original=step, splits=unused, data_hash="2", seed=0, width_multiple=1,
+        progress=unused,
+    )  # fmt: skip
+
+    def keys() -> list[object]:
+        package_source.cache_clear()
+        found = [manager._inputs(each, step) for each in (Export(), Distill())]
+        return [*found, _versions(get("pytorch"), checkpoint)]
+
+    before = keys()
+    assert keys() == before
+    with (tmp_path / "site" / "my_networks.py").open("a") as stream:
+        stream.write("\n# changed\n")
+    assert all(one != other for one, other in zip(before, keys(), strict=True))
 
 
 def test_a_network_that_cannot_be_registered_is_told_by_its_owner(

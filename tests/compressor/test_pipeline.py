@@ -490,7 +490,7 @@ class Bare(Rebuild):
 
 
 def test_a_pass_that_gives_no_result_is_told_what_to_give(home, tmp_path):
-    with pytest.raises(PassError, match="the pass bare gives no PassResult with a model") as caught:
+    with pytest.raises(PassError, match="bare did not return a PassResult with a model") as caught:
         run_passes(home, tmp_path, Bare())
     assert caught.value.given == "TorchModel"
     assert "return PassResult(model=...)" in str(caught.value.fix)
@@ -498,7 +498,7 @@ def test_a_pass_that_gives_no_result_is_told_what_to_give(home, tmp_path):
 
 def test_labels_in_another_order_than_the_classes_are_doubted(home, tmp_path, compressor):
     """Nothing is lost against an untouched model that is wrong itself: the budget would be met."""
-    assert "do the labels stand" not in compressor("plan", home / "recipe.yaml").out
+    assert "do the labels match" not in compressor("plan", home / "recipe.yaml").out
     turned = tmp_path / "home"
     shutil.copytree(home, turned)
     for name in ("train", "validation", "test"):
@@ -513,7 +513,7 @@ def test_labels_in_another_order_than_the_classes_are_doubted(home, tmp_path, co
     )  # fmt: skip
     said = " ".join((found.out + found.err).split())
     assert "warning: the untouched model is right on" in said
-    assert "do the labels stand for the classes of this model?" in said
+    assert "do the labels match the classes of this model?" in said
 
 
 def test_passes_never_see_the_test_data(home, tmp_path):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import subprocess
 import sys
@@ -19,6 +18,7 @@ from compressor.errors import RecipeError
 from compressor.planning import make_plan, validate_recipe
 from compressor.recipe import Recipe, load_recipe
 from compressor.tasks import get_task
+from targets import environment
 from targets.errors import ToolkitError
 from targets.registry import available
 from tests.compressor.writers import write_writer
@@ -107,6 +107,18 @@ def test_a_plan_tells_the_shape_after_every_pass(place: Workplace) -> None:
         "quantize",
     ]
     assert plan.warnings == ()
+
+
+def test_a_plan_rounds_widths_to_the_groups_of_4_bits(place: Workplace) -> None:
+    weights = {"pass": "quantize", "method": "weights", "weight_bits": 4, "group_size": 32}
+    recipe = place.recipe(
+        passes=[{"pass": "prune", "ffn": 0.3}, "export"],
+        variants={"fp32": [], "int4": [weights]},
+        targets=["onnxruntime"],
+    )
+    assert recipe.width_multiple == 32
+    pruned = make_plan(recipe).chains["fp32"][0]
+    assert all(layer.ffn_width % 32 == 0 for layer in pruned.outcome.layers)
 
 
 def test_a_plan_rounds_widths_to_what_every_target_likes(
@@ -269,7 +281,7 @@ def test_more_recordings_without_texts_are_refused_before_any_work(tmp_path: Pat
     more.write_text("a.wav\n")
     passes = [{"pass": "distill", "unlabeled": str(more)}, "export"]
     recipe = speech_recipe(tmp_path, **{"passes": passes, "benchmark.sequence_length": 1})
-    with pytest.raises(RecipeError, match="does not learn from inputs without them"):
+    with pytest.raises(RecipeError, match="cannot learn from inputs without target texts"):
         make_plan(recipe)
 
 
@@ -321,7 +333,7 @@ def test_a_model_without_the_task_s_head(place: Workplace) -> None:
     place.write_config(architectures=["BertModel"])
     problem = place.problem()
     assert problem.what == (
-        "the checkpoint has no head for this task, and without one it is for text-embedding"
+        "the checkpoint has no head for this task; without a head it is for text-embedding"
     )
     assert (problem.where, problem.given) == ("task", "BertModel for text-classification")
     assert problem.fix == "fine-tune first: compressor finetune; or set task: text-embedding"
@@ -350,7 +362,7 @@ def test_a_recipe_for_another_task_than_that_of_the_checkpoint(place: Workplace)
     place.write_config(architectures=["BertForTokenClassification"])
     problem = place.problem(task="question-answering")
     assert problem.what == (
-        "the checkpoint is one for token-classification, and the recipe has another task"
+        "the checkpoint is for token-classification, but the recipe has another task"
     )
     assert (problem.where, problem.given) == ("task", "question-answering")
     assert problem.fix == (
@@ -363,24 +375,24 @@ def test_a_pass_that_is_not_for_the_model(place: Workplace) -> None:
     problem = place.problem(passes=["trim_vocabulary", "export"])
     assert problem.where == "passes.0"
     assert problem.what == (
-        "trim_vocabulary cannot be used on this model: it writes text, and any token may be wanted"
+        "trim_vocabulary cannot be used on this model: it writes text, so any token may be needed"
     )
-    assert problem.fix == ("remove it, or take the built-in recipe int8, which is for every model")
+    assert problem.fix == "remove it, or use the built-in recipe int8, which works for every model"
 
 
 def test_a_config_of_another_kind_of_network(place: Workplace) -> None:
     place.write_config(num_attention_heads=None)
     recipe = place.recipe(passes=["trim_vocabulary", "export"])
-    [warning] = [each for each in make_plan(recipe).warnings if "not known" in each]
-    assert warning.startswith("the layers of this network (bert) are of a kind that is not known")
+    [warning] = [each for each in make_plan(recipe).warnings if "unknown kind" in each]
+    assert warning.startswith("the layers of this network (bert) are of an unknown kind")
     problem = place.problem(passes=[{"pass": "prune", "ratio": 0.5}, "export"])
     assert problem.what == (
-        "prune cannot be used on this model: it attends in layers of a kind that is not known"
+        "prune cannot be used on this model: its attention layers are of an unknown kind"
     )
     nameless = {name: value for name, value in CONFIG.items() if name != "model_type"}
     (place.checkpoint / "config.json").write_text(json.dumps(nameless))
     problem = place.problem()
-    assert problem.what == "the config does not tell what network this is"
+    assert problem.what == "the config does not say which network this is"
     assert "model_type" in str(problem.given)
 
 
@@ -413,7 +425,7 @@ def test_an_output_folder_that_cannot_be_written_is_found_first(place: Workplace
         assert (problem.where, problem.fix) == ("output", "name another folder: --output FOLDER")
         assert reason in str(problem.given)
     (problem,) = place.problems(output="checkpoint")
-    assert "the one of the model or the data" in problem.what
+    assert "that of the model or the data" in problem.what
     make_plan(place.recipe(output="new/folder"))
     assert not (place.folder / "new").exists()
 
@@ -468,14 +480,8 @@ def test_two_targets_of_one_name(place: Workplace) -> None:
 def test_a_missing_library_names_its_users_and_the_extra(
     place: Workplace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    version = importlib.metadata.version
-
-    def absent(name: str) -> str:
-        if name in ("torch-pruning", "onnx"):
-            raise importlib.metadata.PackageNotFoundError(name)
-        return version(name)
-
-    monkeypatch.setattr(importlib.metadata, "version", absent)
+    absent = ("torch-pruning", "onnx")
+    monkeypatch.setattr(environment, "_version", lambda name: None if name in absent else "1")
     found = place.problems(
         passes=[{"pass": "prune", "ratio": 0.5}, "export"],
         variants={"a": [], "b": ["quantize"]},
@@ -535,14 +541,14 @@ def test_a_variant_that_a_target_never_runs_is_warned_of(place: Workplace) -> No
 def test_test_texts_in_the_training_data_are_warned_of(place: Workplace) -> None:
     place.write_data("train", [(f"meow {index}", "cat") for index in range(50)] + [("woof", "dog")])
     place.write_data("test", [("meow 1", "cat"), ("purr", "cat"), ("bark", "dog"), ("wag", "dog")])
-    found = [each for each in validate_recipe(place.recipe()).warnings if "stand in" in each]
+    found = [each for each in validate_recipe(place.recipe()).warnings if "also in" in each]
     assert found == [
-        "1 of 4 test texts stand in the training or validation data as well: "
-        "the accuracy will be flattered"
+        "1 of 4 test texts are also in the training or validation data: "
+        "the accuracy will look too good"
     ]
     place.write_data("test", [("purr", "cat"), ("bark", "dog")])
     warnings = validate_recipe(place.recipe()).warnings
-    assert not [each for each in warnings if "stand in" in each]
+    assert not [each for each in warnings if "also in" in each]
 
 
 def test_figures_that_will_mislead_are_warned_of(place: Workplace) -> None:
@@ -550,8 +556,8 @@ def test_figures_that_will_mislead_are_warned_of(place: Workplace) -> None:
         data={"train": "train.csv", "test": "./train.csv"}, benchmark={"threads": 1000}
     )
     warnings = make_plan(recipe).warnings
-    assert any("data.test and data.train are one file" in line for line in warnings)
-    assert any("benchmark.threads is 1000, and this machine has" in line for line in warnings)
+    assert any("data.test and data.train are the same file" in line for line in warnings)
+    assert any("benchmark.threads is 1000, and there are" in line for line in warnings)
 
 
 def test_the_data_is_checked_against_the_model(place: Workplace) -> None:
@@ -597,7 +603,7 @@ def test_a_checkpoint_of_another_task_names_the_recipe_for_it(place: Workplace) 
     place.write_config(architectures=["BertLMHeadModel"])
     other = {"task": "text-classification"}
     problem = place.problem(validate_recipe, **other)  # its data is not looked at
-    assert "is one for text-generation, and the recipe has another task" in problem.what
+    assert "is for text-generation, but the recipe has another task" in problem.what
     assert (problem.where, problem.given) == ("task", "text-classification")
     assert problem.fix == (
         "use the recipe generation or int8, or set task: text-generation in one of your own"

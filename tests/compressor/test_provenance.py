@@ -224,7 +224,7 @@ def test_a_bundle_of_another_maker_does_not_tell_its_checkpoint(
     Bundle.create(folder, Bundle.open(folder).manifest.model_copy(update={"provenance": {}}))
     outcome = compressor("verify", folder, "--checkpoint", home / "model")
     assert outcome.code == 6
-    assert "the bundle does not tell the files of its checkpoint" in outcome.err
+    assert "the bundle does not record the files of its checkpoint" in outcome.err
 
 
 # Signed bundles

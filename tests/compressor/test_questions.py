@@ -68,16 +68,16 @@ def changed(**more: Any) -> dict[str, Any]:
     [
         (changed(question=" "), ("a row has no question", "row 1", "write a text")),
         (changed(context=7), ("a row has no context", "row 1", "given: 7")),
-        (changed(answers=["dawn"]), ("not two lists of one length", "answers=['dawn']")),
+        (changed(answers=["dawn"]), ("not two lists of the same length", "answers=['dawn']")),
         (changed(answers={"text": ["dawn"], "answer_start": [1, 2]}), ("not two lists",)),
         (changed(answers={"text": [], "answer_start": []}),
          ("no answer in its context", "leave such questions out")),
         (changed(answers={"text": ["dawn"], "answer_start": ["14"]}),
-         ("not a text and the number", "answer_start '14'")),
+         ("not a text and the position", "answer_start '14'")),
         (changed(answers={"text": ["dawn"], "answer_start": [13]}),
-         ("does not stand where answer_start says", "'dawn' at 13", "' daw'", "it stands at 14")),
+         ("not at the position that answer_start", "'dawn' at 13", "' daw'", "it is at 14")),
         (changed(answers={"text": ["dusk"], "answer_start": [14]}),
-         ("does not stand where", "it is nowhere")),
+         ("not at the position", "which the context lacks")),
         (changed(answers={"text": ["."], "answer_start": [-1]}), ("'.' at -1",)),
         (changed(answers={"text": list(CONTEXT[:5]) + [CONTEXT[:end] for end in range(2, 15)],
                           "answer_start": [*range(5), *[0] * 13]}),
@@ -107,7 +107,7 @@ def test_rows_that_cannot_be_used_are_named(
         (squad({"question": "Who?", "answers": [], "is_impossible": True}),
          ("no answer in its context", "paragraph 1, question 1")),
         (squad({"question": "Who?", "answers": [{"text": "dawn", "answer_start": 1}]}),
-         ("does not stand where answer_start says", "question 1", "it stands at 14")),
+         ("not at the position that answer_start", "question 1", "it is at 14")),
         (squad({"answers": [{"text": "dawn", "answer_start": 14}]}), ("a row has no question",)),
     ],
 )  # fmt: skip
@@ -122,10 +122,10 @@ def test_files_of_squad_that_cannot_be_used_are_named(
 
 def test_files_that_hold_no_objects_are_refused(tmp_path: Path) -> None:
     (tmp_path / "rows.csv").write_text("question,context,answers\na,b,c\n")
-    with pytest.raises(DataError, match="do not stand in the cells of such a file") as raised:
+    with pytest.raises(DataError, match="cannot be read from the cells of this type") as raised:
         read(tmp_path / "rows.csv", SQUAD)
-    assert "as SQuAD has it" in str(raised.value)
-    with pytest.raises(DataError, match="do not stand in a folder of files"):
+    assert "in SQuAD format" in str(raised.value)
+    with pytest.raises(DataError, match="cannot be read from a folder of files"):
         read(tmp_path, SQUAD)
 
 

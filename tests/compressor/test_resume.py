@@ -113,7 +113,7 @@ def test_a_killed_run_keeps_its_finished_steps(story):
 @pytest.mark.slow
 def test_an_interrupted_run_exits_130_and_says_how_to_go_on(story):
     assert story.interrupted == 130, story.message
-    assert "interrupted; what was finished is kept" in story.message
+    assert "interrupted; finished work is kept" in story.message
     assert "Traceback" not in story.message
     assert "pass:distill" not in story.kept_of_interrupted
     statuses = [run.status for run in RunStore(story.store).runs()]

@@ -146,7 +146,7 @@ def test_writing_is_timed(home: Path, family: str, compressor: Callable[..., Out
     assert outcome.code == 0, outcome.err
     assert "first token after" in outcome.out
     longest = Bundle.open(bundle).manifest.answers.longest  # type: ignore[union-attr]
-    with pytest.raises(InputError, match="longer than those that the model writes"):
+    with pytest.raises(InputError, match="longer than the model can write"):
         check_writes(Bundle.open(bundle), prompt_tokens=1, num_tokens=longest + 1)
 
 
@@ -154,12 +154,12 @@ def test_what_answers_with_one_run_or_a_text_alone_is_refused(
     home: Path, compressor: Callable[..., Outcome], tmp_path: Path
 ) -> None:
     bundle = Bundle.open(bundles(home)[0])
-    with pytest.raises(BundleError, match="writes a text about an input, and goes on with none"):
+    with pytest.raises(BundleError, match="a text about an input; it does not continue texts"):
         load_generator(bundle.folder)
     session = open_session(bundle)
     pack = EvaluationPack.load(bundle.path(str(bundle.manifest.evaluation)))
     settings = LoadSettings.model_construct()
-    with pytest.raises(TargetError, match="a query of a load scenario is answered with one run"):
+    with pytest.raises(TargetError, match="a load scenario answers each query with one run"):
         run_load(session, pack, settings, tmp_path, threads=1)
     session.close()
     outcome = compressor("package", bundle.folder, "--for", "triton", "--output", tmp_path / "x")

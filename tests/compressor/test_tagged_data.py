@@ -81,7 +81,7 @@ def test_the_columns_are_part_of_the_fingerprint(tmp_path: Path) -> None:
     [
         (
             {"tokens": ["a", "b"], "tags": ["X"]},
-            "another number of labels than words",
+            "different numbers of labels and words",
             "2 in 'tokens', 1 in 'tags'",
         ),
         ({"tokens": "a b", "tags": ["X", "Y"]}, "no list in the column 'tokens'", "str 'a b'"),
@@ -125,7 +125,7 @@ def test_lists_do_not_stand_in_every_kind_of_file(name: str, tmp_path: Path) -> 
         path.write_text("tokens,tags\na b,X Y\n")
     else:
         path.mkdir()
-    with pytest.raises(DataError, match="lists of words and of their labels do not") as caught:
+    with pytest.raises(DataError, match="lists of words and of their labels cannot") as caught:
         read(DataSpec(train=path, test=path))
     assert caught.value.where == str(path)
     assert '"tokens": ["Birds", "sing"]' in (caught.value.fix or "")

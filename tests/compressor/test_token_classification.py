@@ -201,7 +201,7 @@ def test_a_recipe_for_another_task_is_refused(
 ) -> None:
     found = compressor("validate", tuned / "recipe.yaml", "--set", "task=text-classification")
     assert found.code == 3
-    assert "the checkpoint is one for token-classification" in found.err
+    assert "the checkpoint is for token-classification" in found.err
     assert "set task: token-classification" in found.err
 
 

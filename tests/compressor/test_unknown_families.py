@@ -23,7 +23,7 @@ from targets.checkpoint import load_module, save_module
 from tests.compressor.conftest import Outcome
 from tests.compressor.test_int8_recipe import QUICK
 
-UNKNOWN = "the layers of this network ({}) are of a kind that is not known"
+UNKNOWN = "the layers of this network ({}) are of an unknown kind"
 SIZES = {"hidden_size": 32, "num_hidden_layers": 6, "num_attention_heads": 4}
 WIDE = {**SIZES, "intermediate_size": 64, "max_position_embeddings": 40}
 FAMILIES: dict[str, Callable[[dict[str, Any]], Any]] = {

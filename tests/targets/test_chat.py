@@ -163,7 +163,7 @@ def test_a_template_changes_and_reaches_nothing(source: str) -> None:
     ],
 )
 def test_what_is_no_message_is_refused(messages: Any, where: str, given: str) -> None:
-    with pytest.raises(InputError, match="this is no message of a chat") as caught:
+    with pytest.raises(InputError, match="this is not a chat message") as caught:
         ChatTemplate(CHATML, {}, where="here").render(messages)
     assert caught.value.where == where
     assert given in str(caught.value.given)

@@ -120,6 +120,6 @@ def test_a_value_of_an_unknown_type_is_refused_by_name() -> None:
     ]
     proto = model(nodes, [])
     proto.opset_import.append(helper.make_opsetid("elsewhere", 1))
-    with pytest.raises(UnsupportedModelError, match="of which type some values") as caught:
+    with pytest.raises(UnsupportedModelError, match="the types of some values") as caught:
         split_context(proto, ("sound",))
     assert caught.value.given == "strange"

@@ -142,14 +142,14 @@ def test_entry_points_add_components(
         ("import no_such_module\n", "other_module:Star", "ModuleNotFoundError: No module named"),
         ("raise RuntimeError('boom')\n", "other_module:Star", "RuntimeError: boom"),
         ("", "other_module:Star", "AttributeError"),
-        ("class Star:\n    name = 'star'\n", "other_module:Star", "no subclass of Shape"),
-        ("class Star(Shape):\n    '''No name.'''\n", "other_module:Star", "no subclass of Shape"),
+        ("class Star:\n    name = 'star'\n", "other_module:Star", "not a subclass of Shape"),
+        ("class Star(Shape):\n    '''No name.'''\n", "other_module:Star", "not a subclass of"),
         (
             "class Star(Shape):\n    'A star.'\n    name = 'a'\n",
             "other_module:Star",
             "'a' is taken by shapes_of",
         ),
-        ("", "other_module", "a module is no subclass of Shape"),
+        ("", "other_module", "a module is not a subclass of Shape"),
         ("class Star(Shape):\n    name = 'star'\n", "other_module:Star", "lacks a docstring"),
     ],
 )
@@ -191,7 +191,7 @@ def test_a_plugin_that_is_not_whole_is_told_what_it_lacks(
     with pytest.raises(PluginError) as caught:
         discover(empty, Wheeled, GROUP)  # type: ignore[type-abstract]
     assert caught.value.given == "Car lacks wheels, roll()"
-    assert "its author adds what Wheeled asks for" in str(caught.value.fix)
+    assert "its author must add what Wheeled needs" in str(caught.value.fix)
 
 
 def test_the_code_of_a_plugin_tells_its_states_apart(

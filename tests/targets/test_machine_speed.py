@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from targets import machine_speed
-from targets.environment import Environment
+from targets.environment import Environment, usable_cpus
 from targets.machine_speed import SpeedMemory, reference_work_ns, wakeup_ns
 
 
@@ -31,9 +31,9 @@ def test_the_fixed_work_is_the_same_each_time(monkeypatch) -> None:  # type: ign
     assert len(done) == machine_speed.REPEATS * machine_speed.PRODUCTS
 
 
-@pytest.mark.skipif(len(machine_speed._cpus()) < 2, reason="a thread is woken on another CPU")
+@pytest.mark.skipif(len(usable_cpus()) < 2, reason="a thread is woken on another CPU")
 def test_the_threads_that_wake_each_other_are_on_two_cpus(monkeypatch) -> None:  # type: ignore[no-untyped-def]
-    cpus = machine_speed._cpus()
+    cpus = usable_cpus()
     chosen: dict[int, set[int]] = {}
     set_affinity = os.sched_setaffinity
 
@@ -48,11 +48,11 @@ def test_the_threads_that_wake_each_other_are_on_two_cpus(monkeypatch) -> None: 
     assert found is not None
     assert 0 < found < 2 * wall_ns / machine_speed.ROUND_TRIPS  # of one round trip, not of all
     assert sorted(chosen.values(), key=min) == [{cpus[0]}, {cpus[-1]}]
-    assert machine_speed._cpus() == cpus  # the thread that asked may run wherever it could
+    assert usable_cpus() == cpus  # the thread that asked may run wherever it could
 
 
 def test_the_slow_answer_of_a_thread_is_seen(monkeypatch) -> None:  # type: ignore[no-untyped-def]
-    monkeypatch.setattr(machine_speed, "_cpus", lambda: [0, 1])
+    monkeypatch.setattr(machine_speed, "usable_cpus", lambda: (0, 1))
     late = 2_000_000
 
     class Late:
@@ -75,7 +75,7 @@ def test_the_slow_answer_of_a_thread_is_seen(monkeypatch) -> None:  # type: igno
 
 
 def test_one_cpu_has_no_other_to_wake(monkeypatch) -> None:  # type: ignore[no-untyped-def]
-    monkeypatch.setattr(machine_speed, "_cpus", lambda: [0])
+    monkeypatch.setattr(machine_speed, "usable_cpus", lambda: (0,))
     assert wakeup_ns() is None
 
 

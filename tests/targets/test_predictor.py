@@ -198,7 +198,7 @@ def test_numbers_that_are_not_finite_are_no_answer(
     assert left.value.code == TargetError.exit_code
     out, err = capsys.readouterr()
     assert not out
-    assert "the model answers with numbers that are not finite" in " ".join(err.split())
+    assert "the outputs of the model are not finite" in " ".join(err.split())
 
 
 def test_padding_in_the_tokenizer_file_is_not_used(bundle: Bundle) -> None:

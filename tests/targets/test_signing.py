@@ -256,7 +256,7 @@ def test_a_signature_by_another_key_that_names_this_one_is_refused(
     forged["verificationMaterial"]["publicKey"]["hint"] = hint
     path.write_text(json.dumps(forged))
     error = refusal(signed, keys.public)
-    assert error.what == "the signature does not hold: it was changed, or made with another key"
+    assert error.what == "the signature is not valid: it was changed, or made with another key"
 
 
 def test_no_signature_is_not_a_good_one(folder: Path, keys: Keys) -> None:

@@ -84,7 +84,7 @@ def test_times_of_a_noisy_machine_are_not_believed(
     monkeypatch.setattr("targets.measurement.MAX_CONTENTION", -math.inf)
     tuning = tune(Bundle.open(make_bundle(delay_ms=8)), QUICK, pack=pack)
     assert tuning.options == {}
-    assert describe(tuning) == "tuned: nothing is taken, the machine was noisy"
+    assert describe(tuning) == "tuned: no option is changed, the machine was noisy"
     assert trials(tuning)["fast"].rejected.startswith("the machine was noisy: ")
 
 
@@ -101,7 +101,7 @@ def test_where_nothing_is_faster_the_bundle_stays_what_it_was(
     make_bundle: MakeBundle, tmp_path: Path
 ) -> None:
     bundle = Bundle.open(make_bundle())
-    assert "none is faster for certain" in describe(chosen({}))
+    assert "alternatives is certainly faster" in describe(chosen({}))
     assert write_tuned(bundle, chosen({}), tmp_path / "tuned").identity == bundle.identity
 
 

@@ -29,7 +29,8 @@ from targets.errors import (
 from targets.evaluation_pack import EvaluationPack
 from targets.feeds import FeedsSpec
 from targets.interference import peak_memory_bytes
-from targets.preprocessing import TextPreprocessing
+from targets.preprocessing import AudioPreprocessing, TextPreprocessing
+from targets.preprocessing.audio import LogMel
 from targets.protocol import ErrorRecord
 from targets.signature import Arrays
 from targets.worker import Commands
@@ -132,9 +133,20 @@ def test_rows_run_alone_where_they_are_to(
 
 @pytest.mark.parametrize("precision", get_args(Precision))
 def test_scales_of_run_time_are_those_of_single_rows(precision: Precision) -> None:
-    manifest = SimpleNamespace(precision=precision, options={})
+    preprocessing = TextPreprocessing(max_length=8, pad_token_id=0)
+    manifest = SimpleNamespace(precision=precision, options={}, preprocessing=preprocessing)
     alone = get("onnxruntime").runs_alone(cast("Bundle", SimpleNamespace(manifest=manifest)))
     assert alone == (precision == "int8-dynamic")
+
+
+@pytest.mark.parametrize("step", [None, 1600])
+def test_recordings_run_alone_where_a_batch_has_the_window_of_the_longest(
+    step: int | None,
+) -> None:
+    preprocessing = AudioPreprocessing(max_samples=16_000, log_mel=LogMel(window=16_000, step=step))
+    manifest = SimpleNamespace(precision="fp32", options={}, preprocessing=preprocessing)
+    alone = get("onnxruntime").runs_alone(cast("Bundle", SimpleNamespace(manifest=manifest)))
+    assert alone == (step is not None)
 
 
 def test_each_request_is_warm(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -250,6 +262,30 @@ def test_killed_from_outside_in_the_middle_of_a_run(make_bundle: MakeBundle) -> 
     assert "memory" in str(caught.value.fix)
 
 
+def test_no_more_rows_run_than_a_session_takes(
+    make_bundle: MakeBundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    preprocessing = TextPreprocessing(max_length=512, pad_token_id=9)
+    rows = {"input_ids": [[number] for number in range(1, 8)]}
+    pack = EvaluationPack.from_rows(rows, [0] * 7, preprocessing=preprocessing)
+    pack.save(tmp_path / "pack.safetensors")
+    commands = Commands()
+    commands.open(bundle=str(make_bundle()), threads=1, options={})
+    session = commands._opened()
+    session.max_batch = 3
+    sizes: list[int] = []
+    run = session.run
+
+    def noted(feeds: Arrays) -> Arrays:
+        sizes.append(len(feeds["input_ids"]))
+        return run(feeds)
+
+    monkeypatch.setattr(session, "run", noted)
+    files = {name: str(tmp_path / f"{name}.safetensors") for name in ("pack", "outputs")}
+    commands.predict(**files, batch_size=None)
+    assert sizes == [3, 3, 1]
+
+
 @pytest.mark.parametrize(
     ("fault", "cause"), [("exit", "exit code 3"), ("hang", "did not answer in time")]
 )
@@ -271,6 +307,22 @@ def test_no_answer_in_time_ends_the_process(make_bundle: MakeBundle) -> None:
         with pytest.raises(WorkerError, match="did not answer in time"):
             worker.round(FEEDS, num_runs=1)
         assert gone(worker.pid)
+
+
+def test_a_split_may_take_longer_than_the_wait_for_a_sign_of_life(
+    make_bundle: MakeBundle, tmp_path: Path
+) -> None:
+    preprocessing = TextPreprocessing(max_length=512, pad_token_id=9)
+    pack = EvaluationPack.from_rows(
+        {"input_ids": [[1], [2], [3], [4]]}, [0] * 4, preprocessing=preprocessing
+    )
+    pack.save(tmp_path / "pack.safetensors")
+    with Worker() as worker:
+        worker.open(make_bundle(delay_ms=1100))
+        worker.timeout_s = 2.5
+        outputs = worker.predict(tmp_path / "pack.safetensors", batch_size=1)
+        assert outputs["tokens"].tolist() == [1, 2, 3, 4]
+        assert worker.round(FEEDS, num_runs=1).round.run_ns  # its answer is not one of before
 
 
 def test_leaving_the_context_ends_the_process(make_bundle: MakeBundle) -> None:

@@ -63,7 +63,9 @@ class EngineSession(Session):
         names = [spec.name for spec in (*signature.inputs, *signature.outputs)]
         self._buffers = {name: Buffer(cudart) for name in names}
         self._check_tensors(trt)
-        self._set_shapes(tuple(self._range(spec.name)[2] for spec in signature.inputs))
+        largest = tuple(self._range(spec.name)[2] for spec in signature.inputs)
+        self.max_batch = min(shape[0] for shape in largest)
+        self._set_shapes(largest)
 
     def _deserialize(self, trt: Any, plan: bytes) -> Any:
         if hasattr(self._runtime, "get_engine_validity"):

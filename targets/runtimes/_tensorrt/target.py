@@ -121,7 +121,7 @@ class TensorRTTarget(Target):
                     f"{self.name} refused the model",
                     where=source.path,
                     given=error,
-                    fix="leave what it names in float, or leave this target out",
+                    fix="keep the nodes that it names in float, or leave this target out",
                 ) from error
         self._check_types(source, built, options)
         built.write(folder)

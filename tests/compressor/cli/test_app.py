@@ -326,7 +326,7 @@ def test_data_that_is_no_folder_says_so(call: Call, tmp_path: Path) -> None:
     assert "fix:   did you mean 'reviews'? pass the folder" in outcome.err
     outcome = call("plan", name, "--data", tmp_path / "train.csv")
     assert outcome.code == 3
-    assert "the data is no folder" in outcome.err
+    assert "the data path is not a folder" in outcome.err
     assert "given: a file" in outcome.err
     assert "fix:   pass the folder with the data: name the files train" in outcome.err
 
@@ -495,7 +495,7 @@ main(["runs", "list"])
 def test_sigterm_leaves_in_good_order() -> None:
     done = subprocess.run([sys.executable, "-c", LEFT], capture_output=True, text=True, check=False)
     assert done.returncode == 143
-    assert done.stderr.startswith("error: interrupted; what was finished is kept")
+    assert done.stderr.startswith("error: interrupted; finished work is kept")
     assert "Traceback" not in done.stderr
 
 

@@ -36,6 +36,21 @@ def test_bench_fits_a_narrow_terminal_and_names_each_bundle_by_its_path(finished
     assert "fix:   use at most 32" in too_long.err
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--rounds", "2000"), "--rounds: Input should be less than or equal to 1000"),
+        (("--threads", "2000"), "--threads: Input should be less than or equal to 1024"),
+        ([each for size in range(1, 18) for each in ("--batch-size", size)], "at most 16 items"),
+    ],
+)
+def test_values_out_of_range_are_told_as_such(options, said, finished, compressor):
+    outcome = compressor("bench", finished.output / "bundles" / "int8-onnxruntime", *options)
+    assert outcome.code == 2
+    assert said in " ".join(outcome.err.replace("│", " ").split())
+
+
 def measured(ns: int, *, energy_j: float | None) -> Measurement:
     """Two rounds of two runs, the second one twice as long."""
     rounds = [
@@ -103,7 +118,7 @@ def test_the_widest_rows_fit_a_narrow_terminal(ns, energy_j, capsys, monkeypatch
     assert len(rows) == 10
     energy = {None: [], 1.234e-3: ["0.0386"], 12.34: ["386"]}[energy_j]
     assert rows[0].split()[-1 - len(energy) :] == [*energy, "noisy"]
-    assert "of fewer than 6 rounds the interval is their range" in " ".join(shown.split())
+    assert "with fewer than 6 rounds the interval is their range" in " ".join(shown.split())
 
 
 @pytest.mark.slow
@@ -162,7 +177,7 @@ def test_tune_prints_every_alternative_and_writes_a_bundle_that_runs(
         assert any(line.strip().startswith(name) for line in outcome.out.splitlines())
     assert "tuned: " in outcome.out
     told = " ".join(outcome.out.split())
-    assert "note: the tuned bundle is another one, and is not signed: sign it anew" in told
+    assert "note: the tuned bundle is a new one and is not signed: sign it as well" in told
     assert not (tmp_path / "tuned" / "model.sig").exists()
     assert compressor("verify", tmp_path / "tuned").code == 0
     assert compressor("predict", tmp_path / "tuned", "--text", "who").code == 0

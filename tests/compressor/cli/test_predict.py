@@ -20,8 +20,8 @@ from targets.errors import InputError
         (("--stream", "--file", "a.png"), "--file has no effect with --stream and --chat"),
         (("--chat", "--jsonl"), "--jsonl has no effect with --stream and --chat"),
         (("--stream", "--min-score", "0.5"), "--min-score has no effect with"),
-        (("--max-tokens", "9"), "--max-tokens has an effect with --stream and --chat only"),
-        (("--system", "be brief"), "--system is the message of a chat: give --chat as well"),
+        (("--max-tokens", "9"), "--max-tokens has an effect only with --stream and --chat"),
+        (("--system", "be brief"), "--system belongs to a chat: give --chat as well"),
     ],
 )
 def test_options_that_would_have_no_effect_are_refused(

@@ -95,7 +95,7 @@ def test_a_report_is_never_overwritten(call, folder):
     before = (folder / "report.json").read_bytes()
     code, said = call(folder, "--output", folder / "report.json")
     assert code == 2
-    assert "is a report that is read; pass another file" in " ".join(said.split())
+    assert "is one of the reports; pass another file" in " ".join(said.split())
     assert (folder / "report.json").read_bytes() == before
 
 

@@ -195,7 +195,7 @@ def test_a_search_tells_what_it_found_and_every_run_is_kept(
         (["--scenario", "offline", "--duration", "0"], "--duration 0.0: Input should be greater"),
         (["--scenario", "offline", "--max-batch", "0"], "--max-batch 0: Input should be greater"),
         (["--scenario", "server", "--p99-ms", "nan"], "--p99-ms nan: Input should be"),
-        (["--scenario", "offline", "--on", "ssh://me@board"], "--scenario is measured here"),
+        (["--scenario", "offline", "--on", "ssh://me@board"], "--scenario runs here only"),
         (["more", "--scenario", "offline"], "a scenario runs on one bundle; 2 were given"),
     ],
 )

@@ -28,13 +28,13 @@ def test_parts_and_back(text, user, host, port):
         ("board", "not the address of a device"),
         ("http://board", "not the address of a device"),
         ("ssh://", "not the address of a device"),
-        ("ssh://me:secret@board", "holds no password"),
+        ("ssh://me:secret@board", "cannot hold a password"),
         ("ssh://board/folder", "nothing else"),
         ("ssh://board?x", "nothing else"),
         ("ssh://board:0", "nothing else"),
         ("ssh://board:99999", "Port out of range"),
         ("ssh://board:two", "two"),
-        ("ssh://[fd00::1", "no address"),
+        ("ssh://[fd00::1", "not a valid address"),
     ],
 )
 def test_what_is_no_address(text, words):

@@ -111,7 +111,7 @@ def test_a_file_of_known_hosts_that_does_not_hold(server, home):
     assert error.where == str(known)
     known.write_text("@nonsense host key\n")
     error = refusal(server.device(known_hosts=str(known)))
-    assert error.what == "the file of known host keys does not hold"
+    assert error.what == "the file of known host keys is not valid"
 
 
 def configure(home, server, *lines):
@@ -146,7 +146,7 @@ def test_no_configuration_switches_the_check_off(server, home, setting):
 
 def test_a_broken_configuration(server, home):
     error = refusal(configure(home, server, "IdentitiesOnly perhaps"))
-    assert error.what == "the SSH configuration does not hold"
+    assert error.what == "the SSH configuration is not valid"
 
 
 def test_the_agent_is_asked(server, home, monkeypatch):
@@ -179,4 +179,4 @@ def test_nobody_answers(server):
 
 def test_a_name_that_does_not_exist(server):
     error = refusal(server.device(address="ssh://root@no-such-device.invalid"))
-    assert error.what == "the name of the device is not known"
+    assert error.what == "the host name of the device cannot be resolved"

@@ -200,9 +200,9 @@ def test_a_folder_of_somebody_else_is_left_alone(fails, server):
     (server.workdir / "files" / "letter.txt").write_text("dear")
     (server.workdir / "photos").mkdir()
     error = fails(server.device())
-    assert error.what == "the work folder of the device has other things in it"
+    assert error.what == "the work folder of the device contains other files"
     assert error.given == "photos"
-    assert "name a folder of its own" in error.fix
+    assert "to a folder of its own" in error.fix
     found = fleet.clean_devices({"a": server.device()})["a"]
     assert isinstance(found, DeviceError)
     assert found.what == error.what
@@ -273,7 +273,7 @@ def test_a_damaged_copy_is_found_and_copied_anew(bench, fails, server, python, s
     size = bundle.model_path.stat().st_size
     (folder / bundle.manifest.model).write_bytes(bytes(size))
     error = fails(server.device(python=python))
-    assert error.what == "the copy of a bundle on the device does not hold"
+    assert error.what == "the copy of a bundle on the device is not intact"
     assert "was changed after it was built" in error.given
     assert bench(server.device(python=python)).complete
 

@@ -16,7 +16,7 @@ from compressor.gate.regression import (
     compare_releases,
     latency_ratio,
 )
-from compressor.report.schema import Check, Perplexity, Report, Row
+from compressor.report.schema import Check, OnDevice, Perplexity, Report, Row
 from targets.measurement import Measurement, Round
 
 from .conftest import answers_for
@@ -195,6 +195,61 @@ def test_without_the_untouched_model_a_slowed_machine_decides_nothing(
     assert (check.met, check.noisy) == (factor == 1.0, noisy)
 
 
+def test_where_threads_were_woken_slowly_the_untouched_model_does_not_settle_it(
+    now: Report,
+) -> None:
+    def on(report: Report, wakeup_ns: int) -> Report:
+        woken = with_rounds(row_of(report), lambda one: {"wakeup_ns": wakeup_ns})
+        latency = {
+            shape: each.model_copy(update={"best_wakeup_ns": 30_000, "threads": 2})
+            for shape, each in woken.items()
+        }
+        return changed(report, latency=latency)
+
+    def compared(factor: float, at_now: int, before: int) -> tuple[bool, bool]:
+        pair = on(slower(now, factor), at_now), on(now, before)
+        check = found(compare_releases(*pair))["latency"]
+        assert "beside the untouched model" in check.text
+        return check.met, check.noisy
+
+    assert compared(1.5, 60_000, 30_000) == (False, True)  # all of it may be that of the machine
+    assert compared(1.5, 30_000, 60_000) == (False, False)
+    assert compared(1.0, 30_000, 60_000) == (True, True)  # and here a slow-down may be hidden
+    assert compared(1.5, 30_000, 30_000) == (False, False)
+
+
+def on_device(report: Report, factor: float = 1.0) -> Report:
+    """The report with a board on which every row takes ten times as long as here."""
+    rows = []
+    for row in report.rows:
+        times = 10 * factor if row.key == KEY else 10
+        latency = with_rounds(
+            row, lambda one, times=times: {"run_ns": [round(times * ns) for ns in one.run_ns]}
+        )
+        there = {"board": OnDevice(latency=latency)} if latency else {}
+        rows.append(row.model_copy(update={"devices": there}))
+    return report.model_copy(update={"rows": tuple(rows)})
+
+
+def test_a_bundle_that_is_slower_on_a_remote_device_is_worse(now: Report) -> None:
+    compared = compare_releases(on_device(now, 1.5), on_device(now))
+    check = found(compared, "onnxruntime on board")["latency"]
+    assert not check.met
+    assert check.text.startswith("onnxruntime on board: 1.500x the time of the last release")
+    assert found(compared)["latency"].met
+    same = compare_releases(on_device(now), on_device(now))
+    assert found(same, "onnxruntime on board")["latency"].met
+
+
+@pytest.mark.parametrize("there_now", [True, False])
+def test_a_device_of_one_report_is_not_compared(now: Report, there_now: bool) -> None:
+    pair = (on_device(now), now) if there_now else (now, on_device(now))
+    compared = compare_releases(*pair)
+    text = "onnxruntime on board: not compared, as its latency is not in both reports"
+    assert text in compared.notes
+    assert found(compared, "onnxruntime on board") == {}
+
+
 def test_the_interval_of_a_ratio_holds_the_truth_about_as_often_as_it_says() -> None:
     held = 0
     for seed in range(50):
@@ -278,7 +333,7 @@ def test_what_is_not_compared_is_told(now: Report, before: Report) -> None:
     never = changed(before, "int8-openvino", checks=(check,))
     compared = compare_releases(now, never)
     assert not found(compared, "openvino")
-    assert "openvino: not compared: nothing is shipped there, and nothing was" in compared.notes
+    assert "openvino: not compared: nothing ships there, and nothing did before" in compared.notes
     compared = compare_releases(changed(now, test=None), before)
     assert set(found(compared)) == {"latency", "size", "memory"}
     assert "onnxruntime: not compared, as it is not in both reports: accuracy" in compared.notes
@@ -303,7 +358,7 @@ def test_answers_to_other_parts_are_not_paired(now: Report, change: str, of_row:
         now, other, answers_now={**answers, "rows": rows}, answers_before=before
     )
     assert found(compared)["accuracy"].found == 0  # of the same intervals
-    assert any("other parts of the examples, or other classes" in each for each in compared.notes)
+    assert any("different examples, or different classes" in each for each in compared.notes)
 
 
 def test_answers_without_those_of_a_row_leave_its_intervals(now: Report) -> None:
@@ -311,7 +366,7 @@ def test_answers_without_those_of_a_row_leave_its_intervals(now: Report) -> None
     without = {key: each for key, each in answers.items() if key != KEY}
     compared = compare_releases(now, now, answers_now=answers, answers_before=without)
     assert found(compared)["accuracy"].found == 0
-    assert compared.notes[0].endswith("with them beside that of the last release")
+    assert compared.notes[0].endswith("with answers lies beside that of the last release")
     both = compare_releases(now, now, answers_now=answers, answers_before=answers)
     assert not [note for note in both.notes if note.startswith("onnxruntime")]
 

@@ -782,14 +782,14 @@ def test_what_was_not_measured_is_to_be_measured_not_compressed() -> None:
     budget = Budget.model_validate({"devices": {"pi": limits}})
     found = verdict([row()], budget, ["prune"])
     assert found.lines[-1] == (
-        "measure what was not, or leave these limits out: "
+        "measure what these limits need, or remove them: "
         "max_latency_ms on pi, max_peak_memory_mb on pi"
     )
     assert not any("to try next" in line for line in found.lines)
     both = Budget.model_validate({"devices": {"pi": limits}, "max_size_mb": 1})
     lines = verdict([row()], both, ["prune"]).lines
     assert lines[-2].startswith("to try next: ")
-    assert lines[-1].startswith("measure what was not")
+    assert lines[-1].startswith("measure what these limits need")
 
 
 def test_noise_of_any_row_marks_the_verdict() -> None:

@@ -169,7 +169,7 @@ def test_all_may_go_and_what_is_left_comes_back_bit_equal(
     assert manifest is not None
     assert manifest.dropped == (f"{STEM}.0", f"{STEM}.2")
     assert manifest.tensors
-    with pytest.raises(PassError, match="no residual blocks that could go"):
+    with pytest.raises(PassError, match="no residual blocks that can be dropped"):
         DropBlocks(ratio=1.0).requires(loaded, context)
 
 
@@ -207,7 +207,7 @@ def test_settings_without_effect(settings: dict[str, Any], message: str) -> None
         (
             "efficientnet-lite",
             {"blocks": [f"{STEM}.1"]},
-            "these are no residual blocks",
+            "blocks names parts that are not residual blocks",
             "drop_blocks.blocks",
         ),
     ],
@@ -233,7 +233,7 @@ def test_a_network_that_attends_in_stages_keeps_its_heads(tmp_path: Path) -> Non
         num_attention_heads=4,
         image_size=64,
     )
-    assert "not known" in str(DropBlocks.unsuited(Architecture.of(AutoModel.from_config(config))))
+    assert "unknown" in str(DropBlocks.unsuited(Architecture.of(AutoModel.from_config(config))))
     module = AutoModelForImageClassification.from_config(config, attn_implementation="eager")
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():

@@ -199,7 +199,7 @@ def test_other_passes_go_on_from_there(
     trained: Any = settings.run(pruned, teaching).model
     assert merged_tokens(trained.module) == merged_tokens(merged.module)
     asked = Distill(epochs=1, batch_size=16, hidden_weight=2)
-    with pytest.raises(PassError, match="into other numbers of parts"):
+    with pytest.raises(PassError, match="into different numbers of parts"):
         asked.run(pruned, teaching)
     fewer: Any = DropLayers(keep=(0,)).run(merged, context).model
     assert merged_tokens(fewer.module) is None, "no layer would read fewer"
@@ -224,21 +224,22 @@ def test_patches_are_those_of_the_images_and_not_of_the_config(
     [
         (
             {"ratio": 0.02},
-            "of 16 patches none would be merged",
+            "none of the 16 patches would be merged",
             "merge_tokens.ratio",
             "0.02",
             "set ratio to 0.062 or more, or leave the pass out",
         ),
         (
             {"ratio": 0.7},
-            "of 16 patches more than half of those that are left would go behind one of 1 layers",
+            "of 16 patches, more than half of those left would be merged after a single one of 1 "
+            "layers",
             "merge_tokens.ratio",
             "0.7",
             "lower the ratio",
         ),
         (
             {"ratio": 0.5, "first_layer": 1},
-            "the network has 2 layers: behind the last none is left to gain from merging",
+            "the network has 2 layers: merging must begin before the last one to have an effect",
             "merge_tokens.first_layer",
             "1",
             "use at most 0",
@@ -265,14 +266,14 @@ def test_they_are_merged_once(vision_model: MakeVision, context: PassContext) ->
     merged: Any = run(MergeTokens(ratio=0.5), vision_model("vit"), context).model
     with pytest.raises(PassError, match="cannot be merged") as caught:
         run(MergeTokens(ratio=0.5), merged, context)
-    assert caught.value.given == "they are merged already"
+    assert caught.value.given == "its tokens are already merged"
     assert caught.value.where == "merge_tokens: ViTForImageClassification"
 
 
 def test_networks_without_patches_are_refused(
     vision_model: MakeVision, word_model: Callable[..., TorchModel], context: PassContext
 ) -> None:
-    reason = "it is no classifier that attends to patches of images"
+    reason = "it is not an image classifier that attends to patches"
     for model in (vision_model("resnet"), word_model(), make_writer("whisper")):
         with pytest.raises(PassError, match="has no patches to merge") as caught:
             MergeTokens(ratio=0.5).requires(model, context)

@@ -302,7 +302,7 @@ def test_a_shape_that_the_model_cannot_have_is_refused(
     [
         ({"shape": ()}, "in ascending order, each once"),
         ({"shape": (*SHAPE, *SHAPE)}, "in ascending order, each once"),
-        ({"shape": SHAPE, "ratio": 0.5}, "instead of ratio, heads, ffn and hidden"),
+        ({"shape": SHAPE, "ratio": 0.5}, "replaces ratio, heads, ffn and hidden"),
         ({"shape": SHAPE, "scope": "global"}, "scope global has no effect"),
         ({"shape": ({"layer": 0, "heads": 0, "ffn": 8},)}, "greater than or equal to 1"),
     ],
@@ -321,7 +321,7 @@ def test_a_model_of_another_kind_is_refused(model: TorchModel, context: PassCont
         intermediate_size=64,
     )
     other = replace(model, module=DebertaV2ForSequenceClassification(config))
-    with pytest.raises(PassError, match="no BERT-like encoder: its layers were not") as caught:
+    with pytest.raises(PassError, match="not a BERT-like encoder: its layers were not") as caught:
         Prune(ratio=0.5).requires(other, context)
     assert caught.value.where == "DebertaV2ForSequenceClassification"
     assert caught.value.given == "model_type deberta-v2"

@@ -52,7 +52,7 @@ def test_it_reads_what_the_model_reads_and_knows_its_classes(tmp_path: Path, con
 
 def test_a_student_for_other_images_is_refused(tmp_path: Path, context: Any) -> None:
     vision(12, channels=1).save(tmp_path)
-    with pytest.raises(PassError, match="another number of channels") as caught:
+    with pytest.raises(PassError, match="a different number of channels") as caught:
         Student(checkpoint=tmp_path).run(vision(12), context)
     assert caught.value.given == "1 instead of 3"
 

@@ -58,7 +58,7 @@ def test_a_spectrogram_spans_the_least_number_of_steps(samples: int, frames: int
 
 @pytest.mark.parametrize("step", [4001, 160])
 def test_a_step_that_no_spectrogram_has_is_refused(step: int) -> None:
-    with pytest.raises(ValueError, match="step is a multiple of hop and longer"):
+    with pytest.raises(ValueError, match="step must be a multiple of hop and exceed"):
         LogMel(window=RATE, step=step)
 
 
@@ -100,7 +100,7 @@ def test_the_share_of_the_window_is_told(result: PassResult) -> None:
     lengths = [len(sound) for sound in make_splits(SPEECH).validation.inputs]
     wanted = float(np.mean([np.ceil(length / 4000) * 25 for length in lengths])) / 100
     assert result.metrics["mean_share_of_window"] == pytest.approx(wanted)
-    assert result.notes == (f"recordings take {wanted:.0%} of the window, in the mean",)
+    assert result.notes == (f"on average, recordings take {wanted:.0%} of the window",)
 
 
 def test_every_length_is_exported(tmp_path: Path, result: PassResult) -> None:
@@ -117,14 +117,14 @@ def test_every_length_is_exported(tmp_path: Path, result: PassResult) -> None:
 
 
 def test_a_step_of_no_whole_frames_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(PassError, match="cannot grow in such steps") as caught:
+    with pytest.raises(PassError, match="cannot grow in steps of this size") as caught:
         VariableWindow(step=0.123).run(loaded(tmp_path), context(tmp_path))
     assert caught.value.given == "0.123 seconds, 1968 samples"
     assert "multiple of 0.01 seconds" in str(caught.value.fix)
 
 
 def test_a_step_beyond_the_window_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(PassError, match="cannot grow in such steps"):
+    with pytest.raises(PassError, match="cannot grow in steps of this size"):
         VariableWindow(step=2).run(loaded(tmp_path), context(tmp_path))
 
 

@@ -210,7 +210,7 @@ def test_a_network_that_cannot_be_traced_is_named(
         raise RuntimeError("no graph")
 
     monkeypatch.setattr(torch_pruning.DependencyGraph, "build_dependency", fail)
-    with pytest.raises(PassError, match="what hangs together in it was not found") as caught:
+    with pytest.raises(PassError, match="dependencies between its layers were not found") as caught:
         run(Prune(ratio=0.5), vision_model("resnet"), context)
     error = caught.value
     assert (error.where, error.given) == (
@@ -247,7 +247,7 @@ def test_settings_about_transformers_are_refused_before_the_run(
         lambda: step.plan(Architecture.of(model.module)),
         lambda: step.requires(model, context),
     ):
-        with pytest.raises(PassError, match="it has channels, and no heads or layers") as caught:
+        with pytest.raises(PassError, match="it has channels, but no heads or layers") as caught:
             check()
         assert (caught.value.where, caught.value.given) == ("prune", given)
         assert caught.value.fix == "set ratio alone, or leave the pass out"
@@ -341,7 +341,7 @@ def test_the_residual_stream_stays_as_wide_as_it_is(
         lambda: step.plan(Architecture.of(model.module)),
         lambda: step.requires(model, context),
     ):
-        with pytest.raises(PassError, match="narrowed in encoders of text only") as caught:
+        with pytest.raises(PassError, match="narrowed only in text encoders") as caught:
             check()
         assert caught.value.given == f"0.25, model_type {family}"
         assert caught.value.fix == "leave hidden at 0"

@@ -146,17 +146,17 @@ def test_the_pass_prunes_whole_heads_and_says_what_it_leaves() -> None:
 
 
 def test_the_residual_stream_of_a_decoder_stays() -> None:
-    with pytest.raises(PassError, match="can be narrowed in encoders of text only"):
+    with pytest.raises(PassError, match="can be narrowed only in text encoders"):
         plan_sizes(Architecture.of(make_decoder().module), Ratios(0.0, 0.0, 0.5), multiple=8)
 
 
 def test_passes_that_do_not_suit_a_decoder_say_why() -> None:
     known, unknown = (Architecture.of(make_decoder(each).module) for each in ("llama", "gpt2"))
-    assert TrimVocabulary.unsuited(known) == "it writes text, and any token may be wanted"
+    assert TrimVocabulary.unsuited(known) == "it writes text, so any token may be needed"
     assert Prune.unsuited(known) is None
     assert DropLayers.unsuited(known) is None
-    assert Prune.unsuited(unknown) == "it attends in layers of a kind that is not known"
-    assert DropLayers.unsuited(unknown) == "its layers are of a kind that is not known"
+    assert Prune.unsuited(unknown) == "its attention layers are of an unknown kind"
+    assert DropLayers.unsuited(unknown) == "its layers are of an unknown kind"
     assert unknown.num_parameters == sum(
         each.numel() for each in make_decoder("gpt2").module.parameters()
     )

@@ -87,5 +87,5 @@ def test_layers_that_do_not_exist_are_named(keep: Sequence[int]) -> None:
 
 
 def test_a_module_without_layers_is_refused() -> None:
-    with pytest.raises(PassError, match="no BERT-like encoder"):
+    with pytest.raises(PassError, match="not a BERT-like encoder"):
         select_layers(nn.Sequential(nn.Linear(2, 2)), (0,))

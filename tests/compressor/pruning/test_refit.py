@@ -330,9 +330,9 @@ def test_rows_to_fit_on_have_an_effect() -> None:
 
 
 def test_second_order_importance_counts_on_the_fit() -> None:
-    with pytest.raises(ValidationError, match="counts on refit"):
+    with pytest.raises(ValidationError, match="second-order needs refit"):
         Prune(ratio=0.5, importance="second-order")
-    with pytest.raises(ValidationError, match="knows no hidden units"):
+    with pytest.raises(ValidationError, match="cannot score hidden units"):
         Prune(ratio=0.5, hidden=0.5, importance="second-order", refit=True)
-    with pytest.raises(ValidationError, match="refit has no effect where neither"):
+    with pytest.raises(ValidationError, match="refit has no effect when neither"):
         Prune(hidden=0.5, refit=True)

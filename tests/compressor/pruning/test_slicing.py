@@ -131,7 +131,7 @@ def test_a_cut_that_was_skipped_is_noticed(
     encoder: nn.Module, inputs: Inputs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(slicing, "_keep_hidden", lambda *_: None)
-    with pytest.raises(PassError, match="other sizes than asked for") as error:
+    with pytest.raises(PassError, match="a layer with the wrong sizes") as error:
         keep_units(encoder, Kept([(0,), range(4)], ALL_NEURONS, range(16)), inputs)
     assert error.value.where == "layer 0, query"
     assert error.value.given == "[8, 32] instead of [8, 16]"

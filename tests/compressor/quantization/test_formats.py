@@ -127,5 +127,5 @@ def test_a_model_without_products_of_the_kind_is_told(tmp_path):
     )
     summary = quantize_dynamic(source, tmp_path / "new.onnx")
     assert summary.is_empty
-    assert summary.note == "none of 1 matrix products and convolutions can be quantized so"
+    assert summary.note == "none of 1 matrix products and convolutions can be quantized this way"
     assert not quantize_weights(source, tmp_path / "new.onnx").is_empty

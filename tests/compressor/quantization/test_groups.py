@@ -106,6 +106,24 @@ def test_every_runtime_multiplies_by_the_rounded_weights(
     assert distance(outputs(encoder_path, feeds, "all"), expected) > 0.04  # 4 bits are few
 
 
+def test_products_that_keep_8_bits_are_told(encoder_path: Path, tmp_path: Path) -> None:
+    """Their inputs do not fall into groups of this size."""
+    model = split_gemms(onnx.load(encoder_path), ())
+    shapes = {each.name: list(each.dims) for each in model.graph.initializer}
+    inputs = [
+        shapes[node.input[1]][0]
+        for node in model.graph.node
+        if node.op_type == "MatMul" and node.input[1] in shapes
+    ]
+    summary = quantize_weights(encoder_path, tmp_path / "int4.onnx", bits=4, group_size=128)
+    uneven = [size for size in inputs if size % 128]
+    assert len(summary.wider) == len(uneven) > 0
+    assert f"NOTE: {len(uneven)} of them to 8 bits" in summary.note
+    summary = quantize_weights(encoder_path, tmp_path / "even.onnx", bits=4, group_size=16)
+    assert summary.wider == ()
+    assert "8 bits" not in summary.note
+
+
 def test_products_of_one_tensor_share_the_sums_of_its_groups(
     encoder_path: Path, tmp_path: Path
 ) -> None:

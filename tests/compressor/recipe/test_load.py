@@ -260,7 +260,7 @@ def test_passes_are_lists(load: Load, key: str, value: str) -> None:
 def test_only_a_blank_tail_of_a_variant_means_no_passes(load: Load, value: str) -> None:
     problem = only_problem(load, MINIMAL + f"variants: {{a: {value}}}")
     assert problem.where == "variants.a"
-    assert problem.what == "variants.a is a list"
+    assert problem.what == "variants.a must be a list"
 
 
 @pytest.mark.parametrize(
@@ -305,8 +305,8 @@ def test_an_unknown_task_names_the_nearest_and_all(load: Load) -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("model: a\nmodel: b", "the key 'model' stands twice"),
-        ("model: a\ndata: {train: a, train: b}", "the key 'train' stands twice"),
+        ("model: a\nmodel: b", "the key 'model' appears twice"),
+        ("model: a\ndata: {train: a, train: b}", "the key 'train' appears twice"),
         ("a: [", "line 1"),
         ("a: b: c", "line 1"),
         ("? [a]\n: b", "unhashable key"),
@@ -350,7 +350,7 @@ def test_aliases_of_aliases_do_not_fill_the_memory(load: Load, key: str) -> None
 
 @pytest.mark.parametrize("text", ["", "- model", "model", "3"])
 def test_a_recipe_is_a_mapping(load: Load, text: str) -> None:
-    assert only_problem(load, text).what == "a recipe is a mapping of settings"
+    assert only_problem(load, text).what == "a recipe must be a mapping of settings"
 
 
 def test_long_values_are_cut_in_messages(load: Load) -> None:

@@ -95,7 +95,7 @@ def test_models_of_other_kinds_are_refused_with_a_recipe_for_them(
         ("variants.fp32=[]", "auto finds them"),
         ("output=elsewhere", "use --output"),
         ("budget.min_speedup=4", "use --max-drop, --max-ms and --max-mb"),
-        ("benchmark={rounds: 3}", "set single values of it"),
+        ("benchmark={rounds: 3}", "set individual values"),
     ],
 )
 def test_what_auto_takes_in_another_way_is_not_set(
@@ -106,7 +106,7 @@ def test_what_auto_takes_in_another_way_is_not_set(
         "--set", setting,
     )  # fmt: skip
     assert found.code == 3
-    assert "auto takes this in another way" in found.err
+    assert "auto does not accept this setting through --set" in found.err
     assert f"--set {setting}" in found.err
     assert fix in " ".join(found.err.split())
 
@@ -143,7 +143,7 @@ def test_where_there_are_no_labels_no_column_is_named() -> None:
 @pytest.mark.parametrize("names", [("a", None), (None, "b")])
 def test_boxes_stand_in_no_columns(names: tuple[str | None, str | None]) -> None:
     assert _columns("object-detection", None, None) == {}
-    with pytest.raises(DataError, match="images with boxes stand in files as COCO has them"):
+    with pytest.raises(DataError, match="images with boxes are read from COCO files"):
         _columns("object-detection", *names)
 
 

@@ -269,7 +269,7 @@ def test_the_time_limit_begins_no_more_trials(
     monkeypatch.setattr("compressor.search.workers.perform", slow)
     found = search(recipe, store, 9, time_limit_s=0.1)
     assert len(found.trials) == 1
-    assert found.stopped == "the time limit of 0.00166667 min, before 8 of the trials"
+    assert found.stopped == "the time limit of 0.00166667 min, with 8 trials left"
 
 
 @pytest.mark.slow
@@ -310,7 +310,7 @@ def test_a_study_of_something_else_is_refused(
     assert "changed since: the space" in str(error.value)
     assert "--study" in str(error.value)
     elsewhere = recipe.model_copy(update={"seed": 3})
-    with pytest.raises(StoreError, match="begun with something else"):
+    with pytest.raises(StoreError, match="started with different inputs"):
         search(elsewhere, store, 2)
 
 
@@ -347,7 +347,7 @@ def test_a_file_that_is_no_study_is_refused(
 ) -> None:
     path = tmp_path / "notes.txt"
     path.write_text(text)
-    with pytest.raises(StoreError, match="the study file is damaged, or is none"):
+    with pytest.raises(StoreError, match="the study file is damaged, or is not a study"):
         search(recipe, store, 1, study=path)
     assert path.read_text() == text
 
@@ -365,7 +365,7 @@ def test_trials_that_fail_are_told_and_none_is_best(
     monkeypatch.setattr("compressor.search.workers.perform", lambda *_: failed("no luck"))
     found = search(recipe, store, 2)
     assert found.best is None
-    with pytest.raises(BudgetError, match="no trial keeps the budget") as error:
+    with pytest.raises(BudgetError, match="no trial meets the budget") as error:
         found.recipe(recipe)
     assert "the first that failed: no luck" in str(error.value)
 

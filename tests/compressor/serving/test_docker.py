@@ -122,7 +122,7 @@ def test_a_version_is_a_version(
     version: str, make_bundle: MakeBundle, package: Package, wheel: Path
 ) -> None:
     bundle = make_bundle(provenance={"libraries": {"onnxruntime": version or " "}})
-    with pytest.raises(PackageError, match="is no version") as caught:
+    with pytest.raises(PackageError, match="records an invalid version") as caught:
         package(bundle, "docker", wheel=wheel)
     assert caught.value.where == "onnxruntime"
 
@@ -143,7 +143,7 @@ def test_only_a_wheel_of_this_toolkit_will_do(
 ) -> None:
     if not name.startswith("absent"):
         (tmp_path / name).write_bytes(b"")
-    with pytest.raises(PackageError, match="no wheel of compressor") as caught:
+    with pytest.raises(PackageError, match="not a wheel of compressor") as caught:
         package(make_bundle(), "docker", wheel=tmp_path / name)
     assert "compressor-VERSION" in str(caught.value.fix)
 

@@ -92,7 +92,7 @@ def test_names_are_those_that_kubernetes_takes(make_bundle: MakeBundle, package:
     assert read_service(folder)["metadata"] == {"name": packaged.name}
     assert packaged.name == "m-8bit-gro-e-name-kind-secret"
     assert (folder / "storage" / packaged.name / "config.pbtxt").is_file()
-    with pytest.raises(PackageError, match="no name of a service") as caught:
+    with pytest.raises(PackageError, match="not a valid service name") as caught:
         package(bundle, "kserve", storage_uri=URI, served_name="My.Model")
     assert "my-model" in str(caught.value.fix)
     folder, _ = package(bundle, "kserve", storage_uri=URI, served_name="my-model")

@@ -190,9 +190,9 @@ def test_a_server_has_no_models_of_fixed_lengths(
     server: str, make_bundle: MakeBundle, package: Package
 ) -> None:
     _, packaged = package(make_bundle("openvino", options={"LENGTHS": [8, 16]}), server)
-    assert any("in the model of free length" in note for note in packaged.notes)
+    assert any("model of free length" in note for note in packaged.notes)
     _, packaged = package(make_bundle("openvino"), server)
-    assert not any("in the model of free length" in note for note in packaged.notes)
+    assert not any("model of free length" in note for note in packaged.notes)
 
 
 @pytest.mark.parametrize(
@@ -288,10 +288,10 @@ def test_options_without_effect_are_refused(make_bundle: MakeBundle, package: Pa
         Triton(length_multiple=8)
     with pytest.raises(ValidationError, match="queue_delay_us have no effect"):
         Triton(max_batch_size=0, queue_delay_us=5)
-    with pytest.raises(PackageError, match="gathers no batches") as caught:
+    with pytest.raises(PackageError, match="does not batch bundles") as caught:
         package(make_bundle("openvino"), "triton", queue_delay_us=5)
     assert caught.value.where == "--set queue_delay_us"
-    with pytest.raises(PackageError, match="larger than the largest") as caught:
+    with pytest.raises(PackageError, match="larger than max_batch_size") as caught:
         package(make_bundle(), "triton", max_batch_size=8, preferred_batch_sizes=(4, 16))
     assert "8" in str(caught.value.fix)
 
@@ -366,3 +366,31 @@ def test_the_published_definition_reads_the_same(
             written = {key: value for key, value in written.items() if value != [0]}
             assert again.keys() == written.keys()
             assert parsed.name == each.parent.name
+
+
+@pytest.mark.parametrize(
+    ("server", "target", "options", "told"),
+    [
+        ("triton", "openvino", {"NUM_STREAMS": 2}, "NUM_STREAMS=2"),
+        ("ovms", "openvino", {"ENABLE_CPU_PINNING": True}, "ENABLE_CPU_PINNING=True"),
+        ("triton", "onnxruntime", {"optimization": "basic"}, "optimization=basic"),
+        ("triton", "onnxruntime", {}, None),
+    ],
+)
+def test_what_was_tuned_and_is_not_passed_on_is_told(
+    server: str,
+    target: str,
+    options: dict[str, object],
+    told: str | None,
+    make_bundle: MakeBundle,
+    package: Package,
+) -> None:
+    threads = None if told is None else 2
+    _, packaged = package(make_bundle(target, options=options, max_threads=threads), server)
+    notes = [note for note in packaged.notes if "was tuned to run with" in note]
+    if told is None:
+        assert notes == []
+    else:
+        assert notes[0].startswith(
+            f"the bundle was tuned to run with {told}, at most 2 threads, which is not passed on"
+        )

@@ -44,6 +44,10 @@ def save(folder: Path, config: dict[str, Any], generation: dict[str, Any] | None
         ({**LANGUAGES, "language": "French", "task": "transcribe"}, (7, 21, 30, 9)),
         ({**START, "forced_bos_token_id": 0}, (7, 0)),
         (START, (7,)),
+        # Translators of several languages: of all of them, of two, and of others than these.
+        ({"decoder_start_token_id": 2, "eos_token_id": 2, "forced_bos_token_id": 5}, (2, 5)),
+        ({**START, "model_type": "mbart"}, (7,)),
+        ({"decoder_start_token_id": 2, "eos_token_id": 2}, (2,)),
     ],
 )
 def test_what_the_decoder_goes_on_from(
@@ -87,7 +91,7 @@ def test_what_the_config_says_of_looking_counts_only_alone(tmp_path: Path) -> No
 
 @pytest.mark.parametrize("settings", [{"num_beams": "many"}, {"num_beams": 100}])
 def test_beams_that_there_are_not_are_refused(tmp_path: Path, settings: dict[str, Any]) -> None:
-    with pytest.raises(CheckpointError, match="in a way that there is not") as caught:
+    with pytest.raises(CheckpointError, match="beam search settings that are not valid") as caught:
         read_writing(save(tmp_path, {}, {**START, **settings}))
     assert str(settings["num_beams"]) in str(caught.value.given)
     assert "num_beams to 1" in str(caught.value.fix)
@@ -146,11 +150,15 @@ def test_it_comes_back_without_the_config(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("generation", "given"),
     [
+        (
+            {**START, "decoder_start_token_id": 2, "model_type": "m2m_100"},
+            "no forced_bos_token_id, so that any language could be written",
+        ),
         ({"eos_token_id": 2}, "decoder_start_token_id"),
-        ({**START, "eos_token_id": [2, 3]}, r"\[2, 3\] is no token"),
+        ({**START, "eos_token_id": [2, 3]}, r"\[2, 3\] is not a token id"),
         (LANGUAGES, "language"),
-        ({**LANGUAGES, "language": "de", "task": "transcribe"}, "language 'de' is none of en, fr"),
-        ({**LANGUAGES, "language": "en", "task": "sing"}, "task 'sing' is none of transcribe, tr"),
+        ({**LANGUAGES, "language": "de", "task": "transcribe"}, "'de' is not one of en, fr"),
+        ({**LANGUAGES, "language": "en", "task": "sing"}, "'sing' is not one of transcribe, tr"),
     ],
 )
 def test_what_is_missing_is_named(tmp_path: Path, generation: dict[str, Any], given: str) -> None:
@@ -158,3 +166,4 @@ def test_what_is_missing_is_named(tmp_path: Path, generation: dict[str, Any], gi
         read_writing(save(tmp_path, {}, generation))
     assert given.replace("\\", "") in str(caught.value.given)
     assert "decoder_start_token_id and eos_token_id" in str(caught.value.fix)
+    assert "forced_bos_token_id" in str(caught.value.fix)

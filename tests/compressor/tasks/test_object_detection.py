@@ -295,10 +295,10 @@ def test_another_size_of_images_moves_the_positions_of_patches_alone(family: str
 def test_passes_say_what_they_do_not_do(tmp_path: Path) -> None:
     make_network("detr").save(tmp_path / "detr")
     make_network("yolos").save(tmp_path / "yolos")
-    unknown = "it attends in layers of a kind that is not known"
+    unknown = "its attention layers are of an unknown kind"
     found = inspect_checkpoint(tmp_path / "detr")
     assert found.passes["prune"] == unknown
-    assert found.passes["drop_layers"] == "its layers are of a kind that is not known"
+    assert found.passes["drop_layers"] == "its layers are of an unknown kind"
     found = inspect_checkpoint(tmp_path / "yolos")
     assert (found.task, found.has_head, found.input) == (TASK.name, True, "an image")
     assert found.passes["prune"] is found.passes["drop_layers"] is found.passes["distill"] is None
@@ -310,7 +310,7 @@ def test_no_other_network_takes_the_place_of_one(tmp_path: Path) -> None:
     step = Student(checkpoint=tmp_path / "other")
     splits = Splits(SPLIT, SPLIT, SPLIT.take(()), NAMES)
     context = PassContext(splits, load_original=lambda: model, seed=0, folder=tmp_path / "w")
-    with pytest.raises((CheckpointError, PassError), match="look for objects in other places"):
+    with pytest.raises((CheckpointError, PassError), match="objects in different places"):
         step.run(model, context)
 
 
@@ -331,8 +331,8 @@ def test_a_bare_encoder_gets_a_head(tmp_path: Path) -> None:
     ("change", "what", "given"),
     [
         ({"model_type": "rt_detr"}, "this kind of network for object detection", "'rt_detr'"),
-        ({"backbone_config": None, "backbone": "resnet50"}, "one of the library timm", "resnet50"),
-        ({"backbone_config": {"model_type": "timm_backbone"}}, "one of the library timm", "timm"),
+        ({"backbone_config": None, "backbone": "resnet50"}, "from the library timm", "resnet50"),
+        ({"backbone_config": {"model_type": "timm_backbone"}}, "from the library timm", "timm"),
     ],
 )
 def test_networks_that_are_not_known_are_refused(
@@ -352,7 +352,7 @@ def test_networks_that_are_not_known_are_refused(
     [
         ({"size": {"shortest_edge": 800, "longest_edge": 1333}}, "keep their proportions", "1333"),
         ({"size": 800}, "keep their proportions", "800"),
-        ({"do_center_crop": True, "crop_size": 16}, "cuts off parts of the images", "crop"),
+        ({"do_center_crop": True, "crop_size": 16}, "the preprocessing crops the images", "crop"),
         ({"image_processor_type": "ViTImageProcessor"}, "is not supported", "ViTImageProcessor"),
     ],
 )

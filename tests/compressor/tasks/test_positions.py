@@ -65,7 +65,7 @@ def test_a_size_that_is_no_multiple_of_a_patch(
     vision_model: MakeVision, size: int, fix: str
 ) -> None:
     module = vision_model("dinov2").module
-    with pytest.raises(CheckpointError, match="no multiple of theirs") as caught:
+    with pytest.raises(CheckpointError, match="not a multiple of the size of the") as caught:
         resize_positions(module, size)
     error = caught.value
     assert (error.where, error.given, error.fix) == ("image_size", f"{size}, patches of 4", fix)

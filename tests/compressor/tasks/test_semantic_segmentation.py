@@ -193,9 +193,9 @@ def test_stages_are_no_layers_of_one_width_and_are_not_pruned(tmp_path: Path) ->
         assert torch.equal(again.state_dict()[name], value)
     found = inspect_checkpoint(tmp_path)
     assert (found.task, found.has_head) == ("semantic-segmentation", True)
-    assert found.passes["prune"] == "it attends in layers of a kind that is not known"
+    assert found.passes["prune"] == "its attention layers are of an unknown kind"
     assert found.passes["prune"] == Prune.unsuited(found.architecture)
-    assert found.passes["drop_layers"] == "its layers are of a kind that is not known"
+    assert found.passes["drop_layers"] == "its layers are of an unknown kind"
     assert found.passes["distill"] is found.passes["quantize"] is None
 
 
@@ -211,9 +211,9 @@ def test_layers_of_a_vision_transformer_under_a_decoder_are_found(tmp_path: Path
 def test_layers_that_a_neck_reads_by_their_numbers_stay(tmp_path: Path) -> None:
     model = make("dpt")
     model.save(tmp_path)
-    reason = "its layers 0, 1, 2, 3 are read by other parts, by their numbers"
+    reason = "other parts of the network read its layers 0, 1, 2, 3 by index"
     assert inspect_checkpoint(tmp_path).passes["drop_layers"] == reason
-    with pytest.raises(PassError, match="read layers by their numbers") as caught:
+    with pytest.raises(PassError, match="read layers by index") as caught:
         select_layers(model.module, [0, 1, 3])
     assert caught.value.given == "backbone_out_indices 0, 1, 2, 3"
     assert len(encoder_layers(select_layers(model.module, [0, 1, 2, 3]))) == 4
@@ -226,7 +226,7 @@ def test_a_backbone_keeps_its_sizes_in_a_config_of_its_own(tmp_path: Path) -> No
     assert not (tmp_path / "shapes.json").exists()
     assert TASK.load_checkpoint(tmp_path).module.config.hidden_size == 16
     found = inspect_checkpoint(tmp_path)
-    assert found.passes["prune"] == "it attends in layers of a kind that is not known"
+    assert found.passes["prune"] == "its attention layers are of an unknown kind"
 
 
 @pytest.mark.parametrize(("importance", "refits"), [("taylor", False), ("second-order", True)])

@@ -95,7 +95,7 @@ def test_padding_has_no_part_in_the_loss(whisper: TorchModel) -> None:
 
 
 def test_unlabelled_inputs_are_refused(whisper: TorchModel) -> None:
-    with pytest.raises(PassError, match="does not learn from inputs without them"):
+    with pytest.raises(PassError, match="cannot learn from inputs without target texts"):
         get_task(SPEECH).encode_unlabeled(whisper, ["a.wav"])
 
 
@@ -194,7 +194,7 @@ def test_a_student_writes_the_tokens_of_the_model(whisper: TorchModel) -> None:
     other = make_tokenizer()
     other.add_tokens(["more"])
     student = replace(whisper, processor=replace(whisper.processor, tokenizer=other))
-    with pytest.raises(CheckpointError, match="writes other tokens than the model"):
+    with pytest.raises(CheckpointError, match="does not write the same tokens as the model"):
         get_task(SPEECH).adopt(student, whisper)
     assert get_task(SPEECH).adopt(whisper, whisper).writing == whisper.processor.writing
 
@@ -297,15 +297,15 @@ def test_layers_are_paired_within_their_stack(whisper: TorchModel) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        (DropLayers(num_layers=1), "has an encoder and a decoder, and either has layers"),
-        (Prune(ratio=0.5), "the heads of a model with a decoder stay"),
+        (DropLayers(num_layers=1), "has an encoder and a decoder, each with its own layers"),
+        (Prune(ratio=0.5), "the heads of a model with a decoder cannot be pruned"),
         (Prune(ffn=0.5, hidden=0.1), "the hidden size of this model|the residual stream"),
         (
             Prune.model_validate({"shape": [{"layer": 0, "heads": 4, "ffn": 16}]}),
-            "a shape is that of one stack of layers",
+            "shape describes a single stack of layers",
         ),
-        (Distill(num_layers=1), "has an encoder and a decoder, and either has layers"),
-        (Export(cache=True), "keeps its keys and values always"),
+        (Distill(num_layers=1), "has an encoder and a decoder, each with its own layers"),
+        (Export(cache=True), "always keeps its keys and values"),
     ],
 )
 def test_what_does_not_fit_two_stacks_is_refused(
@@ -324,7 +324,7 @@ def test_a_stack_is_refused_where_there_is_one() -> None:
 
 def test_vocabularies_of_what_is_written_stay(whisper: TorchModel) -> None:
     reason = TrimVocabulary.unsuited(Architecture.of(whisper.module))
-    assert reason == "it writes text, and any token may be wanted"
+    assert reason == "it writes text, so any token may be needed"
 
 
 def test_layers_with_experts_are_not_known() -> None:

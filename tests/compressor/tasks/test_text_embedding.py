@@ -160,7 +160,7 @@ def test_other_ways_to_pool_are_refused(
         assert each.replace("take the mean", "takes the mean") in str(raised.value)
 
 
-@pytest.mark.parametrize(("text", "words"), [("{", "cannot be read"), ("{}", "not of its form")])
+@pytest.mark.parametrize(("text", "words"), [("{", "cannot be read"), ("{}", "unexpected form")])
 def test_damaged_files_of_sentence_transformers_are_named(
     tmp_path: Path, text: str, words: str
 ) -> None:
@@ -217,6 +217,27 @@ def test_a_bare_encoder_embeds_and_may_get_a_head(tmp_path: Path) -> None:
     BertForMaskedLM(BertConfig(hidden_size=8, num_attention_heads=2)).save_pretrained(tmp_path)
     with pytest.raises(CheckpointError, match="no head for this task"):
         TASK.load_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize("family", ["MPNet", "Bert", "Roberta"])
+def test_an_embedder_may_have_been_saved_with_the_head_of_its_pre_training(
+    tmp_path: Path, family: str
+) -> None:
+    """As sentence-transformers/all-mpnet-base-v2 and all-distilroberta-v1 are published."""
+    save_encoder(tmp_path, family)
+    bare = AutoModel.from_pretrained(tmp_path)
+    network = getattr(transformers, f"{family}ForMaskedLM")(bare.config)
+    getattr(network, network.base_model_prefix).load_state_dict(bare.state_dict(), strict=False)
+    network.save_pretrained(tmp_path)
+    with pytest.raises(CheckpointError, match="no head for this task"):
+        TASK.load_checkpoint(tmp_path)
+    write_modules(tmp_path, "Transformer", "Pooling", **MEAN)
+    assert infer_task(tmp_path) == "text-embedding"
+    found = answer(TASK.load_checkpoint(tmp_path), Split(TEXTS[:1], SPLIT.labels[:1]))
+    with torch.no_grad():
+        tokens = make_wordpiece()(TEXTS[0], return_tensors="pt", return_token_type_ids=False)
+        expected = bare(**tokens).last_hidden_state[0].mean(0)
+    np.testing.assert_allclose(found.scores[0], expected.numpy(), atol=1e-5)
 
 
 def test_networks_can_be_sent_to_another_process(encoder: TorchModel) -> None:
@@ -388,7 +409,7 @@ def test_data_that_cannot_be_used_is_named(
 def test_a_folder_is_no_data_of_texts(tmp_path: Path) -> None:
     (tmp_path / "train.csv").mkdir()
     write(tmp_path / "test.csv", "text", "a", "b", "c")
-    with pytest.raises(DataError, match="texts stand in a table"):
+    with pytest.raises(DataError, match="texts are read from a table"):
         read(tmp_path)
 
 
@@ -417,13 +438,13 @@ def test_passes_that_need_classes_are_not_offered(encoder: TorchModel) -> None:
         "drop_blocks": "its layers are those of a transformer: drop_layers",
         "finetune": "it has no head that learns from labels: the command compressor finetune "
         "makes one",
-        "merge_tokens": "it is no classifier that attends to patches of images",
-        "student": "its answers are no classes",
-        "variable_window": "it hears no windows of one size",
+        "merge_tokens": "it is not an image classifier that attends to patches",
+        "student": "its answers are not classes",
+        "variable_window": "it does not read audio in windows of one size",
     }
 
 
 def test_the_size_of_the_embeddings_stays(encoder: TorchModel) -> None:
-    with pytest.raises(PassError, match="is the size of its embeddings, which stays") as raised:
+    with pytest.raises(PassError, match="size of its embeddings, which cannot change") as raised:
         Prune(hidden=0.5).plan(Architecture.of(encoder.module))
     assert "prune.hidden" in str(raised.value)

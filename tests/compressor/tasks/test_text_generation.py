@@ -12,11 +12,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import GenerationConfig
+from transformers import (
+    AutoModelForCausalLM,
+    GenerationConfig,
+    MambaConfig,
+    MambaForCausalLM,
+    Olmo2Config,
+    SmolLM3Config,
+)
 
 from compressor.answering import answer
+from compressor.architecture import Architecture
 from compressor.data import DataSpec, Splits, read_splits
-from compressor.errors import CheckpointError, DataError
+from compressor.errors import CheckpointError, DataError, PassError
 from compressor.evaluation import paired_perplexity
 from compressor.model import OnnxModel, TorchModel
 from compressor.passes.base import PassContext
@@ -24,7 +32,9 @@ from compressor.passes.distill import Distill
 from compressor.passes.drop_layers import DropLayers
 from compressor.passes.export import Export
 from compressor.passes.finetune import Finetune
+from compressor.passes.prune import Prune
 from compressor.passes.quantize import Quantize
+from compressor.pruning.layers import select_layers
 from compressor.tasks import get_task, infer_task
 from compressor.training import losses
 from compressor.training.losses import logits_kl
@@ -33,6 +43,7 @@ from targets.scoring import perplexity
 from tests.compressor.decoders import (
     CHAT_TEMPLATE,
     CONFIGS,
+    SIZES,
     TASK,
     make_decoder,
     make_plain_split,
@@ -71,6 +82,49 @@ def found_perplexity(model: TorchModel | OnnxModel, splits: Splits) -> float:
     units = answer(model, splits.validation)
     assert units.losses is not None
     return perplexity(units.losses)
+
+
+def model_of(config: Any) -> TorchModel:
+    torch.manual_seed(0)
+    module = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
+    return replace(make_decoder(), module=module)
+
+
+def test_layers_that_stay_are_those_of_before_once_the_model_is_saved(tmp_path: Path) -> None:
+    """Only every second one of SmolLM3 turns queries and keys by their places."""
+    sizes = {**SIZES, "num_hidden_layers": 4, "no_rope_layers": [1, 0, 1, 0]}
+    model = model_of(SmolLM3Config(**sizes))
+    fewer = replace(model, module=select_layers(model.module, (1, 2)))
+    assert fewer.module.config.no_rope_layers == [0, 1]
+    fewer.save(tmp_path)
+    ids = torch.arange(3, 15)[None]
+    with torch.inference_mode():
+        expected = fewer.module(input_ids=ids).logits
+        found = TorchModel.load(tmp_path).module(input_ids=ids).logits
+        other = select_layers(model.module, (0, 3))(input_ids=ids).logits
+    torch.testing.assert_close(found, expected)
+    assert not torch.allclose(found, other)
+
+
+def test_heads_that_are_normalized_together_stay(tmp_path: Path) -> None:
+    model_of(Olmo2Config(**SIZES)).save(tmp_path)
+    architecture = Architecture.read(tmp_path)
+    with pytest.raises(PassError, match="normalizes the queries and keys of all heads") as caught:
+        Prune(heads=0.5).plan(architecture)
+    assert "model_type olmo2" in str(caught.value.given)
+    assert Prune(ffn=0.5).plan(architecture).layers[0].ffn_width == 24
+
+
+def test_a_network_that_keeps_something_else_is_told_to_leave_the_cache_out() -> None:
+    config = MambaConfig(
+        vocab_size=23, hidden_size=16, num_hidden_layers=1, state_size=4, conv_kernel=2
+    )
+    model = replace(make_decoder(), module=MambaForCausalLM(config).eval())
+    task = get_task(TASK)
+    with pytest.raises(PassError, match="something other than keys and values") as caught:
+        task.with_state(model, task.signature(model))
+    assert caught.value.given == "model_type mamba"
+    assert "cache: false" in str(caught.value.fix)
 
 
 def test_the_losses_are_those_of_transformers(decoder: TorchModel) -> None:
@@ -141,7 +195,7 @@ def test_what_cannot_end_a_text_is_told(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="does not say how a text ends") as caught:
         get_task(TASK).load_checkpoint(tmp_path / "model")
     assert caught.value.where == str(path)
-    assert caught.value.given == "eos_token_id: '</s>' is no token"
+    assert caught.value.given == "eos_token_id: '</s>' is not a token id"
     assert "to a list of such numbers" in str(caught.value.fix)
 
 
@@ -201,7 +255,7 @@ def test_what_is_no_data_is_told(
 
 
 def test_a_folder_holds_no_texts(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="texts stand in a table") as caught:
+    with pytest.raises(DataError, match="texts are read from a table") as caught:
         read_splits(DataSpec(train=tmp_path, test=tmp_path), label_names=(), labels="text")
     assert "the column text" in str(caught.value.fix)
 

@@ -183,7 +183,7 @@ def test_a_student_reads_signals_of_the_same_form() -> None:
     other = TorchModel(
         model.module, SeriesPreprocessing(length=LENGTH, channels=1), TASK.name, FIXED_SIZE
     )
-    with pytest.raises(CheckpointError, match="reads signals of another form") as caught:
+    with pytest.raises(CheckpointError, match="reads signals of a different form") as caught:
         TASK.adopt(other, model)
     assert caught.value.given == "24 points in time of 1 channels instead of 24 of 2"
 

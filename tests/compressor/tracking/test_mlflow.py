@@ -341,7 +341,7 @@ def test_an_address_of_something_else(finished: Any, compressor: Command, status
     with a_server_that_answers(status, b"<html>a page</html>") as (uri, _):
         outcome = track(compressor, finished.output, uri)
     assert outcome.code == 10
-    assert "there is no server of MLflow at this address" in outcome.err
+    assert "there is no MLflow server at this address" in outcome.err
 
 
 def test_an_experiment_that_was_deleted(
@@ -360,16 +360,16 @@ def test_what_the_server_refuses_is_told_in_its_words(
 ) -> None:
     outcome = track(compressor, finished.output, mlflow_server, "--experiment", "x" * 600)
     assert outcome.code == 10
-    assert "the tracking server does not take the record" in outcome.err
+    assert "the tracking server rejects the record" in outcome.err
     assert "500" in outcome.err
 
 
 @pytest.mark.parametrize(
     ("uri", "message"),
     [
-        ("localhost:5000", "this is no address of a server of MLflow"),
-        ("http://host:port", "this is no address of a server of MLflow"),
-        (f"http://me:{PASSWORD}@localhost", "the address of the server holds a login"),
+        ("localhost:5000", "this is not the address of an MLflow server"),
+        ("http://host:port", "this is not the address of an MLflow server"),
+        (f"http://me:{PASSWORD}@localhost", "the address of the server contains credentials"),
     ],
 )
 def test_addresses_that_are_none(
@@ -387,7 +387,7 @@ def test_the_server_comes_from_the_environment(
 ) -> None:
     outcome = compressor("track", finished.output, "--to", "mlflow")
     assert outcome.code == 2
-    assert "no server of MLflow is named" in outcome.err
+    assert "no MLflow server is given" in outcome.err
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"https://me:{PASSWORD}@host")
     outcome = compressor("track", finished.output, "--to", "mlflow")
     assert outcome.code == 2

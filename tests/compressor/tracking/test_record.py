@@ -200,7 +200,7 @@ def test_an_unknown_tracker_is_named_with_the_known_ones(folder: Path, compresso
 def test_json_replaces_no_file_of_another_kind(folder: Path, compressor: Command) -> None:
     outcome = compressor("track", folder, "--to", "json", "--uri", folder / "report.json")
     assert outcome.code == 10
-    assert "there is something else where the record is to be written" in outcome.err
+    assert "the file for the record exists, and cannot be read as a record" in outcome.err
     assert "the same command can be run again" in outcome.err
     assert read_report(folder).seed == 0
     outcome = compressor("track", folder, "--to", "json", "--uri", folder / "report.json" / "r")

@@ -244,7 +244,7 @@ def test_a_student_with_other_patches_learns_from_the_logits(run, vision_model, 
     settings = SETTINGS.model_copy(update={"epochs": 1})
     run(student, teacher, settings=settings, splits=image_splits)
     asked = settings.model_copy(update={"hidden_weight": 2.0})
-    with pytest.raises(PassError, match="other numbers of parts") as error:
+    with pytest.raises(PassError, match="different numbers of parts") as error:
         run(student, teacher, settings=asked, splits=image_splits, folder="asked")
     assert "student 65, teacher 17" in str(error.value)
 

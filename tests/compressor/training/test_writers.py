@@ -111,6 +111,22 @@ def test_what_was_learnt_by_heart_is_written(splits: Splits, tmp_path: Path) -> 
     assert any(right)
 
 
+@pytest.mark.parametrize(
+    ("task", "share"),
+    [
+        ("text-classification", 0.3), ("text-embedding", 0.3), ("image-classification", 0.1),
+        ("audio-classification", 0.1), ("translation", 0.0), (SPEECH, 0.0),
+        ("text-generation", 0.0),
+    ],
+)  # fmt: skip
+def test_inputs_are_changed_by_default_only_where_the_answer_may_change_with_them(
+    task: str, share: float
+) -> None:
+    usual = get_task(task).distillation
+    assert DistillSettings().for_task(usual).augmentation == share
+    assert DistillSettings(augmentation=0.2).for_task(usual).augmentation == 0.2
+
+
 def test_a_student_of_fewer_layers_comes_nearer_to_its_teacher(
     splits: Splits, tmp_path: Path
 ) -> None:

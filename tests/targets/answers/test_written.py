@@ -92,6 +92,19 @@ def test_capitals_and_punctuation_do_not_count() -> None:
     assert same[0] == same[1] != same[2]
 
 
+def test_of_scripts_without_spaces_each_character_is_a_word() -> None:
+    assert words_of("今日は、いい天気です。OK then") == [*"今日はいい天気です", "ok", "then"]
+    assert words_of("สวัสดี") == list("สวัสดี")
+    assert words_of("안녕 하세요") == ["안녕", "하세요"]  # Korean has spaces
+    assert word_errors(words_of("今日は雨"), words_of("今日は晴")) == (1, 4)
+
+
+def test_time_stamps_are_no_text() -> None:
+    written = " Good morning<|1.20|><|1.20|> to you<|2.00|>"
+    assert TranscriptAnswers().cleaned(written) == " Good morning to you"
+    assert TranslationAnswers().cleaned(written) == written
+
+
 def test_texts_that_begin_alike_are_different_answers() -> None:
     units = units_of([("good morning to you", "x"), ("good morning to all", "x")])
     first, second = TranslationAnswers().given(units)

@@ -174,7 +174,7 @@ def test_a_file_that_is_no_wav_is_named(
     path = tmp_path / "prompt.wav"
     path.write_bytes(content)
     for source, where in ((path, str(path)), (content, "recordings[1]")):
-        with pytest.raises(InputError, match="is no WAV file that can be read") as caught:
+        with pytest.raises(InputError, match="is not a WAV file that can be read") as caught:
             encode(waveforms(), speech(0.1), source)
         assert caught.value.where == where
         assert given_ in str(caught.value.given)

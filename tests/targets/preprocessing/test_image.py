@@ -285,7 +285,7 @@ def test_an_image_that_would_fill_the_memory_when_it_is_resized() -> None:
     error = refusal(Image.new("L", (1, 60_000)), shortest_edge=256)
     assert error.what == "the image is too long and thin to be resized"
     assert error.given == "1 x 60000 pixels, resized 256 x 15360000"
-    assert error.fix == "cut it to what is to be seen"
+    assert error.fix == "crop it to the part that matters"
 
 
 def test_colours_that_pillow_does_not_convert() -> None:
@@ -298,7 +298,7 @@ def test_colours_that_pillow_does_not_convert() -> None:
 @pytest.mark.parametrize("mode", ["I", "F"])
 def test_values_of_an_unknown_range(mode: str) -> None:
     error = refusal(content(picture(8, 8).convert("L").convert(mode), "TIFF"))
-    assert error.what == "what is black and what is white in the image is not known"
+    assert error.what == "the values of black and white in the image are unknown"
     assert error.given == f"mode {mode}, 32 bits a pixel"
     assert error.fix == "save it with 8 or 16 bits"
 
@@ -318,7 +318,7 @@ def test_a_single_image_instead_of_a_list(single: Any) -> None:
         ({"mean": (0.5, 0.5)}, "mean\n  .*2 numbers for 3 channels"),
         ({"channels": 1, "std": (1, 1, 1)}, "std\n  .*3 numbers for 1 channels"),
         ({"std": (1.0, 0.0, 1.0)}, "std is 0"),
-        ({"resized": (9, 9), "shortest_edge": 9}, "stands alone"),
+        ({"resized": (9, 9), "shortest_edge": 9}, "without shortest_edge"),
         ({"resized": (0, 9)}, "a height and a width"),
         ({"height": 0}, "greater than or equal to 1"),
         ({"resample": "cubic"}, "'bicubic'"),

@@ -182,7 +182,7 @@ def test_a_bundle_sets_no_property_that_nobody_lowered(lower, encoder_path, make
     bundle = lower(OnnxRuntime(), encoder_path)
     entry = "session.model_external_initializers_file_folder_path"
     strange = bundle.with_options({"session": {entry: "/etc"}})
-    with pytest.raises(BundleError, match="properties of its runtime that are not known") as caught:
+    with pytest.raises(BundleError, match="unknown properties of its runtime") as caught:
         OnnxRuntime().load(strange, threads=1)
     assert caught.value.given == entry
     for each in OnnxRuntime().alternatives(threads=2, batch_size=2).values():
@@ -239,6 +239,18 @@ def test_an_unknown_operator_is_refused_by_name(tmp_path, make_encoder, encoder_
     with pytest.raises(UnsupportedModelError, match="does not run this model") as caught:
         OnnxRuntime().requires(Source(tmp_path / "fancy.onnx", encoder_signature))
     assert "Fancy" in caught.value.given
+
+
+def test_a_lack_of_memory_is_not_blamed_on_the_model(monkeypatch, encoder_path, encoder_signature):
+    import onnxruntime
+
+    def fails(*_arguments, **_settings):
+        raise RuntimeError("std::bad_alloc")
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", fails)
+    with pytest.raises(TargetError, match="refused the model") as caught:
+        OnnxRuntime().requires(Source(encoder_path, encoder_signature))
+    assert not isinstance(caught.value, UnsupportedModelError)  # which the store would keep
 
 
 def test_a_damaged_model_is_a_target_error(tmp_path):

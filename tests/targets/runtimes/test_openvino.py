@@ -1,6 +1,7 @@
 import os
 import re
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -225,7 +226,7 @@ def test_bf16_follows_the_cpu(lower, encoder_path, encoder_signature, tmp_path, 
     request_bf16(encoder_path, path)
     cpu(*VNNI)
     assert OpenVINO().native_precisions() == ("fp32",)
-    with pytest.raises(UnsupportedModelError, match="openvino has no bf16 here") as caught:
+    with pytest.raises(UnsupportedModelError, match="does not run bf16 on this CPU") as caught:
         OpenVINO().requires(Source(path, encoder_signature, "bf16"))
     assert "avx512_bf16" in caught.value.fix
     cpu(*VNNI, "avx512_bf16")
@@ -286,6 +287,17 @@ def test_an_unknown_operator_is_refused_by_the_name_of_its_node(
     assert caught.value.given == "relu (Fancy)"
 
 
+def test_a_lack_of_memory_is_not_blamed_on_the_model(monkeypatch, encoder_path, encoder_signature):
+    class Core:
+        def read_model(self, _path):
+            raise RuntimeError("std::bad_alloc")
+
+    monkeypatch.setattr(module, "_import", lambda: SimpleNamespace(Core=Core))
+    with pytest.raises(TargetError, match="could not read the model") as caught:
+        OpenVINO().requires(Source(encoder_path, encoder_signature))
+    assert not isinstance(caught.value, UnsupportedModelError)  # which the store would keep
+
+
 def test_wrong_inputs_are_refused_by_name(lower, encoder_path):
     session = OpenVINO().load(lower(OpenVINO(), encoder_path), threads=1)
     with pytest.raises(InputError, match="'attention_mask' is missing"):
@@ -306,7 +318,7 @@ def test_a_bundle_sets_no_property_that_nobody_lowered(lower, encoder_path, make
     """Some name folders to write to."""
     bundle = lower(OpenVINO(), encoder_path)
     strange = bundle.with_options({"CACHE_DIR": str(tmp_path / "cache")})
-    with pytest.raises(BundleError, match="properties of its runtime that are not known") as caught:
+    with pytest.raises(BundleError, match="unknown properties of its runtime") as caught:
         OpenVINO().load(strange, threads=1)
     assert caught.value.given == "CACHE_DIR"
     assert not (tmp_path / "cache").exists()

@@ -86,7 +86,7 @@ def test_it_says_why_it_cannot_run(monkeypatch, gpu, reason):
 def test_it_builds_only_on_a_gpu(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name, *_: name)
     monkeypatch.setattr("targets.runtimes.tensorrt.find_gpu", lambda: None)
-    assert "builds engines on the GPU that they are for" in TensorRT().cannot_lower()
+    assert "builds engines on the GPU that will run them" in TensorRT().cannot_lower()
 
 
 def test_where_there_is_no_driver_there_is_no_gpu(monkeypatch):

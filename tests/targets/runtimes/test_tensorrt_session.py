@@ -238,6 +238,11 @@ def test_a_size_outside_of_the_range_is_named(fake):
     np.testing.assert_array_equal(session.run(batch(8))["y"], batch(8)["x"] * 2)
 
 
+def test_it_takes_no_larger_batches_than_the_engine(fake):
+    session = open_session()
+    assert (session.max_batch, session.batch_size(32), session.batch_size(2)) == (8, 8, 2)
+
+
 def test_an_engine_of_another_type_is_refused(fake):
     half = Signature(
         inputs=(SIGNATURE.inputs[0].model_copy(update={"dtype": "float16"}),),
