@@ -23,7 +23,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from compressor import interruption
-from compressor.errors import PassError
+from compressor.errors import DivergenceError, PassError
 
 if TYPE_CHECKING:
     from torch.distributed.distributed_c10d import Store
@@ -141,6 +141,8 @@ def follow(*, debug: bool = False) -> NoReturn:
             make, names = _broadcast(None)
             make(**dict.fromkeys(names, _tell_nobody))
             _wait_for_all()
+        except DivergenceError:
+            continue  # as in all others: the leader tells of it, and may try something else
         except Exception as error:
             if debug:
                 traceback.print_exc()

@@ -10,6 +10,7 @@
     ├── DataError           data that cannot be used as it is
     ├── CheckpointError     (targets.errors) a checkpoint that cannot be used as it is
     ├── PassError           a pass cannot start, failed, or broke its promise
+    │   └── DivergenceError     a training whose loss became NaN or infinite
     ├── PackageError        a bundle that cannot be handed over to a server
     ├── StoreError          the run store cannot be read or written
     ├── ComparisonError     two reports that must not be compared
@@ -44,6 +45,7 @@ __all__ = [
     "DamagedReportError",
     "DataError",
     "DeviceError",
+    "DivergenceError",
     "DocumentError",
     "InventoryError",
     "PackageError",
@@ -142,6 +144,10 @@ class PassError(ToolkitError):
     """A pass cannot start, failed, or did not keep its promise."""
 
     exit_code = 4
+
+
+class DivergenceError(PassError):
+    """The loss of a training became NaN or infinite, in all processes at once."""
 
 
 class PackageError(ToolkitError):

@@ -295,6 +295,8 @@ def _simplest_form(network: nn.Module, example: Tensors, output: str, task: Task
 
 def _forms(network: nn.Module, example: Tensors) -> Iterator[InputForm]:
     """Candidates, the smallest graph first."""
+    if "sliding_attention" in (getattr(network.config, "layer_types", None) or ()):
+        return  # layers that see their neighbours alone (ModernBERT) narrow the mask themselves
     accepted = inspect.signature(network.forward).parameters
     types = "token_type_ids" in accepted and "token_type_ids" not in example
     config: Any = network.config

@@ -27,7 +27,7 @@ from targets.worker_client import Worker
 
 __all__ = ["compare_values", "inner_tensors", "inner_values", "measure_layers", "unlike"]
 
-VERSION = 2
+VERSION = 3
 _UNLIKE = 3.0
 _SMALL = 0.05
 NUM_ROWS = 32
@@ -124,7 +124,10 @@ def measure_layers(
     }
 
     def values(model: OnnxModel, work: Path) -> Arrays:
-        names = inner_tensors(reference.path)
+        same = inner_tensors(model.path)
+        names = {
+            name: width for name, width in inner_tensors(reference.path).items() if name in same
+        }
         num_rows = min(NUM_ROWS, bundle.manifest.answers.rows_at_once)
         pack = EvaluationPack.load(packs.folder / pack_file("validation")).head(num_rows)
         return inner_values(model, names, candidate.target, bundle, pack, work)
@@ -196,8 +199,13 @@ def compare_values(reference: OnnxModel, before: Arrays, after: Arrays) -> tuple
 
 
 def inner_tensors(path: Path) -> dict[str, int]:
-    """The output of every layer norm of an ONNX model -> its width, in the order of the graph."""
+    """The output of every layer norm of an ONNX model -> its width, in the order of the graph.
+
+    But for those whose channels were scaled for what reads them: see `smooth_quant` and `awq`.
+    """
     import onnx
+
+    from compressor.quantization.scaling import SMOOTHED
 
     model = onnx.load(path, load_external_data=False)
     widths = {each.name: each.dims[0] for each in model.graph.initializer if len(each.dims) == 1}
@@ -205,6 +213,7 @@ def inner_tensors(path: Path) -> dict[str, int]:
         node.output[0]: widths[node.input[1]]
         for node in model.graph.node
         if node.op_type == NORM and node.input[1] in widths
+        if not node.input[1].endswith(SMOOTHED)
     }
 
 

@@ -182,7 +182,7 @@ class PassManager:
     def _inputs(self, each: Pass, source: StoredStep) -> dict[str, Any]:
         return {
             "model": source.content_hash,
-            "settings": each.settings(),
+            "settings": each.portable_settings(),  # what the files hold is named below
             "version": each.version,
             **({"parts": dict(each.parts)} if each.parts else {}),
             "libraries": library_versions(each.libraries)

@@ -15,6 +15,7 @@ from typing import Any
 from compressor.bom import bill_of_materials
 from compressor.errors import ReportError
 from compressor.measuring import pack_file
+from compressor.passes import Pass
 from compressor.recipe.schema import Recipe
 from compressor.report.schema import ModelFacts, Row, Step
 from compressor.report.wording import perplexity_text
@@ -34,6 +35,7 @@ from targets.bundle import (
     Latency,
     Manifest,
     Measured,
+    hash_file,
 )
 from targets.discovery import announcer
 from targets.environment import Environment, library_versions
@@ -63,7 +65,15 @@ _LIBRARIES = frozenset({"torch", "transformers"})
 def recipe_hash(recipe: Recipe) -> str:
     """The sha256 of a recipe as JSON with sorted keys, without paths and budget, in hex."""
     document = recipe.model_dump(mode="json", exclude=_OUTSIDE)
+    document["passes"] = [_portable(each) for each in recipe.passes]
+    document["variants"] = {
+        name: [_portable(each) for each in tail] for name, tail in recipe.variants.items()
+    }
     return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
+
+
+def _portable(each: Pass) -> dict[str, Any]:
+    return {"pass": each.name, **each.portable_settings()}
 
 
 @dataclass(frozen=True)
@@ -127,8 +137,12 @@ class Publisher:
             if written.files != manifest.files:
                 raise OSError("what was written is not what was read")
             note = _keep_signature(destination, temporary)
-            shutil.rmtree(destination, ignore_errors=True)
+            former = destination.with_name(f".{destination.name}.former{_PARTIAL}")
+            shutil.rmtree(former, ignore_errors=True)
+            if destination.exists():
+                os.rename(destination, former)
             os.rename(temporary, destination)
+            shutil.rmtree(former, ignore_errors=True)
             return note
         except OSError as error:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -183,6 +197,7 @@ class Publisher:
                 {
                     "pass": step.pass_name,
                     "settings": step.settings,
+                    **({"files": files} if files else {}),
                     # Seconds differ from run to run of one recipe; the report has them.
                     "metrics": {
                         name: value
@@ -190,12 +205,17 @@ class Publisher:
                         if not name.endswith("_s")
                     },
                 }
-                for step in steps
+                for step, files in zip(steps, self._files(variant), strict=True)
             ],
             "predict_libraries": library_versions(("numpy", *task.preprocessing_type.libraries)),
             "build_libraries": library_versions(sorted(needed)),
             "compressor": library_versions(("compressor",)).get("compressor"),
         }
+
+    def _files(self, variant: str) -> Iterator[dict[str, str]]:
+        """Of each pass the files beside the model and the data that it read: name -> sha256."""
+        for each in self.recipe.chains[variant]:
+            yield {path.name: hash_file(path) for path in each.input_files if path.is_file()}
 
     def _measured(self, row: Row) -> Measured:
         measured = row.latency.get(shape_key(self.recipe.benchmark.shapes[0]))

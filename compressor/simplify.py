@@ -23,10 +23,10 @@ _SCOPES = "pkg.torch.onnx.name_scopes"  # where torch's exporter notes the modul
 def simplify(model: ir.Model, *, root: str, shapes: dict[str, Sequence[int | str]]) -> None:
     """Simplify the graph of torch's exporter in place.
 
-    Folds constants and transposed weights, divides where a reciprocal is multiplied by, makes the
-    targets of ``Reshape`` constant, removes what nothing reads, names nodes after the modules they
-    come from and weights after the torch parameters, and drops everything that differs from machine
-    to machine (stack traces, paths).
+    Folds constants, transposed weights, and what scales and shifts the channels of a convolution,
+    divides where a reciprocal is multiplied by, makes the targets of ``Reshape`` constant, removes
+    what nothing reads, names nodes after the modules they come from and weights after the torch
+    parameters, and drops everything that differs from machine to machine (stack traces, paths).
 
     Args:
         model: As the exporter made it.
@@ -39,6 +39,7 @@ def simplify(model: ir.Model, *, root: str, shapes: dict[str, Sequence[int | str
     weights = set(model.graph.initializers)
     onnxscript.optimizer.optimize(model)
     _divide(model.graph)
+    weights |= _fold_into_convolutions(model.graph)
     _make_reshapes_constant(model.graph)
     for step in (
         passes.CommonSubexpressionEliminationPass(),
@@ -139,6 +140,79 @@ def _divide(graph: ir.Graph) -> None:
                 node.replace_input_with(0, value)
                 node.replace_input_with(1, made_by.inputs[0])
                 break
+
+
+def _fold_into_convolutions(graph: ir.Graph) -> set[str]:
+    """Let convolutions scale and shift their channels themselves.
+
+    The optimizer does so with batch norms. Frozen ones (DETR) are a product and a sum with
+    constants: with int8 the values in front of them would be rounded, all channels by one scale.
+
+    Returns:
+        The names of new biases.
+    """
+    made: set[str] = set()
+    for node in list(graph):
+        if node.op_type != "Conv" or len(node.outputs) != 1:
+            continue
+        for kind in ("Mul", "Add"):
+            found = _behind(node, kind)
+            if found is None:
+                continue
+            reader, values = found
+            weight, bias = node.inputs[1], node.inputs[2] if len(node.inputs) > 2 else None
+            if weight is None or not _is_own(weight) or not (bias is None or _is_own(bias)):
+                break
+            kernel = weight.const_value.numpy()  # type: ignore[union-attr]  # it is its own
+            shift = np.zeros_like(values) if bias is None else bias.const_value.numpy()  # type: ignore[union-attr]
+            if kind == "Mul":
+                kernel = kernel * values.reshape(-1, *[1] * (kernel.ndim - 1))
+                shift = shift * values
+            else:
+                shift = shift + values
+            node.replace_input_with(1, _replaced(graph, weight, kernel))
+            if bias is not None:
+                node.replace_input_with(2, _replaced(graph, bias, shift))
+            elif kind == "Add":
+                name = f"{_name(weight).removesuffix('.weight')}.bias"
+                made.add(name)
+                node.resize_inputs(3)
+                shifting = ir.tensor(np.ascontiguousarray(shift), name=name)
+                node.replace_input_with(2, _initializer(graph, name, shifting))
+            reader.outputs[0].replace_all_uses_with(node.outputs[0])
+            graph.remove(reader, safe=True)
+    return made
+
+
+def _behind(node: ir.Node, kind: str) -> tuple[ir.Node, np.ndarray] | None:
+    """The one reader of a convolution, if it is of a kind, and its constant for each channel."""
+    output, kernel = node.outputs[0], node.inputs[1]
+    readers = [use.node for use in output.uses()]
+    if len(readers) != 1 or output.is_graph_output() or readers[0].op_type != kind:
+        return None
+    (reader,) = readers
+    others = [each for each in reader.inputs if each is not output]
+    if len(others) != 1 or others[0] is None or others[0].const_value is None:
+        return None
+    if reader.outputs[0].is_graph_output() or kernel is None or kernel.const_value is None:
+        return None
+    values, sizes = others[0].const_value.numpy(), kernel.const_value.shape.numpy()
+    wanted = (sizes[0], *[1] * (len(sizes) - 2))
+    if values.shape not in (wanted, (1, *wanted)) or values.dtype != np.float32:
+        return None
+    return reader, values.reshape(-1)
+
+
+def _is_own(value: ir.Value) -> bool:
+    """Whether a constant is read once only: others would see that it changed."""
+    return value.const_value is not None and len(value.uses()) == 1
+
+
+def _replaced(graph: ir.Graph, value: ir.Value, array: np.ndarray) -> ir.Value:
+    """An initializer of the same name with other values."""
+    name = _name(value)
+    graph.initializers.pop(name, None)
+    return _initializer(graph, name, ir.tensor(np.ascontiguousarray(array), name=name))
 
 
 def _make_reshapes_constant(graph: ir.Graph) -> None:

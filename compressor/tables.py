@@ -103,7 +103,7 @@ def _how_to_name(
     """How a recipe and the command line are told the columns; with the nearest that there are."""
     first = next(iter(columns))
     settings = " ".join(f"--set data.{role}=COLUMN" for role in missing)
-    known = {first: "input", list(columns)[-1]: "label"}
+    known = {list(columns)[-1]: "label", first: "input"}
     options = " ".join(f"--{known[role]} COLUMN" for role in missing if role in known)
     guesses = [guess for guess in (nearest(each, names) for each in missing.values()) if guess]
     which = "it" if len(missing) == 1 else "them"

@@ -329,6 +329,11 @@ def _read_zip(archive: Path, writer: _Writer) -> None:
                 raise writer.refusal(
                     "the archive holds something other than files", repr(member.filename)
                 )
+            if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                raise writer.refusal(
+                    "the archive is compressed in a way that is not supported",
+                    f"{member.filename!r}, method {member.compress_type}",
+                )
         found: Mapping[str, zipfile.ZipInfo] = {member.filename: member for member in members}
         if len(found) < len(members):
             raise writer.refusal("the archive holds a file twice", f"{len(members)} entries")

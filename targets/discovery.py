@@ -36,10 +36,26 @@ class Component(BaseModel):
         """The settings as JSON values, without the name."""
         return self.model_dump(mode="json")
 
+    def portable_settings(self) -> dict[str, Any]:
+        """The same, with files by their names alone: where they lie changes nothing."""
+        found: dict[str, Any] = _with_names(self.model_dump(), self.settings())
+        return found
+
     @classmethod
     def summary(cls) -> str:
         """First line of the docstring."""
         return (cls.__doc__ or "").strip().splitlines()[0]
+
+
+def _with_names(plain: Any, dumped: Any) -> Any:
+    """What was dumped as JSON, with the names of paths in the place of them."""
+    if isinstance(plain, Path):
+        return plain.name
+    if isinstance(plain, dict) and isinstance(dumped, dict):
+        return {key: _with_names(plain.get(key), value) for key, value in dumped.items()}
+    if isinstance(plain, (list, tuple)) and isinstance(dumped, list):
+        return [_with_names(*pair) for pair in zip(plain, dumped, strict=True)]
+    return dumped
 
 
 ComponentT = TypeVar("ComponentT", bound=Component)

@@ -18,9 +18,12 @@ from targets.bundle import Bundle
 from targets.errors import InputError
 from targets.evaluation_pack import EvaluationPack, Labels
 from targets.preprocessing import Encoded, Encoder
-from targets.registry import open_session
+from targets.registry import bundle_target, open_session
 
 __all__ = ["Predictor", "encode", "load", "predict_lines", "read_jsonl"]
+
+BATCH_SIZE = 32
+"""Inputs that run at a time, where they have the same answers alone."""
 
 
 class Predictor:
@@ -32,7 +35,8 @@ class Predictor:
     Args:
         bundle: A classifier.
         threads: CPU threads of the runtime.
-        batch_size: Inputs that run at a time.
+        batch_size: Inputs that run at a time; by default several, or one where an input has
+            another answer among others (`Target.runs_alone`): as the accuracy was measured.
         session: An open session of the bundle; by default a new one.
     """
 
@@ -41,10 +45,12 @@ class Predictor:
         bundle: Bundle,
         *,
         threads: int = 1,
-        batch_size: int = 32,
+        batch_size: int | None = None,
         session: Session | None = None,
     ) -> None:
         self.bundle = bundle
+        if batch_size is None:
+            batch_size = 1 if bundle_target(bundle).runs_alone(bundle) else BATCH_SIZE
         self.batch_size = batch_size
         self._encoder = _encoder(bundle)
         self._answer = bundle.manifest.answers.open(bundle.folder)
@@ -164,7 +170,7 @@ def _packed(encoded: Encoded, labels: Labels | None, bundle: Bundle) -> Evaluati
     )
 
 
-def load(path: str | Path, *, threads: int = 1, batch_size: int = 32) -> Predictor:
+def load(path: str | Path, *, threads: int = 1, batch_size: int | None = None) -> Predictor:
     """Open a bundle, a folder or an archive, for prediction.
 
     Raises:

@@ -162,7 +162,7 @@ class Trials:
             return None
         self.ledger.check(kind, result.code == _CODES[number], str(result))
         if number != signal.SIGKILL:
-            polite = "interrupted; what was finished is kept" in result.err
+            polite = "interrupted; finished work is kept" in result.err
             self.ledger.check(kind, polite and "Traceback" not in result.err, str(result))
         return wanted if began else None
 

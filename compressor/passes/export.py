@@ -23,7 +23,7 @@ class Export(Pass):
     """Export to ONNX with free batch and sequence, and prove that it computes the same."""
 
     name: ClassVar[str] = "export"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     consumes: ClassVar[Form] = "torch"
     produces: ClassVar[Form] = "onnx"
     paper: ClassVar[str] = "no paper: torch.export and the ONNX exporter of PyTorch"

@@ -62,7 +62,7 @@ class Quantize(Pass):
         "Integer-Arithmetic-Only Inference, 2018; Xiao et al., SmoothQuant, 2022; "
         "Lin et al., AWQ, 2024"
     )
-    version: ClassVar[int] = 3
+    version: ClassVar[int] = 4
     libraries: ClassVar[tuple[str, ...]] = ("onnx", "onnxruntime")
     advice: ClassVar[Mapping[Goal, Advice]] = {
         "accuracy": Advice(used="another calibration for quantize, or smooth_quant"),
@@ -274,7 +274,8 @@ class Quantize(Pass):
         random.Random(context.seed).shuffle(order)
         chosen_rows = context.splits.train.take(order[: self.num_samples])
         rows = sorted(task.encode_labelled(model, chosen_rows), key=task.length)
-        for start in range(0, len(rows), 16):
-            chosen = rows[start : start + 16]
+        size = min(16, task.answers.rows_at_once)  # of models that write, logits are large
+        for start in range(0, len(rows), size):
+            chosen = rows[start : start + size]
             yield {**task.collate(model, chosen), **model.signature.initial_state(len(chosen))}
-            context.progress(min(1.0, (start + 16) / len(rows)), "calibrating")
+            context.progress(min(1.0, (start + size) / len(rows)), "calibrating")

@@ -23,7 +23,11 @@ def largest_level(bits: WeightBits) -> int:
 
 
 def quantize_channels(
-    weight: NDArray[np.float32], *, axis: int, bits: WeightBits = 8
+    weight: NDArray[np.float32],
+    *,
+    axis: int,
+    bits: WeightBits = 8,
+    least: NDArray[np.float32] | None = None,
 ) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
     """Round an array to symmetric int8 with one scale for each index of ``axis``.
 
@@ -31,6 +35,7 @@ def quantize_channels(
         weight: Any shape, finite.
         axis: The axis of the channels.
         bits: 8 uses -127 to 127; 7 uses -63 to 63.
+        least: The smallest scale of each channel, (weight.shape[axis],).
 
     Returns:
         The integers, of the same shape, and the scales, (weight.shape[axis],).
@@ -46,6 +51,8 @@ def quantize_channels(
         maxima = np.abs(part).max(axis=tuple(range(1, part.ndim)))
         smallest = np.finfo(np.float32).tiny  # below it a scale loses digits, and then is 0
         found = np.where(maxima > 0, np.maximum(maxima / largest, smallest), 1.0)
+        if least is not None:
+            found = np.maximum(found, least[begin : begin + step])
         scales[begin : begin + step] = found
         levels = part / scales[begin : begin + step].reshape(-1, *[1] * (part.ndim - 1))
         np.rint(levels, out=levels)
@@ -54,14 +61,26 @@ def quantize_channels(
 
 
 def dequantized_weight(
-    graph: Graph, name: str, *, axis: int, bits: WeightBits = 8
+    graph: Graph,
+    name: str,
+    *,
+    axis: int,
+    bits: WeightBits = 8,
+    least: NDArray[np.float32] | None = None,
 ) -> tuple[onnx.NodeProto, str]:
     """Add an int8 form of a float initializer and the node that turns it back into floats.
+
+    Args:
+        graph: The model, which is changed.
+        name: The initializer.
+        axis: That of its channels.
+        bits: See `quantize_channels`.
+        least: The same.
 
     Returns:
         The ``DequantizeLinear`` node, and the name of its output.
     """
-    integers, scales = quantize_channels(graph.weight(name), axis=axis, bits=bits)
+    integers, scales = quantize_channels(graph.weight(name), axis=axis, bits=bits, least=least)
     inputs = [
         graph.add_initializer(f"{name}_quantized", integers),
         graph.add_initializer(f"{name}_scale", scales),

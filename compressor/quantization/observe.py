@@ -108,10 +108,20 @@ def _run(
 
 
 def _with_outputs(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:
-    """The model with these tensors as further outputs."""
+    """The model with these tensors as outputs, and none else that would be computed for nothing.
+
+    The logits of a language model alone are some gigabytes a batch.
+    """
     observed = copy_model(model)
-    known = {value.name for value in (*model.graph.output, *model.graph.input)}
-    for name in names:
+    inputs = {value.name for value in model.graph.input}
+    inner = [name for name in names if name not in inputs]
+    if not inner:
+        return observed
+    for index in range(len(observed.graph.output) - 1, -1, -1):
+        if observed.graph.output[index].name not in inner:
+            del observed.graph.output[index]
+    known = {value.name for value in observed.graph.output}
+    for name in inner:
         if name not in known:
             value = onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None)
             observed.graph.output.append(value)

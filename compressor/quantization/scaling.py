@@ -10,7 +10,10 @@ from numpy.typing import NDArray
 
 from compressor.onnx_io import Graph, copy_model
 
-__all__ = ["Factors", "readers_of", "scale_channels"]
+__all__ = ["SMOOTHED", "Factors", "readers_of", "scale_channels"]
+
+SMOOTHED = "_smoothed"
+"""Behind the names of weights and scales that were changed."""
 
 Factors = Mapping[str, NDArray[np.float32]]
 """Tensor -> what to divide its channels by, (K,) positive."""
@@ -52,7 +55,7 @@ def scale_channels(
         divisors = factors[tensor]
         for node in readers:
             node.input[1] = graph.add_initializer(
-                f"{node.input[1]}_smoothed", graph.weight(node.input[1]) * divisors[:, None]
+                f"{node.input[1]}{SMOOTHED}", graph.weight(node.input[1]) * divisors[:, None]
             )
         if not _fold_into_normalisation(graph, tensor, readers, divisors):
             before[readers[0].name] = _divide(graph, tensor, readers, divisors)
@@ -80,7 +83,7 @@ def _fold_into_normalisation(
     for place in places:
         name = producer.input[place]
         scaled = graph.weight(name) / factors
-        producer.input[place] = graph.add_initializer(f"{name}_smoothed", scaled)
+        producer.input[place] = graph.add_initializer(f"{name}{SMOOTHED}", scaled)
     return True
 
 
@@ -98,7 +101,7 @@ def _divide(
     graph: Graph, tensor: str, readers: Sequence[onnx.NodeProto], factors: NDArray[np.float32]
 ) -> onnx.NodeProto:
     inverse = graph.add_initializer(f"{tensor}_smoothing", (1 / factors).astype(np.float32))
-    output = graph.new_name(f"{tensor}_smoothed")
+    output = graph.new_name(f"{tensor}{SMOOTHED}")
     for node in readers:
         node.input[0] = output
     name = graph.new_name(f"{tensor}_Smooth")

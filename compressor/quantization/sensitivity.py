@@ -38,27 +38,31 @@ def sensitivities(
         Node -> squared difference of all outputs over their squares.
     """
     before = _outputs(model, batches, threads)
-    size = sum(float((each**2).sum()) for each in before) or 1.0
+    size = sum(_square_sum(each) for each in before) or 1.0
 
     def error(node: str) -> float:
         after = _outputs(rounded(node), batches, threads)
         differences = zip(before, after, strict=True)
-        return sum(float(((one - other) ** 2).sum()) for one, other in differences) / size
+        return sum(_square_sum(one - other) for one, other in differences) / size
 
     return {node: error(node) for node in nodes}
 
 
+def _square_sum(values: NDArray[np.float32]) -> float:
+    return float(np.square(values, dtype=np.float64).sum())
+
+
 def _outputs(
     model: onnx.ModelProto, batches: Sequence[Arrays], threads: int
-) -> list[NDArray[np.float64]]:
+) -> list[NDArray[np.float32]]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
         save_model(model, path)
         # Without fusion the rounding is exact: no kernel saturates, whatever the processor.
         session = create_session(path, threads=threads, optimization="none")
         names = {each.name for each in session.get_inputs()}
-        found: list[NDArray[np.float64]] = []
+        found: list[NDArray[np.float32]] = []
         for batch in batches:
             feeds = {name: each for name, each in batch.items() if name in names}
-            found += [np.asarray(each, np.float64) for each in session.run(None, feeds)]
+            found += [np.asarray(each, np.float32) for each in session.run(None, feeds)]
         return found

@@ -9,6 +9,7 @@ from typing import Literal
 
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 
 from compressor.onnx_io import Graph, copy_model, open_model, save_model, set_opset
 from compressor.quantization.channels import WeightBits, dequantized_weight
@@ -146,6 +147,7 @@ def insert_qdq(
     pairs: dict[str, str] = {}
     weights: dict[tuple[str, int], tuple[onnx.NodeProto, str]] = {}
     for node in quantized.graph.node:
+        read = node.input[0] if node.input else ""
         after: list[onnx.NodeProto] = []
         for site in by_node.get(node.name, ()):
             if site.operand < 0:
@@ -161,12 +163,39 @@ def insert_qdq(
         if node.name in by_node and graph.is_weight(node.input[1]):
             key = (node.input[1], 0 if node.op_type == "Conv" else 1)
             if key not in weights:
-                weights[key] = dequantized_weight(graph, key[0], axis=key[1], bits=weight_bits)
+                least = _least_scales(graph, node, thresholds.get(read))
+                weights[key] = dequantized_weight(
+                    graph, key[0], axis=key[1], bits=weight_bits, least=least
+                )
                 nodes.append(weights[key][0])
             node.input[1] = weights[key][1]
         nodes += [node, *after]
     graph.replace_nodes(nodes)
     return quantized
+
+
+def _least_scales(
+    graph: Graph, node: onnx.NodeProto, threshold: float | None
+) -> NDArray[np.float32] | None:
+    """Scales with which the bias of a convolution fits into 32 bits, as runtimes store it.
+
+    Its unit is the product of the scales of input and weights: that of a channel whose weights are
+    next to nothing would be too small for what the channel gives, its bias.
+    """
+    has_bias = len(node.input) > 2 and graph.is_weight(node.input[2])
+    if node.op_type != "Conv" or not has_bias or threshold is None:
+        return None
+    bias = np.abs(graph.weight(node.input[2]))
+    return (1.001 * bias / (_scale(threshold) * _LARGEST_SUM)).astype(np.float32)
+
+
+def _scale(threshold: float) -> np.float32:
+    """Of activations that reach up to a threshold."""
+    smallest = float(np.finfo(np.float32).tiny)
+    return np.float32(max(threshold / 127, smallest) if threshold > 0 else 1 / 127)
+
+
+_LARGEST_SUM = 2**31 - 1
 
 
 def _sites(graph: Graph, exclude: Sequence[str], activation_matmuls: bool) -> list[_Site]:
@@ -202,10 +231,8 @@ def _qdq(
     graph: Graph, tensor: str, threshold: float, *, output: str | None = None
 ) -> list[onnx.NodeProto]:
     """A QuantizeLinear and a DequantizeLinear behind ``tensor``."""
-    smallest = float(np.finfo(np.float32).tiny)
-    scale = np.float32(max(threshold / 127, smallest) if threshold > 0 else 1 / 127)
     names = [
-        graph.add_initializer(f"{tensor}_scale", np.asarray(scale)),
+        graph.add_initializer(f"{tensor}_scale", np.asarray(_scale(threshold))),
         graph.add_initializer(f"{tensor}_zero_point", np.asarray(np.int8(0))),
     ]
     quantized = graph.new_name(f"{tensor}_quantized")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -64,7 +64,7 @@ def quantize_weights(
     outputs = {each.name for each in model.graph.output}
 
     def fits(graph: Graph, node: onnx.NodeProto) -> bool:
-        return is_even(graph, node) and node.output[0] not in outputs
+        return is_even(graph, node) and not _gives(graph, node.output[0], outputs)
 
     def is_even(graph: Graph, node: onnx.NodeProto) -> bool:
         return bool(graph.weight(node.input[1]).shape[0] % group_size == 0)
@@ -103,6 +103,23 @@ def quantize_weights(
     tables = quantize_tables(model, exclude, bits=table_bits)
     save_model(model, destination)
     return replace(summary, tables=tables, wider=tuple(wider))
+
+
+def _gives(graph: Graph, name: str, outputs: Collection[str]) -> bool:
+    """Whether a value is an output of the model, but for a bias, a scale or the like."""
+    waiting = [name]
+    while waiting:
+        name = waiting.pop()
+        if name in outputs:
+            return True
+        readers = graph.consumers.get(name, ())
+        waiting += [
+            output for node in readers if node.op_type in _BEHIND_A_HEAD for output in node.output
+        ]
+    return False
+
+
+_BEHIND_A_HEAD = frozenset({"Add", "Cast", "Div", "Identity", "Mul", "Reshape", "Tanh"})
 
 
 def _mean_squares(

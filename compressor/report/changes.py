@@ -70,10 +70,17 @@ def change_texts(report: Report) -> tuple[ChangeText, ...]:
     )
 
 
+def _p_value(value: float) -> str:
+    return significant(value) if value >= _LEAST_P or not value else f"below {_LEAST_P}"
+
+
+_LEAST_P = 0.0001
+
+
 def _facts(compared: Comparison) -> tuple[tuple[str, str], ...]:
     found = [
         ("same answer as the untouched model", percent(compared.agreement)),
-        ("p-value of the drop", significant(compared.p_value)),
+        ("p-value of the drop", _p_value(compared.p_value)),
     ]
     if compared.perplexity is not None:
         found.insert(0, ("perplexity", perplexity_text(compared.perplexity)))

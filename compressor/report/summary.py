@@ -348,9 +348,11 @@ def environment_facts(report: Report) -> tuple[tuple[str, str], ...]:
     """Label and value of each fact on the machine and the software."""
     machine = report.environment
     libraries = ", ".join(f"{name} {version}" for name, version in machine.libraries.items())
+    quota = machine.cpu_quota
     return (
         ("processor", machine.cpu),
-        ("CPUs", str(machine.num_cpus)),
+        ("CPUs", f"{machine.num_cpus}" + (f", and the time of {quota:g}" if quota else "")),
+        *((("GPUs", ", ".join(machine.gpus)),) if machine.gpus else ()),
         ("instruction sets", " ".join(machine.cpu_features) or "unknown"),
         ("memory", bytes_text(machine.memory_bytes)),
         ("system", machine.system),

@@ -174,18 +174,31 @@ class RayWorkers:
         with _own_answer_to_sigterm():
             if self.address is None:
                 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-                self._ray.init(num_cpus=cpus * self.size, include_dashboard=False, **quiet)
+                # Without an address Ray would join a cluster that happens to run here.
+                self._ray.init(
+                    address="local", num_cpus=cpus * self.size, include_dashboard=False, **quiet
+                )
             else:
-                cpus = 1
                 _check_address(self.address)
                 try:
                     self._ray.init(address=self.address, **quiet)
                 except (OSError, RuntimeError, ValueError) as error:
                     raise _unreachable(self.address, error) from error
+                cpus = self._share_of_cluster()
         gpus = self._ray.cluster_resources().get("GPU", 0.0)
-        remote = self._ray.remote(num_cpus=cpus, num_gpus=min(1.0, gpus / self.size), max_retries=0)
+        remote = self._ray.remote(
+            num_cpus=cpus,
+            num_gpus=min(1.0, gpus / self.size),
+            max_retries=0,
+            scheduling_strategy="SPREAD",
+        )
         self._perform = remote(_perform_there)
         return self
+
+    def _share_of_cluster(self) -> int:
+        """CPUs of a trial: as many threads Ray lets it use."""
+        nodes = [each["Resources"].get("CPU", 0.0) for each in self._ray.nodes() if each["Alive"]]
+        return max(1, min(int(sum(nodes)) // self.size, int(max(nodes, default=1))))
 
     def __exit__(self, *_: object) -> None:
         for reference in self._running:

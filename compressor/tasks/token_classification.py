@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -54,7 +55,14 @@ class TokenClassification(TokenLevel):
         return [{**row, LABELS: labels} for row, labels in rows]
 
     def title(self, value: Any, place: int) -> str:
-        """See the base class: the word, and some of the words around it."""
-        words = str(value).split(SPACE)
+        """See the base class: the word, and some of the words around it.
+
+        Those of control characters and the like alone are dropped by tokenizers and not judged.
+        """
+        words = [word for word in str(value).split(SPACE) if _is_seen(word)]
         around = words[max(0, place - NUM_AROUND) : place + NUM_AROUND + 1]
         return f"{words[place]} (in: {SPACE.join(around)})"
+
+
+def _is_seen(word: str) -> bool:
+    return any(unicodedata.category(sign)[0] not in "CZ" for sign in word)

@@ -137,8 +137,8 @@ def make_record(
     for row in report.rows:
         bundle = None
         wanted = register is not None and row.bundle in ships
-        kept = row.chosen or row.bundle in ships
-        if row.bundle and (wanted or (kept and (folder / row.bundle).exists())):
+        kept = row.bundle in ships and (folder / str(row.bundle)).exists()
+        if row.bundle and (wanted or kept):
             bundle = Bundle.open(folder / row.bundle)
         entry = _row(report, row, digest, bundle)
         rows.append(entry)

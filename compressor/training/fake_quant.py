@@ -166,6 +166,7 @@ def round_weight(weight: Tensor, *, bits: WeightBits) -> Tensor:
     return torch.fake_quantize_per_channel_affine(weight, scales, zero, 0, -largest, largest)
 
 
+_PLAIN = frozenset(kind.forward for kind in (nn.Linear, Conv1D, nn.Conv1d, nn.Conv2d, nn.Conv3d))
 _Layer: TypeAlias = nn.Linear | Conv1D | nn.Conv1d | nn.Conv2d | nn.Conv3d
 
 
@@ -174,7 +175,10 @@ def _layers(module: nn.Module, method: Literal["static", "dynamic"]) -> dict[str
     kinds: tuple[Any, ...] = (nn.Linear, Conv1D)  # the latter is a linear layer too, that of GPT-2
     if method == "static":
         kinds += (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-    return {name: each for name, each in module.named_modules() if isinstance(each, kinds)}
+    found = {name: each for name, each in module.named_modules() if isinstance(each, kinds)}
+    # One that computes its weight itself, such as a standardized one (BiT), is none that the pass
+    # quantize sees.
+    return {name: each for name, each in found.items() if type(each).forward in _PLAIN}
 
 
 def _forward(layer: _Layer, round_input: Round, bits: WeightBits, values: Tensor) -> Tensor:

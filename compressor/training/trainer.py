@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from compressor import distributed
-from compressor.errors import PassError
+from compressor.errors import DivergenceError, PassError
 from compressor.training.batches import EncodedRows, LengthBucketSampler
 from compressor.training.checkpoints import seal
 from compressor.training.losses import global_mean
@@ -209,7 +209,7 @@ class SteadyTrainer(Trainer):  # type: ignore[misc]  # transformers has no types
         loss = self.loss(model, inputs, self._num_rows(inputs))
         found = self.accelerator.reduce(loss.detach(), "mean")  # all processes stop, or none
         if not torch.isfinite(found):
-            raise PassError(
+            raise DivergenceError(
                 "the training diverged: the loss is not a finite number",
                 where=f"step {self.state.global_step + 1} of {self.state.max_steps}",
                 given=f"loss {found.item()} at learning rate {self._get_learning_rate():.2g}",

@@ -146,7 +146,7 @@ def shared_units(first: Units, second: Units) -> tuple[Units, Units]:
 
     def keys(units: Units) -> NDArray[np.int64]:
         begins = np.searchsorted(units.rows, units.rows)
-        return np.asarray(units.rows * width + np.arange(len(units)) - begins, dtype=np.int64)
+        return units.rows.astype(np.int64) * width + np.arange(len(units)) - begins
 
     _, ours, theirs = np.intersect1d(keys(first), keys(second), return_indices=True)
     same = first.labels[ours] == second.labels[theirs]

@@ -232,6 +232,15 @@ def test_the_end_of_one_process_ends_the_other(home, tmp_path, fault):
 
 
 @pytest.mark.slow
+def test_after_a_training_that_diverged_the_processes_train_again(home, tmp_path):
+    """As `compressor auto` does, which goes on with another shape."""
+    outcome = launch(TORCHRUN, SCRIPT, "again", home, tmp_path, FAULT="nan 1 2")
+    assert outcome.returncode == 0, outcome.stderr
+    assert (tmp_path / "failure").read_text().startswith("the training diverged")
+    assert (tmp_path / "distill" / "model.safetensors").is_file()
+
+
+@pytest.mark.slow
 def test_a_batch_that_two_processes_cannot_share_ends_both_with_one_message(home, tmp_path):
     outcome = launch(
         TORCHRUN, COMPRESSOR, "finetune", home / "model", home, "--set", "batch_size=15",

@@ -19,6 +19,7 @@ from compressor.architecture import Architecture
 from compressor.errors import PackageError, PassError
 from compressor.model import OnnxModel, TorchModel
 from compressor.onnx_io import node_types
+from compressor.parity import measure_parity
 from compressor.passes.base import PassContext
 from compressor.passes.export import Export
 from compressor.passes.quantize import Quantize
@@ -116,6 +117,29 @@ def bundle(
     return build(source, checkpoint, model.max_length, request.param, folder)
 
 
+def test_the_check_of_an_export_goes_on_from_what_the_model_keeps(
+    model: TorchModel, exported: OnnxModel, tmp_path: Path
+) -> None:
+    """One that hands on something else is right as long as each text is read at once."""
+    texts = plain_splits().validation.inputs
+    found = measure_parity(model, exported.path, texts, exported.signature)
+    assert found.max_relative_difference < 1e-4
+    broken = onnx.load(exported.path)
+    first, second = (each.output for each in exported.signature.state[:2])
+    own = {name: f"{name}_own" for name in (first, second)}
+    for node in broken.graph.node:
+        for names in (node.input, node.output):
+            for place, name in enumerate(names):
+                names[place] = own.get(name, name)
+    make = onnx.helper.make_node
+    swapped = ((own[first], second), (own[second], first))
+    broken.graph.node.extend(make("Identity", [one], [other]) for one, other in swapped)
+    onnx.save(broken, tmp_path / "broken.onnx")
+    wrong = measure_parity(model, tmp_path / "broken.onnx", texts, exported.signature)
+    assert wrong.max_relative_difference > 0.01
+    assert wrong.worst_case.endswith(", in two runs")
+
+
 def logits_of(model: TorchModel, ids: list[list[int]], mask: Any = None) -> Any:
     given = torch.tensor(ids)
     kept = torch.ones_like(given) if mask is None else torch.tensor(mask)
@@ -180,7 +204,7 @@ def test_two_texts_cannot_be_written_in_turn(bundle: Bundle) -> None:
         first = generator.tokens([5, 9], max_tokens=3)
         assert next(first) == wanted[0]
         assert len(list(generator.tokens(PROMPT, max_tokens=2))) <= 2
-        with pytest.raises(InputError, match="another text was begun") as caught:
+        with pytest.raises(InputError, match="another text was started") as caught:
             next(first)
         assert caught.value.given == "1 tokens written"
         assert list(generator.tokens([5, 9], max_tokens=3)) == wanted

@@ -15,6 +15,7 @@ from onnx import numpy_helper
 from compressor import quantization
 from compressor.layer_errors import compare_values, inner_tensors, inner_values, unlike
 from compressor.model import OnnxModel
+from compressor.quantization.smooth import smooth
 from compressor.report.files import read_report
 from compressor.report.schema import LayerError
 from targets import Bundle, Signature, Source, get
@@ -90,6 +91,24 @@ def perturbed(source: Path, weight: str, path: Path) -> Path:
 
 def test_the_inner_tensors_are_the_outputs_of_the_layer_norms(encoder_path: Path) -> None:
     assert inner_tensors(encoder_path) == dict.fromkeys(NAMES[:3], 32)
+
+
+def test_a_norm_that_was_scaled_for_what_reads_it_is_not_compared(
+    make_encoder: Callable[..., Any], make_feeds: Callable[..., Any], tmp_path: Path
+) -> None:
+    model = make_encoder()
+    for node in model.graph.node:  # the residual reads the embedding: the norm is read once only
+        if node.name == "residual2":
+            node.input[0] = "norm0_out"
+    onnx.save(smooth(model, [make_feeds()], strength=0.5), tmp_path / "scaled.onnx")
+    found = inner_tensors(tmp_path / "scaled.onnx")
+    folded = [
+        node.output[0]
+        for node in onnx.load(tmp_path / "scaled.onnx").graph.node
+        if node.op_type == "LayerNormalization" and node.input[1].endswith("_smoothed")
+    ]
+    assert "n1_out" in folded
+    assert {*found} == {*NAMES[:3]} - {*folded}
 
 
 @pytest.mark.parametrize("target", ["onnxruntime", "openvino"])

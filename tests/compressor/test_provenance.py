@@ -15,9 +15,11 @@ from cyclonedx.schema import SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
 
 from compressor.bom import bill_of_materials
-from compressor.publishing import recipe_hash
-from compressor.recipe import load_recipe
+from compressor.passes.prune import Prune
+from compressor.publishing import Publisher, recipe_hash
+from compressor.recipe import Recipe, load_recipe
 from compressor.report.files import read_report
+from compressor.training.settings import DistillSettings
 from targets.bundle import BOM, Bundle, hash_file
 from targets.environment import library_versions
 from targets.signing import verify_signature
@@ -181,6 +183,39 @@ def test_the_hash_of_a_recipe_is_that_of_all_but_paths_and_budget(home):
         assert recipe_hash(load_recipe(source, overrides=[same])) == before
     for change in ("seed=1", "passes.1.ratio=0.25", "benchmark.rounds=3", "name=x"):
         assert recipe_hash(load_recipe(source, overrides=[change])) != before
+
+
+def test_where_the_files_of_a_pass_lie_is_no_part_of_what_it_does(home, tmp_path):
+    def recipe(folder: str) -> Recipe:
+        passes = f"passes=[{{pass: distill, unlabeled: {folder}/texts.txt}}, export]"
+        return load_recipe(str(home / "recipe.yaml"), overrides=[passes])
+
+    one, other = recipe(str(tmp_path / "one")), recipe(str(tmp_path / "other"))
+    assert recipe_hash(one) == recipe_hash(other)
+    assert recipe_hash(one) != recipe_hash(
+        load_recipe(str(home / "recipe.yaml"), overrides=["passes=[distill, export]"])
+    )
+    assert one.passes[0].portable_settings() == other.passes[0].portable_settings()
+    assert one.passes[0].portable_settings()["unlabeled"] == "texts.txt"
+    assert one.passes[0].settings()["unlabeled"] == str(tmp_path / "one" / "texts.txt")
+    gradual = Prune(ratio=0.5, steps=2, recovery=DistillSettings(unlabeled=tmp_path / "b.txt"))
+    assert gradual.portable_settings()["recovery"]["unlabeled"] == "b.txt"
+    assert {**gradual.portable_settings(), "recovery": 0} == {**gradual.settings(), "recovery": 0}
+
+
+def test_the_files_of_a_pass_stand_in_the_manifest(home, tmp_path):
+    (tmp_path / "texts.txt").write_text("one\ntwo\n")
+    passes = f"passes=[{{pass: distill, unlabeled: {tmp_path}/texts.txt}}, export]"
+    recipe = load_recipe(str(home / "recipe.yaml"), overrides=[passes])
+    unused: Any = None
+    publisher = Publisher(
+        recipe=recipe, model=unused, checkpoint_files={}, data_hash="", split_hashes={},
+        environment=unused,
+    )  # fmt: skip
+    [variant, *_] = recipe.chains
+    found = list(publisher._files(variant))
+    assert found[0] == {"texts.txt": hash_file(tmp_path / "texts.txt")}
+    assert not any(found[1:])
 
 
 def test_the_hash_of_the_recipe_is_no_part_of_the_identity(bundle):

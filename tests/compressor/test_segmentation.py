@@ -168,7 +168,7 @@ def test_masks_are_written_only_where_they_are_asked_for(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((), "give them with --file"),
+        ((), "give the images with --file"),
         (("--file", "a/1.png", "--file", "b/1.jpg"), "two images would have the mask"),
         (("--file", "masks/1.png"), "would replace the image"),
     ],

@@ -119,3 +119,82 @@ def test_names_come_from_modules_and_not_from_the_exporters_counting() -> None:
     model = simplified(body, "float[b, s, 6]")
     assert model == simplified(other, "float[b, s, 6]")
     assert [node.name for node in model.graph.node] == ["Relu", "Relu_2", "Add"]
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("rank", [3, 4])
+def test_a_convolution_scales_and_shifts_its_channels_itself(bias: bool, rank: int) -> None:
+    """As the frozen batch norms of DETR are exported."""
+    generator = np.random.default_rng(0)
+    ones = (1,) * (rank - 2)
+    constants = {
+        "network_conv.weight": generator.normal(size=(4, 3, *(3,) * (rank - 2))),
+        "factor": generator.normal(size=(1, 4, *ones)),
+        "shift": generator.normal(size=(4, *ones)),
+        **({"network_conv.bias": generator.normal(size=4)} if bias else {}),
+    }
+    inputs = ["x", "network_conv.weight", *(["network_conv.bias"] if bias else [])]
+    make = onnx.helper.make_node
+    graph = onnx.helper.make_graph(
+        [
+            make("Conv", inputs, ["h"], "conv"),
+            make("Mul", ["h", "factor"], ["scaled"], "mul"),
+            make("Add", ["shift", "scaled"], ["shifted"], "add"),
+            make("Relu", ["shifted"], ["y"], "relu"),
+        ],
+        "graph",
+        [
+            onnx.helper.make_tensor_value_info(
+                "x", onnx.TensorProto.FLOAT, [2, 3, *(8,) * (rank - 2)]
+            )
+        ],
+        [
+            onnx.helper.make_tensor_value_info(
+                "y", onnx.TensorProto.FLOAT, [2, 4, *(6,) * (rank - 2)]
+            )
+        ],
+        [
+            onnx.numpy_helper.from_array(array.astype(np.float32), name)
+            for name, array in constants.items()
+        ],
+    )
+    opset = [onnx.helper.make_opsetid("", 21)]
+    before = onnx.helper.make_model(graph, opset_imports=opset, ir_version=10)
+    copied = onnx.ModelProto.FromString(before.SerializeToString())
+    model = ir.serde.deserialize_model(copied)
+    shapes = {"x": (2, 3, *(8,) * (rank - 2)), "y": (2, 4, *(6,) * (rank - 2))}
+    simplify(model, root="network_", shapes=shapes)
+    after = ir.serde.serialize_model(model)
+    assert [node.op_type for node in after.graph.node] == ["Conv", "Relu"]
+    assert {each.name for each in after.graph.initializer} == {"conv.weight", "conv.bias"}
+    feeds = {"x": generator.normal(size=shapes["x"]).astype(np.float32)}
+    expected, found = (ReferenceEvaluator(each).run(None, feeds)[0] for each in (before, after))
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_what_else_reads_a_convolution_keeps_its_own_scale() -> None:
+    """A factor for each place is none for each channel, and a second reader sees the raw values."""
+    for factor, outputs in (((1, 1, 6, 6), ["y"]), ((1, 4, 1, 1), ["y", "h"])):
+        make, value = onnx.helper.make_node, onnx.helper.make_tensor_value_info
+        graph = onnx.helper.make_graph(
+            [
+                make("Conv", ["x", "weight"], ["h"], "conv"),
+                make("Mul", ["h", "factor"], ["scaled"], "mul"),
+                make("Relu", ["scaled"], ["y"], "relu"),
+            ],
+            "graph",
+            [value("x", onnx.TensorProto.FLOAT, [1, 3, 8, 8])],
+            [value(name, onnx.TensorProto.FLOAT, [1, 4, 6, 6]) for name in outputs],
+            [
+                onnx.numpy_helper.from_array(np.full(shape, 2, np.float32), name)
+                for name, shape in (("weight", (4, 3, 3, 3)), ("factor", factor))
+            ],
+        )
+        opset = [onnx.helper.make_opsetid("", 21)]
+        model = ir.serde.deserialize_model(
+            onnx.helper.make_model(graph, opset_imports=opset, ir_version=10)
+        )
+        sizes = {"x": (1, 3, 8, 8), **dict.fromkeys(outputs, (1, 4, 6, 6))}
+        simplify(model, root="", shapes=sizes)
+        kinds = [node.op_type for node in ir.serde.serialize_model(model).graph.node]
+        assert kinds == ["Conv", "Mul", "Relu"]

@@ -14,6 +14,7 @@ from transformers import (
     BloomConfig,
     DebertaV2Config,
     GPT2Config,
+    ModernBertConfig,
     MPNetConfig,
 )
 
@@ -31,6 +32,10 @@ FAMILIES: dict[str, Callable[[dict[str, Any]], Any]] = {
     "bloom": lambda more: BloomConfig(hidden_size=32, n_layer=2, n_head=4, **more),
     "deberta-v2": lambda more: DebertaV2Config(**WIDE, **more),
     "mpnet": lambda more: MPNetConfig(**WIDE, **more | {"pad_token_id": 1}),
+    # Its local layers see two tokens on either side, of texts of some more.
+    "modernbert": lambda more: ModernBertConfig(
+        **WIDE, local_attention=4, global_attn_every_n_layers=3, **more
+    ),
     "albert": lambda more: AlbertConfig(**WIDE, embedding_size=16, **more),
 }
 
@@ -85,7 +90,7 @@ def test_what_needs_its_layers_is_refused_before_anything_runs(
     assert found.code == 3, found.err + found.out
     text = " ".join(found.err.split())
     assert "prune cannot be used on this model" in text
-    assert "take the built-in recipe int8" in text
+    assert "use the built-in recipe int8" in text
     assert "trim_vocabulary " not in found.out
     asked = inspect_checkpoint(home / "model")
     assert asked.passes["prune"]

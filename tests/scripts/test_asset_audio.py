@@ -133,7 +133,7 @@ def test_whisper_comes_back_out_of_ctranslate2(
 @pytest.mark.parametrize("spec", ["TransformerSpec", "WhisperSpec"])
 def test_another_file_is_a_clear_error(spec: str, tmp_path: Path) -> None:
     content = write_bin({"encoder/conv1/weight": torch.zeros(2, 2)}, spec=spec)
-    with pytest.raises(PackageError, match="no Whisper model of CTranslate2") as caught:
+    with pytest.raises(PackageError, match="not a readable CTranslate2 model of Whisper") as caught:
         read_weights(content if spec == "TransformerSpec" else content[:-20])
     assert caught.value.given
     assert not list(tmp_path.iterdir())
@@ -144,7 +144,7 @@ def test_a_whisper_that_lacks_weights_is_a_clear_error(
 ) -> None:
     weights = as_ctranslate2(model.state_dict())
     del weights["encoder/layer_1/ffn/linear_1/bias"]
-    with pytest.raises(PackageError, match="no Whisper model of CTranslate2") as caught:
+    with pytest.raises(PackageError, match="not a readable CTranslate2 model of Whisper") as caught:
         convert_whisper(write_bin(weights), SUPPRESSED, tmp_path, num_heads=3)
     assert "model.encoder.layers.1.fc2.bias" in caught.value.given
     assert not list(tmp_path.iterdir())

@@ -140,7 +140,7 @@ def test_another_file_is_a_clear_error(tmp_path: Path, change: Any, given: str) 
         path.write_bytes(b"no such file" * 10)
     else:
         write_gguf(path, make_llama(), **change)
-    with pytest.raises(PackageError, match="no SmolLM2 in GGUF form") as caught:
+    with pytest.raises(PackageError, match="not a readable SmolLM2 model in GGUF format") as caught:
         convert_llama(path, folder)
     assert given in str(caught.value.given)
     assert not list(folder.iterdir())

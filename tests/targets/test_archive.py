@@ -284,6 +284,17 @@ def test_an_announced_bomb_is_refused_before_anything_is_written(
     assert error.what == "the archive would unpack to far more than it holds"
 
 
+@pytest.mark.parametrize("method", [zipfile.ZIP_LZMA, zipfile.ZIP_BZIP2])
+def test_a_zip_compressed_in_another_way(folder: Path, tmp_path: Path, method: int) -> None:
+    archive = tmp_path / "x.zip"
+    with zipfile.ZipFile(archive, "w", method) as packed:
+        for name, content in members(folder).items():
+            packed.writestr(name, content)
+    with pytest.raises(BundleError, match="compressed in a way that is not supported") as caught:
+        unpack(archive, tmp_path / "out")
+    assert f"method {method}" in str(caught.value.given)
+
+
 def test_a_zip_bomb_stops_at_the_announced_size(folder: Path, tmp_path: Path) -> None:
     archive = tmp_path / "x.zip"
     with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as packed:

@@ -31,7 +31,9 @@ def classes(base: type[ToolkitError] = ToolkitError) -> Iterator[type[ToolkitErr
 
 
 def test_every_error_is_in_the_tree_and_in_all() -> None:
-    assert {each.__name__ for each in classes()} | {"is_disk_full"} == set(targets.errors.__all__)
+    assert {each.__name__ for each in classes()} | {"is_disk_full", "is_of_the_machine"} == set(
+        targets.errors.__all__
+    )
     for each in classes():
         assert each.__name__ in str(targets.errors.__doc__)
 

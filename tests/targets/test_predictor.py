@@ -130,6 +130,32 @@ def test_predictions_match_transformers_and_onnxruntime(bundle: Bundle, batch_si
         assert sum(prediction.scores.values()) == pytest.approx(1)
 
 
+@pytest.mark.parametrize(
+    ("alone", "given", "sizes"),
+    [(False, None, [len(TEXTS)]), (True, None, [1] * len(TEXTS)), (True, 4, [4])],
+)
+def test_inputs_run_one_at_a_time_where_they_were_judged_so(
+    bundle: Bundle,
+    monkeypatch: pytest.MonkeyPatch,
+    alone: bool,
+    given: int | None,
+    sizes: list[int],
+) -> None:
+    target = type(targets.get(bundle.manifest.target))
+    monkeypatch.setattr(target, "runs_alone", lambda target, bundle: alone)
+    found: list[int] = []
+    with targets.load(bundle.folder, batch_size=given) as predictor:
+        run = predictor._session.run
+
+        def noted(feeds: Any) -> Any:
+            found.append(len(feeds["input_ids"]))
+            return run(feeds)
+
+        monkeypatch.setattr(predictor._session, "run", noted)
+        predictor.predict(TEXTS[: sum(sizes)])
+    assert found == sizes
+
+
 def test_a_text_that_was_cut_says_so(bundle: Bundle) -> None:
     words = ["w1"] * (MAX_LENGTH - 2)  # and [CLS] and [SEP]
     with Predictor(bundle) as predictor:

@@ -472,7 +472,7 @@ def test_search_runs_in_parallel_through_ray_alone(
     command = ("search", "balanced", "--space", tmp_path / "space.yaml")
     without_workers = call(*command, "--ray-address", "host:6379")
     assert without_workers.code == 2
-    assert "give --workers too" in without_workers.err
+    assert "--ray-address needs --workers" in without_workers.err
     launched = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
     done = subprocess.run(
         [sys.executable, "-c", "import compressor.cli.search as s; s.search('balanced', 'space')"],

@@ -285,8 +285,16 @@ def test_a_shape_on_the_way_takes_equal_shares_and_ends_exactly() -> None:
     ("shape", "message", "fix"),
     [
         ({"layer": 2, "heads": 1, "ffn": 8}, "no layer 2", "name layers from 0 to 1"),
-        ({"layer": 1, "heads": 5, "ffn": 8}, "layer 1 has less", "keep at most 4 heads and 64"),
-        ({"layer": 1, "heads": 1, "ffn": 65}, "layer 1 has less", "keep at most 4 heads and 64"),
+        (
+            {"layer": 1, "heads": 5, "ffn": 8},
+            "shape keeps more of layer 1",
+            "keep at most 4 heads and 64",
+        ),
+        (
+            {"layer": 1, "heads": 1, "ffn": 65},
+            "shape keeps more of layer 1",
+            "keep at most 4 heads and 64",
+        ),
     ],
 )
 def test_a_shape_that_the_model_cannot_have_is_refused(

@@ -3,13 +3,14 @@
 import numpy as np
 import onnx
 import pytest
-from onnx import numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from compressor.errors import PassError
 from compressor.onnx_io import load_model, node_types, save_model
 from compressor.quantization import convert_fp16, quantize_dynamic, quantize_weights, request_bf16
 from compressor.quantization.floats import PRECISION_KEY
+from targets.runtimes.onnxruntime import create_session
 
 FORMATS = {
     "dynamic": (quantize_dynamic, 0.03),
@@ -91,6 +92,61 @@ def test_fp16_keeps_sums_in_float32_and_halves_the_weights(encoder_path, tmp_pat
     assert outputs["MatMul"] == onnx.TensorProto.FLOAT16
     table = next(tensor for tensor in model.graph.initializer if tensor.name == "table")
     assert table.data_type == onnx.TensorProto.FLOAT16
+
+
+def saved_graph(path, nodes, constants, inputs, size):
+    """A float model of these nodes, whose output y has that many values."""
+    graph = helper.make_graph(
+        nodes,
+        "graph",
+        [helper.make_tensor_value_info(name, kind, ["rows", each]) for name, kind, each in inputs],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["rows", size])],
+        [numpy_helper.from_array(array, name) for name, array in constants.items()],
+    )
+    opset = [helper.make_opsetid("", 20)]
+    onnx.save(helper.make_model(graph, opset_imports=opset, ir_version=10), path)
+
+
+@pytest.mark.parametrize("largest", [1e-4, 1.0, 3000.0])
+def test_fp16_normalizes_by_the_root_of_a_mean_square_that_it_does_not_hold(tmp_path, largest):
+    """As in Llama and T5: the squares of large states are beyond 65504, those of small ones 0."""
+    constants = {
+        "two": np.float32(2), "epsilon": np.float32(1e-12), "axis": np.array([-1]),
+        "weight": np.eye(16, dtype=np.float32),
+    }  # fmt: skip
+    nodes = [
+        helper.make_node("MatMul", ["x", "weight"], ["states"], "product"),
+        helper.make_node("Pow", ["states", "two"], ["squares"], "square"),
+        helper.make_node("ReduceMean", ["squares", "axis"], ["mean"], "mean"),
+        helper.make_node("Add", ["mean", "epsilon"], ["shifted"], "shift"),
+        helper.make_node("Sqrt", ["shifted"], ["root"], "root"),
+        helper.make_node("Div", ["states", "root"], ["normal"], "quotient"),
+        helper.make_node("MatMul", ["normal", "weight"], ["y"], "product_2"),
+    ]
+    saved_graph(tmp_path / "a.onnx", nodes, constants, [("x", TensorProto.FLOAT, 16)], 16)
+    convert_fp16(tmp_path / "a.onnx", tmp_path / "b.onnx")
+    x = largest * np.random.default_rng(0).uniform(-1, 1, (4, 16)).astype(np.float32)
+    expected = x / np.sqrt((x**2).mean(axis=-1, keepdims=True) + 1e-12)
+    (found,) = create_session(tmp_path / "b.onnx", optimization="none").run(None, {"x": x})
+    np.testing.assert_allclose(found, expected, rtol=2e-2, atol=2e-3)
+
+
+def test_fp16_turns_by_angles_that_it_does_not_hold(tmp_path):
+    """Rotary embeddings: at place 3000 neighbours in fp16 are 2 apart."""
+    frequencies = (1 / 10000 ** (np.arange(8) / 8)).astype(np.float32)[None]
+    nodes = [
+        helper.make_node("Cast", ["places"], ["floats"], "cast", to=TensorProto.FLOAT),
+        helper.make_node("Mul", ["floats", "frequencies"], ["angles"], "angle"),
+        helper.make_node("Cos", ["angles"], ["turns"], "cos"),
+        helper.make_node("MatMul", ["turns", "weight"], ["y"], "product"),
+    ]
+    constants = {"frequencies": frequencies, "weight": np.eye(8, dtype=np.float32)}
+    saved_graph(tmp_path / "a.onnx", nodes, constants, [("places", TensorProto.INT64, 1)], 8)
+    convert_fp16(tmp_path / "a.onnx", tmp_path / "b.onnx")
+    places = np.array([[3], [511], [3001]])
+    session = create_session(tmp_path / "b.onnx", optimization="none")
+    (found,) = session.run(None, {"places": places})
+    np.testing.assert_allclose(found, np.cos(places * frequencies), atol=2e-3)
 
 
 def test_fp16_mask_constants_stay_finite(encoder_path, tmp_path):

@@ -79,8 +79,9 @@ def with_rounded_weights(path: Path, size: int) -> onnx.ModelProto:
     """The float model with the values that 4 bits leave of its weights."""
     model = split_gemms(onnx.load(path), ())
     constants = {each.name: each for each in model.graph.initializer}
-    for node in model.graph.node:
-        if node.op_type == "MatMul" and node.input[1] in constants:
+    products = [node for node in model.graph.node if node.op_type == "MatMul"]
+    for node in products[:-1]:  # the head keeps 8 bits
+        if node.input[1] in constants:
             tensor = constants[node.input[1]]
             weight = onnx.numpy_helper.to_array(tensor)
             values = restored(*quantize_groups(weight, size=size)).astype(np.float32)
@@ -104,6 +105,40 @@ def test_every_runtime_multiplies_by_the_rounded_weights(
     compiled = openvino.compile_model(int4, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     assert distance(next(iter(compiled(feeds).values())), expected) < 0.04
     assert distance(outputs(encoder_path, feeds, "all"), expected) > 0.04  # 4 bits are few
+
+
+@pytest.mark.parametrize("behind", ["bias", "softcap", "norm"])
+def test_the_head_keeps_8_bits_whatever_follows_it(tmp_path: Path, behind: str) -> None:
+    """As in Marian and BART (a bias), Gemma 2 (a soft limit); a norm is none of a head."""
+    make = onnx.helper.make_node
+    tails = {
+        "bias": [make("Add", ["product", "vector"], ["y"], "add")],
+        "softcap": [
+            make("Div", ["product", "vector"], ["divided"], "div"),
+            make("Tanh", ["divided"], ["tanh"], "tanh"),
+            make("Mul", ["tanh", "vector"], ["y"], "mul"),
+        ],
+        "norm": [make("LayerNormalization", ["product", "vector"], ["y"], "norm")],
+    }
+    nodes = [make("MatMul", ["x", "weight"], ["product"], "head"), *tails[behind]]
+    value = onnx.helper.make_tensor_value_info
+    graph = onnx.helper.make_graph(
+        nodes,
+        "graph",
+        [value("x", onnx.TensorProto.FLOAT, ["rows", 32])],
+        [value("y", onnx.TensorProto.FLOAT, ["rows", 16])],
+        [
+            onnx.numpy_helper.from_array(normal(32, 16), "weight"),
+            onnx.numpy_helper.from_array(np.full(16, 3, np.float32), "vector"),
+        ],
+    )
+    opset = [onnx.helper.make_opsetid("", 21)]
+    model = onnx.helper.make_model(graph, opset_imports=opset, ir_version=10)
+    onnx.save(model, tmp_path / "float.onnx")
+    quantize_weights(tmp_path / "float.onnx", tmp_path / "int4.onnx", bits=4, group_size=16)
+    kinds = {each.data_type for each in onnx.load(tmp_path / "int4.onnx").graph.initializer}
+    has_4_bits = bool(kinds & {onnx.TensorProto.INT4, onnx.TensorProto.UINT4})
+    assert has_4_bits == (behind == "norm")
 
 
 def test_products_that_keep_8_bits_are_told(encoder_path: Path, tmp_path: Path) -> None:

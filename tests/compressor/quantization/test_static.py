@@ -9,6 +9,7 @@ from onnx.reference import ReferenceEvaluator
 from compressor.errors import PassError
 from compressor.onnx_io import Graph, load_model, node_types
 from compressor.quantization import quantize_static
+from targets.runtimes.onnxruntime import create_session
 
 MATMULS = ("query", "key", "value", "output", "up", "down", "classifier")
 
@@ -222,6 +223,36 @@ def test_convolutions_are_quantized_at_inputs_and_outputs(tmp_path):
     assert types["QuantizeLinear"] == 3  # x, h (once, though it is an output and an input) and y
     assert load_model(path).graph.output[0].name == "y"
     assert error(path, tmp_path / "conv.onnx", feeds) < 0.03
+
+
+@pytest.mark.parametrize("optimization", ["none", "all"])
+def test_a_channel_of_next_to_no_weights_keeps_its_bias(tmp_path, optimization):
+    """As batch norms leave them: in units of its own scale the bias would not fit into 32 bits."""
+    generator = np.random.default_rng(0)
+    kernel = generator.normal(size=(4, 3, 3, 3)).astype(np.float32)
+    kernel[1] *= 1e-12
+    graph = helper.make_graph(
+        [helper.make_node("Conv", ["x", "kernel", "bias"], ["y"], name="conv")],
+        "convolution",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 3, 8, 8])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 4, 6, 6])],
+        [
+            numpy_helper.from_array(kernel, "kernel"),
+            numpy_helper.from_array(np.array([0, 3, -1, 2], np.float32), "bias"),
+        ],
+    )
+    opset = [helper.make_opsetid("", 20)]
+    path = tmp_path / "conv.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=opset, ir_version=10), path)
+    feeds = {"x": generator.normal(size=(2, 3, 8, 8)).astype(np.float32)}
+    quantize_static(path, tmp_path / "int8.onnx", [feeds], calibration="minmax")
+    session = create_session(tmp_path / "int8.onnx", optimization=optimization)
+    (found,) = session.run(None, feeds)
+    np.testing.assert_allclose(found[:, 1], 3, atol=0.1)
+    restored = {each.name: each for each in load_model(tmp_path / "int8.onnx").graph.initializer}
+    scales = numpy_helper.to_array(restored["kernel_scale"])
+    unit = scales[1] * numpy_helper.to_array(restored["x_scale"])
+    assert 3 / unit < 2**31
 
 
 def test_what_follows_a_convolution_that_stays_float_is_quantized_where_it_reads(tmp_path):

@@ -12,6 +12,7 @@ from compressor.report.summary import (
     absent_groups,
     accuracy_split,
     best,
+    environment_facts,
     how_measured,
     noise_reasons,
     row_texts,
@@ -25,6 +26,16 @@ def test_the_best_bundle_is_the_fastest_chosen_one(report):
     assert found.met
     assert found.text.row.variant == "quarter-width-long-distillation"
     assert found.text.row.target == "openvino"
+
+
+def test_gpus_and_the_share_of_a_container_are_facts_of_the_machine(report):
+    facts = dict(environment_facts(report))
+    assert facts["CPUs"] == "4"
+    assert "GPUs" not in facts
+    machine = report.environment.model_copy(update={"gpus": ("NVIDIA L4",), "cpu_quota": 1.5})
+    facts = dict(environment_facts(report.model_copy(update={"environment": machine})))
+    assert facts["GPUs"] == "NVIDIA L4"
+    assert facts["CPUs"] == "4, and the time of 1.5"
 
 
 def test_its_baseline_is_the_fastest_on_its_target(report):

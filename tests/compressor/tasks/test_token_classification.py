@@ -278,6 +278,11 @@ def test_a_word_is_shown_among_its_neighbours(place: int, expected: str) -> None
     assert TASK.title("a b c d e f g h i", place) == expected
 
 
+def test_a_word_that_tokenizers_drop_is_none_of_those_that_are_counted() -> None:
+    assert TASK.title("\u200b Paris is", 0) == "Paris (in: Paris is)"
+    assert TASK.title("\u200b Paris is", 1) == "is (in: Paris is)"
+
+
 def test_what_else_is_there_stays_as_it_was(word_model: Callable[..., TorchModel]) -> None:
     model = word_model()
     task = get_task(model.task)

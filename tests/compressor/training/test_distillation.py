@@ -209,7 +209,7 @@ def long_texts(word_model, vocabulary):
 
 def test_the_rest_of_a_long_text_is_read_in_noisy_rows(word_model, vocabulary):
     model, texts, rows = long_texts(word_model, vocabulary)
-    settings = SETTINGS.model_copy(update={"augmentation_windows": 1.0})
+    settings = SETTINGS.model_copy(update={"augmentation": 0.3, "augmentation_windows": 1.0})
     noise = TASK.noise(model, Material(rows, texts), settings, 0)
     whole = model.processor(texts[1])["input_ids"]
     seen = set()

@@ -214,6 +214,24 @@ def test_the_layers_that_round_are_those_that_the_pass_quantizes(
         assert (found - network(values)).abs().max() > 0.02
 
 
+class Standardized(nn.Conv2d):
+    """A convolution that computes its weight, as that of BiT."""
+
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        return self._conv_forward(values, self.weight - self.weight.mean(), self.bias)
+
+
+def test_a_layer_that_computes_its_weight_keeps_its_own_way():
+    network = nn.Sequential(Standardized(3, 4, 3), nn.Conv2d(4, 2, 1))
+    network.forward = lambda x: network[1](network[0](x))
+    values = torch.randn((2, 3, 6, 6), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = network[0](values)
+        with fake_quantized(network, QuantizationAware(), [{"x": values}]):
+            torch.testing.assert_close(network[0](values), expected, rtol=0, atol=0)
+            assert not torch.equal(network[1](expected), network(values) * 0)
+
+
 def test_a_network_without_layers_to_round_is_refused():
     with (
         pytest.raises(PassError, match="no layer to quantize"),
