@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -107,7 +108,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     memory = TeacherMemory()  # the untouched model labels all rows once for all speeds
     with ConsoleProgress() as progress, contextlib.closing(memory):
         whole = base.model_copy(update={"variants": dict(WHOLE)})
-        latency = _fp32_ms(whole, store, progress)
+        latency = _fp32_ms(whole, store, progress, output / "fp32-ms.json")
         found = {**WHOLE, **_found(base, latency, options, store, progress, memory)}
         every = base.model_copy(update={"variants": found})
         report = run(
@@ -178,13 +179,20 @@ def _real_texts(report: Report, base: Recipe, progress: Progress) -> BenchReport
     return bench(bundles, sweep, base.benchmark, on_progress=progress.update)
 
 
-def _fp32_ms(whole: Recipe, store: RunStore, progress: Progress) -> float:
-    """What speeds are multiples of, where the machine is quiet: else of a few runs the fastest."""
+def _fp32_ms(whole: Recipe, store: RunStore, progress: Progress, kept: Path) -> float:
+    """What speeds are multiples of, where the machine is quiet: else of a few runs the fastest.
+
+    It is kept in a file: another one would ask for other shapes, and train them.
+    """
+    if kept.is_file():
+        return float(json.loads(kept.read_text(encoding="utf-8")))
     found: list[Measurement] = []
     while len(found) < ATTEMPTS and not (found and found[-1].noise.verdict == "quiet"):
         report = run(whole, store=store, progress=progress, measure_again=bool(found))
         found.append(_at(_untouched(report), report))
-    return min(each.median_ms for each in found)
+    latency = min(each.median_ms for each in found)
+    kept.write_text(json.dumps(latency) + "\n", encoding="utf-8")
+    return latency
 
 
 def _untouched(report: Report) -> Row:
