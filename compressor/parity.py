@@ -70,14 +70,16 @@ def measure_parity(
     rows = task.encode(model, inputs[::step][:LARGE_BATCH])
     for case, batch in task.probes(model, rows).items():
         expected = _run_torch(model, batch, output)
-        size = len(next(iter(batch.values())))
-        state = {} if signature is None else signature.initial_state(size)
-        (found,) = session.run([output], {**batch, **state})
+        found = None
         if signature is not None and not is_continued:
             # One of the batches is read in two runs, the second of which goes on from the first.
-            in_two = _in_two_runs(session, signature, batch, output)
-            if in_two is not None:
-                case, found, is_continued = f"{case}, in two runs", in_two, True
+            found = _in_two_runs(session, signature, batch, output)
+        if found is not None:
+            case, is_continued = f"{case}, in two runs", True
+        else:
+            size = len(next(iter(batch.values())))
+            state = {} if signature is None else signature.initial_state(size)
+            (found,) = session.run([output], {**batch, **state})
         if found.shape != expected.shape or not np.isfinite(found).all():
             raise PassError(
                 "the ONNX model does not compute what the torch model computes",
