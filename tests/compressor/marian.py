@@ -14,14 +14,14 @@ import sentencepiece
 import torch
 from transformers import MarianConfig, MarianMTModel, MarianTokenizer
 
-DOCS = Path(__file__).resolve().parents[2] / "docs"
+LICENSE = Path(__file__).resolve().parents[2] / "LICENSE"
 LANGUAGE = ">>fra<<"
 _PIECES = 300
 
 
 def english() -> list[str]:
-    """Sentences that are read."""
-    lines = (line for path in sorted(DOCS.glob("*.md")) for line in path.read_text().splitlines())
+    """Lines that are read: of a text that never changes, as the vocabulary is made from it."""
+    lines = LICENSE.read_text(encoding="utf-8").splitlines()
     return [line.strip() for line in lines if len(line.split()) > 4]
 
 
