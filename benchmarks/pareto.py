@@ -80,10 +80,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--store", type=Path)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--speeds", type=float, nargs="+", choices=list(EPOCHS))
-    parser.add_argument("--time-limit", type=float, default=60.0, help="minutes for each speed")
+    parser.add_argument(
+        "--time-limit",
+        type=float,
+        nargs="+",
+        default=[60.0],
+        help="minutes for each speed: one for all, or one for each of --speeds",
+    )
     parser.add_argument("--unlabeled", type=Path, help="more texts, one a line")
     parser.add_argument("--measure-again", action="store_true")
     options = parser.parse_args(arguments)
+    options.speeds = options.speeds or list(EPOCHS)
+    if len(options.time_limit) == 1:
+        options.time_limit *= len(options.speeds)
+    if len(options.time_limit) != len(options.speeds):
+        parser.error(f"--time-limit: {len(options.time_limit)} for {len(options.speeds)} speeds")
     store = RunStore(options.store or default_store())
     assets = fetch(MODEL, options.task)
     output = (options.output / options.task).absolute()
@@ -140,10 +151,10 @@ def _found(
 ) -> dict[str, tuple[Pass, ...]]:
     """A variant for each speed that some shape reaches."""
     variants: dict[str, tuple[Pass, ...]] = {}
-    for speed in options.speeds or EPOCHS:
+    for speed, minutes in zip(options.speeds, options.time_limit, strict=True):
         epochs = EPOCHS[speed]
         settings = AutoSettings(
-            time_limit_s=60 * options.time_limit,
+            time_limit_s=60 * minutes,
             unlabeled=options.unlabeled and options.unlabeled.absolute(),
         )
         if epochs < settings.epochs:
