@@ -350,10 +350,10 @@ def _without_window(config: Mapping[str, object]) -> Architecture:
 def _decoder(family: str, config: Mapping[str, object]) -> Architecture:
     """A network that writes text; its layers are known where they are those of Llama."""
     described = Architecture(family, (), 0, 0, 0, 0, FIXED_SIZE, has_unknown_layers=True)
-    if _KEY_HEADS in config:
+    if _KEY_HEADS in config or family == "llama":  # which its first configs do not have
         described = _transformer(family, config)
         queries, width = described.layers[0].num_heads, described.layers[0].ffn_width
-        heads = queries if config[_KEY_HEADS] is None else _number(config, _KEY_HEADS)
+        heads = queries if config.get(_KEY_HEADS) is None else _number(config, _KEY_HEADS)
         own = config.get("head_dim") is not None
         described = replace(
             described,

@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
+from compressor.class_folders import FILE_SUFFIXES
 from compressor.errors import DataError
 from targets.errors import InputError
 from targets.preprocessing import KINDS, Preprocessing
@@ -49,6 +50,13 @@ def read_cell(
             where=where,
             given=f"{path!s:.200}",
             fix="correct the path: it is read from the folder of the table",
+        )
+    if path.suffix.lower() in FILE_SUFFIXES - {*preprocessing.suffixes} and path.is_file():
+        raise DataError(
+            f"the file of the {name or kind} has a format that is not read",
+            where=where,
+            given=path.name,
+            fix=f"convert it to one of {', '.join(sorted(preprocessing.suffixes))}",
         )
     return str(path)
 

@@ -8,9 +8,9 @@ from compressor.errors import DataError
 from targets.preprocessing import Preprocessing
 from targets.wording import plural
 
-__all__ = ["read_class_folders"]
+__all__ = ["FILE_SUFFIXES", "read_class_folders"]
 
-_OTHERS = frozenset(
+FILE_SUFFIXES = frozenset(
     {
         ".avif", ".bmp", ".gif", ".heic", ".heif", ".jfif", ".jp2", ".jpeg", ".jpg", ".jxl", ".png",
         ".tif", ".tiff", ".webp",
@@ -53,7 +53,9 @@ def read_class_folders(folder: Path, preprocessing: type[Preprocessing]) -> list
                 fix=f"convert them to one of {', '.join(sorted(preprocessing.suffixes))}",
             )
         lost = [
-            path for path in paths if path.suffix.lower() in _OTHERS - {*preprocessing.suffixes}
+            path
+            for path in paths
+            if path.suffix.lower() in FILE_SUFFIXES - {*preprocessing.suffixes}
         ]
         if lost:
             raise DataError(

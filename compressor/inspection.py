@@ -98,7 +98,7 @@ def _load(folder: Path, task: str, length: int | None) -> tuple[TorchModel, bool
 
     found = get_task(task)
     try:
-        check_checkpoint(folder, head=found.heads, kind=found.kind)
+        check_checkpoint(folder, head=found.heads_in(folder), kind=found.kind)
     except CheckpointError:
         return new_classifier(folder, ("0", "1"), task=task), False
     return found.load_checkpoint(folder, max_length=length), True

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from compressor.cells import as_data_error
 from compressor.errors import CheckpointError, PassError, StoreError
 from compressor.passes import Pass, PassContext, PassResult
 from compressor.progress import Progress
@@ -16,7 +17,7 @@ from compressor.training.settings import TrainingSettings
 from targets.bundle import hash_file
 from targets.discovery import foreign_source
 from targets.environment import library_versions
-from targets.errors import ToolkitError, is_disk_full
+from targets.errors import InputError, ToolkitError, is_disk_full
 from targets.networks import network_source
 from targets.provenance import checkpoint_hashes
 from targets.scoring import perplexity
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = ["PassManager", "TrainingStoppedError", "import_checkpoint"]
 
-IMPORT_VERSION = 5  # goes up when importing a checkpoint gives another result
+IMPORT_VERSION = 6  # goes up when importing a checkpoint gives another result
 
 
 def import_checkpoint(
@@ -62,6 +63,7 @@ def import_checkpoint(
         model = get_task(task).load_checkpoint(folder, max_length=max_length)
         model.save(files)
         data = splits()
+        _read_held_out_files(model, data)
         facts = _facts(model, files, {}, _cut_inputs(model, data), (), data)
         return {**facts, "has_known_layers": bool(encoder_layers(model.module))}
 
@@ -70,6 +72,24 @@ def import_checkpoint(
     facts = step.record.facts
     progress.finish("; ".join([facts["architecture"], *facts["notes"]]), cached=step.cached)
     return step
+
+
+def _read_held_out_files(model: TorchModel, splits: Splits) -> None:
+    """Read the files by which models are judged once: one that is broken is told before a training.
+
+    Raises:
+        DataError: A file cannot be read.
+    """
+    from compressor.tasks import get_task
+
+    task = get_task(model.task)
+    if task.preprocessing_type.reads_files():
+        for split in (splits.validation, splits.test):
+            for each in split.inputs:
+                try:
+                    task.encode(model, [each])
+                except InputError as error:
+                    raise as_data_error(error) from error
 
 
 def _cut_inputs(model: TorchModel, splits: Splits) -> tuple[str, ...]:
@@ -153,6 +173,14 @@ class PassManager:
                 return None
             current = found
         return current
+
+    def is_begun(self, passes: Sequence[Pass]) -> bool:
+        """Whether the last of the passes is in the store, finished or to go on from."""
+        source = self.find(passes[:-1])
+        if source is None:
+            return False
+        key = step_key(f"pass:{passes[-1].name}", self._inputs(passes[-1], source))
+        return key in self._done or self.store.is_begun(key)
 
     def _run_one(self, each: Pass, source: StoredStep, title: str) -> StoredStep:
         def make(files: Path, work: Path) -> Mapping[str, Any]:

@@ -179,6 +179,10 @@ class RunStore:
                 return found
             return self._make(key, kind, inputs, make)
 
+    def is_begun(self, key: str) -> bool:
+        """Whether there is a finished step with a key, or one that was interrupted and goes on."""
+        return self._step_folder(key).is_dir() or (self.root / PARTIAL / key).is_dir()
+
     def find(self, key: str) -> StoredStep | None:
         """The finished step with a key, every file checked against its hash, or None."""
         folder = self._step_folder(key)

@@ -9,6 +9,7 @@ one side only.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,6 +54,13 @@ _USUAL_TOKENS = {
     "sep_token": "[SEP]",
     "mask_token": "[MASK]",
 }
+_USUAL_TOKENS_OF_ROBERTA = {
+    "pad_token": "<pad>",
+    "unk_token": "<unk>",
+    "cls_token": "<s>",
+    "sep_token": "</s>",
+    "mask_token": "<mask>",
+}
 _MARIAN_TOKENS = {"unk_token": "<unk>", "eos_token": "</s>", "pad_token": "<pad>"}
 _CONTROL = (2, 3)  # kinds of pieces that stand for no text: unknown, control
 _UNIGRAM = 1  # kind of a SentencePiece model
@@ -91,7 +99,8 @@ def read_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     if path.is_file():
         vocabulary = _from_file(path)
         # The generic class reads exactly tokenizer.json: no model-specific code, no hub.
-        special = _known(_USUAL_TOKENS | _configured_tokens(folder), vocabulary)
+        configured = _configured_tokens(folder)
+        special = _known(_usual_tokens(vocabulary, configured) | configured, vocabulary)
         side = read_settings_file(folder / _CONFIG).get("truncation_side")
         cut = {"truncation_side": side} if side in ("left", "right") else {}
         return PreTrainedTokenizerFast(tokenizer_file=str(path), **special, **cut)
@@ -140,6 +149,15 @@ def _known(tokens: dict[str, str], vocabulary: Tokenizer) -> dict[str, str]:
     return {
         role: token for role, token in tokens.items() if vocabulary.token_to_id(token) is not None
     }
+
+
+def _usual_tokens(vocabulary: Tokenizer, configured: Mapping[str, str]) -> dict[str, str]:
+    """What special tokens are called, where a checkpoint does not say so."""
+    is_like_bert = vocabulary.token_to_id(_USUAL_TOKENS["cls_token"]) is not None
+    mask = _USUAL_TOKENS_OF_ROBERTA["mask_token"]
+    if configured or is_like_bert or vocabulary.token_to_id(mask) is None:
+        return _USUAL_TOKENS
+    return _USUAL_TOKENS_OF_ROBERTA
 
 
 def _configured_tokens(folder: Path) -> dict[str, str]:

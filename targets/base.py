@@ -190,6 +190,10 @@ class Target(Component, ABC):
     width_multiple: ClassVar[int] = 8
     """Matrix widths that are multiples of this run best: pruning rounds to it."""
 
+    served_devices: ClassVar[tuple[str, ...]] = ()
+    """Devices for which the libraries of its extra bring all that a run takes, the usual one first:
+    the images of ``compressor package --for docker`` are for these."""
+
     refuses: ClassVar[Mapping[Precision, str]] = {}
     """Precisions that it never runs, and why: a recipe that asks for one is told before the run.
     ``requires`` refuses such a model by the names of its nodes."""

@@ -27,6 +27,8 @@ class Beams(BaseModel):
     early_stopping: bool | Literal["never"] = False
     """Whether to end with as many whole texts as beams; else when no beginning of the present
     length, or (never) of the greatest, could become better than the worst of them."""
+    renormalize_logits: bool = Field(default=False, exclude_if=lambda value: not value)
+    """Whether what tokens that may not be written had of the probability goes to the others."""
     counted: int = Field(default=0, ge=0)
     """Of the tokens that all texts begin with, those that count to their length."""
 
@@ -70,6 +72,8 @@ def search(
     for step in range(longest):
         length = step + 1 + beams.counted
         scores = scored(_log_softmax(logits), texts.reshape(rows * size, step))
+        if beams.renormalize_logits:
+            scores = _log_softmax(scores)
         vocabulary = scores.shape[-1]
         scores = scores.reshape(rows, size, vocabulary) + going[:, :, None]
         best = _top(scores.reshape(rows, -1), 2 * size)

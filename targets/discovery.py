@@ -73,8 +73,9 @@ def discover(
         name -> class, sorted by name.
 
     Raises:
-        PluginError: A file cannot be imported; or what another distribution announces cannot be
-            imported, is no subclass of ``base`` with a name, or takes a name that is in use.
+        PluginError: A file cannot be imported, a class in it lacks what ``base`` needs, or two have
+            one name; or what another distribution announces cannot be imported, is no such subclass
+            of ``base``, or takes a name that is in use.
     """
     found: dict[str, type[ComponentT]] = {}
     for module in pkgutil.iter_modules(package.__path__, package.__name__ + "."):
@@ -83,9 +84,16 @@ def discover(
         loaded = _import(module.name)
         for value in vars(loaded).values():
             if getattr(value, "__module__", None) == module.name and _is_component(value, base):
+                _check_own(value, base)
                 known = found.setdefault(value.name, value)
                 if known is not value:
-                    raise ValueError(f"two classes are named {value.name!r}: {known} and {value}")
+                    raise PluginError(
+                        "two passes or targets have the same name",
+                        where=_file(module.name),
+                        given=f"{value.name!r}, which is the name of {known.__name__} in "
+                        f"{_file(known.__module__)} too",
+                        fix=f"change name of {value.__name__}",
+                    )
     others = importlib.metadata.entry_points(group=entry_points) if entry_points else ()
     for entry in others:
         cls = _load_entry(entry, base)
@@ -140,14 +148,28 @@ def _import(name: str) -> ModuleType:
     try:
         return importlib.import_module(name)
     except Exception as error:  # whatever a file raises on import
-        path = name.replace(".", "/") + ".py"
         raise PluginError(
             "a pass or target cannot be imported",
-            where=path,
+            where=_file(name),
             given=f"{type(error).__name__}: {error}",
             fix="correct the file, or take it out of the folder; imports of heavy or optional "
             "libraries belong inside the methods",
         ) from error
+
+
+def _file(module: str) -> str:
+    return module.replace(".", "/") + ".py"
+
+
+def _check_own(cls: type[Component], base: type[Component]) -> None:
+    """Tell whoever writes a class what it does not have yet."""
+    if missing := _missing(cls, base):
+        raise PluginError(
+            "a pass or target is not complete",
+            where=_file(cls.__module__),
+            given=f"{cls.__name__} lacks {', '.join(missing)}",
+            fix=f"add what {base.__name__} needs: it says what each is",
+        )
 
 
 def _is_component(value: object, base: type[Component]) -> bool:

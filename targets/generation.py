@@ -21,6 +21,8 @@ from targets.registry import open_session
 
 __all__ = ["Generator", "load_generator"]
 
+_NUM_BEFORE = 4
+"""Tokens of a text that goes on, with which what is written is decoded."""
 _UNFINISHED = "\ufffd"  # what bytes of a character become before the last of them is there
 
 
@@ -119,7 +121,8 @@ class Generator:
         Raises:
             InputError: The prompt is empty or leaves no room.
         """
-        return self._pieces(self.tokenizer.encode(prompt).ids, max_tokens)
+        tokens = self.tokenizer.encode(prompt).ids
+        return self._pieces(tokens, max_tokens, before=tokens[-_NUM_BEFORE:])
 
     def chat(self, messages: Sequence[Mapping[str, str]], *, max_tokens: int) -> Iterator[str]:
         """The answer to the last message of a chat, in pieces as those of :meth:`stream`.
@@ -146,16 +149,22 @@ class Generator:
         """
         return read_chat_template(self.bundle)
 
-    def _pieces(self, prompt: Sequence[int], max_tokens: int) -> Iterator[str]:
-        written: list[int] = []
-        shown = ""
+    def _pieces(
+        self, prompt: Sequence[int], max_tokens: int, *, before: Sequence[int] = ()
+    ) -> Iterator[str]:
+        """What is written, as text; ``before`` is the end of the text that it goes on from.
+
+        A tokenizer may leave out the space with which a text begins, but not one within.
+        """
+        tokens = list(before)
+        shown = self._decoded(tokens)
         for token in self.tokens(prompt, max_tokens=max_tokens):
-            written.append(token)
-            text = self._decoded(written)
+            tokens.append(token)
+            text = self._decoded(tokens)
             if not text.endswith(_UNFINISHED):
                 yield text[len(shown) :]
                 shown = text
-        rest = self._decoded(written)[len(shown) :]
+        rest = self._decoded(tokens)[len(shown) :]
         if rest:
             yield rest
 

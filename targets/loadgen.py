@@ -90,7 +90,7 @@ def run_load(
     assert waits or (settings.qps is not None and settings.p99_ms is not None)
     loadgen = import_loadgen()
     samples = _Samples(pack, session.signature)
-    system = _SystemUnderTest(loadgen, session, samples, settings.max_batch)
+    system = _SystemUnderTest(loadgen, session, samples, session.batch_size(settings.max_batch))
     system.warm_up()
     ready = range(samples.num_ready)
     samples.load(ready)  # as in the run

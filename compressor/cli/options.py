@@ -144,7 +144,10 @@ def find_splits(folder: Path) -> dict[str, str]:
     """
     from compressor.errors import DataError, missing_path
 
-    wanted = f"name the files train, validation and test, ending in {', '.join(SPLIT_SUFFIXES)}"
+    wanted = (
+        f"name the files train, validation and test, ending in {', '.join(SPLIT_SUFFIXES)}; images "
+        "and recordings may also be in folders of these names, with a folder for each class"
+    )
     if not folder.is_dir():
         fix = f"pass the folder with the data: {wanted}"
         raise DataError(
@@ -167,7 +170,7 @@ def find_splits(folder: Path) -> dict[str, str]:
     if missing:
         there_is = sorted(path.name for path in folder.glob("*"))[:10]
         raise DataError(
-            f"the data folder has no {' and no '.join(missing)} file",
+            f"the data folder has no {' and no '.join(missing)} data",
             where=folder,
             given=", ".join(there_is) or "an empty folder",
             fix=wanted,

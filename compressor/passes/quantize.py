@@ -105,6 +105,11 @@ class Quantize(Pass):
     """So many more matrix products stay float: those that change the outputs most when they alone
     are quantized, on calibration data."""
 
+    @property
+    def parts(self) -> Mapping[str, int]:
+        """See the base class."""
+        return {"keep_float": 2} if self.keep_float else {}
+
     @model_validator(mode="after")
     def _settings_have_effect(self) -> Self:
         # Defaults are let through: a report writes every setting out, and has to load again.

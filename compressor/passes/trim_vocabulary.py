@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from pydantic import Field
 
@@ -87,7 +87,7 @@ class TrimVocabulary(Pass):
         from compressor.tokenizer_json import trim_tokenizer
         from compressor.vocabulary import changed_tokenization_rate, unknown_token_rate
 
-        kept = self._choose(model, context)
+        kept = self.choose(model, context.splits.train.inputs)
         trimmed = model.clone()
         trim_embeddings(trimmed.module, kept)
         tokenizer = trim_tokenizer(model.processor, kept)
@@ -131,14 +131,19 @@ class TrimVocabulary(Pass):
             )
         _check_outputs(before, after, covered[:: max(1, len(covered) // _NUM_COMPARED_TEXTS)])
 
-    def _choose(self, model: TorchModel, context: PassContext) -> NDArray[np.int64]:
-        """Ids of the tokens to keep, sorted."""
+    def choose(self, model: TorchModel, texts: Sequence[Any]) -> NDArray[np.int64]:
+        """Ids of the tokens to keep, sorted.
+
+        Args:
+            model: Its tokenizer is asked, and which rows of its table must stay.
+            texts: Those of the training data.
+        """
         import numpy as np
 
         from compressor.embeddings import rows_that_stay
         from compressor.vocabulary import count_tokens, select_tokens
 
-        counts = count_tokens(model.processor, context.splits.train.inputs)
+        counts = count_tokens(model.processor, texts)
         extra = count_tokens(model.processor, self._extra_lines())
         counts += np.where(extra > 0, self.min_count, 0)  # what is in there is kept however rare
         chosen = select_tokens(

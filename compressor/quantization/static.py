@@ -79,7 +79,7 @@ def quantize_static(
         weight_bits: 8, or 7 to rule out saturation on CPUs that add int8 products in 16 bits.
         exclude: Names of nodes to leave in float32.
         keep_float: How many more to leave: those that change the outputs most when they alone are
-            quantized, on the first four batches.
+            quantized, on four batches from the whole of them.
         activation_matmuls: Also quantize products of two activations, as in attention.
         tables: Also store embedding tables as integers.
         table_bits: Of the large ones among them.
@@ -113,7 +113,9 @@ def quantize_static(
             return insert_qdq(model, _of_nodes(sites, {node}), thresholds, weight_bits)
 
         nodes = dict.fromkeys(site.node for site in sites)
-        few = list(inputs)[:_SENSITIVITY_BATCHES]
+        rows = list(inputs)
+        step = max(1, len(rows) // _SENSITIVITY_BATCHES)  # they may be sorted by their lengths
+        few = rows[step // 2 :: step][:_SENSITIVITY_BATCHES]
         errors = sensitivities(model, nodes, rounded, few, threads=threads)
         kept = sorted(nodes, key=errors.__getitem__)[-keep_float:]
         # What follows a product that stays float reads floats, and is quantized where it reads.

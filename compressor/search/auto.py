@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict
 
-from compressor import interruption
+from compressor import distributed, interruption
 from compressor.answering import answer
 from compressor.architecture import Architecture
 from compressor.errors import BudgetError, PassError
@@ -60,6 +60,8 @@ CHOOSING_SHARE = 0.5
 """Of the time for a latency: no further number of layers is tried that would end after it."""
 FEW_ROWS = 10_250
 """Of more training rows there are fewer epochs: trainings take as long."""
+BATCH = 32
+"""Rows of a step of a training, or as many of them as the processes can share."""
 LONG_S = 60.0
 """Work that is told of where it is done again and again."""
 HOPELESS_POINTS = 3.0
@@ -146,11 +148,13 @@ class _Searcher:
         )
         self.architecture: Architecture = plan.original
         _check(self.architecture)
-        self.keep_first, self.table_bits = _embeddings(self.architecture, recipe.budget)
-        if settings.keep_first is not None:
-            self.keep_first = settings.keep_first
         self.prepared = prepare(recipe, plan, store=store, progress=progress)
         self._check_layers()
+        self.keep_first, self.table_bits = _embeddings(
+            self.architecture, recipe.budget, self._num_tokens
+        )
+        if settings.keep_first is not None:
+            self.keep_first = settings.keep_first
         self.memory = memory
         self.manager = self.prepared.manager(teacher_memory=self.memory)
         self.share_of_epochs = self._share_of_epochs()
@@ -166,6 +170,12 @@ class _Searcher:
         """
         if not self.prepared.original.record.facts["has_known_layers"]:
             raise _another_kind(self.architecture, "its layers are of an unknown kind")
+
+    def _num_tokens(self, keep_first: int) -> int:
+        """Tokens that stay, with those of the training data."""
+        model = TorchModel.load(self.prepared.original.folder)
+        texts = self.prepared.splits().train.inputs
+        return len(TrimVocabulary(keep_first=keep_first).choose(model, texts))
 
     def _share_of_epochs(self) -> float:
         """Of those that are wanted of a few labelled rows: where there are more rows, an epoch
@@ -271,7 +281,10 @@ class _Searcher:
             left_s = ends_s - self.clock.spent_s
             fitting = fitting_epochs(
                 epochs,
-                lambda count: self._expected_s(count) <= left_s,
+                lambda count: (
+                    self.manager.is_begun(self._passes(candidates[0], count))
+                    or self._expected_s(count) <= left_s
+                ),
                 more_than=self.short_epochs if best else 0,
             )
             if not fitting and bisects and best:
@@ -287,7 +300,8 @@ class _Searcher:
         trials: list[tuple[Trial, Pace | None]] = []
         for each in candidates:
             ends_then_s = self.clock.spent_s + self._expected_s(self.short_epochs)
-            if trials and ends_then_s > ends_s:
+            is_begun = self.manager.is_begun(self._passes(each, self.short_epochs))
+            if trials and ends_then_s > ends_s and not is_begun:
                 break
             trial = self._try(found, each, self.short_epochs)
             if trial is not None:
@@ -357,8 +371,8 @@ class _Searcher:
     def _train(self, found: Search, solution: Solution, epochs: int) -> Trial:
         passes = self._passes(solution, epochs)
         ends_then_s = self.clock.spent_s + self._expected_s(epochs)
-        if ends_then_s > self.clock.limit_s and self.manager.find(passes) is None:
-            raise OutOfTimeError  # one that is there already takes no time
+        if ends_then_s > self.clock.limit_s and not self.manager.is_begun(passes):
+            raise OutOfTimeError  # one that is there takes no time, one that was begun was fitting
         begun = time.monotonic()
         steps = self.manager.run(passes)
         self.clock.count(steps, time.monotonic() - begun)
@@ -377,7 +391,8 @@ class _Searcher:
     def _warn_of_labels(self, trained: StoredStep) -> None:
         """Tell where the rows are to be labelled again by each training."""
         pace = self.clock.pace
-        if pace is None or pace.label_s <= LONG_S or trained.cached or not self.memory.is_empty:
+        is_kept = not self.memory.is_empty or distributed.size() > 1  # of several it never is
+        if pace is None or pace.label_s <= LONG_S or trained.cached or is_kept:
             return
         self.progress.warn(
             "the answers of the untouched model to the training data "
@@ -415,8 +430,10 @@ class _Searcher:
         return self.clock.expected_s(epochs, labels=self.memory.is_empty)
 
     def _passes(self, solution: Solution, epochs: int) -> tuple[Pass, ...]:
+        processes = distributed.size()
         distill = Distill(
             epochs=epochs,
+            batch_size=max(1, BATCH // processes) * processes,  # what they can share evenly
             layer_map=tuple((number, each.layer) for number, each in enumerate(solution.kept)),
             unlabeled=self.settings.unlabeled,
             **get_task(self.recipe.task).distillation,
@@ -506,11 +523,20 @@ def _another_kind(architecture: Architecture, reason: str) -> PassError:
     )
 
 
-def _embeddings(architecture: Architecture, budget: Budget) -> tuple[int, TableBits]:
-    """How many tokens to keep and the bits of their embeddings: the most that a size allows."""
+def _embeddings(
+    architecture: Architecture, budget: Budget, num_tokens: Callable[[int], int]
+) -> tuple[int, TableBits]:
+    """How many tokens to keep and the bits of their embeddings: the most that a size allows.
+
+    Args:
+        architecture: Of the untouched model.
+        budget: May limit the size.
+        num_tokens: How many stay where so many are kept from the beginning of the vocabulary.
+    """
     limit, width = budget.max_size_mb, architecture.embedding_size or architecture.hidden_size
     for keep_first, bits in EMBEDDINGS:
-        size = min(keep_first, architecture.vocabulary_size) * width * bits / 8
-        if limit is None or size <= EMBEDDINGS_SHARE * limit * 1e6:
+        if limit is None or not architecture.vocabulary_size:
+            return keep_first, bits
+        if num_tokens(keep_first) * width * bits / 8 <= EMBEDDINGS_SHARE * limit * 1e6:
             return keep_first, bits
     return EMBEDDINGS[-1]

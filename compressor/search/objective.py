@@ -19,7 +19,15 @@ from compressor.rows import shape_key
 from compressor.training.settings import TrainingSettings
 from targets.errors import TargetError
 
-__all__ = ["Objective", "Value", "check_budget", "judge_trial", "num_evaluations", "objective_of"]
+__all__ = [
+    "Objective",
+    "Value",
+    "check_budget",
+    "judge_trial",
+    "least_drop_allowed",
+    "num_evaluations",
+    "objective_of",
+]
 
 Objective = Literal["speedup", "accuracy"]
 """What a search maximizes, within the limits of the budget."""
@@ -56,6 +64,25 @@ def objective_of(budget: Budget) -> Objective:
         if name in GOALS
     }  # fmt: skip
     return "accuracy" if "speed" in goals or "accuracy" not in goals else "speedup"
+
+
+def least_drop_allowed(budget: Budget, before: float) -> float | None:
+    """The accuracy that a bundle may lose on every target, in points; None where it is no limit.
+
+    Args:
+        budget: Its limits for all targets and for single ones.
+        before: Accuracy of the untouched model, in [0, 1].
+    """
+    found = [
+        points
+        for each in (budget, *budget.targets.values())
+        for points in (
+            each.max_accuracy_drop,
+            None if each.max_relative_drop is None else each.max_relative_drop * before,
+        )
+        if points is not None
+    ]
+    return min(found, default=None)
 
 
 def check_budget(recipe: Recipe) -> None:

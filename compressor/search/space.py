@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Choices", "Range", "Space", "read_space", "with_settings"]
 
+_BETWEEN = 0.381966
+"""Of a range, as a share: no round number lies there."""
 SEARCHED = ("passes", "variants")
 """Parts of a recipe that a search may change: what it does, not what it is judged by."""
 
@@ -84,17 +86,27 @@ class Range(_Dimension):
 
     @property
     def extremes(self) -> tuple[Any, ...]:
-        """The values that are checked before a search begins."""
-        return (self.low, self.high)
+        """The values that are checked before a search begins.
+
+        One between the ends as well, where these may be whole by chance, such as 1e2: a setting
+        that takes whole numbers alone refuses it.
+        """
+        if self._is_whole:
+            return (self.low, self.high)
+        return (self.low, self.low + (self.step or _BETWEEN * (self.high - self.low)), self.high)
+
+    @property
+    def _is_whole(self) -> bool:
+        return not any(isinstance(each, float) for each in (self.low, self.high, self.step))
 
     def distribution(self) -> BaseDistribution:
         """The same for optuna."""
         from optuna.distributions import FloatDistribution, IntDistribution
 
-        low, high, step = self.low, self.high, self.step
-        if isinstance(low, int) and isinstance(high, int) and not isinstance(step, float):
-            return IntDistribution(low, high, log=self.log, step=step or 1)
-        return FloatDistribution(low, high, log=self.log, step=step)
+        if self._is_whole:
+            step = int(self.step or 1)
+            return IntDistribution(int(self.low), int(self.high), log=self.log, step=step)
+        return FloatDistribution(self.low, self.high, log=self.log, step=self.step)
 
 
 class Choices(_Dimension):

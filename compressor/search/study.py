@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -41,8 +40,12 @@ BUDGET = "budget"
 IDENTITY = "of"
 JOURNAL = b'{"op_code"'
 """How a journal begins."""
+WHOLE = 1000
+"""How far a trial is that has trained: trials are compared at the same part of their training."""
 STOPPED_SHARE = 4
-"""The first trials are stopped after this part of the evaluations of the recipe."""
+"""The first trials are stopped after this part of it."""
+UNKNOWN_SHORTFALL = 1e6
+"""Of a trial that was stopped: it ranks behind all that were measured."""
 
 State = Literal["complete", "pruned", "failed", "interrupted", "running", "waiting"]
 
@@ -81,14 +84,14 @@ class TrialRecord(BaseModel):
         return None if self.outcome is None else self.outcome.value
 
 
-def open_study(path: Path, *, num_evaluations: int) -> Study:
+def open_study(path: Path) -> Study:
     """Open the study of a file, or begin one.
+
+    A trial is stopped after about a quarter and half of its training where it is not in the better
+    half of those that came so far (asynchronous successive halving, Li et al., 2020).
 
     Args:
         path: The journal.
-        num_evaluations: Of the trainings of the recipe: a trial is stopped after about a quarter
-            and half of them where it is not in the better half of those that came so far
-            (asynchronous successive halving, Li et al., 2020).
 
     Raises:
         MissingLibraryError: optuna is not installed.
@@ -102,7 +105,7 @@ def open_study(path: Path, *, num_evaluations: int) -> Study:
         raise MissingLibraryError.for_extra("optuna", "search", "search") from error
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     pruner = optuna.pruners.SuccessiveHalvingPruner(
-        min_resource=max(1, math.ceil(num_evaluations / STOPPED_SHARE)), reduction_factor=2
+        min_resource=WHOLE // STOPPED_SHARE, reduction_factor=2
     )
     with storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -223,6 +226,8 @@ def tell(study: Study, trial: Trial, outcome: Outcome) -> None:
     }
     trial.set_user_attr(OUTCOME, outcome.model_dump(mode="json"))
     value = None
+    if outcome.state == "pruned":  # without a constraint it would count as within the budget
+        trial.set_constraint(BUDGET, UNKNOWN_SHORTFALL)
     if outcome.value is not None:
         trial.set_constraint(BUDGET, outcome.value.shortfall)
         value = outcome.value.of(study.user_attrs["objective"])

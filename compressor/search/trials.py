@@ -20,7 +20,6 @@ from compressor.search.objective import (
     Objective,
     Value,
     check_budget,
-    num_evaluations,
     objective_of,
 )
 from compressor.search.space import Space, with_settings
@@ -47,6 +46,10 @@ if TYPE_CHECKING:
     from optuna.trial import Trial
 
 __all__ = ["Trials", "search_settings", "short"]
+
+
+STOPPING_VERSION = 2
+"""Goes up when trials are stopped, or ranked, in another way than those of an earlier study."""
 
 
 @dataclass(frozen=True)
@@ -165,7 +168,7 @@ class _Search:
         self.store = store
         self.progress = progress
         self.objective = objective_of(recipe.budget)
-        self.study = open_study(path, num_evaluations=num_evaluations(recipe))
+        self.study = open_study(path)
         identify(self.study, path, _identity(recipe, space))
         self.study.set_user_attr("objective", self.objective)
         take_up(self.study)
@@ -291,6 +294,7 @@ def _identity(recipe: Recipe, space: Space) -> dict[str, str]:
         if path.is_file()
     ]
     return {
+        "how trials are stopped": str(STOPPING_VERSION),
         "the recipe": _hash(settings),
         "the space": _hash({name: each.model_dump(mode="json") for name, each in space.items()}),
         "the model": _hash(checkpoint_hashes(recipe.model)),

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -21,15 +22,20 @@ from compressor.pipeline import try_on_validation
 from compressor.preparation import Prepared
 from compressor.progress import Progress, Silent
 from compressor.recipe.load import validate_document
-from compressor.search.objective import judge_trial, num_evaluations, objective_of
+from compressor.search.objective import (
+    judge_trial,
+    least_drop_allowed,
+    num_evaluations,
+    objective_of,
+)
 from compressor.search.space import with_settings
-from compressor.search.study import Outcome, open_study
+from compressor.search.study import WHOLE, Outcome, open_study
 from compressor.store import RunStore
 from compressor.tasks import get_task
 from targets.environment import usable_cpus
 from targets.errors import MissingLibraryError, ToolkitError
 
-__all__ = ["InTurn", "Job", "RayWorkers", "Workers", "perform"]
+__all__ = ["InTurn", "Job", "RayWorkers", "Workers", "perform", "share_of_nodes"]
 
 CONNECT_S = 10.0
 """How long a cluster may take to answer."""
@@ -56,7 +62,7 @@ def perform(job: Job, progress: Progress) -> Outcome:
 
     started = time.monotonic()
     base = validate_document(job.recipe, Path("recipe"), Path.cwd())
-    study = open_study(job.study, num_evaluations=num_evaluations(base))
+    study = open_study(job.study)
     trial = Trial(study, study.get_trials(deepcopy=False)[job.trial]._trial_id)
     accuracies: list[float] = []
 
@@ -67,22 +73,21 @@ def perform(job: Job, progress: Progress) -> Outcome:
     try:
         recipe = with_settings(base, trial.params)
         total = num_evaluations(recipe)
-        allowed = recipe.budget.max_accuracy_drop
 
         def watch(prepared: Prepared) -> Callable[[int, float], None]:
             before = prepared.original.record.facts["metrics"]["validation_accuracy"]
             enough = 1.0
-            task = get_task(recipe.task)
+            allowed = least_drop_allowed(recipe.budget, before)
             if (
                 objective_of(recipe.budget) == "speedup"
                 and allowed is not None
-                and task.trains_by_its_measure
+                and get_task(recipe.task).trains_by_its_measure
             ):
                 enough = before - allowed / 100  # more of it is no merit where the fastest wins
 
             def told(epoch: int, accuracy: float) -> None:
                 accuracies.append(accuracy)
-                trial.report(min(accuracy, enough), len(accuracies))
+                trial.report(min(accuracy, enough), WHOLE * len(accuracies) // total)
                 if len(accuracies) < total and trial.should_prune():
                     raise TrainingStoppedError
 
@@ -185,10 +190,11 @@ class RayWorkers:
                 except (OSError, RuntimeError, ValueError) as error:
                     raise _unreachable(self.address, error) from error
                 cpus = self._share_of_cluster()
-        gpus = self._ray.cluster_resources().get("GPU", 0.0)
+        gpus = int(self._ray.cluster_resources().get("GPU", 0.0))
         remote = self._ray.remote(
             num_cpus=cpus,
-            num_gpus=min(1.0, gpus / self.size),
+            # As many trials on each GPU: what is left of several cannot be put together.
+            num_gpus=1 / math.ceil(self.size / gpus) if gpus else 0,
             max_retries=0,
             scheduling_strategy="SPREAD",
         )
@@ -198,7 +204,7 @@ class RayWorkers:
     def _share_of_cluster(self) -> int:
         """CPUs of a trial: as many threads Ray lets it use."""
         nodes = [each["Resources"].get("CPU", 0.0) for each in self._ray.nodes() if each["Alive"]]
-        return max(1, min(int(sum(nodes)) // self.size, int(max(nodes, default=1))))
+        return share_of_nodes([int(each) for each in nodes], self.size)
 
     def __exit__(self, *_: object) -> None:
         for reference in self._running:
@@ -220,6 +226,18 @@ class RayWorkers:
         except self._ray.exceptions.RayError as error:  # its process is gone
             reason = f"the worker ended: {str(error).strip().splitlines()[0]}"
             return trial, Outcome(state="failed", reason=reason, duration_s=0.0)
+
+
+def share_of_nodes(nodes: Sequence[int], size: int) -> int:
+    """Most CPUs of a trial with which so many run at a time, each on one node; at least 1.
+
+    Args:
+        nodes: CPUs of each node.
+        size: Trials.
+    """
+    most = max(1, *nodes, 1)
+    fitting = (share for share in range(most, 0, -1) if sum(n // share for n in nodes) >= size)
+    return next(fitting, 1)
 
 
 @contextmanager

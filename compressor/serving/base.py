@@ -98,7 +98,7 @@ class Format(Component, ABC):
             ) from error
         if name != bundle.manifest.name and self.served_name is None:
             notes = (f"the server knows the model as {name}", *notes)
-        return Packaged(name, files, tuple(notes), self.command(output, name))
+        return Packaged(name, files, tuple(notes), self.command(output, name, bundle.manifest))
 
     @abstractmethod
     def write(self, bundle: Bundle, folder: Path, name: str) -> Sequence[str]:
@@ -117,7 +117,7 @@ class Format(Component, ABC):
         """
 
     @abstractmethod
-    def command(self, output: Path, name: str) -> str:
+    def command(self, output: Path, name: str, manifest: Manifest) -> str:
         """How the server is started on the folder, for people."""
 
     def name_for(self, manifest: Manifest) -> str:

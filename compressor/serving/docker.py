@@ -19,8 +19,6 @@ from compressor.serving.base import Format
 from compressor.wheel import make_wheel
 from targets.bundle import Bundle, Manifest
 from targets.registry import available
-from targets.runtimes.onnxruntime import OnnxRuntime
-from targets.runtimes.openvino import OpenVINO
 
 __all__ = ["Docker"]
 
@@ -29,15 +27,14 @@ REQUIREMENTS = "requirements.txt"
 USER = "10001"
 """A number, so that Kubernetes can tell that it is not root."""
 
-_CPU = {OnnxRuntime.name: ("cpu",), OpenVINO.name: ("CPU", "AUTO")}
-"""Target -> devices for which the runtime's own distribution brings all that it takes."""
-
 
 class Docker(Format):
     """A container image that answers JSON lines on standard input."""
 
     name = "docker"
-    targets: ClassVar[tuple[str, ...]] = tuple(_CPU)
+    targets: ClassVar[tuple[str, ...]] = tuple(
+        name for name, cls in available().items() if cls.served_devices
+    )
     keeps_state: ClassVar[bool] = True
 
     wheel: Path | None = None
@@ -69,7 +66,7 @@ class Docker(Format):
         (folder / "Dockerfile").write_text(to_text(self._instructions(wheel)), encoding="utf-8")
         return tuple(_notes(bundle.manifest))
 
-    def command(self, output: Path, name: str) -> str:
+    def command(self, output: Path, name: str, manifest: Manifest) -> str:
         """How the server is started on the folder, for people."""
         tag = kubernetes_name(name)  # of the letters that an image may have as well
         build = f"docker build --tag {tag} {shlex.quote(str(output))}"
@@ -98,7 +95,7 @@ class Docker(Format):
 
     def _check_device(self, bundle: Bundle) -> None:
         manifest = bundle.manifest
-        known = _CPU[manifest.target]
+        known = available()[manifest.target].served_devices
         device = manifest.target_settings.get("device", known[0])
         if device not in known:
             raise PackageError(

@@ -204,7 +204,7 @@ class KServe(Format):
         (folder / MANIFEST).write_text(text, encoding="utf-8")
         return (f"copy {STORAGE}/ to {self.storage_uri} before you apply it", *served.notes)
 
-    def command(self, output: Path, name: str) -> str:
+    def command(self, output: Path, name: str, manifest: Manifest) -> str:
         """How the server is started on the folder, for people."""
         return f"kubectl apply --filename {shlex.quote(str(output / MANIFEST))}"
 

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from compressor.errors import PackageError
-from compressor.serving.base import Format, copy_model, version_notes
+from compressor.serving.base import Format, copy_model, tuning_notes, version_notes
 from compressor.tasks import get_task
 from targets.answers import AnyAnswers, NextTokenAnswers
-from targets.bundle import Bundle
+from targets.bundle import Bundle, Manifest
 from targets.preprocessing.text import IDS, MASK
 from targets.runtimes.onnxruntime import OnnxRuntime
 
@@ -47,7 +47,7 @@ class OnnxRuntimeGenAI(Format):
                     "num_key_value_heads": heads,
                     "head_size": size,
                     "hidden_size": heads * size,
-                    "session_options": {"log_id": name},
+                    "session_options": {"log_id": name, **_session_options(manifest)},
                     "inputs": {
                         "input_ids": IDS,
                         "attention_mask": MASK,
@@ -69,9 +69,9 @@ class OnnxRuntimeGenAI(Format):
         }
         text = json.dumps(config, indent=2) + "\n"
         (folder / "genai_config.json").write_text(text, encoding="utf-8")
-        return version_notes(manifest)
+        return (*tuning_notes(manifest), *version_notes(manifest))
 
-    def command(self, output: Path, name: str) -> str:
+    def command(self, output: Path, name: str, manifest: Manifest) -> str:
         """How it is tried on the folder, for people."""
         return (
             'python -c "import onnxruntime_genai as g; '
@@ -79,6 +79,14 @@ class OnnxRuntimeGenAI(Format):
             "w = g.Generator(m, p); w.append_tokens(t.encode('Once upon a time')); "
             '[w.generate_next_token() for _ in range(64)]; print(t.decode(w.get_sequence(0)))"'
         )
+
+
+def _session_options(manifest: Manifest) -> dict[str, Any]:
+    """The entries of the session with which the bundle was measured, and its device."""
+    entries = dict(manifest.options.get("session") or {})
+    if manifest.target_settings.get("device", "cpu") == "cpu":
+        return entries
+    return {**entries, "provider_options": [{str(manifest.target_settings["device"]): {}}]}
 
 
 def _uniform_layers(bundle: Bundle) -> tuple[int, int, int]:

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar
 
-from compressor.serving.base import Format, version_notes
+from compressor.serving.base import Format, tuning_notes, version_notes
 from compressor.tasks import get_task
-from targets.bundle import Bundle
+from targets.bundle import Bundle, Manifest
 from targets.runtimes._openvino_tokenizer import write_tokenizer
 from targets.runtimes.openvino import OpenVINO
 
 __all__ = ["OpenVINOGenAI"]
 
-_HONEST = {
-    "INFERENCE_PRECISION_HINT": "f32",
+_PRECISION = "INFERENCE_PRECISION_HINT"
+_HONEST: Mapping[str, str | int] = {
+    _PRECISION: "f32",
     "KV_CACHE_PRECISION": "f32",
     "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0,
 }
@@ -40,17 +41,23 @@ class OpenVINOGenAI(Format):
         tokenizer = task.load_processor(bundle.folder)
         task.save_processor(tokenizer, folder)
         write_tokenizer(tokenizer, folder)
-        settings = ", ".join(f"{key}={value}" for key, value in _HONEST.items())
+        settings = ", ".join(f"{key}={value}" for key, value in _settings(manifest).items())
         return (
             f"the bundle was measured with {settings}; without it, less runs in float32",
+            *tuning_notes(manifest),
             *version_notes(manifest),
         )
 
-    def command(self, output: Path, name: str) -> str:
+    def command(self, output: Path, name: str, manifest: Manifest) -> str:
         """How it is tried on the folder, for people."""
-        settings = ", ".join(f"{key}={value!r}" for key, value in _HONEST.items())
+        settings = ", ".join(f"{key}={value!r}" for key, value in _settings(manifest).items())
+        device = manifest.target_settings.get("device", "CPU")
         return (
             'python -c "import openvino_genai as g; '
-            f"p = g.LLMPipeline({str(output)!r}, 'CPU', {settings}); "
+            f"p = g.LLMPipeline({str(output)!r}, {device!r}, {settings}); "
             "print(p.generate('Once upon a time', max_new_tokens=64))\""
         )
+
+
+def _settings(manifest: Manifest) -> dict[str, str | int]:
+    return {**_HONEST, _PRECISION: str(manifest.options.get(_PRECISION, _HONEST[_PRECISION]))}

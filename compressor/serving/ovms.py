@@ -96,7 +96,7 @@ class OVMS(Format):
         (folder / CONFIG).write_text(text + "\n", encoding="utf-8")
         return self.notes(bundle.manifest)
 
-    def command(self, output: Path, name: str) -> str:
+    def command(self, output: Path, name: str, manifest: Manifest) -> str:
         """How the server is started on the folder, for people."""
         return f"ovms --config_path {shlex.quote(str(output / CONFIG))} --rest_port 8000"
 

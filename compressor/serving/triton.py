@@ -79,7 +79,7 @@ class Triton(Format):
                 _write(folder / each.name, each, manifest)
         return (*version_notes(manifest), *backend.notes(manifest))
 
-    def command(self, output: Path, name: str) -> str:
+    def command(self, output: Path, name: str, manifest: Manifest) -> str:
         """How the server is started on the folder, for people."""
         return f"tritonserver --model-repository {shlex.quote(str(output))}"
 

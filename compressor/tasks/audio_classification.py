@@ -197,7 +197,8 @@ class AudioClassification(Classification):
     def num_cut(self, model: TorchModel, inputs: Sequence[Any]) -> int:
         """See the base class."""
         processor = model.processor.model_copy(update={"max_samples": model.max_length})
-        return sum(processor.open(Path()).encode(list(inputs)).truncated)
+        encoder = processor.open(Path())  # one at a time: all of them may not fit into memory
+        return sum(encoder.encode([each]).truncated[0] for each in inputs)
 
     def probes(self, model: TorchModel, rows: Sequence[Row]) -> Mapping[str, Arrays]:
         """See the base class: short and long, with and without padding, and silence."""

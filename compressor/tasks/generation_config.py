@@ -21,6 +21,7 @@ _POSITIONS = ("max_target_positions", "max_position_embeddings")
 """Where configs say how many tokens a decoder has positions for."""
 _OF_SEVERAL_LANGUAGES = frozenset({"m2m_100", "mbart", "nllb-moe"})
 """Kinds of translators that are told the language to write as the first token of a text."""
+_WHISPER = "whisper"
 _LANGUAGE = (("language", "lang_to_id"), ("task", "task_to_id"))
 """What a model of several languages is told first, and the tokens that tell it."""
 _LOOKING = (
@@ -31,6 +32,7 @@ _LOOKING = (
     "num_beams",
     "length_penalty",
     "early_stopping",
+    "renormalize_logits",
 )
 """How texts are looked for; as in transformers what config.json says of it counts only where there
 is no generation_config.json."""
@@ -114,7 +116,8 @@ def read_writing(folder: Path) -> Writing:
             given=f"{type(error).__name__}: {error}",
             fix="set decoder_start_token_id and eos_token_id, one number each; for a model of "
             "several languages also set language and task (Whisper), or forced_bos_token_id, the "
-            "token of the language to write (M2M100, NLLB, mBART)",
+            "token of the language to write (M2M100, NLLB, mBART); for a Whisper copy "
+            "generation_config.json from the model that it was fine-tuned from",
         ) from error
 
 
@@ -160,6 +163,8 @@ def _from_settings(named: Mapping[str, Any], beams: Beams | None = None) -> Writ
     is_told = settings.get("forced_bos_token_id") or start != [settings.get("eos_token_id")]
     if named.get("model_type") in _OF_SEVERAL_LANGUAGES and not is_told:
         raise ValueError("no forced_bos_token_id, so that any language could be written")
+    if named.get("model_type") == _WHISPER and "no_timestamps_token_id" not in settings:
+        raise ValueError(f"no no_timestamps_token_id, which {GENERATION} of every Whisper has")
     is_forced = "forced_bos_token_id" in settings and "no_timestamps_token_id" not in settings
     if "no_timestamps_token_id" in settings:
         if settings.get("is_multilingual", True):
@@ -169,10 +174,12 @@ def _from_settings(named: Mapping[str, Any], beams: Beams | None = None) -> Writ
         start.append(_token(settings["forced_bos_token_id"]))
     never = [*settings.get("suppress_tokens", ())]
     never += [token for [token] in settings.get("bad_words_ids", ())]
+    # What a Whisper is told does not count to its max_length.
+    counted = 0 if "no_timestamps_token_id" in settings else len(start)
     if "max_new_tokens" in settings:
         longest = int(settings.pop("max_new_tokens")) - int(is_forced)
     else:
-        longest = int(settings.get("max_length", USUAL_LONGEST + len(start))) - len(start)
+        longest = int(settings.get("max_length", USUAL_LONGEST + counted)) - counted
     shortest = int(settings.pop("min_length", 0)) - len(start)
     if "min_new_tokens" in settings:
         shortest = int(settings.pop("min_new_tokens")) - int(is_forced)
@@ -191,7 +198,7 @@ def _from_settings(named: Mapping[str, Any], beams: Beams | None = None) -> Writ
         beams=beams and beams.model_copy(update={"counted": int(is_forced)}),
         settings={
             **settings,
-            "max_length": len(start) + longest,
+            "max_length": counted + longest,
             **({"min_length": len(start) + shortest} if shortest else {}),
         },
     )

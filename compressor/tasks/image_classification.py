@@ -34,7 +34,10 @@ class ImageClassification(Classification):
     """Image classification with a vision transformer or a convolutional network."""
 
     name: ClassVar[str] = "image-classification"
-    heads: ClassVar[tuple[str, ...]] = ("ForImageClassification",)
+    heads: ClassVar[tuple[str, ...]] = (
+        "ForImageClassification",
+        "ForImageClassificationWithTeacher",
+    )
     kind: ClassVar[Kind] = "image"
     preprocessing_type: ClassVar[type[Preprocessing]] = ImagePreprocessing
     distillation: ClassVar[Mapping[str, Any]] = MappingProxyType(

@@ -9,7 +9,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from compressor.errors import PassError
+from compressor.errors import CheckpointError, PassError
 from compressor.tasks.attention_state import attention_state
 from compressor.tasks.base import LABELS, Row, Task
 from compressor.tasks.generation_config import GENERATION, read_ends, write_ends
@@ -23,7 +23,7 @@ from targets.signature import TOTAL, Arrays, Signature, TensorSpec
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from compressor.data import LabelField, Split
     from compressor.model import Model, TorchModel
@@ -63,6 +63,23 @@ class TextGeneration(TokenLevel):
     def read_length(self, folder: Path, *, max_length: int | None = None) -> int:
         """See the base class: as it is loaded."""
         return super().read_length(folder, max_length=max_length or USUAL_LENGTH)
+
+    def check_fit(self, network: nn.Module, processor: Any) -> None:
+        """See the base class; and it does not see the tokens that it is to predict."""
+        super().check_fit(network, processor)
+        import torch
+
+        texts = torch.tensor([[1, 2, 3], [1, 2, 4]]) % network.config.vocab_size  # type: ignore[union-attr,operator]
+        with torch.no_grad():
+            before = network(input_ids=texts, attention_mask=torch.ones_like(texts)).logits[:, :2]
+        if not torch.allclose(before[0], before[1], rtol=1e-3, atol=1e-4):
+            raise CheckpointError(
+                "the network sees the tokens that it is to predict",
+                where=type(network).__name__,
+                given="outputs that change with the token after them",
+                fix="use a causal language model; for BERT and the like set is_decoder in "
+                "config.json, if it was trained so",
+            )
 
     def load_processor(self, folder: Path) -> Any:
         """See the base class: with the chat template, where there is one, and ``ends``.

@@ -251,11 +251,18 @@ class SteadyTrainer(Trainer):  # type: ignore[misc]  # transformers has no types
         return Path(self.args.output_dir) / _BEST
 
     def _get_train_sampler(self, *_: Any) -> LengthBucketSampler:
-        return LengthBucketSampler(
+        self._order = LengthBucketSampler(
             self.train_dataset.lengths,
             batch_size=self.args.train_batch_size,
             seed=self.args.seed,
         )
+        return self._order
+
+    def _run_epoch(self, *, epoch: int, **rest: Any) -> Any:
+        # Where several processes go on within an epoch, accelerate does not reach the sampler: it
+        # lies behind two wrappers then.
+        self._order.set_epoch(epoch)
+        return super()._run_epoch(epoch=epoch, **rest)
 
     def _num_rows(self, batch: Mapping[str, Tensor]) -> int:
         """How many rows of this process's part of a batch count.

@@ -62,6 +62,7 @@ class OnnxRuntime(Target):
     extra = "onnxruntime"
     libraries = ("onnxruntime",)
     keeps_state: ClassVar[bool] = True
+    served_devices: ClassVar[tuple[str, ...]] = ("cpu",)
 
     device: Literal["cpu", "cuda"] = "cpu"
     """Where to run. ``cuda`` needs the onnxruntime-gpu distribution."""

@@ -68,6 +68,7 @@ class OpenVINO(Target):
     extra = "openvino"
     libraries = ("openvino",)
     keeps_state: ClassVar[bool] = True
+    served_devices: ClassVar[tuple[str, ...]] = ("CPU", "AUTO")
     refuses: ClassVar[Mapping[Precision, str]] = {
         "int8-dynamic": "it has no integers with scales computed at run time"
     }

@@ -114,8 +114,9 @@ def write_marian(folder: Path) -> None:
         )
     network.eval().save_pretrained(model)
     settings = {
-        "num_beams": 3, "max_length": 24, "bad_words_ids": [[pad]], "pad_token_id": pad,
-        "eos_token_id": end, "forced_eos_token_id": end, "decoder_start_token_id": pad,
+        "num_beams": 3, "renormalize_logits": True, "max_length": 24, "bad_words_ids": [[pad]],
+        "pad_token_id": pad, "eos_token_id": end, "forced_eos_token_id": end,
+        "decoder_start_token_id": pad,
     }  # fmt: skip
     text = json.dumps(settings)
     (model / "generation_config.json").write_text(text, encoding="utf-8")

@@ -183,11 +183,16 @@ def test_a_run_in_two_processes_is_one_run_and_one_process_finds_its_steps(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("settings", "step"),
+    [((), "16"), (("--set", "checkpoint_steps=5"), "15")],
+    ids=["after an epoch", "within an epoch"],
+)
 def test_a_training_whose_processes_are_all_killed_goes_on_at_its_checkpoint(
-    home, reference, tmp_path
+    home, reference, tmp_path, settings, step
 ):
     command = (
-        "finetune", home / "model", home, *TRAINING,
+        "finetune", home / "model", home, *TRAINING, *settings,
         "-o", tmp_path / "out", "--store", tmp_path / "store",
     )  # fmt: skip
     killed = launch(TORCHRUN, SCRIPT, *command, FAULT="kill * 19")
@@ -200,7 +205,7 @@ def test_a_training_whose_processes_are_all_killed_goes_on_at_its_checkpoint(
 
     outcome = launch(TORCHRUN, SCRIPT, *command, TRACE=tmp_path)
     assert outcome.returncode == 0, outcome.stderr
-    assert [(tmp_path / rank).read_text() for rank in "01"] == ["16", "16"]
+    assert [(tmp_path / rank).read_text() for rank in "01"] == [step, step]
     assert_same(tmp_path / "out", reference)
 
 

@@ -246,6 +246,16 @@ def test_a_file_that_does_not_exist(tmp_path: Path) -> None:
         data_fingerprint(spec_of(path), kind="image")
 
 
+def test_a_file_of_a_format_that_is_not_read(tmp_path: Path) -> None:
+    write_table(tmp_path)
+    (tmp_path / "speech.mp3").write_bytes(b"ID3")
+    error = refusal(write_parquet(tmp_path / "data.parquet", ["speech.mp3"] * 2, ["cat", "dog"]))
+    assert error.what == "the file of the image has a format that is not read"
+    assert error.where == f"{tmp_path / 'data.parquet'}, row 1"
+    assert error.given == "speech.mp3"
+    assert str(error.fix).startswith("convert it to one of .bmp, ")
+
+
 @pytest.mark.parametrize("cell", ["x" * 5000, "files\0", "files"], ids=["long", "null", "folder"])
 def test_a_cell_that_is_no_path_of_a_file(tmp_path: Path, cell: str) -> None:
     write_table(tmp_path)

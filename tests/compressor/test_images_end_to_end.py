@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -182,6 +183,22 @@ def test_texts_are_refused_and_so_is_what_is_no_image(
     outcome = compressor("predict", bundle, "--file", tmp_path / "image.png")
     assert outcome.code == 3
     assert "the image cannot be read" in outcome.err
+
+
+def test_a_broken_test_image_is_told_before_anything_is_trained(
+    run: Run, compressor: Callable[..., Any], tmp_path: Path
+) -> None:
+    shutil.copytree(run.data, tmp_path / "home", ignore=shutil.ignore_patterns("store", "out"))
+    broken = sorted((tmp_path / "home" / "test").rglob("*.png"))[-1]
+    broken.write_bytes(broken.read_bytes()[:40])
+    outcome = compressor(
+        "run", tmp_path / "home" / "recipe.yaml", "--output", tmp_path / "out",
+        "--store", tmp_path / "store",
+    )  # fmt: skip
+    assert outcome.code == 3
+    assert "the image cannot be read" in outcome.err
+    assert broken.name in outcome.err
+    assert not list(RunStore(tmp_path / "store").steps())
 
 
 def test_servers_are_given_images_of_one_size(

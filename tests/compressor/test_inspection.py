@@ -7,7 +7,14 @@ from typing import Any
 
 import pytest
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import BertConfig, BertForSequenceClassification, ViTConfig, ViTModel
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    MPNetConfig,
+    MPNetModel,
+    ViTConfig,
+    ViTModel,
+)
 
 from compressor.architecture import Architecture
 from compressor.errors import CheckpointError
@@ -15,7 +22,7 @@ from compressor.inspection import inspect_checkpoint
 from compressor.passes import advice_for
 from compressor.tasks import get_task
 from targets.preprocessing import ImagePreprocessing
-from tests.compressor.conftest import make_vision
+from tests.compressor.conftest import make_vision, make_wordpiece
 from tests.compressor.decoders import write_decoder
 from tests.compressor.writers import write_writer
 
@@ -116,6 +123,27 @@ def test_a_network_that_sees_and_has_no_head(tmp_path: Path) -> None:
     assert parts["feed-forward"].flops == 2 * LAYERS * (patches + 1) * 2 * HIDDEN * FFN
     assert found.passes["trim_vocabulary"] == "it reads no tokens"
     assert found.passes["prune"] is None
+
+
+def test_a_network_that_sentence_transformers_wraps_needs_no_head(tmp_path: Path) -> None:
+    config = MPNetConfig(
+        hidden_size=HIDDEN,
+        intermediate_size=FFN,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=4,
+        vocab_size=len(make_wordpiece()),
+        max_position_embeddings=LENGTH + 2,
+    )
+    MPNetModel(config).save_pretrained(tmp_path)
+    make_wordpiece().save_pretrained(tmp_path)
+    (tmp_path / "modules.json").write_text(
+        '[{"path": "", "type": "sentence_transformers.models.Transformer"},'
+        ' {"path": "1_Pooling", "type": "sentence_transformers.models.Pooling"}]'
+    )
+    (tmp_path / "1_Pooling").mkdir()
+    (tmp_path / "1_Pooling" / "config.json").write_text('{"pooling_mode_mean_tokens": true}')
+    found = inspect_checkpoint(tmp_path, task="text-embedding", length=LENGTH)
+    assert (found.task, found.has_head) == ("text-embedding", True)
 
 
 def test_a_folder_without_a_checkpoint(tmp_path: Path) -> None:

@@ -93,9 +93,10 @@ def test_public_modules_are_searched_and_sorted_by_name(
 ) -> None:
     found = discover(
         package(
-            b="class Round(Shape):\n    name = 'round'\n",
-            a="class Square(Shape):\n    name = 'square'\nclass Oval(Shape):\n    name = 'oval'\n",
-            _hidden="class Hidden(Shape):\n    name = 'hidden'\n",
+            b="class Round(Shape):\n    'One.'\n    name = 'round'\n",
+            a="class Square(Shape):\n    'One.'\n    name = 'square'\n"
+            "class Oval(Shape):\n    'One.'\n    name = 'oval'\n",
+            _hidden="class Hidden(Shape):\n    'One.'\n    name = 'hidden'\n",
         ),
         Shape,
         GROUP,
@@ -107,11 +108,12 @@ def test_public_modules_are_searched_and_sorted_by_name(
 def test_bases_imports_and_other_values_are_left_out(package: Callable[..., ModuleType]) -> None:
     found = discover(
         package(
-            a="class Base(Shape):\n    '''Has no name.'''\nclass A(Base):\n    name = 'a'\n"
+            a="class Base(Shape):\n    '''Has no name.'''\n"
+            "class A(Base):\n    'One.'\n    name = 'a'\n"
             "class Child(A):\n    '''Has no name of its own.'''\nalias = A\nname = 'x'\n",
             b="from shapes_of_test.a import A\nclass Other:\n    name = 'other'\n",
             c="from shapes_of_test._hidden import Hidden\n",
-            _hidden="class Hidden(Shape):\n    name = 'hidden'\n",
+            _hidden="class Hidden(Shape):\n    'One.'\n    name = 'hidden'\n",
         ),
         Shape,
         GROUP,
@@ -119,19 +121,29 @@ def test_bases_imports_and_other_values_are_left_out(package: Callable[..., Modu
     assert list(found) == ["a"]
 
 
-def test_two_classes_of_one_name_in_the_package_are_a_bug(
-    package: Callable[..., ModuleType],
-) -> None:
-    both = package(a="class A(Shape):\n    name = 'x'\n", b="class B(Shape):\n    name = 'x'\n")
-    with pytest.raises(ValueError, match="two classes are named 'x'"):
+def test_two_classes_of_one_name_in_the_package(package: Callable[..., ModuleType]) -> None:
+    both = package(
+        a="class A(Shape):\n    'One.'\n    name = 'x'\n",
+        b="class B(Shape):\n    'Two.'\n    name = 'x'\n",
+    )
+    with pytest.raises(PluginError, match="two passes or targets have the same name") as caught:
         discover(both, Shape, GROUP)
+    assert caught.value.where == "shapes_of_test/b.py"
+    assert str(caught.value.given) == ("'x', which is the name of A in shapes_of_test/a.py too")
+
+
+def test_a_class_of_the_package_that_lacks_something(package: Callable[..., ModuleType]) -> None:
+    with pytest.raises(PluginError, match="a pass or target is not complete") as caught:
+        discover(package(a="class A(Shape):\n    name = 'x'\n"), Shape, GROUP)
+    assert caught.value.where == "shapes_of_test/a.py"
+    assert str(caught.value.given) == "A lacks a docstring"
 
 
 def test_entry_points_add_components(
     package: Callable[..., ModuleType], announce: Callable[..., None]
 ) -> None:
     announce("class Star(Shape):\n    'A star.'\n    name = 'star'\n", "other_module:Star")
-    found = discover(package(a="class A(Shape):\n    name = 'a'\n"), Shape, GROUP)
+    found = discover(package(a="class A(Shape):\n    'One.'\n    name = 'a'\n"), Shape, GROUP)
     assert list(found) == ["a", "star"]
     assert found["star"].__module__ == "other_module"
 
@@ -162,7 +174,7 @@ def test_a_plugin_that_cannot_be_used_is_named_with_its_distribution(
 ) -> None:
     announce(text, value)
     with pytest.raises(PluginError) as caught:
-        discover(package(a="class A(Shape):\n    name = 'a'\n"), Shape, GROUP)
+        discover(package(a="class A(Shape):\n    'One.'\n    name = 'a'\n"), Shape, GROUP)
     error = caught.value
     assert error.exit_code == 7
     assert error.what == "other announces 'plugin', which cannot be used"

@@ -301,7 +301,7 @@ def test_a_data_folder_without_splits_says_what_it_holds(call: Call, tmp_path: P
     name = next(iter(builtin_recipes()))
     outcome = call("validate", name, "--data", tmp_path)
     assert outcome.code == 3
-    assert "the data folder has no train and no test file" in outcome.err
+    assert "the data folder has no train and no test data" in outcome.err
     assert "given: training.csv" in outcome.err
 
 
@@ -329,6 +329,11 @@ def test_data_that_is_no_folder_says_so(call: Call, tmp_path: Path) -> None:
     assert "the data path is not a folder" in outcome.err
     assert "given: a file" in outcome.err
     assert "fix:   pass the folder with the data: name the files train" in outcome.err
+    (tmp_path / "photos" / "cat").mkdir(parents=True)
+    outcome = call("plan", name, "--data", tmp_path / "photos")
+    assert outcome.code == 3
+    assert "the data folder has no train and no test data" in outcome.err
+    assert "in folders of these names, with a folder for each class" in outcome.err
 
 
 def test_a_recipe_that_is_not_there(call: Call) -> None:

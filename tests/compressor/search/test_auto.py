@@ -26,7 +26,7 @@ from compressor.progress import Silent
 from compressor.recipe import Recipe, load_recipe
 from compressor.report.files import read_report
 from compressor.search import auto, clock
-from compressor.search.auto import AutoSettings, _embeddings, search
+from compressor.search.auto import AutoSettings, _embeddings, _Searcher, search
 from compressor.search.clock import Clock, OutOfTimeError, Pace
 from compressor.search.found import KEEP_FLOAT, Search, Trial, found_recipe, int8_variants
 from compressor.search.solver import Solution
@@ -519,9 +519,43 @@ def test_where_int8_holds_nothing_trains_in_it(drop: float | None, budget: float
 def test_a_size_is_met_with_fewer_bits_and_then_with_fewer_tokens(
     max_mb: float | None, chosen: tuple[int, int]
 ) -> None:
-    assert _embeddings(BERT, Budget(max_size_mb=max_mb)) == chosen
-    few = dataclasses.replace(BERT, vocabulary_size=2_000)
-    assert _embeddings(few, Budget(max_size_mb=max_mb)) == (20_000, 4 if max_mb == 1.0 else 8)
+    budget = Budget(max_size_mb=max_mb)
+    assert _embeddings(BERT, budget, lambda count: count) == chosen
+    few = _embeddings(BERT, budget, lambda count: min(count, 2_000))
+    assert few == (20_000, 4 if max_mb == 1.0 else 8)
+
+
+def test_the_tokens_of_the_training_data_count_to_the_size() -> None:
+    """20,000 tokens and 8,000 others in 8 bits would be 83% of 13 MB."""
+    found = _embeddings(BERT, Budget(max_size_mb=13.0), lambda count: count + 8_000)
+    assert found == (20_000, 4)
+
+
+def test_a_search_that_goes_on_takes_up_what_it_has_trained_whatever_time_is_left(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """In a new process the untouched model would have to label the rows again."""
+    searcher = object.__new__(_Searcher)
+    searcher.clock = Clock(1000.0)
+    searcher.clock.trained(Pace(epoch_s=80.0, rest_s=20.0, label_s=420.0))
+    searcher.memory = TeacherMemory()
+    searcher.settings = AutoSettings(short_epochs=4)
+    searcher.share_of_epochs = 1.0
+    begun = {"second"}
+    searcher.manager = SimpleNamespace(is_begun=lambda passes: passes[0] in begun)  # type: ignore[assignment]
+    monkeypatch.setattr(searcher, "_passes", lambda each, epochs: (each,))
+    tried: list[Any] = []
+
+    def train(found: object, each: Any, epochs: int) -> Any:
+        tried.append(each)
+        return SimpleNamespace(loss=len(tried))
+
+    monkeypatch.setattr(searcher, "_try", train)
+    for wanted in (["first", "second"], ["first"]):
+        searcher._choose(None, ["first", "second"], 700.0)  # type: ignore[arg-type, list-item]
+        assert tried == wanted
+        tried.clear()
+        begun.clear()
 
 
 def test_every_int8_variant_has_the_embeddings_that_were_chosen() -> None:

@@ -35,10 +35,12 @@ def test_ranges_and_choices(recipe: Recipe, tmp_path: Path) -> None:
         passes.2.schedule: {choices: [linear, cosine]}
         """,
     )
+    between = space["passes.2.learning_rate"].extremes[1]
+    assert 1e-5 < between < 1e-3
     assert {name: each.extremes for name, each in space.items()} == {
-        "passes.1.ratio": (0.25, 0.75),
+        "passes.1.ratio": (0.25, 0.5, 0.75),
         "passes.2.epochs": (1, 4),
-        "passes.2.learning_rate": (1e-5, 1e-3),
+        "passes.2.learning_rate": (1e-5, between, 1e-3),
         "passes.2.schedule": ("linear", "cosine"),
     }
     kinds = [type(each.distribution()).__name__ for each in space.values()]
@@ -83,6 +85,7 @@ def test_settings_make_another_recipe_and_nothing_else_changes(recipe: Recipe) -
         ("passes.1.ratio: {low: 0, high: 1, log: true}", ["more than 0 where log is true"]),
         ("passes.2.epochs: {low: 1, high: 8, log: true, step: 1}", ["log and step exclude"]),
         ("passes.2.epochs: {low: 1, high: 8, step: 2}", ["low plus a multiple of step"]),
+        ("passes.2.epochs: {low: 1e0, high: 1e1}", ["passes.2.epochs", "integer"]),
         ("passes.2.epochs: {choices: [1]}", ["at least 2 items"]),
         ("passes.2.epochs: {choices: [2, 2]}", ["a value appears twice"]),
         ("passes.2.epochs: {choices: [2, 3], low: 1}", ["there is no setting 'low'"]),
@@ -125,7 +128,7 @@ def test_a_space_that_is_not_there(recipe: Recipe, tmp_path: Path) -> None:
 
 def test_whole_numbers_stay_whole() -> None:
     assert Range(low=1, high=9, step=2).distribution().to_internal_repr(3) == 3
-    assert Range(low=1, high=9.0).extremes == (1, 9.0)
+    assert Range(low=1, high=9).extremes == (1, 9)
     assert Choices(choices=(None, True, 1, "a")).extremes == (None, True, 1, "a")
 
 

@@ -22,7 +22,14 @@ from compressor.recipe import Recipe, load_recipe
 from compressor.recipe.write import write_recipe
 from compressor.search.objective import objective_of
 from compressor.search.space import Range, Space
-from compressor.search.study import Outcome, TrialRecord, open_study
+from compressor.search.study import (
+    BUDGET,
+    UNKNOWN_SHORTFALL,
+    WHOLE,
+    Outcome,
+    TrialRecord,
+    open_study,
+)
 from compressor.search.trials import Trials, search_settings
 from compressor.search.workers import Job, perform
 from compressor.store import RunStore
@@ -73,7 +80,7 @@ def propose(recipe: Recipe, *settings: dict[str, float]) -> None:
     """Have these settings tried first."""
     path = recipe.output / "study.journal"
     path.parent.mkdir(parents=True, exist_ok=True)
-    study = open_study(path, num_evaluations=EPOCHS)
+    study = open_study(path)
     for each in settings:
         study.enqueue_trial(each)
 
@@ -108,8 +115,13 @@ def test_the_best_keeps_the_budget_and_a_hopeless_trial_stops_early(
     assert list((store.root / "partial").iterdir()) == []  # checkpoints are large
 
     # The library that proposes takes the budget into account as well.
-    study = open_study(recipe.output / "study.journal", num_evaluations=EPOCHS)
+    study = open_study(recipe.output / "study.journal")
     assert study.best_trial.number == kept.number
+    missing = [study.trials[each.number].constraints[BUDGET] for each in (missed, stopped)]
+    assert missing == [missed.value.shortfall, UNKNOWN_SHORTFALL]
+    # Trials are compared at the same part of their training, however long it is.
+    steps = [WHOLE * epoch // EPOCHS for epoch in range(1, EPOCHS + 1)]
+    assert list(study.trials[kept.number].intermediate_values) == steps
 
 
 def trainings(store: RunStore) -> list[Any]:
@@ -372,7 +384,7 @@ def test_trials_that_fail_are_told_and_none_is_best(
 
 def test_a_pass_that_fails_fails_its_trial_only(recipe: Recipe, store: RunStore) -> None:
     propose(recipe, {"passes.0.ratio": 0.5, "passes.1.learning_rate": 1e-2})
-    study = open_study(recipe.output / "study.journal", num_evaluations=EPOCHS)
+    study = open_study(recipe.output / "study.journal")
     study.ask({name: each.distribution() for name, each in SPACE.items()})
     passes = (*recipe.passes, recipe.passes[0])  # prunes an exported model
     job = Job(
@@ -394,7 +406,7 @@ def test_a_trial_for_which_memory_does_not_suffice_fails_alone(
 
     monkeypatch.setattr("compressor.search.workers.try_on_validation", greedy)
     propose(recipe, {"passes.0.ratio": 0.5, "passes.1.learning_rate": 1e-2})
-    study = open_study(recipe.output / "study.journal", num_evaluations=EPOCHS)
+    study = open_study(recipe.output / "study.journal")
     study.ask({name: each.distribution() for name, each in SPACE.items()})
     job = Job(
         study=recipe.output / "study.journal",

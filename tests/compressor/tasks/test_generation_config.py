@@ -132,6 +132,17 @@ def test_the_longest_text_counts_what_is_written(
     assert read_writing(save(tmp_path, {}, {**START, **settings})).longest == longest
 
 
+def test_what_a_whisper_is_told_does_not_count_to_its_longest_text(tmp_path: Path) -> None:
+    """As in its own way to generate; positions are counted all the same."""
+    told = {**LANGUAGES, "language": "en", "task": "transcribe"}
+    found = read_writing(save(tmp_path, {}, {**told, "max_length": 225}))
+    assert (len(found.start), found.longest) == (4, 225)
+    write_writing(found, tmp_path)
+    assert read_writing(tmp_path) == found
+    found = read_writing(save(tmp_path, {"max_target_positions": 448}, {**told, "max_length": 448}))
+    assert found.longest == 444
+
+
 def test_the_config_says_what_the_other_file_does_not(tmp_path: Path) -> None:
     found = read_writing(save(tmp_path, {**START, "forced_bos_token_id": 0}, None))
     assert found.start == (7, 0)
@@ -153,6 +164,10 @@ def test_it_comes_back_without_the_config(tmp_path: Path) -> None:
         (
             {**START, "decoder_start_token_id": 2, "model_type": "m2m_100"},
             "no forced_bos_token_id, so that any language could be written",
+        ),
+        (
+            {**START, "model_type": "whisper"},
+            "no no_timestamps_token_id, which generation_config.json of every Whisper has",
         ),
         ({"eos_token_id": 2}, "decoder_start_token_id"),
         ({**START, "eos_token_id": [2, 3]}, r"\[2, 3\] is not a token id"),

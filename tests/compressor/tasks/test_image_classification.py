@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from pydantic import TypeAdapter, ValidationError
+from transformers import DeiTForImageClassificationWithTeacher
 
 from compressor.data import Splits
 from compressor.errors import CheckpointError, PassError
@@ -101,6 +103,20 @@ def test_a_checkpoint_without_preprocessing_is_refused(
     for check in (TASK.check_processor, TASK.load_checkpoint):
         with pytest.raises(CheckpointError, match="does not say how images are prepared"):
             check(tmp_path / "model")
+
+
+def test_a_head_that_was_distilled_is_a_head(vision_model: MakeVision, tmp_path: Path) -> None:
+    model = vision_model("deit")
+    config = model.module.config
+    config.architectures = ["DeiTForImageClassificationWithTeacher"]  # type: ignore[union-attr]
+    network = DeiTForImageClassificationWithTeacher(config).eval()
+    replace(model, module=network).save(tmp_path / "model")
+    assert infer_task(tmp_path / "model") == "image-classification"
+    loaded = TASK.load_checkpoint(tmp_path / "model")
+    assert type(loaded.module) is DeiTForImageClassificationWithTeacher
+    images = torch.randn(2, 3, 16, 16)
+    with torch.no_grad():
+        torch.testing.assert_close(loaded.module(images)[0], network(images).logits)
 
 
 # Which task

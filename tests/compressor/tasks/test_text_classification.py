@@ -28,6 +28,14 @@ def test_special_tokens_written_as_objects_are_read(tmp_path: Path) -> None:
     assert tokenizer.unk_token_id == 3
 
 
+def test_special_tokens_of_roberta_need_no_config(tmp_path: Path) -> None:
+    write_tokenizer(tmp_path, ["<s>", "<pad>", "</s>", "<unk>", "word", "<mask>"], "<unk>")
+    tokenizer = TASK.load_processor(tmp_path)
+    assert (tokenizer.pad_token_id, tokenizer.mask_token_id) == (1, 5)
+    assert sorted(tokenizer.all_special_ids) == [0, 1, 2, 3, 5]
+    assert len(tokenizer) == 6
+
+
 def test_no_token_is_added_beyond_the_rows_of_the_model(tmp_path: Path) -> None:
     write_tokenizer(tmp_path, ["<s>", "<pad>", "</s>", "<unk>", "word"], "<unk>")
     assert len(TASK.load_processor(tmp_path)) == 5

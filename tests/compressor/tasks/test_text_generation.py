@@ -14,6 +14,8 @@ import pytest
 import torch
 from transformers import (
     AutoModelForCausalLM,
+    BertConfig,
+    BertLMHeadModel,
     GenerationConfig,
     MambaConfig,
     MambaForCausalLM,
@@ -203,6 +205,41 @@ def test_a_classifier_is_no_language_model(word_model: Any, tmp_path: Path) -> N
     word_model().save(tmp_path)
     with pytest.raises(CheckpointError, match="no head for this task \\(CausalLM\\)"):
         get_task(TASK).load_checkpoint(tmp_path)
+
+
+def test_a_network_that_sees_what_comes_after_is_no_language_model(tmp_path: Path) -> None:
+    """BERT's class for it, without the setting that makes it one."""
+    model = make_decoder()
+    config = BertConfig(
+        vocab_size=len(model.processor), hidden_size=16, num_hidden_layers=1,
+        num_attention_heads=2, intermediate_size=24, max_position_embeddings=40,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    for is_causal in (True, False):
+        config.is_decoder = is_causal
+        config.initializer_range = 0.5
+        folder = tmp_path / str(is_causal)
+        BertLMHeadModel(config).save_pretrained(folder)
+        model.processor.save_pretrained(folder)
+        assert infer_task(folder) == TASK
+    get_task(TASK).load_checkpoint(tmp_path / "True")
+    with pytest.raises(CheckpointError, match="sees the tokens that it is to predict") as caught:
+        get_task(TASK).load_checkpoint(tmp_path / "False")
+    assert "set is_decoder in config.json" in str(caught.value.fix)
+
+
+def test_a_llama_whose_config_is_older_than_grouped_queries(tmp_path: Path) -> None:
+    write_decoder(tmp_path)
+    path = tmp_path / "model" / "config.json"
+    config = json.loads(path.read_text())
+    heads = config["num_attention_heads"]
+    path.write_text(json.dumps({**config, "num_key_value_heads": None}))
+    expected = Architecture.read(tmp_path / "model")
+    del config["num_key_value_heads"]
+    path.write_text(json.dumps(config))
+    assert Architecture.read(tmp_path / "model") == expected
+    assert expected.layers[0].num_heads == heads
+    assert expected.queries_per_head == 1
 
 
 def test_each_token_is_the_label_of_the_one_before_it() -> None:
