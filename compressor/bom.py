@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from targets.bundle import BOM, Manifest
+from targets.environment import distributions
 from targets.signature import TensorSpec
 
 __all__ = ["bill_of_materials"]
@@ -28,7 +29,8 @@ def bill_of_materials(manifest: Manifest, *, architecture: str) -> str:
         architecture: Shape of the network, in words.
     """
     origin = manifest.provenance
-    runtime = _libraries({**origin["predict_libraries"], **origin["libraries"]}, "runtime")
+    versions = {**origin["predict_libraries"], **distributions(origin["libraries"])}
+    runtime = _libraries(versions, "runtime")
     builders = _libraries(origin["build_libraries"], "build")
     document = {
         "$schema": "http://cyclonedx.org/schema/bom-1.6.schema.json",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -102,11 +103,12 @@ def check_folder(folder: Path) -> dict[str, object]:
         CheckpointError: The folder or its config is missing, or its weights are a pickle, truncated
             or absent.
     """
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
+        exists = os.path.exists(folder)
         raise CheckpointError(
-            "this is not a folder" if folder.exists() else "the checkpoint does not exist",
+            "this is not a folder" if exists else "the checkpoint does not exist",
             where=folder,
-            fix=_EXPECTED if folder.exists() else missing_path(folder, _EXPECTED),
+            fix=_EXPECTED if exists else missing_path(folder, _EXPECTED),
         )
     config = read_config(folder / "config.json")
     if config.get("model_type") == _WRAPPER:

@@ -24,6 +24,7 @@ from compressor.tables import read_columns, require_columns
 from compressor.tagged import read_tagged
 from compressor.written import Written, read_written
 from targets.answers.spans import ENDS
+from targets.average_precision import SCORE
 from targets.bundle import hash_file
 from targets.preprocessing import KINDS
 from targets.wording import plural
@@ -392,7 +393,7 @@ def _read_all_questions(spec: DataSpec) -> dict[str, Split]:
         name: Split(each.inputs, each.answers, _sliced(spec, each.slices))
         for name, each in found.items()
     }
-    _check_slices(spec, splits["test"].slices)
+    _check_slices(spec, splits["test"].slices, found["test"].names)
     return splits
 
 
@@ -561,17 +562,22 @@ def _check_slices(
         )
 
 
+def _has_objects(label: Any) -> bool:
+    """Whether there is one to find in an image, by its table of boxes; False of other labels."""
+    return getattr(label, "ndim", 0) == 2 and bool((label[:, SCORE] == 0).any())
+
+
 def _set_apart(train: Split, seed: int) -> tuple[Split, Split]:
     """Split off a seeded part of the training data for validation, stratified by the class.
 
-    At least one row of each class, as long as one is left to train on. Rows of several labels, or
-    of none, are not stratified.
+    At least one row of each class, as long as one is left to train on. Images of objects are
+    stratified by whether they have any, other rows of several labels, or of none, not at all.
     """
     generator = random.Random(seed)
     chosen: set[int] = set()
     labels = train.labels
     if isinstance(labels, tuple) or labels.ndim > 1:
-        labels = np.zeros(len(train))
+        labels = np.array([_has_objects(each) for each in labels])
     for label in np.unique(labels):
         rows = np.flatnonzero(labels == label).tolist()
         generator.shuffle(rows)
@@ -582,6 +588,12 @@ def _set_apart(train: Split, seed: int) -> tuple[Split, Split]:
             "the training data is too small to set part of it aside for validation",
             given=f"{plural(len(train), 'row')}, no two of the same class",
             fix="add rows, or set data.validation",
+        )
+    if labels.dtype == bool and labels.sum() == 1:
+        raise DataError(
+            "the training data is too small to set part of it aside for validation",
+            given="a single image with objects",
+            fix="add images, or set data.validation",
         )
     rest = [row for row in range(len(train)) if row not in chosen]
     return train.take(rest), train.take(sorted(chosen))

@@ -12,7 +12,7 @@ from compressor.report.schema import Change, Comparison, Group
 from targets.answers import BoxAnswers, Units
 from targets.answers.boxes import BOX_METRICS, box_matches, mean_precisions
 from targets.average_precision import BoxMatches
-from targets.scoring import RESAMPLES, resamples
+from targets.scoring import LEAST_CERTAIN, RESAMPLES, resamples
 
 __all__ = ["box_drop", "compare_boxes"]
 
@@ -45,7 +45,9 @@ def compare_boxes(
     both = (box_matches(reference), box_matches(candidate))
     whole, drawn = _whole(both), _drawn(both, len(candidate))
     metrics = {
-        name: _change(*(mean_precisions(each)[:, place] for each in (*whole, *drawn)))
+        name: _change(
+            *(mean_precisions(each)[:, place] for each in (*whole, *drawn)), count=len(candidate)
+        )
         for place, name in enumerate(BOX_METRICS)
     }
     lost = metrics[next(iter(BOX_METRICS))]
@@ -55,7 +57,10 @@ def compare_boxes(
             None,
             label_names[name],
             int(both[0].counts[:, place].sum()),
-            _change(*(each[:, place].mean(axis=-1) for each in (*whole, *drawn))),
+            _change(
+                *(each[:, place].mean(axis=-1) for each in (*whole, *drawn)),
+                count=int((both[0].counts[:, place] > 0).sum()),
+            ),
         )
         for place, name in enumerate(classes)
     ]
@@ -84,7 +89,7 @@ def box_drop(before: Units, after: Units) -> Points:
 
 def _map_change(both: tuple[BoxMatches, ...], count: int) -> Change:
     tables = (*_whole(both), *_drawn(both, count))
-    return _change(*(mean_precisions(each)[:, _MAP] for each in tables))
+    return _change(*(mean_precisions(each)[:, _MAP] for each in tables), count=count)
 
 
 def _whole(both: tuple[BoxMatches, ...]) -> list[Precisions]:
@@ -99,11 +104,26 @@ def _drawn(both: tuple[BoxMatches, ...], count: int) -> list[Precisions]:
 
 
 def _change(
-    before: Precisions, after: Precisions, drawn_before: Precisions, drawn_after: Precisions
+    before: Precisions,
+    after: Precisions,
+    drawn_before: Precisions,
+    drawn_after: Precisions,
+    *,
+    count: int,
 ) -> Change:
-    """Of values of the whole, (1,) each, and of those that are drawn, (B,) each."""
+    """Of values of the whole, (1,) each, and of those that are drawn, (B,) each.
+
+    Args:
+        before: Of the untouched model.
+        after: Of the other one.
+        drawn_before: Of the untouched model.
+        drawn_after: Of the other one.
+        count: Images that have what is looked for; see `targets.scoring.LEAST_CERTAIN`.
+    """
     drop = float(before[0] - after[0])
     low, high = np.nanpercentile(drawn_before - drawn_after, [2.5, 97.5])
+    if count < LEAST_CERTAIN:
+        low, high = min(low, 0.0), max(high, 0.0)
     return Change(
         value=float(after[0]),
         reference=float(before[0]),

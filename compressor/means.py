@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from compressor.evaluation import sign_flip_p_value
 from compressor.report.schema import Change, Comparison, Group
-from targets.scoring import resampled_ratios
+from targets.scoring import LEAST_CERTAIN, resampled_ratios
 
 __all__ = ["Values", "compare_means", "frequent_parts", "mean_drop"]
 
@@ -76,7 +76,8 @@ def mean_drop(
 ) -> tuple[float, float, float]:
     """What a mean loses from one model to another, in points: estimate and 95% interval.
 
-    The texts are drawn anew for the interval; see `targets.scoring.resampled_ratios`.
+    The texts are drawn anew for the interval; see `targets.scoring.resampled_ratios`. That of a few
+    texts always holds 0; see `targets.scoring.LEAST_CERTAIN`.
 
     Args:
         before: (M,) a value a text.
@@ -86,6 +87,8 @@ def mean_drop(
     weights = np.ones(len(before)) if weights is None else weights
     differences = 100 * (before.astype(np.float64) - after)
     low, high = np.percentile(resampled_ratios(differences, weights), [2.5, 97.5])
+    if len(before) < LEAST_CERTAIN:
+        low, high = min(low, 0.0), max(high, 0.0)
     return _mean(differences, weights), float(low), float(high)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -85,7 +86,7 @@ def make_plan(recipe: Recipe) -> Plan:
     problems: list[ToolkitError] = []
     original = _read_architecture(recipe, problems)
     for name, path in recipe.data.files.items():
-        if not path.exists():
+        if not os.path.exists(path):
             problems.append(_missing_file(f"data.{name}", path))
     chains = {}
     for variant, passes in recipe.chains.items():
@@ -143,7 +144,7 @@ def validate_recipe(recipe: Recipe) -> Plan:
     except RecipeError as error:
         problems.extend(error.problems)
     is_of_task = not any(each.where == "task" for each in problems)  # its data is of another kind
-    if is_of_task and all(path.exists() for path in recipe.data.files.values()):
+    if is_of_task and all(map(os.path.exists, recipe.data.files.values())):
         refused = any(isinstance(each, CheckpointError) for each in problems)
         try:
             task = get_task(recipe.task)

@@ -7,7 +7,7 @@ import itertools
 import json
 import os
 import shutil
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from compressor.store import StoredStep
 from compressor.tasks import get_task
 from targets import registry
 from targets.archive import MANIFEST, SIGNATURE
+from targets.base import Form
 from targets.benchmark import Shape
 from targets.bundle import (
     BOM,
@@ -162,9 +163,13 @@ class Publisher:
         And what describes it: name -> content of its card and its bill of materials.
         """
         manifest = Bundle.open(bundle.folder, verify=False).manifest
+        applied = applied_passes(
+            self.recipe.chains[row.variant], registry.available()[row.target].form
+        )
+        steps = steps[: len(applied)]
         files = {name: each for name, each in bundle.record.files.items() if name != MANIFEST}
         changes: dict[str, Any] = {
-            "provenance": {**manifest.provenance, **self._provenance(row.variant, steps)},
+            "provenance": {**manifest.provenance, **self._provenance(applied, steps)},
             "measured": self._measured(row),
         }
         if self.recipe.bundle.evaluation_data:
@@ -179,9 +184,9 @@ class Publisher:
         files = {**files, BOM: _record(texts[BOM])}
         return manifest.model_copy(update={"files": files}), texts
 
-    def _provenance(self, variant: str, steps: tuple[Step, ...]) -> dict[str, Any]:
+    def _provenance(self, passes: Sequence[Pass], steps: tuple[Step, ...]) -> dict[str, Any]:
         task = get_task(self.recipe.task)
-        needed = _LIBRARIES.union(*(each.libraries for each in self.recipe.chains[variant]))
+        needed = _LIBRARIES.union(*(each.libraries for each in passes))
         return {
             "checkpoint": {
                 "name": self.model.name,
@@ -205,17 +210,12 @@ class Publisher:
                         if not name.endswith("_s")
                     },
                 }
-                for step, files in zip(steps, self._files(variant), strict=True)
+                for step, files in zip(steps, map(_read_files, passes), strict=True)
             ],
             "predict_libraries": library_versions(("numpy", *task.preprocessing_type.libraries)),
             "build_libraries": library_versions(sorted(needed)),
             "compressor": library_versions(("compressor",)).get("compressor"),
         }
-
-    def _files(self, variant: str) -> Iterator[dict[str, str]]:
-        """Of each pass the files beside the model and the data that it read: name -> sha256."""
-        for each in self.recipe.chains[variant]:
-            yield {path.name: hash_file(path) for path in each.input_files if path.is_file()}
 
     def _measured(self, row: Row) -> Measured:
         measured = row.latency.get(shape_key(self.recipe.benchmark.shapes[0]))
@@ -225,6 +225,19 @@ class Publisher:
             accuracy=row.test,
             latency=None if measured is None else _latency(measured),
         )
+
+
+def applied_passes(passes: Sequence[Pass], form: Form) -> tuple[Pass, ...]:
+    """Those of a chain after which a target takes the model: one for torch has none in ONNX."""
+    last = max((i for i, each in enumerate(passes, 1) if each.produces == form), default=0)
+    return tuple(passes[:last])
+
+
+def _read_files(each: Pass) -> dict[str, str]:
+    """The files beside the model and the data that a pass read: name in their folder -> sha256."""
+    paths = [path for path in each.input_files if path.is_file()]
+    folder = os.path.commonpath([path.parent for path in paths]) if paths else ""
+    return {path.relative_to(folder).as_posix(): hash_file(path) for path in paths}
 
 
 def _record(content: bytes) -> FileRecord:

@@ -29,11 +29,13 @@ class Questions(NamedTuple):
         inputs: The questions with their contexts.
         answers: The right answers of each, (start, end) in characters of the context.
         slices: Column -> one value a question.
+        names: Columns of a file as SQuAD has it; None of a table, which has its own.
     """
 
     inputs: tuple[Question, ...]
     answers: tuple[Answers, ...]
     slices: dict[str, list[Any]]
+    names: tuple[str, ...] | None = None
 
 
 class _Row(NamedTuple):
@@ -66,7 +68,10 @@ def read_questions(path: Path, columns: Mapping[str, str], slices: Sequence[str]
         rows = [row for row, _ in squad]
         found = {name: [more[name] for _, more in squad] for name in slices if name in squad[0][1]}
     return Questions(
-        tuple(_question(row) for row in rows), tuple(_answers(row) for row in rows), found
+        tuple(_question(row) for row in rows),
+        tuple(_answers(row) for row in rows),
+        found,
+        None if articles is None else ("title", "id"),
     )
 
 

@@ -61,7 +61,7 @@ def full_disk(root: Path) -> Iterator[None]:
 
 
 def _existing(path: Path) -> Path:
-    while not path.exists():
+    while not os.path.exists(path):  # which raises nothing, whatever may not be read
         path = path.parent
     return path
 
@@ -69,7 +69,7 @@ def _existing(path: Path) -> Path:
 def why_not_writable(folder: Path) -> str | None:
     """Why nothing can be written to a folder that may not exist yet, or None; leaves no trace."""
     existing = _existing(folder)
-    if not existing.is_dir():
+    if not os.path.isdir(existing):
         return f"{existing} is a file"
     try:
         with tempfile.TemporaryFile(dir=existing):

@@ -69,7 +69,7 @@ def pack(folder: Path, archive: Path) -> None:
     """Write the bundle in ``folder`` as one file; equal bundles give equal bytes.
 
     Args:
-        folder: A bundle, which is verified first.
+        folder: A bundle, also an archive of one in another format; it is verified first.
         archive: Where to; its suffix says the format.
 
     Raises:
@@ -77,7 +77,7 @@ def pack(folder: Path, archive: Path) -> None:
     """
     from targets.bundle import Bundle
 
-    names = Bundle.open(folder).names
+    bundle = Bundle.open(folder)
     write = _write_zip if archive.name.endswith(".zip") else _write_tar
     if not is_archive(archive):
         raise BundleError(
@@ -89,7 +89,7 @@ def pack(folder: Path, archive: Path) -> None:
     temporary = archive.with_name(f".{archive.name}.{os.getpid()}")
     try:
         with temporary.open("wb") as stream:
-            write(folder, names, stream)
+            write(bundle.folder, bundle.names, stream)
         os.replace(temporary, archive)
     except OSError as error:
         raise BundleError(

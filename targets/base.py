@@ -311,7 +311,7 @@ class Target(Component, ABC):
             num_runs: That count, after a tenth as many that do not.
 
         Returns:
-            The median of each node over the runs.
+            The median of each node over the runs, or its mean where a runtime tells no other.
 
         Raises:
             TargetError: The target has no profiler, which is the default, or refused the bundle.

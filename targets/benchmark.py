@@ -338,12 +338,12 @@ def _length_of(warm_up_ns: Sequence[int], min_round_s: float, *, num_requests: i
 
 
 def alternate(lanes: Sequence[T], index: int) -> list[T]:
-    """The order of a round: begin with another lane each, and go the other way every second one.
+    """The order of a round: every second one goes the other way, every two begin with another lane.
 
     So no lane always runs first, nor always after the same neighbour.
     """
     if not lanes:
         return []
-    start = index % len(lanes)
+    start = index // 2 % len(lanes)
     turned = [*lanes[start:], *lanes[:start]]
     return turned[::-1] if index % 2 else turned

@@ -14,6 +14,7 @@ from typing import Any, ClassVar, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
+from targets.environment import SOURCE
 from targets.errors import PluginError
 
 __all__ = ["Component", "announcer", "discover", "foreign_source", "package_source"]
@@ -141,7 +142,7 @@ def package_source(module: str) -> dict[str, str]:
     for each in files:
         digest.update(each.relative_to(path.parent).as_posix().encode() + b"\0")
         digest.update(each.read_bytes())
-    return {f"source of {package}": digest.hexdigest()}
+    return {f"{SOURCE}{package}": digest.hexdigest()}
 
 
 def _import(name: str) -> ModuleType:

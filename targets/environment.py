@@ -6,7 +6,9 @@ import functools
 import importlib.metadata
 import os
 import platform
-from collections.abc import Iterable
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -18,7 +20,10 @@ __all__ = [
     "INT8_FEATURES",
     "Environment",
     "cpu_features",
+    "distributions",
     "library_versions",
+    "online_cpus",
+    "throttled_s",
     "usable_cpus",
 ]
 
@@ -44,12 +49,23 @@ REPORTED_LIBRARIES = (
 )
 
 
+GPU = "gpu"
+"""What stands for the GPU that an engine was built for beside versions of libraries."""
+SOURCE = "source of "
+"""How the names of packages begin that stand there with the hash of their code."""
 OTHER_BUILDS = {"onnxruntime": ("gpu", "directml", "openvino", "qnn", "rocm")}
 """Library -> what follows its name in the distributions that bring it built for something else."""
 NVIDIA = Path("/proc/driver/nvidia/gpus")
 """A folder for each GPU, as its driver has them on Linux."""
-CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
-"""CPU time that a container may take, and the period in which, in microseconds; or ``max``."""
+CGROUP = Path("/sys/fs/cgroup")
+"""Limits of a container: version 2 in the folder itself, version 1 in one for each resource."""
+ONLINE = Path("/sys/devices/system/cpu/online")
+"""Numbers of the CPUs that run, such as ``0,2,4-7``."""
+BOARD = (
+    Path("/sys/firmware/devicetree/base/model"),
+    Path("/sys/class/dmi/id/product_name"),
+)
+"""What a machine is called whose CPU has no name."""
 
 
 class Environment(BaseModel):
@@ -104,13 +120,46 @@ def usable_cpus() -> tuple[int, ...]:
     return tuple(range(os.cpu_count() or 1))
 
 
+def online_cpus() -> tuple[int, ...]:
+    """Numbers of the CPUs that run, in order; empty where the system does not tell."""
+    found: list[int] = []
+    with suppress(OSError, ValueError):
+        for part in ONLINE.read_text(encoding="ascii").strip().split(","):
+            first, _, last = part.partition("-")
+            found += range(int(first), int(last or first) + 1)
+    return tuple(found)
+
+
 def _cpu_quota() -> float | None:
-    try:
-        quota, period = CPU_QUOTA.read_text(encoding="ascii").split()
+    """CPU time that the container may take in a period, over that period."""
+    found = None
+    with suppress(OSError, ValueError, ZeroDivisionError):  # no container, or no limit
+        quota, period = _read(CGROUP / "cpu.max").split()
         found = int(quota) / int(period)
-    except (OSError, ValueError, ZeroDivisionError):  # no container, or no limit
-        return None
-    return found if found < len(usable_cpus()) else None
+    with suppress(OSError, ValueError, ZeroDivisionError):
+        quota = _read(CGROUP / "cpu" / "cpu.cfs_quota_us")  # -1 is no limit
+        if int(quota) > 0:
+            found = int(quota) / int(_read(CGROUP / "cpu" / "cpu.cfs_period_us"))
+    return None if found is None or found >= len(usable_cpus()) else found
+
+
+def throttled_s() -> float:
+    """How long the container was stopped so far, because it had used up its CPU time, in seconds.
+
+    0 where there is no container, or no limit.
+    """
+    for path, name, unit in (
+        (CGROUP / "cpu.stat", "throttled_usec", 1e6),
+        (CGROUP / "cpu" / "cpu.stat", "throttled_time", 1e9),
+    ):
+        with suppress(OSError, ValueError, KeyError):
+            fields = dict(line.split(maxsplit=1) for line in _read(path).splitlines())
+            return int(fields[name]) / unit
+    return 0.0
+
+
+def _read(path: Path) -> str:
+    return path.read_text(encoding="ascii")
 
 
 def library_versions(names: Iterable[str]) -> dict[str, str]:
@@ -121,6 +170,18 @@ def library_versions(names: Iterable[str]) -> dict[str, str]:
     """
     found = {name: _version(name) for name in names}
     return {name: version for name, version in found.items() if version is not None}
+
+
+def distributions(versions: Mapping[str, str]) -> dict[str, str]:
+    """Of what a bundle was made with those that are distributions, which an index may have.
+
+    Beside them stand the GPU that an engine was built for, and the code of somebody's own package.
+    """
+    return {
+        name: version
+        for name, version in versions.items()
+        if name != GPU and not name.startswith(SOURCE)
+    }
 
 
 @functools.cache
@@ -149,22 +210,68 @@ def _gpu_names() -> tuple[str, ...]:
 def cpu_features() -> tuple[str, ...]:
     """The instruction sets that matter for inference, as the kernel names them; may be empty."""
     wanted = ("avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16")
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as stream:
-            flags = next((line for line in stream if line.startswith(("flags", "Features"))), "")
-    except OSError:
-        return ()
-    present = set(flags.split())
+    present: set[str] = set()
+    for each in _cpuinfo():
+        present |= set(f"{each.get('flags', '')} {each.get('Features', '')}".split())
+    if sys.platform == "darwin":
+        present |= {ours for theirs, ours in _OF_MACS.items() if _sysctl(theirs) == "1"}
     return tuple(name for name in (*wanted, "asimddp", "i8mm", "bf16") if name in present)
+
+
+_OF_MACS = {
+    "hw.optional.avx2_0": "avx2",
+    "hw.optional.avx512f": "avx512f",
+    "hw.optional.avx512vnni": "avx512_vnni",
+    "hw.optional.avx512bf16": "avx512_bf16",
+    "hw.optional.arm.FEAT_DotProd": "asimddp",
+    "hw.optional.arm.FEAT_I8MM": "i8mm",
+    "hw.optional.arm.FEAT_BF16": "bf16",
+}
+"""What macOS calls an instruction set -> what Linux does."""
+
+
+def _sysctl(name: str) -> str:
+    """A value that macOS tells of the machine; empty where it does not."""
+    with suppress(OSError, subprocess.SubprocessError):
+        command = ["/usr/sbin/sysctl", "-n", name]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+        return done.stdout.strip()
+    return ""
+
+
+CPUINFO = Path("/proc/cpuinfo")
+
+
+def _cpuinfo() -> list[dict[str, str]]:
+    """What Linux tells of each CPU: field -> value; empty elsewhere."""
+    try:
+        text = CPUINFO.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return []
+    blocks = (block.splitlines() for block in text.split("\n\n"))
+    pairs = ([line.partition(":") for line in block if ":" in line] for block in blocks)
+    return [{key.strip(): value.strip() for key, _, value in each} for each in pairs if each]
 
 
 @functools.cache
 def _cpu_name() -> str:
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as stream:
-            for line in stream:
-                if line.startswith("model name"):
-                    return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
+    """The name of the CPU; of one that has none what tells it from others, and the machine's."""
+    found = _cpuinfo()
+    for each in found:
+        if "model name" in each:
+            return each["model name"]
+    if sys.platform == "darwin" and (name := _sysctl("machdep.cpu.brand_string")):
+        return name
+    # Of ARM; a machine may have cores of several kinds.
+    kinds = {tuple(each.get(f"CPU {part}", "") for part in _PARTS) for each in found}
+    cores = sorted(" ".join(kind) for kind in kinds if any(kind))
+    boards = []
+    for path in BOARD:
+        with suppress(OSError):
+            boards.append(path.read_text(encoding="utf-8", errors="replace").strip("\0\n "))
+    name = platform.processor() or platform.machine()
+    return ", ".join([name, *cores, *boards[:1]])
+
+
+_PARTS = ("implementer", "variant", "part", "revision")
+"""What Linux tells of a core of ARM that has no name, as numbers."""

@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 
 from targets.energy import EnergyMeter, EnergySample, energy_between
-from targets.environment import usable_cpus
+from targets.environment import online_cpus, throttled_s, usable_cpus
 from targets.measurement import Round
 
 __all__ = ["CpuSample", "peak_memory_bytes", "round_between"]
@@ -27,12 +27,14 @@ class CpuSample:
     busy_s: float
     steal_s: float
     total_s: float
+    throttled_s: float
     load_average: float
     energy: EnergySample
 
     @classmethod
     def take(cls) -> CpuSample:
         """Read the counters."""
+        energy = EnergyMeter.here().take()  # before all others: the first call looks for GPUs
         counted = _cpu_times()
         total_s = sum(counted.values())
         idle_s = counted["idle"] + counted.get("iowait", 0.0)
@@ -43,15 +45,19 @@ class CpuSample:
             busy_s=total_s - idle_s - steal_s,
             steal_s=steal_s,
             total_s=total_s,
+            throttled_s=throttled_s(),
             load_average=os.getloadavg()[0],
-            energy=EnergyMeter.here().take(),
+            energy=energy,
         )
 
 
 def _cpu_times() -> dict[str, float]:
     """What the CPUs that this process may run on did, in seconds; what others do is no matter."""
-    each_cpu, usable = psutil.cpu_times(percpu=True), usable_cpus()
-    if usable[-1] < len(each_cpu):
+    each_cpu, usable, online = psutil.cpu_times(percpu=True), usable_cpus(), online_cpus()
+    if len(online) == len(each_cpu) and set(usable) <= set(online):  # offline ones are left out
+        by_number = dict(zip(online, each_cpu, strict=True))
+        each_cpu = [by_number[cpu] for cpu in usable]
+    elif usable[-1] < len(each_cpu):
         each_cpu = [each_cpu[cpu] for cpu in usable]
     # Linux counts the time of guests as user time already.
     names = [name for name in each_cpu[0]._fields if "guest" not in name]
@@ -69,6 +75,7 @@ def round_between(before: CpuSample, after: CpuSample, run_ns: tuple[int, ...]) 
         cpu_ns=round(process_s * 1e9),
         others_cpus=max(others_s / wall_s, 0.0),
         steal=steal_s / max(after.total_s - before.total_s, 1e-9),
+        throttled=max(after.throttled_s - before.throttled_s, 0.0) / wall_s,
         load_average=after.load_average,
         energy_j=energy_between(before.energy, after.energy),
     )

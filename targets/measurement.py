@@ -37,6 +37,8 @@ MAX_CONTENTION = 0.10
 # On a virtual machine: time for which the host ran somebody else.
 MAX_STEAL = 0.02
 # A round in which the process got this much less CPU than in its best one was held up.
+MAX_THROTTLED = 0.02
+"""Share of the time in which the limit of a container may stop the process."""
 MAX_STARVED = 0.15
 # The machine's own speed, with nobody else to blame: a change between the rounds, and against the
 # best that it has been known to do. An idle machine repeats the fixed work to within 3%.
@@ -70,6 +72,8 @@ class Round(_Frozen):
     """CPUs that other processes kept busy, on average."""
     steal: float = 0.0
     """Share of the machine's CPU time that its host gave to others, 0 to 1."""
+    throttled: float = 0.0
+    """Share of the wall time in which a container had used up its CPU time and was stopped."""
     load_average: float = 0.0
     """The system's one-minute load average at the end."""
     reference_ns: PositiveInt | None = None
@@ -161,8 +165,12 @@ class Measurement(_Frozen):
 
     @property
     def throughput(self) -> float:
-        """Samples a second at the median latency."""
-        return self.batch_size / self.median_ms * 1e3
+        """Samples a second in runs one after the other, median over the rounds.
+
+        Not those of the median run: requests may be as unlike as real texts are.
+        """
+        seconds = [sum(each.run_ns) / 1e9 / len(each.run_ns) for each in self.rounds]
+        return float(np.median([self.batch_size / each for each in seconds]))
 
     @property
     def cpu_ms(self) -> float:
@@ -343,6 +351,7 @@ def machine_noise(rounds: Sequence[Round], *, threads: int, num_cpus: int) -> No
     return _noise(
         _contention_reason(rounds, threads, num_cpus),
         _steal_reason(rounds),
+        _throttled_reason(rounds),
         _extra_cpu_reason(rounds, threads),
     )
 
@@ -388,6 +397,13 @@ def _contention_reason(rounds: Sequence[Round], threads: int, num_cpus: int) -> 
 def _steal_reason(rounds: Sequence[Round]) -> str | None:
     steal = float(np.mean([each.steal for each in rounds]))
     return f"the host took {steal:.0%} of the CPU time away" if steal > MAX_STEAL else None
+
+
+def _throttled_reason(rounds: Sequence[Round]) -> str | None:
+    throttled = float(np.mean([each.throttled for each in rounds]))
+    if throttled <= MAX_THROTTLED:
+        return None
+    return f"the CPU limit of the container stopped the process {throttled:.0%} of the time"
 
 
 def _starved_reason(rounds: Sequence[Round]) -> str | None:

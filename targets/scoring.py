@@ -30,6 +30,9 @@ __all__ = [
 
 Z_95 = 1.959963984540054  # standard normal quantile for a two-sided 95% interval
 RESAMPLES = 1000
+LEAST_CERTAIN = 6
+"""Independent samples from which on a loss can be more than chance: of fewer, random signs give a
+two-sided p of 2 / 2**n, 0.06 for five, and samples drawn anew are too much alike."""
 _CHUNK = 2**22  # lines of a table that are sorted at once
 _CELLS = 20_000_000  # of a table of weights that are held at once
 

@@ -109,8 +109,11 @@ def write_tuned(bundle: Bundle, tuning: Tuning, folder: Path) -> Bundle:
         BundleError: The folder is not empty.
     """
     check_folder(folder)
-    shutil.copytree(bundle.folder, folder, dirs_exist_ok=True)
     manifest = bundle.manifest
+    for name in manifest.files:  # with permissions of its own: the bundle may be read-only
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(bundle.path(name), path)
     changes: dict[str, Any] = {
         "options": merge_options(manifest.options, tuning.options),
         "max_threads": tuning.max_threads or manifest.max_threads,
@@ -195,8 +198,11 @@ def _measure(
     for name, each in alternatives.items():
         found = results[name].at(shape)
         reason = None if isinstance(found, Measurement) else str(getattr(found, "error", found))
-        if isinstance(found, Measurement) and found.noise.reasons and not even_if_noisy:
-            reason = f"{NOISY}: {found.noise.reasons[0]}"
+        if isinstance(found, Measurement) and not even_if_noisy:
+            noise = [*found.noise.reasons, *default.noise.reasons]
+            if found.wakes_slowly or default.wakes_slowly:  # then ratios do not stand either
+                noise += found.slowed_by or default.slowed_by
+            reason = f"{NOISY}: {noise[0]}" if noise else None
         trials.append(
             Trial(
                 name=name,

@@ -116,11 +116,11 @@ class Commands:
     def round(self, *, workload: dict[str, Any], num_runs: int, settle_runs: int) -> dict[str, Any]:
         """Time ``num_runs`` runs, after some that are not timed."""
         made = self._made(workload)
-        for index in range(settle_runs):
-            made[index % len(made)]()
-        gc.collect()
+        gc.collect()  # first: it walks through all memory, which the runs then bring back
         gc.disable()
         try:
+            for index in range(settle_runs):
+                made[index % len(made)]()
             before = CpuSample.take()
             times = _time_runs(made, num_runs)
             after = CpuSample.take()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_serializer
 from pydantic_core import PydanticCustomError
 
 from compressor.metrics import ENTITY_METRICS, METRICS
@@ -130,6 +130,13 @@ class Budget(Limits):
     devices: dict[str, DeviceLimits] = Field(default_factory=dict)
     """Remote device -> limits on what it measures; the bundle that is chosen for a target has to
     keep them."""
+
+    @field_serializer("targets")
+    def _as_given(self, targets: dict[str, Limits]) -> dict[str, Any]:
+        """Without what was not given: `on` tells that from what null takes away for a target."""
+        return {
+            name: each.model_dump(mode="json", exclude_unset=True) for name, each in targets.items()
+        }
 
     def on(self, target: str) -> Limits:
         """The limits for a target: its own, and for the rest those of all."""

@@ -20,7 +20,18 @@ _MAX_VALUES = 20_000
 class _UniqueKeyLoader(yaml.SafeLoader):
     """The safe loader, made to refuse a key that stands twice."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+    def __init__(self, stream: Any) -> None:
+        super().__init__(stream)
+        self._checked: set[int] = set()
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        """Check a mapping before what it merges is written into it, which happens in place."""
+        if id(node) not in self._checked:
+            self._checked.add(id(node))
+            self._refuse_doubles(node)
+        super().flatten_mapping(node)
+
+    def _refuse_doubles(self, node: yaml.MappingNode) -> None:
         seen = set()
         for key_node, _ in node.value:
             if key_node.tag == "tag:yaml.org,2002:merge":
@@ -32,7 +43,6 @@ class _UniqueKeyLoader(yaml.SafeLoader):
                 )
             if isinstance(key, Hashable):  # else the base class refuses it
                 seen.add(key)
-        return super().construct_mapping(node, deep)
 
 
 def parse_yaml(path: Path, *, fix: str) -> Any:

@@ -108,13 +108,14 @@ def _with_override(problem: ToolkitError, overrides: Sequence[str]) -> ToolkitEr
 def _locate(source: str | Path) -> tuple[Path, Path]:
     known = builtin_recipes()
     path = Path(source)
-    if str(source) in known and not path.is_file():
+    is_file = os.path.isfile(path)
+    if str(source) in known and not is_file:
         return known[str(source)], Path.cwd()
-    if not path.is_file():
+    if not is_file:
         builtin = f"the built-in recipes are {', '.join(known)}"
         if path.suffix or len(path.parts) > 1:
             problem = Problem(
-                "the file does not exist" if not path.exists() else "this is not a file",
+                "the file does not exist" if not os.path.exists(path) else "this is not a file",
                 given=source,
                 fix=missing_path(path, f"correct the path; {builtin}"),
             )
@@ -257,6 +258,6 @@ def _resolve_paths(value: Any, base: Path) -> Any:
     if isinstance(value, BaseModel):
         current = {name: getattr(value, name) for name in type(value).model_fields}
         resolved = {name: _resolve_paths(each, base) for name, each in current.items()}
-        changed = {name: new for name, new in resolved.items() if new is not current[name]}
+        changed = {name: new for name, new in resolved.items() if new != current[name]}
         return value.model_copy(update=changed) if changed else value
     return value

@@ -55,7 +55,9 @@ def write_report(report: Report, folder: str | Path, *, answers: Answers | None 
     from compressor.report.markdown import render_markdown
 
     folder = Path(folder)
-    packed = None if answers is None else save(dict(answers.items()))
+    packed = None
+    if answers is not None:  # the library writes memory as it lies, also where that has gaps
+        packed = save({name: np.ascontiguousarray(each) for name, each in answers.items()})
     if packed is not None:
         digest = hashlib.sha256(packed).hexdigest()
         report = report.model_copy(update={"predictions": digest})

@@ -17,6 +17,7 @@ from compressor.errors import PackageError
 from compressor.serving._names import SERVED_NAME, file_name
 from targets.bundle import Bundle, Manifest
 from targets.discovery import Component
+from targets.environment import distributions
 from targets.runtimes._openvino_lengths import LENGTHS
 from targets.wording import plural
 
@@ -176,8 +177,9 @@ def copy_model(bundle: Bundle, folder: Path) -> str:
 
 def version_notes(manifest: Manifest) -> tuple[str, ...]:
     """Which version of the runtime the server should have, where the bundle records it."""
-    libraries = manifest.provenance.get("libraries")
-    if not isinstance(libraries, dict) or not libraries:
+    recorded = manifest.provenance.get("libraries")
+    libraries = distributions(recorded) if isinstance(recorded, dict) else {}
+    if not libraries:
         return ()
     named = " and ".join(f"{name} {version}" for name, version in sorted(libraries.items()))
     return (f"the model was made with {named}: a server with an older one may refuse it",)

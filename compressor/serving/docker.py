@@ -18,6 +18,7 @@ from compressor.serving._names import kubernetes_name
 from compressor.serving.base import Format
 from compressor.wheel import make_wheel
 from targets.bundle import Bundle, Manifest
+from targets.environment import library_versions
 from targets.registry import available
 
 __all__ = ["Docker"]
@@ -176,5 +177,8 @@ def _installed(name: str) -> str:
 def _base_requirements() -> Iterator[str]:
     for line in importlib.metadata.requires(DISTRIBUTION) or ():
         name = re.match(r"[A-Za-z0-9._-]+", line)
-        if name is not None and "extra ==" not in line:
-            yield name.group().lower()
+        if name is None or "extra ==" in line:
+            continue
+        if ";" in line and not library_versions((name.group(),)):
+            continue  # not for this Python, say; the wheel names it where it is
+        yield name.group().lower()

@@ -59,7 +59,9 @@ class TokenClassification(TokenLevel):
 
         Those of control characters and the like alone are dropped by tokenizers and not judged.
         """
-        words = [word for word in str(value).split(SPACE) if _is_seen(word)]
+        words = str(value).split(SPACE)
+        seen = [word for word in words if _is_seen(word)]
+        words = seen if place < len(seen) else words  # some tokenizers drop none
         around = words[max(0, place - NUM_AROUND) : place + NUM_AROUND + 1]
         return f"{words[place]} (in: {SPACE.join(around)})"
 

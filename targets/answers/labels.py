@@ -28,6 +28,14 @@ class Prediction(BasePrediction):
     """The probability of every label; they add up to 1."""
 
 
+def by_name(names: Sequence[str], values: Sequence[float]) -> dict[str, float]:
+    """The values of classes, of which two may have one name: theirs are added up."""
+    found = dict.fromkeys(names, 0.0)
+    for name, value in zip(names, values, strict=True):
+        found[name] += value
+    return found
+
+
 class LabelAnswers(Answers):
     """The outputs are the logits of an input's classes, (samples, classes)."""
 
@@ -52,7 +60,7 @@ class LabelAnswers(Answers):
             Prediction(
                 label=names[found],
                 score=float(row[found]),
-                scores=dict(zip(names, map(float, row), strict=True)),
+                scores=by_name(names, row.tolist()),
                 truncated=truncated,
             )
             for truncated, row, found in zip(

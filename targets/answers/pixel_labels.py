@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from pydantic import ConfigDict, Field
 
 from targets.answers.base import IGNORED, Answers, BasePrediction, Units
+from targets.answers.labels import by_name
 from targets.errors import InputError
 from targets.preprocessing.image import PIXELS, View, open_image
 
@@ -102,7 +103,7 @@ class PixelLabelAnswers(Answers):
         found = []
         for classes, view in zip(outputs, encoded.views, strict=True):
             counts = np.bincount(classes.reshape(-1), minlength=len(names))
-            shares = dict(zip(names, (counts / classes.size).tolist(), strict=True))
+            shares = by_name(names, (counts / classes.size).tolist())
             found.append(ClassMapPrediction(shares=shares, classes=classes, view=view))
         return found
 

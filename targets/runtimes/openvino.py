@@ -24,7 +24,7 @@ from targets.errors import (
     UnsupportedModelError,
     is_of_the_machine,
 )
-from targets.node_times import NodeTime, median_times
+from targets.node_times import NodeTime
 from targets.runtimes._openvino_lengths import (
     LARGEST_BYTES,
     LEAST_PADDING,
@@ -213,25 +213,22 @@ class OpenVINO(Target):
     def profile(
         self, bundle: Bundle, feeds: Arrays, *, threads: int, num_runs: int
     ) -> tuple[NodeTime, ...]:
-        """See the base class; a kernel names the implementation and what it computes in."""
+        """See the base class; a kernel names the implementation and what it computes in.
+
+        The runtime tells the mean of all runs so far: that of the last ones follows from two of it.
+        """
         session = self._session(bundle, threads, {"PERF_COUNT": True})
-        runs = []
-        for _ in range(num_runs + num_runs // 10):
+        warm = 1 + num_runs // 10
+        for _ in range(warm):
             session.run(feeds)
-            runs.append(
-                [
-                    NodeTime(
-                        name=each.node_name,
-                        op=each.node_type,
-                        kernel=each.exec_type,
-                        ms=1e3 * each.real_time.total_seconds(),
-                    )
-                    for request in session.requests
-                    for each in request.get_profiling_info()
-                    if each.status == each.Status.EXECUTED
-                ]
-            )
-        return median_times(runs[-num_runs:])
+        before = _node_times(session)
+        for _ in range(num_runs):
+            session.run(feeds)
+        after = _node_times(session)
+        return tuple(
+            now.model_copy(update={"ms": max(0.0, now.ms + warm / num_runs * (now.ms - then.ms))})
+            for then, now in zip(before, after, strict=True)
+        )
 
     def _options(self, given: Mapping[str, Any], threads: int) -> dict[str, Any]:
         """Properties of the runtime: those that a bundle has, over those that are usual."""
@@ -403,6 +400,21 @@ def _num_streams(compiled: openvino.CompiledModel) -> int:
         return int(compiled.get_property("NUM_STREAMS"))
     except RuntimeError:
         return 1
+
+
+def _node_times(session: OpenVINOSession) -> list[NodeTime]:
+    """Of each node that ran, the mean over all runs of the session."""
+    return [
+        NodeTime(
+            name=each.node_name,
+            op=each.node_type,
+            kernel=each.exec_type,
+            ms=1e3 * each.real_time.total_seconds(),
+        )
+        for request in session.requests
+        for each in request.get_profiling_info()
+        if each.status == each.Status.EXECUTED
+    ]
 
 
 def _has_bf16() -> bool:

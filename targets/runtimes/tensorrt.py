@@ -8,6 +8,7 @@ from typing import ClassVar
 from pydantic import Field
 
 from targets.base import Source
+from targets.environment import GPU
 from targets.errors import TargetError
 from targets.runtimes._tensorrt.cuda import Gpu, find_gpu
 from targets.runtimes._tensorrt.target import TensorRTTarget
@@ -35,7 +36,7 @@ class TensorRT(TensorRTTarget):
         gpu = find_gpu()
         if gpu is None:
             return super().versions()
-        return super().versions() | {"gpu": f"{gpu.name}, {gpu.compute_capability}"}
+        return super().versions() | {GPU: f"{gpu.name}, {gpu.compute_capability}"}
 
     @property
     def build_settings(self) -> dict[str, object]:

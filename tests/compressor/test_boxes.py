@@ -72,6 +72,43 @@ def test_splits_have_the_classes_of_the_model(path: Path) -> None:
     assert "did you mean 'camera'?" in str(raised.value)
 
 
+def images_with(tmp_path: Path, counts: list[int]) -> Path:
+    """A file of images, each with so many boxes."""
+    images = [
+        {"id": number, "file_name": f"{number}.png", "width": WIDTH, "height": HEIGHT}
+        for number in range(len(counts))
+    ]
+    for each in images:
+        Image.new("RGB", (WIDTH, HEIGHT)).save(tmp_path / str(each["file_name"]))
+    annotations = [
+        {"image_id": number, "category_id": 1, "bbox": [0, 0, 5, 5]}
+        for number, count in enumerate(counts)
+        for _ in range(count)
+    ]
+    categories = [{"id": 1, "name": "dog"}]
+    return write(
+        tmp_path / "train.json",
+        {"images": images, "categories": categories, "annotations": annotations},
+    )
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_of_images_with_few_objects_some_are_set_apart(tmp_path: Path, seed: int) -> None:
+    path = images_with(tmp_path, [0] * 10 + [1] * 5)
+    spec = DataSpec(train=path, test=path)
+    splits = read_splits(spec, label_names=None, kind="image", labels="boxes", seed=seed)
+    for split in (splits.train, splits.validation):
+        assert any(len(each) for each in split.labels)
+        assert any(not len(each) for each in split.labels)
+
+
+def test_one_image_with_objects_is_too_few_to_set_some_apart(tmp_path: Path) -> None:
+    path = images_with(tmp_path, [0] * 10 + [2])
+    with pytest.raises(DataError, match="too small to set part of it aside") as raised:
+        read_splits(DataSpec(train=path, test=path), label_names=None, kind="image", labels="boxes")
+    assert raised.value.given == "a single image with objects"
+
+
 def test_images_may_lie_elsewhere(path: Path, tmp_path: Path) -> None:
     folder = tmp_path / "elsewhere"
     folder.mkdir()

@@ -15,10 +15,14 @@ from cyclonedx.schema import SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
 
 from compressor.bom import bill_of_materials
+from compressor.passes.export import Export
 from compressor.passes.prune import Prune
-from compressor.publishing import Publisher, recipe_hash
+from compressor.passes.quantize import Quantize
+from compressor.passes.trim_vocabulary import TrimVocabulary
+from compressor.publishing import _read_files, applied_passes, recipe_hash
 from compressor.recipe import Recipe, load_recipe
 from compressor.report.files import read_report
+from compressor.serving.base import version_notes
 from compressor.training.settings import DistillSettings
 from targets.bundle import BOM, Bundle, hash_file
 from targets.environment import library_versions
@@ -207,15 +211,32 @@ def test_the_files_of_a_pass_stand_in_the_manifest(home, tmp_path):
     (tmp_path / "texts.txt").write_text("one\ntwo\n")
     passes = f"passes=[{{pass: distill, unlabeled: {tmp_path}/texts.txt}}, export]"
     recipe = load_recipe(str(home / "recipe.yaml"), overrides=[passes])
-    unused: Any = None
-    publisher = Publisher(
-        recipe=recipe, model=unused, checkpoint_files={}, data_hash="", split_hashes={},
-        environment=unused,
-    )  # fmt: skip
     [variant, *_] = recipe.chains
-    found = list(publisher._files(variant))
-    assert found[0] == {"texts.txt": hash_file(tmp_path / "texts.txt")}
-    assert not any(found[1:])
+    first, *others = map(_read_files, recipe.chains[variant])
+    assert first == {"texts.txt": hash_file(tmp_path / "texts.txt")}
+    assert not any(others)
+    both = TrimVocabulary(extra_text=(tmp_path / "texts.txt", tmp_path / "more" / "texts.txt"))
+    (tmp_path / "more").mkdir()
+    (tmp_path / "more" / "texts.txt").write_text("three\n")
+    assert set(_read_files(both)) == {"texts.txt", "more/texts.txt"}
+
+
+def test_a_bundle_of_a_torch_target_names_no_pass_in_onnx_form():
+    chain = (TrimVocabulary(), Export(), Quantize())
+    assert applied_passes(chain, "torch") == chain[:1]
+    assert applied_passes(chain, "onnx") == chain
+    assert applied_passes((), "torch") == ()
+
+
+def test_what_is_no_distribution_is_in_no_bill_of_materials(bundle):
+    manifest = bundle.manifest
+    more = {"gpu": "NVIDIA H200, 9.0", "source of my_targets": "0" * 64}
+    origin = {**manifest.provenance, "libraries": {**manifest.provenance["libraries"], **more}}
+    changed = manifest.model_copy(update={"provenance": origin})
+    assert bill_of_materials(changed, architecture="a") == bill_of_materials(
+        manifest, architecture="a"
+    )
+    assert version_notes(changed) == version_notes(manifest)
 
 
 def test_the_hash_of_the_recipe_is_no_part_of_the_identity(bundle):

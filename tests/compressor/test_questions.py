@@ -35,6 +35,10 @@ def squad(*asked: dict[str, Any], context: object = CONTEXT) -> dict[str, Any]:
 
 def test_a_file_of_squad_is_read(tmp_path: Path) -> None:
     found = read(SQUAD, slices=("title",))
+    with pytest.raises(DataError, match=r"'titel' of data\.slices is missing") as raised:
+        read(SQUAD, slices=("titel",))
+    assert raised.value.given == "columns title, id"
+    assert "did you mean 'title'?" in str(raised.value.fix)
     assert (len(found.train), len(found.validation), len(found.test)) == (12, 1, 13)
     assert found.label_names == ("start", "end")
     first, ends = found.test.inputs[0], found.test.labels[0]

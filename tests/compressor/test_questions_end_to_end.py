@@ -82,6 +82,9 @@ def test_a_run_builds_and_measures_every_variant(run: Finished) -> None:
     answers = read_answers(report, run.output)
     assert answers is not None
     assert "labels" not in answers
+    for key, row in measured.items():
+        assert row.test is not None
+        assert answers[key].mean() == pytest.approx(row.test.value, abs=1e-6)
     page = (run.output / "report.md").read_text()
     assert "test F1" in page
     assert "exact match" in page

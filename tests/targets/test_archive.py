@@ -132,6 +132,14 @@ def test_other_options_keep_the_folder_of_an_archive(
     assert list((tmp_path / "temporary").iterdir()) == []
 
 
+def test_an_archive_becomes_one_of_another_format(folder: Path, tmp_path: Path) -> None:
+    first, second = FORMATS
+    pack(folder, tmp_path / f"a{first}")
+    pack(folder, tmp_path / f"b{second}")
+    pack(tmp_path / f"a{first}", tmp_path / f"c{second}")
+    assert (tmp_path / f"c{second}").read_bytes() == (tmp_path / f"b{second}").read_bytes()
+
+
 def test_a_damaged_bundle_is_not_packed(folder: Path, tmp_path: Path) -> None:
     (folder / "model.bin").write_bytes(b"other")
     with pytest.raises(BundleError, match="changed after it was built"):

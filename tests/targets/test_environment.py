@@ -6,14 +6,17 @@ import importlib.metadata
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from targets import environment, interference
-from targets.environment import Environment, library_versions, usable_cpus
+from targets.environment import Environment, library_versions, throttled_s, usable_cpus
 from targets.errors import is_of_the_machine
-from targets.interference import CpuSample
+from targets.interference import CpuSample, round_between
+from targets.measurement import machine_noise
 
 
 @pytest.fixture(autouse=True)
@@ -66,13 +69,96 @@ def test_machines_with_other_gpus_are_other_machines(
 def test_the_cpu_time_of_a_container_is_part_of_the_machine(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str, quota: float | None
 ) -> None:
-    monkeypatch.setattr(environment, "CPU_QUOTA", tmp_path / "absent")
+    monkeypatch.setattr(environment, "CGROUP", tmp_path)
     free = Environment.here()
     assert free.cpu_quota is None
     (tmp_path / "cpu.max").write_text(content)
-    monkeypatch.setattr(environment, "CPU_QUOTA", tmp_path / "cpu.max")
     assert Environment.here().cpu_quota == quota
     assert (Environment.here().machine == free.machine) is (quota is None)
+
+
+@pytest.mark.parametrize(("quota", "found"), [("50000\n", 0.5), ("-1\n", None)])
+def test_limits_of_the_first_version_of_cgroups_count_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quota: str, found: float | None
+) -> None:
+    monkeypatch.setattr(environment, "CGROUP", tmp_path)
+    (tmp_path / "cpu").mkdir()
+    (tmp_path / "cpu" / "cpu.cfs_quota_us").write_text(quota)
+    (tmp_path / "cpu" / "cpu.cfs_period_us").write_text("100000\n")
+    assert Environment.here().cpu_quota == found
+    assert throttled_s() == 0
+    (tmp_path / "cpu" / "cpu.stat").write_text("nr_periods 9\nthrottled_time 2500000000\n")
+    assert throttled_s() == 2.5
+    (tmp_path / "cpu.stat").write_text("usage_usec 9\nthrottled_usec 1500000\n")
+    assert throttled_s() == 1.5
+
+
+def test_a_container_that_is_stopped_is_noisy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(environment, "CGROUP", tmp_path)
+    before = CpuSample.take()
+    time.sleep(0.05)
+    (tmp_path / "cpu.stat").write_text("throttled_usec 20000\n")
+    found = round_between(before, CpuSample.take(), (50_000_000,))
+    assert 0.1 < found.throttled <= 0.4
+    noise = machine_noise([found], threads=1, num_cpus=64)
+    assert "the CPU limit of the container stopped the process" in str(noise)
+    quiet = found.model_copy(update={"throttled": 0.01})
+    assert "container" not in str(machine_noise([quiet], threads=1, num_cpus=64))
+
+
+ARM = """processor\t: 0
+Features\t: fp asimd asimddp
+CPU implementer\t: 0x41
+CPU architecture: 8
+CPU variant\t: 0x1
+CPU part\t: {part}
+CPU revision\t: 1
+
+processor\t: 1
+CPU implementer\t: 0x41
+CPU variant\t: 0x1
+CPU part\t: 0xd40
+CPU revision\t: 1
+"""
+
+
+def test_cpus_without_a_name_are_told_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ARM has numbers of each kind of core, and a board has a name."""
+    monkeypatch.setattr(environment, "CPUINFO", tmp_path / "cpuinfo")
+    monkeypatch.setattr(environment, "BOARD", (tmp_path / "none", tmp_path / "model"))
+    name = environment._cpu_name.__wrapped__
+    found = []
+    for part in ("0xd40", "0xd4f"):
+        (tmp_path / "cpuinfo").write_text(ARM.format(part=part))
+        found.append(name())
+    assert found[0].endswith(", 0x41 0x1 0xd40 1")
+    assert found[1].endswith(", 0x41 0x1 0xd40 1, 0x41 0x1 0xd4f 1")
+    assert environment.cpu_features.__wrapped__() == ("asimddp",)
+    (tmp_path / "model").write_text("A Board\0")
+    assert name() == f"{found[1]}, A Board"
+    (tmp_path / "cpuinfo").write_text("model name\t: A: CPU\nflags\t: avx2\n")
+    assert name() == "A: CPU"
+
+
+def test_cpus_that_are_offline_have_no_times(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel lists those that run, without gaps."""
+    monkeypatch.setattr(environment, "ONLINE", tmp_path / "online")
+    (tmp_path / "online").write_text("0,2,4-6\n")
+    assert environment.online_cpus() == (0, 2, 4, 5, 6)
+    times = [
+        SimpleNamespace(_fields=("user", "idle"), user=cpu, idle=0.0) for cpu in (0, 2, 4, 5, 6)
+    ]
+    monkeypatch.setattr(interference.psutil, "cpu_times", lambda percpu: times)
+    monkeypatch.setattr(interference, "usable_cpus", lambda: (2, 4))
+    assert interference._cpu_times() == {"user": 6, "idle": 0.0}
+    (tmp_path / "online").write_text("0-7\n")  # not those of the list: by places
+    assert interference._cpu_times() == {"user": 4 + 6, "idle": 0.0}
 
 
 @pytest.mark.skipif(

@@ -78,6 +78,10 @@ def test_statistics_of_known_times() -> None:
     assert measured.p99_ms == pytest.approx(np.percentile(range(1, 101), 99), abs=1)
     assert measured.min_ms == 1
     assert measured.throughput == pytest.approx(4 / 50.5e-3)
+    # Of requests as unlike as texts are, the median is not what a stream of them takes.
+    unlike = of_rounds([Round(run_ns=(2 * MS, 2 * MS, 2 * MS, 20 * MS), cpu_ns=MS)] * 3)
+    assert unlike.median_ms == 2
+    assert unlike.throughput == pytest.approx(4 / 6.5e-3)
     assert measured.cpu_ms == 1
 
 

@@ -145,6 +145,20 @@ def test_a_tuned_bundle_has_the_options_and_the_evidence(
         assert predictor.predict(["w1"])[0].label == "negative"
 
 
+def test_the_tuned_bundle_of_a_read_only_one_may_be_written(
+    make_bundle: MakeBundle, tmp_path: Path
+) -> None:
+    bundle = Bundle.open(make_bundle())
+    bundle.folder.chmod(0o555)
+    (bundle.folder / "notes.txt.swp").touch()  # belongs to no bundle
+    try:
+        written = write_tuned(bundle, chosen({}), tmp_path / "tuned")
+    finally:
+        bundle.folder.chmod(0o755)
+    assert written.folder.stat().st_mode & 0o200
+    assert set(written.manifest.files) == set(bundle.manifest.files)
+
+
 def test_a_folder_that_holds_something_is_not_written_to(
     make_bundle: MakeBundle, tmp_path: Path
 ) -> None:

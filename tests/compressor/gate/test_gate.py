@@ -12,6 +12,7 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
+from compressor.gate.budget import Budget, Limits
 from compressor.gate.gate import GateResult
 from compressor.report.files import write_report
 from compressor.report.schema import Report
@@ -48,6 +49,30 @@ def test_a_budget_of_the_command_line_takes_the_place_of_that_of_the_run(gate: G
     assert "to try next: " in done.out
     for limit in ("max_accuracy_drop", "min_size_ratio"):
         assert limit in done.out  # the other limits of the run still count
+
+
+def test_limits_of_a_target_stand_beside_those_of_all(gate: Gate, tmp_path: Path) -> None:
+    """Also where the budget comes from the report, which names what it was given alone."""
+    report = Report.model_validate_json(NOW.read_bytes())
+    budget = Budget(
+        max_accuracy_drop=0.0,
+        max_metric_drop={"macro_f1": 50.0},
+        targets={"onnxruntime": Limits(min_speedup=1.0, min_size_ratio=None)},
+    )
+    again = Budget.model_validate_json(budget.model_dump_json())
+    assert again.on("onnxruntime") == budget.on("onnxruntime")
+    assert again == budget
+    path = tmp_path / "report.json"
+    strict = budget.model_copy(update={"max_accuracy_drop": 0.01, "min_size_ratio": 1000.0})
+    path.write_text(
+        report.model_copy(update={"budget": strict.model_dump(mode="json")}).model_dump_json()
+    )
+    done = gate(path)
+    assert done.code == 5, done.out
+    lines = [line for line in done.out.splitlines() if " onnxruntime " in line]
+    assert any("max_accuracy_drop" in line for line in lines)
+    assert not any("min_size_ratio" in line for line in lines)  # which null takes away there
+    assert "min_size_ratio" in done.out
 
 
 def test_the_choice_follows_the_budget(gate: Gate) -> None:

@@ -72,6 +72,25 @@ def test_a_name_alone_is_a_pass_with_its_defaults(load: Load) -> None:
     assert [each.name for each in short.passes] == ["export", "quantize"]
 
 
+def test_limits_of_all_targets_hold_on_one_that_has_its_own(load: Load) -> None:
+    text = "budget: {max_metric_drop: {macro_f1: 1.5}, targets: {openvino: {max_latency_ms: 3}}}"
+    limits = load(MINIMAL + text).budget.on("openvino")
+    assert (limits.max_metric_drop, limits.max_latency_ms) == ({"macro_f1": 1.5}, 3)
+
+
+def test_a_mapping_may_merge_one_that_merges_another(load: Load) -> None:
+    text = """
+budget:
+  targets:
+    onnxruntime: &a {max_latency_ms: 5, max_size_mb: 20}
+    openvino: &b {<<: *a, max_latency_ms: 3}
+  <<: *b
+"""
+    budget = load(MINIMAL + text).budget
+    assert (budget.max_latency_ms, budget.max_size_mb) == (3, 20)
+    assert budget.targets["openvino"].max_latency_ms == 3
+
+
 def test_variants_go_on_from_the_shared_passes(load: Load) -> None:
     recipe = load(
         MINIMAL
@@ -307,6 +326,10 @@ def test_an_unknown_task_names_the_nearest_and_all(load: Load) -> None:
     [
         ("model: a\nmodel: b", "the key 'model' appears twice"),
         ("model: a\ndata: {train: a, train: b}", "the key 'train' appears twice"),
+        (
+            "a: &a {k: 1}\nb:\n  c: &b {<<: *a, k: 2, k: 3}\n  <<: *b",
+            "the key 'k' appears twice",
+        ),
         ("a: [", "line 1"),
         ("a: b: c", "line 1"),
         ("? [a]\n: b", "unhashable key"),

@@ -203,5 +203,14 @@ def test_a_comparison_has_f1_and_exact_match() -> None:
     assert SpanAnswers().score(after).value == pytest.approx(0.5)
 
 
+@pytest.mark.parametrize(("count", "is_certain"), [(1, False), (5, False), (6, True)])
+def test_what_a_few_questions_lose_may_be_chance(count: int, is_certain: bool) -> None:
+    """However alike they are: of five, random signs give a p of 0.06."""
+    drop, low, high = mean_drop(np.ones(count), np.full(count, 0.5))
+    assert drop == 50
+    assert (low > 0) is is_certain
+    assert high == 50
+
+
 def test_a_report_names_the_question() -> None:
     assert TASK.title(SPLIT.inputs[0], 0) == "When was the lighthouse built?"
