@@ -242,7 +242,8 @@ def data_fingerprint(
     """
     hashes = split_hashes(spec, kind, labels) if hashes is None else hashes
     parts = [f"{name} {value}" for name, value in sorted(hashes.items())]
-    set_apart = None if spec.validation is not None else (seed, VALIDATION_FRACTION)
+    version = (2,) if labels == "boxes" else ()  # goes up where others are set apart
+    set_apart = None if spec.validation is not None else (seed, VALIDATION_FRACTION, *version)
     columns: tuple[str | None, ...]
     columns = (_input_column(spec, kind, labels), labels and getattr(spec, labels, labels))
     if labels == "answers":

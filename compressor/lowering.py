@@ -24,7 +24,7 @@ from targets.worker_client import Worker
 
 __all__ = ["Candidate", "lower"]
 
-LOWER_VERSION = 9  # goes up when the same model gives another bundle on every target
+LOWER_VERSION = 10  # goes up when the same model gives another bundle on every target
 HAND_OVER_VERSION = 2  # goes up when a target leaves something else for another machine
 LOWER_TIMEOUT_S = 6 * 3600.0  # an engine of a large model takes long, and gives no sign of life
 _HERE = "<here>"  # in the store: where what is handed over will lie

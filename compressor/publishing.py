@@ -43,7 +43,7 @@ from targets.environment import Environment, library_versions
 from targets.errors import BundleError
 from targets.measurement import Measurement
 
-__all__ = ["Publisher", "recipe_hash", "remove_leftovers", "set_aside"]
+__all__ = ["Publisher", "applied_passes", "recipe_hash", "remove_leftovers", "set_aside"]
 
 _PARTIAL = ".partial"
 _EARLIER = "earlier-bundles"

@@ -20,10 +20,10 @@ __all__ = [
     "INT8_FEATURES",
     "Environment",
     "cpu_features",
+    "cpu_periods",
     "distributions",
     "library_versions",
     "online_cpus",
-    "throttled_s",
     "usable_cpus",
 ]
 
@@ -143,19 +143,16 @@ def _cpu_quota() -> float | None:
     return None if found is None or found >= len(usable_cpus()) else found
 
 
-def throttled_s() -> float:
-    """How long the container was stopped so far, because it had used up its CPU time, in seconds.
+def cpu_periods() -> tuple[int, int]:
+    """Periods in which the container ran so far, and those of them in which it was stopped.
 
-    0 where there is no container, or no limit.
+    It is stopped where it has used up the CPU time of a period. None where there is no limit.
     """
-    for path, name, unit in (
-        (CGROUP / "cpu.stat", "throttled_usec", 1e6),
-        (CGROUP / "cpu" / "cpu.stat", "throttled_time", 1e9),
-    ):
+    for path in (CGROUP / "cpu.stat", CGROUP / "cpu" / "cpu.stat"):
         with suppress(OSError, ValueError, KeyError):
             fields = dict(line.split(maxsplit=1) for line in _read(path).splitlines())
-            return int(fields[name]) / unit
-    return 0.0
+            return int(fields["nr_periods"]), int(fields["nr_throttled"])
+    return 0, 0
 
 
 def _read(path: Path) -> str:

@@ -122,7 +122,10 @@ class Generator:
             InputError: The prompt is empty or leaves no room.
         """
         tokens = self.tokenizer.encode(prompt).ids
-        return self._pieces(tokens, max_tokens, before=tokens[-_NUM_BEFORE:])
+        ends = (tokens[-count:] for count in range(_NUM_BEFORE, len(tokens)))
+        # Not from within a character: its bytes would spoil those that follow.
+        whole = (end for end in ends if _UNFINISHED not in self._decoded(end))
+        return self._pieces(tokens, max_tokens, before=next(whole, tokens))
 
     def chat(self, messages: Sequence[Mapping[str, str]], *, max_tokens: int) -> Iterator[str]:
         """The answer to the last message of a chat, in pieces as those of :meth:`stream`.

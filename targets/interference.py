@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 
 from targets.energy import EnergyMeter, EnergySample, energy_between
-from targets.environment import online_cpus, throttled_s, usable_cpus
+from targets.environment import cpu_periods, online_cpus, usable_cpus
 from targets.measurement import Round
 
 __all__ = ["CpuSample", "peak_memory_bytes", "round_between"]
@@ -27,7 +27,7 @@ class CpuSample:
     busy_s: float
     steal_s: float
     total_s: float
-    throttled_s: float
+    cpu_periods: tuple[int, int]
     load_average: float
     energy: EnergySample
 
@@ -45,7 +45,7 @@ class CpuSample:
             busy_s=total_s - idle_s - steal_s,
             steal_s=steal_s,
             total_s=total_s,
-            throttled_s=throttled_s(),
+            cpu_periods=cpu_periods(),
             load_average=os.getloadavg()[0],
             energy=energy,
         )
@@ -70,12 +70,14 @@ def round_between(before: CpuSample, after: CpuSample, run_ns: tuple[int, ...]) 
     process_s = after.process_s - before.process_s
     others_s = after.busy_s - before.busy_s - process_s
     steal_s = after.steal_s - before.steal_s
+    pairs = zip(after.cpu_periods, before.cpu_periods, strict=True)
+    periods, throttled = (max(now - then, 0) for now, then in pairs)
     return Round(
         run_ns=run_ns,
         cpu_ns=round(process_s * 1e9),
         others_cpus=max(others_s / wall_s, 0.0),
         steal=steal_s / max(after.total_s - before.total_s, 1e-9),
-        throttled=max(after.throttled_s - before.throttled_s, 0.0) / wall_s,
+        throttled=throttled / max(periods, 1),
         load_average=after.load_average,
         energy_j=energy_between(before.energy, after.energy),
     )

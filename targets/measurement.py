@@ -37,8 +37,8 @@ MAX_CONTENTION = 0.10
 # On a virtual machine: time for which the host ran somebody else.
 MAX_STEAL = 0.02
 # A round in which the process got this much less CPU than in its best one was held up.
-MAX_THROTTLED = 0.02
-"""Share of the time in which the limit of a container may stop the process."""
+MAX_THROTTLED = 0.05
+"""Share of the periods in which the limit of a container may stop the process."""
 MAX_STARVED = 0.15
 # The machine's own speed, with nobody else to blame: a change between the rounds, and against the
 # best that it has been known to do. An idle machine repeats the fixed work to within 3%.
@@ -73,7 +73,7 @@ class Round(_Frozen):
     steal: float = 0.0
     """Share of the machine's CPU time that its host gave to others, 0 to 1."""
     throttled: float = 0.0
-    """Share of the wall time in which a container had used up its CPU time and was stopped."""
+    """Share of the periods of a container in which it had used up its CPU time and was stopped."""
     load_average: float = 0.0
     """The system's one-minute load average at the end."""
     reference_ns: PositiveInt | None = None
@@ -403,7 +403,7 @@ def _throttled_reason(rounds: Sequence[Round]) -> str | None:
     throttled = float(np.mean([each.throttled for each in rounds]))
     if throttled <= MAX_THROTTLED:
         return None
-    return f"the CPU limit of the container stopped the process {throttled:.0%} of the time"
+    return f"the CPU limit of the container stopped the process in {throttled:.0%} of its periods"
 
 
 def _starved_reason(rounds: Sequence[Round]) -> str | None:

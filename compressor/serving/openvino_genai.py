@@ -17,11 +17,10 @@ __all__ = ["OpenVINOGenAI"]
 
 _PRECISION = "INFERENCE_PRECISION_HINT"
 _HONEST: Mapping[str, str | int] = {
-    _PRECISION: "f32",
     "KV_CACHE_PRECISION": "f32",
     "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0,
 }
-"""Without these openvino.genai rounds more than the bundle does that was measured."""
+"""Without these openvino.genai rounds more on a CPU than the bundle does that was measured."""
 
 
 class OpenVINOGenAI(Format):
@@ -43,7 +42,7 @@ class OpenVINOGenAI(Format):
         write_tokenizer(tokenizer, folder)
         settings = ", ".join(f"{key}={value}" for key, value in _settings(manifest).items())
         return (
-            f"the bundle was measured with {settings}; without it, less runs in float32",
+            f"the bundle was measured with {settings}; without it, it is computed less exactly",
             *tuning_notes(manifest),
             *version_notes(manifest),
         )
@@ -60,4 +59,7 @@ class OpenVINOGenAI(Format):
 
 
 def _settings(manifest: Manifest) -> dict[str, str | int]:
-    return {**_HONEST, _PRECISION: str(manifest.options.get(_PRECISION, _HONEST[_PRECISION]))}
+    """Properties of the runtime with which the bundle was measured."""
+    is_on_cpu = manifest.target_settings.get("device", "CPU") == "CPU"
+    precision = str(manifest.options.get(_PRECISION, "f32"))
+    return {_PRECISION: precision, **(_HONEST if is_on_cpu else {})}

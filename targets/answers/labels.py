@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from targets.evaluation_pack import Labels
     from targets.preprocessing import Encoded
 
-__all__ = ["LabelAnswers", "Prediction"]
+__all__ = ["LabelAnswers", "Prediction", "by_name"]
 
 
 class Prediction(BasePrediction):

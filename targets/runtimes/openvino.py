@@ -226,8 +226,13 @@ class OpenVINO(Target):
             session.run(feeds)
         after = _node_times(session)
         return tuple(
-            now.model_copy(update={"ms": max(0.0, now.ms + warm / num_runs * (now.ms - then.ms))})
-            for then, now in zip(before, after, strict=True)
+            NodeTime(
+                name=node[0],
+                op=node[1],
+                kernel=node[2],
+                ms=_later_mean(before.get(node, 0.0), after.get(node, 0.0), warm, num_runs),
+            )
+            for node in {**before, **after}
         )
 
     def _options(self, given: Mapping[str, Any], threads: int) -> dict[str, Any]:
@@ -402,19 +407,23 @@ def _num_streams(compiled: openvino.CompiledModel) -> int:
         return 1
 
 
-def _node_times(session: OpenVINOSession) -> list[NodeTime]:
-    """Of each node that ran, the mean over all runs of the session."""
-    return [
-        NodeTime(
-            name=each.node_name,
-            op=each.node_type,
-            kernel=each.exec_type,
-            ms=1e3 * each.real_time.total_seconds(),
-        )
-        for request in session.requests
-        for each in request.get_profiling_info()
-        if each.status == each.Status.EXECUTED
-    ]
+def _node_times(session: OpenVINOSession) -> dict[tuple[str, str, str], float]:
+    """Name, type and kernel of each node that ran -> its mean over all runs so far, in ms.
+
+    One of less than a microsecond counts as not run, and may be among them at one time only.
+    """
+    found: dict[tuple[str, str, str], list[float]] = {}
+    for request in session.requests:  # of which several may share a batch
+        for each in request.get_profiling_info():
+            if each.status == each.Status.EXECUTED:
+                node = (each.node_name, each.node_type, each.exec_type)
+                found.setdefault(node, []).append(1e3 * each.real_time.total_seconds())
+    return {node: sum(times) / len(times) for node, times in found.items()}
+
+
+def _later_mean(before: float, after: float, num_before: int, num_later: int) -> float:
+    """The mean of later runs, from that of the first ones and that of all."""
+    return max(0.0, after + num_before / num_later * (after - before))
 
 
 def _has_bf16() -> bool:

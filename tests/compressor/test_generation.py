@@ -14,6 +14,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from tokenizers import Tokenizer, decoders, models
 
 from compressor.architecture import Architecture
 from compressor.errors import PackageError, PassError
@@ -197,6 +198,23 @@ def test_greedy_writing_is_that_of_transformers(model: TorchModel, bundle: Bundl
         generator.ends = frozenset()
         generator.max_length = len(PROMPT) + 5
         assert list(generator.tokens(PROMPT, max_tokens=12)) == expected[:5]
+
+
+@pytest.mark.parametrize("prompt", ["a", "\u4f1a", "\u4f1a\u4f1a", "a\u4f1a\u4f1a\u4f1a"])
+def test_characters_that_are_written_as_bytes_go_on_from_others(
+    monkeypatch: pytest.MonkeyPatch, prompt: str
+) -> None:
+    """A run of bytes is decoded as a whole: it must not begin within a character."""
+    unknown = "<unk>"
+    vocabulary = {unknown: 0, "a": 1, **{f"<0x{byte:02X}>": 2 + byte for byte in range(256)}}
+    tokenizer = Tokenizer(models.BPE(vocabulary, [], unk_token=unknown, byte_fallback=True))
+    tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
+    generator = object.__new__(Generator)
+    generator.tokenizer = tokenizer
+    written = tokenizer.encode("\u597da").ids
+    assert len(written) == 4
+    monkeypatch.setattr(generator, "tokens", lambda prompt, max_tokens: iter(written))
+    assert list(generator.stream(prompt, max_tokens=9)) == ["\u597d", "a"]
 
 
 def test_two_texts_cannot_be_written_in_turn(bundle: Bundle) -> None:

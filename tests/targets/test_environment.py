@@ -6,14 +6,13 @@ import importlib.metadata
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from targets import environment, interference
-from targets.environment import Environment, library_versions, throttled_s, usable_cpus
+from targets.environment import Environment, cpu_periods, library_versions, usable_cpus
 from targets.errors import is_of_the_machine
 from targets.interference import CpuSample, round_between
 from targets.measurement import machine_noise
@@ -86,24 +85,24 @@ def test_limits_of_the_first_version_of_cgroups_count_too(
     (tmp_path / "cpu" / "cpu.cfs_quota_us").write_text(quota)
     (tmp_path / "cpu" / "cpu.cfs_period_us").write_text("100000\n")
     assert Environment.here().cpu_quota == found
-    assert throttled_s() == 0
-    (tmp_path / "cpu" / "cpu.stat").write_text("nr_periods 9\nthrottled_time 2500000000\n")
-    assert throttled_s() == 2.5
-    (tmp_path / "cpu.stat").write_text("usage_usec 9\nthrottled_usec 1500000\n")
-    assert throttled_s() == 1.5
+    assert cpu_periods() == (0, 0)
+    (tmp_path / "cpu" / "cpu.stat").write_text("nr_periods 9\nnr_throttled 2\nthrottled_time 1\n")
+    assert cpu_periods() == (9, 2)
+    (tmp_path / "cpu.stat").write_text("usage_usec 9\n")  # of a group without a limit
+    assert cpu_periods() == (9, 2)
 
 
 def test_a_container_that_is_stopped_is_noisy(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(environment, "CGROUP", tmp_path)
+    (tmp_path / "cpu.stat").write_text("nr_periods 10\nnr_throttled 3\n")
     before = CpuSample.take()
-    time.sleep(0.05)
-    (tmp_path / "cpu.stat").write_text("throttled_usec 20000\n")
+    (tmp_path / "cpu.stat").write_text("nr_periods 14\nnr_throttled 4\n")
     found = round_between(before, CpuSample.take(), (50_000_000,))
-    assert 0.1 < found.throttled <= 0.4
+    assert found.throttled == 0.25
     noise = machine_noise([found], threads=1, num_cpus=64)
-    assert "the CPU limit of the container stopped the process" in str(noise)
+    assert "the CPU limit of the container stopped the process in 25% of its periods" in str(noise)
     quiet = found.model_copy(update={"throttled": 0.01})
     assert "container" not in str(machine_noise([quiet], threads=1, num_cpus=64))
 

@@ -149,9 +149,9 @@ def test_the_tuned_bundle_of_a_read_only_one_may_be_written(
     make_bundle: MakeBundle, tmp_path: Path
 ) -> None:
     bundle = Bundle.open(make_bundle())
-    bundle.folder.chmod(0o555)
     (bundle.folder / "notes.txt.swp").touch()  # belongs to no bundle
     try:
+        bundle.folder.chmod(0o555)
         written = write_tuned(bundle, chosen({}), tmp_path / "tuned")
     finally:
         bundle.folder.chmod(0o755)

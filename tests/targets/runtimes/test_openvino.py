@@ -328,6 +328,13 @@ def test_a_bundle_sets_no_property_that_nobody_lowered(lower, encoder_path, make
         session.close()
 
 
+def test_the_mean_of_later_runs_follows_from_those_of_the_first_and_of_all():
+    first, later = [5.0, 1.0], [1.0, 2.0, 3.0]
+    before, after = np.mean(first), np.mean(first + later)
+    assert module._later_mean(before, after, 2, 3) == pytest.approx(2)
+    assert module._later_mean(9.0, 0.1, 1, 3) == 0  # which rounding may make negative
+
+
 def test_a_closed_session_says_so(lower, encoder_path, make_feeds):
     session = OpenVINO().load(lower(OpenVINO(), encoder_path), threads=1)
     session.close()
