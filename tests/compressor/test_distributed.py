@@ -184,18 +184,18 @@ def test_a_run_in_two_processes_is_one_run_and_one_process_finds_its_steps(
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("settings", "step"),
-    [((), "16"), (("--set", "checkpoint_steps=5"), "15")],
+    ("settings", "killed_at", "step"),
+    [((), 19, "16"), (("--set", "checkpoint_steps=5"), 13, "10")],
     ids=["after an epoch", "within an epoch"],
 )
 def test_a_training_whose_processes_are_all_killed_goes_on_at_its_checkpoint(
-    home, reference, tmp_path, settings, step
+    home, reference, tmp_path, settings, killed_at, step
 ):
     command = (
         "finetune", home / "model", home, *TRAINING, *settings,
         "-o", tmp_path / "out", "--store", tmp_path / "store",
     )  # fmt: skip
-    killed = launch(TORCHRUN, SCRIPT, *command, FAULT="kill * 19")
+    killed = launch(TORCHRUN, SCRIPT, *command, FAULT=f"kill * {killed_at}")
     assert killed.returncode != 0
     assert -9 in codes(killed)
     [work] = (tmp_path / "store" / "partial").glob("*/work")

@@ -506,7 +506,7 @@ def test_bundles_write_side_by_side(bundle: Bundle) -> None:
     for each in found.values():
         assert [len(each.run_ns) for each in each.rounds] == [4, 4, 4]
         assert (each.prompt_tokens, each.num_tokens) == (8, 4)
-    assert [line[0] for line in lines if "round" in line] == ["a", "b", "a", "b", "a", "b"]
+    assert [line[0] for line in lines if "round" in line] == ["a", "b", "b", "a", "b", "a"]
 
 
 def test_a_bundle_that_fails_as_it_writes_leaves_the_others(

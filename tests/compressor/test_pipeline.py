@@ -142,6 +142,9 @@ def test_a_bundle_tells_its_origin_and_what_was_measured_of_it(finished, rows, h
         assert origin["checkpoint"]["sha256"] == report.model.sha256
         assert origin["data"]["sha256"] == report.data["sha256"]
         steps = report.steps[row.variant]
+        if row.target == "pytorch":  # which takes the model as the passes in torch form left it
+            steps = [step for step in steps if step.pass_name not in ("export", "quantize")]
+            assert len(steps) < len(report.steps[row.variant])
         assert [each["pass"] for each in origin["passes"]] == [step.pass_name for step in steps]
         assert [each["settings"] for each in origin["passes"]] == [step.settings for step in steps]
         assert measured.accuracy == row.test

@@ -23,6 +23,7 @@ from compressor.passes.quantize import Quantize
 from compressor.passes.trim_vocabulary import TrimVocabulary
 from compressor.pipeline import run
 from compressor.progress import Silent
+from compressor.pruning.planning import KeptLayer
 from compressor.recipe import Recipe, load_recipe
 from compressor.report.files import read_report
 from compressor.search import auto, clock
@@ -256,7 +257,7 @@ def test_where_time_is_short_less_is_tried_and_trained(
     monkeypatch.setattr(
         auto._Searcher, "_candidates", lambda searcher, *given: [*given[-1].values()] * 3
     )
-    shape = Solution((), 1.0, 0.0)
+    shape = Solution((KeptLayer(layer=0, heads=1, ffn=8),), 1.0, 0.0)
     monkeypatch.setattr(auto._Searcher, "_solve", lambda searcher, *given: {1: shape})
     wanted = recipe.model_copy(update={"budget": Budget(max_latency_ms=1.0)})
     found = search(wanted, AutoSettings(time_limit_s=limit_s), store=store, progress=Silent())
