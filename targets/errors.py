@@ -124,7 +124,7 @@ class InputError(ToolkitError):
 
 
 class PluginError(ToolkitError):
-    """A pass or target that another distribution announces cannot be used; names both."""
+    """A pass or target cannot be used; names its file, or the distribution that announces it."""
 
     exit_code = 7
 
