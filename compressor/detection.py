@@ -12,7 +12,7 @@ from compressor.report.schema import Change, Comparison, Group
 from targets.answers import BoxAnswers, Units
 from targets.answers.boxes import BOX_METRICS, box_matches, mean_precisions
 from targets.average_precision import BoxMatches
-from targets.scoring import LEAST_CERTAIN, RESAMPLES, resamples
+from targets.scoring import RESAMPLES, resamples, with_chance
 
 __all__ = ["box_drop", "compare_boxes"]
 
@@ -122,14 +122,13 @@ def _change(
     """
     drop = float(before[0] - after[0])
     low, high = np.nanpercentile(drawn_before - drawn_after, [2.5, 97.5])
-    if count < LEAST_CERTAIN:
-        low, high = min(low, 0.0), max(high, 0.0)
+    low, high = with_chance(float(low), float(high), count)
     return Change(
         value=float(after[0]),
         reference=float(before[0]),
         drop_points=100 * drop,
-        low_points=100 * min(float(low), drop),
-        high_points=100 * max(float(high), drop),
+        low_points=100 * min(low, drop),
+        high_points=100 * max(high, drop),
     )
 
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from compressor.evaluation import sign_flip_p_value
 from compressor.report.schema import Change, Comparison, Group
-from targets.scoring import LEAST_CERTAIN, resampled_ratios
+from targets.scoring import resampled_ratios, with_chance
 
 __all__ = ["Values", "compare_means", "frequent_parts", "mean_drop"]
 
@@ -87,9 +87,7 @@ def mean_drop(
     weights = np.ones(len(before)) if weights is None else weights
     differences = 100 * (before.astype(np.float64) - after)
     low, high = np.percentile(resampled_ratios(differences, weights), [2.5, 97.5])
-    if len(before) < LEAST_CERTAIN:
-        low, high = min(low, 0.0), max(high, 0.0)
-    return _mean(differences, weights), float(low), float(high)
+    return _mean(differences, weights), *with_chance(float(low), float(high), len(before))
 
 
 def _mean(values: Values, weights: NDArray[Any]) -> float:

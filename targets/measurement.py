@@ -36,9 +36,9 @@ MAX_SPREAD = 0.10
 MAX_CONTENTION = 0.10
 # On a virtual machine: time for which the host ran somebody else.
 MAX_STEAL = 0.02
-# A round in which the process got this much less CPU than in its best one was held up.
+# Share of the periods in which the limit of a container may stop the process.
 MAX_THROTTLED = 0.05
-"""Share of the periods in which the limit of a container may stop the process."""
+# A round in which the process got this much less CPU than in its best one was held up.
 MAX_STARVED = 0.15
 # The machine's own speed, with nobody else to blame: a change between the rounds, and against the
 # best that it has been known to do. An idle machine repeats the fixed work to within 3%.

@@ -18,12 +18,9 @@ from targets.bundle import Bundle
 from targets.errors import InputError
 from targets.evaluation_pack import EvaluationPack, Labels
 from targets.preprocessing import Encoded, Encoder
-from targets.registry import bundle_target, open_session
+from targets.registry import open_session, usual_batch_size
 
 __all__ = ["Predictor", "encode", "load", "predict_lines", "read_jsonl"]
-
-BATCH_SIZE = 32
-"""Inputs that run at a time, where they have the same answers alone."""
 
 
 class Predictor:
@@ -49,9 +46,7 @@ class Predictor:
         session: Session | None = None,
     ) -> None:
         self.bundle = bundle
-        if batch_size is None:
-            batch_size = 1 if bundle_target(bundle).runs_alone(bundle) else BATCH_SIZE
-        self.batch_size = batch_size
+        self.batch_size = usual_batch_size(bundle) if batch_size is None else batch_size
         self._encoder = _encoder(bundle)
         self._answer = bundle.manifest.answers.open(bundle.folder)
         self._session = session or open_session(bundle, threads=threads)

@@ -14,7 +14,11 @@ from targets.discovery import discover
 from targets.environment import cpu_features
 from targets.errors import TargetError
 
-__all__ = ["available", "bundle_target", "get", "open_session"]
+__all__ = ["available", "bundle_target", "get", "open_session", "usual_batch_size"]
+
+
+BATCH_SIZE = 32
+"""Inputs that run at a time, where they have the same answers alone."""
 
 
 @functools.cache
@@ -78,3 +82,11 @@ def open_session(bundle: Bundle, *, threads: int = 1) -> Session:
 def bundle_target(bundle: Bundle) -> Target:
     """The target that a bundle was made for, with its settings."""
     return get(bundle.manifest.target, **bundle.manifest.target_settings)
+
+
+def usual_batch_size(bundle: Bundle) -> int:
+    """How many inputs run at a time: one where it has another answer among others.
+
+    See `Target.runs_alone`.
+    """
+    return 1 if bundle_target(bundle).runs_alone(bundle) else BATCH_SIZE

@@ -26,6 +26,7 @@ __all__ = [
     "resampled_ratios",
     "resamples",
     "wilson_interval",
+    "with_chance",
 ]
 
 Z_95 = 1.959963984540054  # standard normal quantile for a two-sided 95% interval
@@ -35,6 +36,17 @@ LEAST_CERTAIN = 6
 two-sided p of 2 / 2**n, 0.06 for five, and samples drawn anew are too much alike."""
 _CHUNK = 2**22  # lines of a table that are sorted at once
 _CELLS = 20_000_000  # of a table of weights that are held at once
+
+
+def with_chance(low: float, high: float, count: int) -> tuple[float, float]:
+    """The interval of a loss, which holds 0 where it is of fewer than `LEAST_CERTAIN` samples.
+
+    Args:
+        low: Its lower end.
+        high: Its upper end.
+        count: Of independent samples.
+    """
+    return (low, high) if count >= LEAST_CERTAIN else (min(low, 0.0), max(high, 0.0))
 
 
 class Accuracy(BaseModel):

@@ -31,13 +31,11 @@ from targets.evaluation_pack import EvaluationPack
 from targets.interference import CpuSample, peak_memory_bytes, round_between
 from targets.measurement import warm_up_until_stable
 from targets.protocol import ErrorRecord, decode, encode, source_from_json
-from targets.registry import bundle_target, get, open_session
+from targets.registry import get, open_session, usual_batch_size
 from targets.workloads import Request, Workload, requests
 
 __all__ = ["Commands", "serve"]
 
-BATCH_SIZE = 32
-"""Rows of an evaluation pack that run at a time."""
 SIGN_OF_LIFE_S = 1.0
 """Seconds between two lines that tell that a command is still at work."""
 WORKLOAD: TypeAdapter[Workload] = TypeAdapter(Workload)
@@ -93,7 +91,7 @@ class Commands:
         samples = EvaluationPack.load(Path(pack))
         meaning = bundle.manifest.answers
         if batch_size is None:
-            batch_size = 1 if bundle_target(bundle).runs_alone(bundle) else BATCH_SIZE
+            batch_size = usual_batch_size(bundle)
         answer = meaning.open(bundle.folder)
         answers = []
         rows = session.batch_size(min(batch_size, meaning.rows_at_once))

@@ -111,7 +111,7 @@ def test_rows_run_alone_where_they_are_to(
     pack.save(tmp_path / "pack.safetensors")
     bundle = make_bundle()
     found: list[int] = []
-    monkeypatch.setattr("targets.worker.BATCH_SIZE", 2)
+    monkeypatch.setattr("targets.registry.BATCH_SIZE", 2)
     monkeypatch.setattr(type(get("fake")), "runs_alone", lambda target, bundle: runs_alone)
     commands = Commands()
     commands.open(bundle=str(bundle), threads=1, options={})
