@@ -36,12 +36,16 @@ from compressor.preparation import prepare
 from compressor.progress import Silent
 from compressor.recipe import load_recipe
 from compressor.store import RunStore, default_store
-from compressor.training.settings import QuantizationAware
+from compressor.training.settings import DistillSettings, QuantizationAware
 from targets.scoring import Z_95
 
 SHORT, LONG = "trec-6", "20-newsgroups"
 SMALL = "3 layers, quarter width"
 EPOCHS, AWARE_EPOCHS = 16, 4
+NEIGHBOURS = 15
+"""Of each token, as many as TinyBERT has."""
+MULTIPLE = 32
+"""Widths that are solved for are multiples of it."""
 
 
 @dataclass(frozen=True)
@@ -69,8 +73,38 @@ def long_cases() -> tuple[Case, ...]:
     )
 
 
-def solved_case(found: Path) -> Case:
-    """The shape of a recipe of ``compressor auto``, trained as ``balanced`` trains its own."""
+def more_cases() -> tuple[Case, ...]:
+    """What the recipe could do besides, each alone; all train for as many epochs."""
+    prune, distill, _ = _shipped()
+    recovery = DistillSettings(
+        epochs=EPOCHS // 4,
+        dropout=distill.dropout,
+        hidden_weight=distill.hidden_weight,
+        temperature=distill.temperature,
+    )
+    in_steps = prune.model_copy(update={"steps": 2, "recovery": recovery})
+
+    def also(**changes: Any) -> Distill:
+        return distill.model_copy(update=changes)
+
+    neighbours = {"augmentation_mixup": 0.0, "augmentation_neighbours": NEIGHBOURS}
+    return (
+        Case("the shipped recipe", SMALL, (prune, distill)),
+        Case("pruned in two steps", SMALL, (in_steps, also(epochs=EPOCHS // 2))),
+        Case("relations of attention too", SMALL, (prune, also(relation_weight=1.0))),
+        Case(
+            "relations instead of hidden states",
+            SMALL,
+            (prune, also(relation_weight=1.0, hidden_weight=0.0)),
+        ),
+        Case("tokens replaced by frequency alone", SMALL, (prune, also(augmentation_mixup=0.0))),
+        Case("tokens replaced by neighbours", SMALL, (prune, also(**neighbours))),
+    )
+
+
+def solved_cases(found: Path) -> tuple[Case, Case]:
+    """The shape of a recipe of ``compressor auto``, trained as ``balanced`` trains its own, and one
+    of the same layers with as many heads and neurons, which are spread evenly."""
     _, distill, _ = _shipped()
     match load_recipe(found).passes:
         case [_, Prune() as shaped, Distill() as trained, *_]:
@@ -78,8 +112,29 @@ def solved_case(found: Path) -> Case:
         case _:
             sys.exit(f"error: {found} is no recipe that auto found: its passes are other ones")
     update = {"num_layers": None, "layer_map": trained.layer_map}
-    shape = f"{len(shaped.shape or ())} layers, as solved for"
-    return Case("a shape for the latency", shape, (shaped, distill.model_copy(update=update)))
+    kept = shaped.shape or ()
+    heads = _spread(sum(each.heads for each in kept), len(kept))
+    ffn = _spread(sum(each.ffn for each in kept), len(kept), MULTIPLE)
+    even = tuple(
+        each.model_copy(update={"heads": some, "ffn": width})
+        for each, some, width in zip(kept, heads, ffn, strict=True)
+    )
+    trained = distill.model_copy(update=update)
+    layers = f"{len(kept)} layers"
+    return (
+        Case("a shape for the latency", f"{layers}, as solved for", (shaped, trained)),
+        Case(
+            "as many heads and neurons, spread evenly",
+            f"{layers} alike",
+            (shaped.model_copy(update={"shape": even}), trained),
+        ),
+    )
+
+
+def _spread(total: int, count: int, multiple: int = 1) -> list[int]:
+    """A number in parts that differ by no more than one multiple."""
+    units = total // multiple
+    return [multiple * (units // count + (place < units % count)) for place in range(count)]
 
 
 def _shipped() -> tuple[Prune, Distill, Export]:
@@ -117,8 +172,8 @@ def cases() -> tuple[Case, ...]:
             }
         )
 
-    int8 = Quantize(method="static", weight_bits=7)
-    coarse = Quantize(method="static", weight_bits=7, percentile=99)
+    int8 = Quantize(method="static", weight_bits=7, calibration="percentile")
+    coarse = int8.model_copy(update={"percentile": 99})
     small, whole = SMALL, "6 layers, whole width"
     return (
         Case("the recipe", small, (prune, distill)),
@@ -167,10 +222,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--store", type=Path)
     parser.add_argument("--found", type=Path, help="a recipe of auto, for its shape")
+    parser.add_argument(
+        "--more", action="store_true", help="what the recipe could do besides, not what it does"
+    )
     options = parser.parse_args(arguments)
-    chosen = cases() if options.task == SHORT else long_cases()
+    if options.more and options.task == LONG:
+        parser.error(f"--more is for {SHORT}")
+    chosen = more_cases() if options.more else cases() if options.task == SHORT else long_cases()
     if options.found is not None:
-        chosen = (*chosen, solved_case(options.found))
+        chosen = (*chosen, *solved_cases(options.found))
     assets = fetch(MODEL, options.task)
     if options.checkpoint is None:
         folder = options.output / options.task / "checkpoint"
@@ -190,7 +250,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 lost = 100 * (before.count("1") - after.count("1")) / len(before)
                 progress.finish(f"{lost:.1f} points lost", cached=False)
             # Every seed is whole before it counts.
-            path = options.output / f"ablation_{options.task.replace('-', '_')}.json"
+            kind = "_more" if options.more else ""
+            path = options.output / f"ablation_{options.task.replace('-', '_')}{kind}.json"
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(json.dumps(document) + "\n", encoding="utf-8")
     print("\n".join(table(document)))

@@ -10,7 +10,7 @@ import argparse
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,11 +41,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print("|---|---|---|")
     for size in SIZES:
         rows, inner, columns = size
-        with tempfile.TemporaryDirectory() as folder:
-            runs = [make(Path(folder), size, options.threads) for make in (_onnxruntime, _openvino)]
-            found = [2e-9 * rows * inner * columns / each for each in _seconds(runs)]
+        found = list(gops(size, options.threads).values())
         print(f"| {rows} x {inner} x {columns} | {found[0]:.0f} | {found[1]:.0f} |", flush=True)
     return 0
+
+
+def gops(size: tuple[int, int, int], threads: int) -> dict[str, float]:
+    """Runtime -> billions of operations a second in a product of a size."""
+    rows, inner, columns = size
+    with tempfile.TemporaryDirectory() as folder:
+        runs = [make(Path(folder), size, threads) for make in MAKERS.values()]
+        found = _seconds(runs)
+    operations = 2e-9 * rows * inner * columns
+    return {name: operations / each for name, each in zip(MAKERS, found, strict=True)}
 
 
 def _seconds(runs: Sequence[Run]) -> list[float]:
@@ -111,6 +119,13 @@ def _lowered(target: str, folder: Path, size: tuple[int, int, int]) -> tuple[Pat
     source = Source(own / "int8.onnx", signature, precision="int8")
     made = get(target).lower(source, own)
     return own / made.model, dict(made.options)
+
+
+MAKERS: Mapping[str, Callable[[Path, tuple[int, int, int], int], Run]] = {
+    "onnxruntime": _onnxruntime,
+    "openvino": _openvino,
+}
+"""Runtime -> makes a call of a product: from a folder, its size and the threads."""
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ from compressor.passes.export import Export
 from compressor.passes.quantize import Quantize
 from compressor.pipeline import run
 from compressor.progress import Progress
-from compressor.recipe import Recipe
+from compressor.recipe import Recipe, load_recipe
 from compressor.recipe.write import write_recipe
 from compressor.report.schema import Report, Row
 from compressor.report.wording import drop_interval, points
@@ -39,7 +39,9 @@ from compressor.training.teacher import TeacherMemory
 from targets.bench import BenchReport, Sweep, bench
 from targets.benchmark import BenchmarkSettings, Shape
 from targets.bundle import Bundle
+from targets.environment import Environment
 from targets.measurement import Measurement, speedup
+from targets.provenance import checkpoint_hashes
 from targets.registry import get
 
 EPOCHS: Mapping[float, int] = {
@@ -87,10 +89,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         default=[60.0],
         help="minutes for each speed: one for all, or one for each of --speeds",
     )
+    parser.add_argument(
+        "--found",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="SPEEDx.yaml",
+        help="recipes that an earlier search wrote, to measure beside --speeds, or alone",
+    )
     parser.add_argument("--unlabeled", type=Path, help="more texts, one a line")
     parser.add_argument("--measure-again", action="store_true")
     options = parser.parse_args(arguments)
-    options.speeds = options.speeds or list(EPOCHS)
+    if options.speeds is None:
+        options.speeds = [] if options.found else list(EPOCHS)
     if len(options.time_limit) == 1:
         options.time_limit *= len(options.speeds)
     if len(options.time_limit) != len(options.speeds):
@@ -118,9 +129,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     memory = TeacherMemory()  # the untouched model labels all rows once for all speeds
     with ConsoleProgress() as progress, contextlib.closing(memory):
-        whole = base.model_copy(update={"variants": dict(WHOLE)})
-        latency = _fp32_ms(whole, store, progress, output / "fp32-ms.json")
-        found = {**WHOLE, **_found(base, latency, options, store, progress, memory)}
+        searched = _found(base, options, store, progress, memory)
+        found = {**WHOLE, **_read(options.found), **searched}
         every = base.model_copy(update={"variants": found})
         report = run(
             every,
@@ -143,7 +153,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _found(
     base: Recipe,
-    fp32_ms: float,
     options: argparse.Namespace,
     store: RunStore,
     progress: Progress,
@@ -151,6 +160,9 @@ def _found(
 ) -> dict[str, tuple[Pass, ...]]:
     """A variant for each speed that some shape reaches."""
     variants: dict[str, tuple[Pass, ...]] = {}
+    if not options.speeds:
+        return variants
+    fp32_ms = _fp32_ms(base, store, progress)
     for speed, minutes in zip(options.speeds, options.time_limit, strict=True):
         epochs = EPOCHS[speed]
         settings = AutoSettings(
@@ -167,15 +179,32 @@ def _found(
         except BudgetError as error:
             progress.warn(f"{speed:g}x: {error.what}")
             continue
+        if found.best is None:
+            progress.warn(f"{speed:g}x: no training ended within {minutes:g} min")
+            continue
         chosen = found_recipe(recipe, found)
         write_recipe(chosen, recipe.output / "recipes" / f"{speed:g}x.yaml")
-        into_int8 = chosen.variants.get("int8-aware", chosen.variants["int8"])
-        *chain, quantize = (*chosen.passes, *into_int8)
-        variants[f"{speed:g}x"] = (*chain, quantize)
-        if speed >= PACKED_FROM:
-            packed = quantize.model_copy(update={"table_bits": 4})
-            variants[f"{speed:g}x, 4-bit embeddings"] = (*chain, packed)
+        variants |= _chains(speed, chosen, found.table.variant)
     return variants
+
+
+def _read(paths: Sequence[Path]) -> dict[str, tuple[Pass, ...]]:
+    """The variants of recipes that an earlier search wrote."""
+    variants: dict[str, tuple[Pass, ...]] = {}
+    for path in paths:
+        variants |= _chains(float(path.stem.removesuffix("x")), load_recipe(path), "int8")
+    return variants
+
+
+def _chains(speed: float, recipe: Recipe, name: str) -> dict[str, tuple[Pass, ...]]:
+    """What is measured of a recipe that was found for a speed, in the precision of its table."""
+    into_int8 = recipe.variants.get(f"{name}-aware", recipe.variants[name])
+    *chain, quantize = (*recipe.passes, *into_int8)
+    found: dict[str, tuple[Pass, ...]] = {f"{speed:g}x": (*chain, quantize)}
+    if isinstance(quantize, Quantize) and name.startswith("int8") and speed >= PACKED_FROM:
+        packed = quantize.model_copy(update={"table_bits": 4})
+        found[f"{speed:g}x, 4-bit embeddings"] = (*chain, packed)
+    return found
 
 
 def _real_texts(report: Report, base: Recipe, progress: Progress) -> BenchReport:
@@ -190,19 +219,30 @@ def _real_texts(report: Report, base: Recipe, progress: Progress) -> BenchReport
     return bench(bundles, sweep, base.benchmark, on_progress=progress.update)
 
 
-def _fp32_ms(whole: Recipe, store: RunStore, progress: Progress, kept: Path) -> float:
+def _fp32_ms(base: Recipe, store: RunStore, progress: Progress) -> float:
     """What speeds are multiples of, where the machine is quiet: else of a few runs the fastest.
 
-    It is kept in a file: another one would ask for other shapes, and train them.
+    It is kept in a file, with what it was measured of: another one would ask for other shapes, and
+    train them.
     """
+    whole = base.model_copy(update={"variants": dict(WHOLE)})
+    kept = base.output / "fp32-ms.json"
+    measured_of = {
+        "machine": Environment.here().machine,
+        "checkpoint": checkpoint_hashes(whole.model),
+        "benchmark": whole.benchmark.of_latency(),
+    }
     if kept.is_file():
-        return float(json.loads(kept.read_text(encoding="utf-8")))
+        earlier = json.loads(kept.read_text(encoding="utf-8"))
+        if isinstance(earlier, dict) and earlier.get("measured_of") == measured_of:
+            return float(earlier["latency_ms"])
     found: list[Measurement] = []
     while len(found) < ATTEMPTS and not (found and found[-1].noise.verdict == "quiet"):
         report = run(whole, store=store, progress=progress, measure_again=bool(found))
         found.append(_at(_untouched(report), report))
     latency = min(each.median_ms for each in found)
-    kept.write_text(json.dumps(latency) + "\n", encoding="utf-8")
+    content = {"latency_ms": latency, "measured_of": measured_of}
+    kept.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     return latency
 
 

@@ -136,7 +136,8 @@ def test_rewrite_qdq_for_a_target(
         preprocessing=TextPreprocessing(max_length=512, pad_token_id=0),
     )
     path = tmp_path / "int8.onnx"
-    quantize_static(onnx_path, path, [synthetic_feeds(signature, spec)])
+    batches = [synthetic_feeds(signature, spec)]
+    quantize_static(onnx_path, path, batches, activations="int8")
     encoded = path.read_bytes()
 
     def rewrite(model: Any) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -55,9 +56,6 @@ _OTHER_NAMES: Mapping[str, Mapping[str, str]] = {
 
 _NUM_UNBIASED = {"whisper": 1, "videomae": 1}
 """Family -> projections into the heads that have no bias, of three."""
-
-_OF_SOUND = ("num_mel_bins", "conv_dim")
-"""Fields that the configs of networks that read sound have, and no others."""
 
 _OF_SPECTROGRAMS = ("num_mel_bins", "max_source_positions")
 """Those of networks that read spectrograms of one size."""
@@ -122,6 +120,21 @@ _POSITIONS_AFTER_PADDING = {
 """Families that number positions from the padding index + 1: the table's first rows are unused."""
 
 
+_WITHOUT_POSITIONS = {
+    "bloom",
+    "longt5",
+    "mamba",
+    "mamba2",
+    "mt5",
+    "rwkv",
+    "switch_transformers",
+    "t5",
+    "umt5",
+    "xlnet",
+}
+"""Families whose positions are relative, or that have none: no table ends a text."""
+
+
 @dataclass(frozen=True)
 class Architecture:
     """A network in numbers.
@@ -154,6 +167,8 @@ class Architecture:
             the encoder as well.
         has_patches: Whether it attends to patches of images or videos, and answers for all of them.
         has_window: Whether it hears spectrograms of one size, however short a recording is.
+        has_open_positions: Whether texts may be longer than ``max_positions``: positions are
+            relative, as those of T5, or there are none.
     """
 
     family: str
@@ -179,6 +194,7 @@ class Architecture:
     num_decoder_layers: int = 0
     has_patches: bool = False
     has_window: bool = False
+    has_open_positions: bool = False
 
     @classmethod
     def read(cls, folder: Path) -> Architecture:
@@ -320,7 +336,10 @@ def _from_config(config: Mapping[str, object]) -> Architecture:
         and _has_patches(config)
         and _names_head(config, _OF_WHOLE_IMAGES)
     )
-    return replace(found, has_window=has_window, has_patches=has_patches)
+    is_open = found.family in _WITHOUT_POSITIONS and found.max_positions != FIXED_SIZE
+    return replace(
+        found, has_window=has_window, has_patches=has_patches, has_open_positions=is_open
+    )
 
 
 def _without_window(config: Mapping[str, object]) -> Architecture:
@@ -351,18 +370,8 @@ def _decoder(family: str, config: Mapping[str, object]) -> Architecture:
     """A network that writes text; its layers are known where they are those of Llama."""
     described = Architecture(family, (), 0, 0, 0, 0, FIXED_SIZE, has_unknown_layers=True)
     if _KEY_HEADS in config or family == "llama":  # which its first configs do not have
-        described = _transformer(family, config)
-        queries, width = described.layers[0].num_heads, described.layers[0].ffn_width
-        heads = queries if config.get(_KEY_HEADS) is None else _number(config, _KEY_HEADS)
-        own = config.get("head_dim") is not None
-        described = replace(
-            described,
-            layers=(LayerShape(heads, width),) * len(described.layers),
-            head_size=_number(config, "head_dim") if own else described.head_size,
-            queries_per_head=queries // heads,
-            has_gates=True,
-            has_biases=False,
-        )
+        with suppress(ValueError):  # such as a width for each layer
+            described = _like_llama(family, config)
     return replace(
         described,
         vocabulary_size=_number(config, "vocab_size"),
@@ -372,40 +381,64 @@ def _decoder(family: str, config: Mapping[str, object]) -> Architecture:
     )
 
 
+def _like_llama(family: str, config: Mapping[str, object]) -> Architecture:
+    described = _transformer(family, config)
+    queries, width = described.layers[0].num_heads, described.layers[0].ffn_width
+    heads = queries if config.get(_KEY_HEADS) is None else _number(config, _KEY_HEADS)
+    own = config.get("head_dim") is not None
+    return replace(
+        described,
+        layers=(LayerShape(heads, width),) * len(described.layers),
+        head_size=_number(config, "head_dim") if own else described.head_size,
+        queries_per_head=queries // heads,
+        has_gates=True,
+        has_biases=False,
+    )
+
+
 def _writer(family: str, config: Mapping[str, object]) -> Architecture:
     """An encoder and a decoder; layers are known where they are those of BART or of T5."""
     described = Architecture(family, (), 0, 0, 0, 0, FIXED_SIZE, has_unknown_layers=True)
-    if "decoder_ffn_dim" in config:
-        named = {usual: config.get(name) for usual, name in _OF_AN_ENCODER.items()}
-        described = _transformer("", named)
-        layer = LayerShape(described.layers[0].num_heads, _number(config, "decoder_ffn_dim"))
-        count = _number(config, "decoder_layers")
-        described = replace(
-            described,
-            family=family,
-            layers=(*described.layers, *(layer,) * count),
-            num_decoder_layers=count,
-            num_unbiased=_NUM_UNBIASED.get(family, 0),
-        )
-    elif "d_ff" in config:
-        named = {usual: config.get(name) for usual, name in _OF_T5.items()}
-        described = _transformer("", named)
-        count = int(str(config.get("num_decoder_layers") or len(described.layers)))
-        described = replace(
-            described,
-            family=family,
-            head_size=_number(config, "d_kv"),
-            layers=(*described.layers, *described.layers[:1] * count),
-            num_decoder_layers=count,
-            has_gates=str(config.get("feed_forward_proj")).startswith("gated"),
-            has_biases=False,
-        )
+    with suppress(ValueError):  # of others that have one of these fields, such as ProphetNet
+        if "decoder_ffn_dim" in config:
+            described = _like_bart(family, config)
+        elif "d_ff" in config:
+            described = _like_t5(family, config)
     return replace(
         described,
         vocabulary_size=_number(config, "vocab_size"),
         max_positions=FIXED_SIZE if reads_sound(config) else _longest(config),
         num_labels=0,
         writes=True,
+    )
+
+
+def _like_bart(family: str, config: Mapping[str, object]) -> Architecture:
+    named = {usual: config.get(name) for usual, name in _OF_AN_ENCODER.items()}
+    described = _transformer("", named)
+    layer = LayerShape(described.layers[0].num_heads, _number(config, "decoder_ffn_dim"))
+    count = _number(config, "decoder_layers")
+    return replace(
+        described,
+        family=family,
+        layers=(*described.layers, *(layer,) * count),
+        num_decoder_layers=count,
+        num_unbiased=_NUM_UNBIASED.get(family, 0),
+    )
+
+
+def _like_t5(family: str, config: Mapping[str, object]) -> Architecture:
+    named = {usual: config.get(name) for usual, name in _OF_T5.items()}
+    described = _transformer("", named)
+    count = int(str(config.get("num_decoder_layers") or len(described.layers)))
+    return replace(
+        described,
+        family=family,
+        head_size=_number(config, "d_kv"),
+        layers=(*described.layers, *described.layers[:1] * count),
+        num_decoder_layers=count,
+        has_gates=str(config.get("feed_forward_proj")).startswith("gated"),
+        has_biases=False,
     )
 
 
@@ -438,8 +471,11 @@ def _has_patches(config: Mapping[str, object]) -> bool:
 
 
 def reads_sound(config: Mapping[str, object]) -> bool:
-    """Whether a config is that of a network that reads sound; it may name a vocabulary too."""
-    return any(name in config for name in _OF_SOUND)
+    """Whether a config is that of a network that reads sound; it may name a vocabulary too.
+
+    Wav2Vec2 and its like have a width for each of their convolutions, LFM2, which reads text, one.
+    """
+    return "num_mel_bins" in config or isinstance(config.get("conv_dim"), list)
 
 
 def kind_read(config: Mapping[str, object], processor: Mapping[str, object]) -> str:

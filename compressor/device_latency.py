@@ -140,7 +140,7 @@ def _inputs(
     return {
         "device": device.model_dump(mode="json"),
         "bundles": {key: step.content_hash for key, step in bundles.items()},
-        "settings": settings.model_dump(mode="json"),
+        "settings": settings.of_latency(),
         "version": DEVICES_VERSION,
     }
 

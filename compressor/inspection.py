@@ -75,7 +75,8 @@ def inspect_checkpoint(
     found = get_task(name)
     model, has_head = _load(folder, name, length)
     architecture = found_layers = Architecture.of(model.module)
-    if architecture.layers and not encoder_layers(model.module):
+    is_known = encoder_layers(model.module) if architecture.layers else _convolves(model.module)
+    if not is_known:
         found_layers = replace(architecture, layers=(), has_unknown_layers=True)
     preprocessing = found.preprocessing(folder, model.max_length)
     size = min(length or preprocessing.usual_length, preprocessing.longest)
@@ -89,6 +90,13 @@ def inspect_checkpoint(
         parts=_parts(model, _feeds(model, preprocessing, size)),
         passes={each: cls.unsuited(found_layers) for each, cls in available_passes().items()},
     )
+
+
+def _convolves(module: nn.Module) -> bool:
+    """Whether a network has convolutions; one with neither them nor attention cannot be cut."""
+    from torch import nn
+
+    return any(isinstance(part, nn.Conv1d | nn.Conv2d | nn.Conv3d) for part in module.modules())
 
 
 def _load(folder: Path, task: str, length: int | None) -> tuple[TorchModel, bool]:

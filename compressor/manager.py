@@ -175,12 +175,16 @@ class PassManager:
         return current
 
     def is_begun(self, passes: Sequence[Pass]) -> bool:
-        """Whether the last of the passes is in the store, finished or to go on from."""
+        """Whether the last of the passes is in the store, finished or with a checkpoint."""
+        from compressor.training.checkpoints import last_checkpoint
+
         source = self.find(passes[:-1])
         if source is None:
             return False
         key = step_key(f"pass:{passes[-1].name}", self._inputs(passes[-1], source))
-        return key in self._done or self.store.is_begun(key)
+        if key in self._done or self.store.is_finished(key):
+            return True
+        return last_checkpoint(self.store.work_folder(key)) is not None
 
     def _run_one(self, each: Pass, source: StoredStep, title: str) -> StoredStep:
         def make(files: Path, work: Path) -> Mapping[str, Any]:

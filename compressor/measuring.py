@@ -19,12 +19,13 @@ from targets.base import Target
 from targets.benchmark import BenchmarkCase, BenchmarkSettings, CaseResult, benchmark
 from targets.bundle import Bundle
 from targets.environment import Environment, library_versions
-from targets.errors import WorkerError
+from targets.errors import ToolkitError, WorkerError
 from targets.evaluation_pack import EvaluationPack
 from targets.predictor import encode
 from targets.preprocessing.text import IDS, TextEncoder
 from targets.tuning import describe, tune, write_tuned
 from targets.worker_client import Worker
+from targets.writing import Writing, continues_texts, measure_writing
 
 if TYPE_CHECKING:
     from compressor.data import Split, Splits
@@ -37,17 +38,21 @@ __all__ = [
     "evaluation_packs",
     "have_died",
     "measure_latency",
+    "measure_writing_speed",
     "pack_file",
     "tuned",
+    "writers_among",
 ]
 
 SPLITS = ("validation", "test")
 PACK_VERSION = 5
 EVALUATE_VERSION = 3
 BENCHMARK_VERSION = 1
+WRITING_VERSION = 1
 TUNE_VERSION = 2
 EVALUATION_THREADS = 2
 RESULTS = "latency.json"
+WRITING = "writing.json"
 OUTPUTS = "outputs.safetensors"
 _PARTS = ("scores", "labels", "rows", "losses")  # of the units, as they are kept
 
@@ -234,7 +239,7 @@ def tuned(
     inputs = {
         "bundle": bundle.content_hash,
         "data": packs.content_hash,
-        "settings": settings.model_dump(mode="json"),
+        "settings": settings.of_latency(),
         "machine": environment.machine,
         "version": TUNE_VERSION,
     }
@@ -287,7 +292,7 @@ def measure_latency(
 
     inputs = {
         "bundles": {key: each.content_hash for key, each in bundles.items()},
-        "settings": settings.model_dump(mode="json"),
+        "settings": settings.of_latency(),
         "machine": environment.machine,
         "purpose": purpose,
         "version": BENCHMARK_VERSION,
@@ -305,6 +310,97 @@ def measure_latency(
         store.remove(key)
     step = store.step("benchmark", inputs, make)
     return step, results_of(step)
+
+
+def measure_writing_speed(
+    writers: Sequence[Candidate],
+    settings: BenchmarkSettings,
+    num_tokens: int,
+    *,
+    store: RunStore,
+    environment: Environment,
+    on_progress: Callable[[float, str], None],
+    again: bool = False,
+    purpose: str = "report",
+) -> tuple[StoredStep, dict[str, Writing]]:
+    """Let all bundles of language models write after a prompt, in rounds that alternate.
+
+    Other arguments are as of :func:`measure_latency`.
+
+    Args:
+        writers: Those that :func:`writers_among` found.
+        settings: How.
+        num_tokens: How many each writes.
+
+    Returns:
+        The step, in whose facts stands why some of them failed; and what the others took, by the
+        candidate's key. Where a worker died, all are measured again the next time.
+    """
+    bundles = {each.key: each.bundle for each in writers if each.bundle is not None}
+
+    def make(files: Path, work: Path) -> dict[str, Any]:
+        failures: dict[str, ToolkitError] = {}
+        with store.measuring():
+            results = measure_writing(
+                {key: Bundle.open(each.folder, verify=False) for key, each in bundles.items()},
+                threads=settings.threads,
+                prompt_tokens=settings.sequence_length,
+                num_tokens=num_tokens,
+                num_rounds=settings.rounds,
+                on_progress=lambda done, total, line: on_progress(done / total, line),
+                on_failure=lambda key, error: failures.update({key: error}),
+                timeout_s=settings.timeout_s,
+            )
+        for key, result in results.items():
+            (files / key).mkdir()
+            (files / key / WRITING).write_text(result.model_dump_json(), encoding="utf-8")
+        return {
+            "failures": {key: error.what for key, error in failures.items()},
+            "has_died": any(isinstance(error, WorkerError) for error in failures.values()),
+        }
+
+    inputs = {
+        "bundles": {key: each.content_hash for key, each in bundles.items()},
+        "settings": settings.model_dump(
+            mode="json", include={"threads", "sequence_length", "rounds", "timeout_s"}
+        ),
+        "num_tokens": num_tokens,
+        "machine": environment.machine,
+        "purpose": purpose,
+        "version": WRITING_VERSION,
+    }
+    key = step_key("write", inputs)
+    kept = store.find(key)
+    if again or (kept is not None and kept.record.facts["has_died"]):
+        store.remove(key)
+    step = store.step("write", inputs, make)
+    files = {each: step.folder / each / WRITING for each in bundles}
+    return step, {
+        each: Writing.model_validate_json(path.read_bytes())
+        for each, path in files.items()
+        if path.is_file()
+    }
+
+
+def writers_among(
+    candidates: Sequence[Candidate], settings: BenchmarkSettings
+) -> tuple[list[Candidate], int]:
+    """The language models with a state, and how many tokens each can write after the prompt.
+
+    There are none where none is asked to write, or where the untouched model in eager PyTorch alone
+    has a state, beside which there is nothing to compare. Fewer than two tokens are too few.
+    """
+    opened = [
+        (each, Bundle.open(each.bundle.folder, verify=False))
+        for each in candidates
+        if each.bundle is not None and settings.write_tokens is not None
+    ]
+    writers = [(each, bundle) for each, bundle in opened if continues_texts(bundle)]
+    if settings.write_tokens is None or all(each.kind != "candidate" for each, _ in writers):
+        return [], 0
+    longest = min(bundle.manifest.preprocessing.longest for _, bundle in writers)
+    room = min(settings.write_tokens, longest - settings.sequence_length)
+    return [each for each, _ in writers], room
 
 
 def have_died(results: Iterable[CaseResult]) -> bool:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+from compressor import interruption
 from compressor.device_latency import OnDevices, measure_on_devices
+from compressor.errors import PassError
 from compressor.gate.verdict import judge
 from compressor.layer_errors import measure_layers, unlike
 from compressor.lowering import Candidate, lower
@@ -20,7 +22,9 @@ from compressor.measuring import (
     evaluate,
     evaluation_packs,
     measure_latency,
+    measure_writing_speed,
     tuned,
+    writers_among,
 )
 from compressor.passes import advice_for
 from compressor.planning import validate_recipe
@@ -43,6 +47,7 @@ from targets.interference import peak_memory_bytes
 from targets.runtimes.pytorch import PyTorch
 from targets.scoring import perplexity
 from targets.tuning import offered
+from targets.writing import Writing
 
 if TYPE_CHECKING:
     from compressor.training.teacher import TeacherMemory
@@ -80,6 +85,7 @@ def run(
     progress: Progress | None = None,
     measure_again: bool = False,
     teacher_memory: TeacherMemory | None = None,
+    may_fail: Collection[str] = (),
 ) -> Report:
     """Run a recipe; everything finished is kept in the store and found again.
 
@@ -90,6 +96,7 @@ def run(
         measure_again: Take the latencies anew also where the store has them, such as after a noisy
             run.
         teacher_memory: What the untouched model said in a search before; the caller clears it.
+        may_fail: Variants without which the run goes on, where their own passes fail.
 
     Returns:
         The report, also written to ``recipe.output`` with the bundles beside it.
@@ -103,7 +110,12 @@ def run(
         progress.warn(warning)
     with store.run(recipe.name, recipe.output):
         prepared = prepare(recipe, plan, store=store, progress=progress)
-        job = _Run(prepared, measure_again=measure_again, teacher_memory=teacher_memory)
+        job = _Run(
+            prepared,
+            measure_again=measure_again,
+            teacher_memory=teacher_memory,
+            may_fail=may_fail,
+        )
         return job.report()
 
 
@@ -168,7 +180,9 @@ class _Run:
         purpose: str = "report",
         on_evaluation: Callable[[int, float], None] = lambda epoch, accuracy: None,
         teacher_memory: TeacherMemory | None = None,
+        may_fail: Collection[str] = (),
     ) -> None:
+        self.may_fail = may_fail
         self.prepared = prepared
         self.recipe = prepared.recipe
         self.plan = prepared.plan
@@ -199,9 +213,8 @@ class _Run:
                 self.tune(each, packs[each.key]) if each.runs_here else each for each in candidates
             ]
         predictions, failures = self.evaluate_all(candidates, packs)
-        latencies, benchmark = self.time_all(
-            [each for each in candidates if each.key in predictions]
-        )
+        running = [each for each in candidates if each.key in predictions]
+        latencies, benchmark = self.time_all(running)
         rows = Rows(
             recipe=self.recipe,
             store=self.store,
@@ -211,6 +224,7 @@ class _Run:
             failures=failures,
             found=self.notes,
             latencies=latencies,
+            writing=self.time_writing(running),
             bundles={each.key: f"{BUNDLES}/{each.key}" for each in self.shipped(candidates)},
             label_names=self.label_names,
             splits={split: getattr(self.prepared.splits(), split) for split in self.splits},
@@ -264,7 +278,17 @@ class _Run:
 
         baselines = [chain(ORIGINAL, passes) for passes in self.plan.baselines.values()]
         shared = len(self.recipe.passes)
-        chains = [chain(name, passes, shared) for name, passes in self.recipe.chains.items()]
+        chains = []
+        for name, passes in self.recipe.chains.items():
+            try:
+                chains.append(chain(name, passes, shared))
+            except PassError as error:
+                if name not in self.may_fail:
+                    raise
+                interruption.leave_if_asked()  # a library may have made that error of it
+                self.progress.warn(f"the variant {name} failed, and is left out: {error.what}")
+                kept = {key: each for key, each in self.recipe.variants.items() if key != name}
+                self.recipe = self.recipe.model_copy(update={"variants": kept})
         return baselines, chains
 
     def lower_all(self, baselines: Sequence[_Chain], chains: Sequence[_Chain]) -> list[Candidate]:
@@ -431,6 +455,35 @@ class _Run:
         )
         self.progress.finish("", cached=step.cached)
         return results, Environment.model_validate(step.record.facts["environment"])
+
+    def time_writing(self, candidates: Sequence[Candidate]) -> dict[str, Writing]:
+        """Measure how fast the bundles of language models write, by their keys."""
+        writers, num_tokens = writers_among(candidates, self.recipe.benchmark)
+        if not writers:
+            return {}
+        if num_tokens < 2:
+            self.progress.warn(
+                "nothing is written: a prompt of benchmark.sequence_length, "
+                f"{self.recipe.benchmark.sequence_length} tokens, leaves no room for 2 more"
+            )
+            return {}
+        self.progress.start(f"write {num_tokens} tokens with each bundle")
+        step, found = measure_writing_speed(
+            writers,
+            self.recipe.benchmark,
+            num_tokens,
+            store=self.store,
+            environment=self.environment,
+            on_progress=self.progress.update,
+            again=self.measure_again,
+            purpose=self.purpose,
+        )
+        self.progress.finish("", cached=step.cached)
+        for key, reason in step.record.facts["failures"].items():
+            line = f"it did not write: {reason}"
+            self.notes[key] = f"{self.notes[key]}; {line}" if key in self.notes else line
+            self.progress.warn(f"{key}: {line}")
+        return found
 
     def measure_on_devices(self, candidates: Sequence[Candidate]) -> OnDevices:
         """Measure every bundle on the devices of the recipe, if it names any."""

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from compressor.errors import (
     guess_first,
     missing_path,
 )
-from compressor.gate.budget import Budget, Limits
+from compressor.gate.budget import WRITING_LIMITS, Budget, Limits
 from compressor.gate.budget_file import unknown_targets
 from compressor.passes import Pass
 from compressor.passes.export import Export
@@ -386,6 +387,7 @@ def _budget_problems(recipe: Recipe) -> Iterator[ToolkitError]:
             given=", ".join(budget.devices),
             fix="set devices: FILE, or remove the limits",
         )
+    yield from _unwritten(recipe)
     if recipe.task is not None:
         yield from _uncompared(budget, get_task(recipe.task), recipe.model)
     sliced = [where for where, limits in _all_limits(budget) if limits.max_slice_drop is not None]
@@ -395,6 +397,27 @@ def _budget_problems(recipe: Recipe) -> Iterator[ToolkitError]:
             where=f"{sliced[0]}.max_slice_drop",
             given="data.slices is empty",
             fix="name columns of the test file in data.slices",
+        )
+
+
+def _unwritten(recipe: Recipe) -> Iterator[ToolkitError]:
+    """Limits on what a language model writes, where none is asked to."""
+    limited = [
+        f"{where}.{name}"
+        for where, limits in _all_limits(recipe.budget)
+        for name in sorted(limits.given & WRITING_LIMITS)
+    ]
+    exports = [each for passes in recipe.chains.values() for each in passes]
+    keeps_state = any(getattr(each, "cache", False) for each in exports)
+    if limited and not (keeps_state and recipe.benchmark.write_tokens is not None):
+        yield Problem(
+            "there is a limit on what is written, but no bundle will write",
+            where=limited[0],
+            given="cache: false in every export"
+            if recipe.benchmark.write_tokens is not None
+            else "benchmark.write_tokens: null",
+            fix="set cache: true in the pass export of a language model, and "
+            "benchmark.write_tokens to 2 or more",
         )
 
 
@@ -442,7 +465,8 @@ def _shape_problems(recipe: Recipe, original: Architecture) -> Iterator[ToolkitE
         )
     if task.preprocessing_type.reads_files():
         return
-    if recipe.data.max_length and recipe.data.max_length > original.max_positions:
+    longest = math.inf if original.has_open_positions else original.max_positions
+    if recipe.data.max_length and recipe.data.max_length > longest:
         yield Problem(
             "data.max_length is above the model's own limit",
             where="data.max_length",
@@ -477,6 +501,8 @@ def _warnings(recipe: Recipe) -> Iterator[str]:
         if reason is not None:
             yield f"{target.label}: a bundle is built, but not measured: {reason}"
         yield from _refusals(recipe, target)
+    for variant, passes in recipe.chains.items():
+        yield from _unlike_rounding(variant, passes)
     files = {name: path.resolve() for name, path in sorted(recipe.data.files.items())}
     for one, other in itertools.combinations(files, 2):
         if files[one] == files[other]:
@@ -486,6 +512,25 @@ def _warnings(recipe: Recipe) -> Iterator[str]:
         yield f"benchmark.threads is {recipe.benchmark.threads}, and there are {cpus} CPUs here"
     if recipe.budget.is_empty:
         yield "the budget is empty: every bundle that can be built passes"
+
+
+def _unlike_rounding(variant: str, passes: Sequence[Pass]) -> Iterator[str]:
+    """Where a network learns to be rounded in another way than it is."""
+    learned = [getattr(each, "quantization_aware", None) for each in passes]
+    aware = next((each for each in reversed(learned) if each is not None), None)
+    for each in passes:
+        rounds = each.static_rounding
+        if aware is None or rounds is None:
+            continue
+        unlike = [name for name, value in rounds.items() if value != getattr(aware, name)]
+        if unlike:
+            told = ", ".join(
+                f"{name} {getattr(aware, name)}, not {rounds[name]}" for name in unlike
+            )
+            yield (
+                f"{variant}: the training with quantization_aware rounds in another way than "
+                f"quantize: {told}"
+            )
 
 
 def _of_unknown_layers(architecture: Architecture) -> Iterator[str]:

@@ -425,6 +425,17 @@ def _figures(manifest: Manifest, row: Row) -> list[str]:
         )
     if row.speedup is not None:
         lines.append(f"| against the untouched model there | {row.speedup.ratio:.2f}x as fast |")
+    if row.writing is not None:
+        lines.append(
+            f"| writes after {row.writing.prompt_tokens} tokens | "
+            f"{row.writing.written_per_s:.3g} tokens/s, the first after "
+            f"{row.writing.first_token_ms:.3g} ms |"
+        )
+    if row.writing_speedup is not None:
+        lines.append(
+            f"| against the untouched model there | writes {row.writing_speedup.ratio:.2f}x as "
+            "fast |"
+        )
     lines.append(f"| machine | {measured.machine} |")
     return lines
 

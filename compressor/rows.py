@@ -23,6 +23,7 @@ from targets.base import Target
 from targets.benchmark import CaseResult, Failure, Shape
 from targets.measurement import Measurement, speedup
 from targets.scoring import Accuracy
+from targets.writing import Writing, writing_speedup
 
 if TYPE_CHECKING:
     from compressor.data import Split
@@ -63,6 +64,7 @@ class Rows:
         bundles: Candidate key -> folder of the bundle, relative to the report.
         label_names: Of the classes.
         splits: Split -> the examples, for their slices and texts; empty where neither is wanted.
+        writing: Candidate key -> how fast it wrote, for language models.
         layers: Candidate key -> the error of each layer of a quantized one.
         devices: Name of a remote device -> candidate key -> its times there.
     """
@@ -78,6 +80,7 @@ class Rows:
     bundles: Mapping[str, str]
     label_names: Sequence[str] = ()
     splits: Mapping[str, Split] = field(default_factory=dict)
+    writing: Mapping[str, Writing] = field(default_factory=dict)
     layers: Mapping[str, tuple[LayerError, ...]] = field(default_factory=dict)
     devices: Mapping[str, Mapping[str, CaseResult]] = field(default_factory=dict)
 
@@ -120,7 +123,25 @@ class Rows:
             if self.primary in measured:
                 update["status"] = "measured"
             row = row.model_copy(update=update)
-        return row.model_copy(update={"devices": self._on_devices(candidate)})
+        own = {"devices": self._on_devices(candidate), **self._written(candidate)}
+        return row.model_copy(update=own)
+
+    def _written(self, candidate: Candidate) -> dict[str, Any]:
+        """How fast it wrote, beside the untouched model."""
+        own, eager = (self.writing.get(each.key) for each in (candidate, self.candidates[0]))
+        if own is None:
+            return {}
+        bases = [
+            self.writing[each.key]
+            for each in self.candidates
+            if self._is_baseline(each, candidate.target) and each.key in self.writing
+        ]
+        fastest = max(bases, key=lambda each: each.written_per_s, default=None)
+        return {
+            "writing": own,
+            "writing_speedup": None if fastest is None else writing_speedup(fastest, own),
+            "writing_speedup_eager": None if eager is None else writing_speedup(eager, own),
+        }
 
     def _on_devices(self, candidate: Candidate) -> dict[str, OnDevice]:
         found = {}

@@ -24,9 +24,10 @@ def simplify(model: ir.Model, *, root: str, shapes: dict[str, Sequence[int | str
     """Simplify the graph of torch's exporter in place.
 
     Folds constants, transposed weights, and what scales and shifts the channels of a convolution,
-    divides where a reciprocal is multiplied by, makes the targets of ``Reshape`` constant, removes
-    what nothing reads, names nodes after the modules they come from and weights after the torch
-    parameters, and drops everything that differs from machine to machine (stack traces, paths).
+    divides where a reciprocal is multiplied by, adds no zeros, makes the targets of ``Reshape``
+    constant, removes what nothing reads, names nodes after the modules they come from and weights
+    after the torch parameters, and drops everything that differs from machine to machine (stack
+    traces, paths).
 
     Args:
         model: As the exporter made it.
@@ -39,6 +40,7 @@ def simplify(model: ir.Model, *, root: str, shapes: dict[str, Sequence[int | str
     weights = set(model.graph.initializers)
     onnxscript.optimizer.optimize(model)
     _divide(model.graph)
+    _drop_zeros(model.graph)
     weights |= _fold_into_convolutions(model.graph)
     _make_reshapes_constant(model.graph)
     for step in (
@@ -140,6 +142,41 @@ def _divide(graph: ir.Graph) -> None:
                 node.replace_input_with(0, value)
                 node.replace_input_with(1, made_by.inputs[0])
                 break
+
+
+def _drop_zeros(graph: ir.Graph) -> None:
+    """Drop sums with zeros alone, such as the mask of a network that looks at all of an image."""
+    for node in list(graph):
+        if node.op_type != "Add" or node.outputs[0].is_graph_output():
+            continue
+        result = node.outputs[0]
+        for zeros, other in (node.inputs, reversed(node.inputs)):
+            if other is None or other.shape is None or other.shape != result.shape:
+                continue  # the zeros make it larger
+            if any(not isinstance(size, int) and size.value is None for size in other.shape):
+                continue  # or may do so
+            if zeros is None or zeros.const_value is not None:
+                continue  # a bias that is not trained yet
+            if _filled_with(zeros) == 0:
+                result.replace_all_uses_with(other)
+                graph.remove(node, safe=True)
+                break
+
+
+def _filled_with(value: ir.Value | None) -> float | None:
+    """The one number that all of a value is, or None where it is not known to be."""
+    if value is None:
+        return None
+    if value.const_value is not None:
+        numbers = value.const_value.numpy().reshape(-1)
+        return float(numbers[0]) if numbers.size and (numbers == numbers[0]).all() else None
+    made_by = value.producer()
+    if made_by is None or made_by.op_type not in ("Expand", "Where"):
+        return None
+    first = _filled_with(made_by.inputs[0])
+    if made_by.op_type == "Expand" or first is None:
+        return first
+    return _filled_with(made_by.inputs[1 if first else 2])
 
 
 def _fold_into_convolutions(graph: ir.Graph) -> set[str]:

@@ -179,9 +179,13 @@ class RunStore:
                 return found
             return self._make(key, kind, inputs, make)
 
-    def is_begun(self, key: str) -> bool:
-        """Whether there is a finished step with a key, or one that was interrupted and goes on."""
-        return self._step_folder(key).is_dir() or (self.root / PARTIAL / key).is_dir()
+    def is_finished(self, key: str) -> bool:
+        """Whether there is a step with a key; its files are not checked."""
+        return self._step_folder(key).is_dir()
+
+    def work_folder(self, key: str) -> Path:
+        """What survives an interruption of the step with a key lies there."""
+        return self.root / PARTIAL / key / WORK
 
     def find(self, key: str) -> StoredStep | None:
         """The finished step with a key, every file checked against its hash, or None."""

@@ -187,6 +187,8 @@ class Target(Component, ABC):
     keeps_state: ClassVar[bool] = False
     """Whether its sessions run on from a state; see `Session.extend`."""
 
+    symmetric_activations: ClassVar[bool] = False
+    """Whether static int8 has symmetric ranges there: those of other activations are widened."""
     width_multiple: ClassVar[int] = 8
     """Matrix widths that are multiples of this run best: pruning rounds to it."""
 

@@ -81,6 +81,12 @@ class BenchmarkSettings(_Frozen):
     model have one size."""
     batch_sizes: tuple[int, ...] = Field(default=(1, 4), min_length=1, max_length=16)
     """Batch sizes to measure. The first is the one that counts as latency."""
+    write_tokens: int | None = Field(
+        default=32, ge=2, le=100_000, exclude_if=lambda value: value == 32
+    )
+    """Tokens that a language model with a state writes in each round, the first one included,
+    after a prompt of `sequence_length`; fewer where a text cannot become that long. null: it writes
+    none."""
     rounds: int = Field(default=9, ge=1, le=1000)
     """Rounds of each bundle and batch size; below 6 no 95% interval exists, from 9 on one
     disturbed round does not widen it."""
@@ -99,6 +105,10 @@ class BenchmarkSettings(_Frozen):
         if len(set(sizes)) < len(sizes):
             raise ValueError("each batch size is measured once; name it once")
         return sizes
+
+    def of_latency(self) -> dict[str, Any]:
+        """The settings that latencies depend on, as JSON values."""
+        return self.model_dump(mode="json", exclude={"write_tokens"})
 
     @property
     def shapes(self) -> tuple[Shape, ...]:

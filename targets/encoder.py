@@ -284,7 +284,7 @@ def token_table(module: nn.Module) -> nn.Embedding | None:
 def _read_layer(layer: nn.Module) -> EncoderLayer | None:
     for names in _FAMILIES:
         try:
-            return EncoderLayer(
+            found = EncoderLayer(
                 attention=layer.get_submodule(names.attention),
                 query=_linear(layer, names.query),
                 key=_linear(layer, names.key),
@@ -298,6 +298,10 @@ def _read_layer(layer: nn.Module) -> EncoderLayer | None:
             )
         except AttributeError:
             continue
+        # Longformer and ConvBERT name the parts as BERT does, and put others beside them.
+        reads_heads = found.attention_output.in_features == found.query.out_features
+        if reads_heads and hasattr(found.attention, names.head_size):
+            return found
     return None
 
 

@@ -18,6 +18,7 @@ from targets.chat import ChatTemplate, named_tokens, read_chat_template
 from targets.errors import BundleError, InputError
 from targets.preprocessing.text import IDS, MASK, TextPreprocessing, read_tokenizer
 from targets.registry import open_session
+from targets.writing import continues_texts
 
 __all__ = ["Generator", "load_generator"]
 
@@ -48,7 +49,7 @@ class Generator:
                 given=f"task {bundle.manifest.task}",
                 fix="use compressor predict without --stream, or targets.load",
             )
-        if not signature.state or not isinstance(preprocessing, TextPreprocessing):
+        if not continues_texts(bundle) or not isinstance(preprocessing, TextPreprocessing):
             raise BundleError(
                 "the bundle does not write texts: its model keeps nothing from token to token",
                 where=bundle.source,

@@ -21,6 +21,7 @@ __all__ = [
     "Speedup",
     "machine_noise",
     "median_interval",
+    "paired_speedup",
     "speedup",
     "warm_up_until_stable",
 ]
@@ -267,12 +268,18 @@ def speedup(baseline: Measurement, candidate: Measurement) -> Speedup:
     Raises:
         ValueError: The two have different numbers of rounds, so they were not measured together.
     """
-    if len(baseline.rounds) != len(candidate.rounds):
-        raise ValueError(
-            f"the rounds do not pair: {len(baseline.rounds)} and {len(candidate.rounds)}"
-        )
-    pairs = zip(baseline.round_medians_ms, candidate.round_medians_ms, strict=True)
-    ratios = [slow / fast for slow, fast in pairs]
+    return paired_speedup(baseline.round_medians_ms, candidate.round_medians_ms)
+
+
+def paired_speedup(baseline_ms: Sequence[float], candidate_ms: Sequence[float]) -> Speedup:
+    """The median of the ratios of times that were taken in turn; see :func:`speedup`.
+
+    Raises:
+        ValueError: There is not one of each for every round.
+    """
+    if len(baseline_ms) != len(candidate_ms):
+        raise ValueError(f"the rounds do not pair: {len(baseline_ms)} and {len(candidate_ms)}")
+    ratios = [slow / fast for slow, fast in zip(baseline_ms, candidate_ms, strict=True)]
     low, high = median_interval(ratios)
     return Speedup(ratio=float(np.median(ratios)), low=low, high=high, num_rounds=len(ratios))
 

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from targets.onnx_files import drop_unread_constants
+
 if TYPE_CHECKING:
     import onnx
 
@@ -190,7 +192,4 @@ def _drop_unread(graph: onnx.GraphProto, turned: Collection[str]) -> None:
         name = graph.node[index].output[0]
         if name in turned and name not in read:
             del graph.node[index]
-    read = {name for node in graph.node for name in node.input}
-    for index in range(len(graph.initializer) - 1, -1, -1):
-        if graph.initializer[index].name not in read:
-            del graph.initializer[index]
+    drop_unread_constants(graph)

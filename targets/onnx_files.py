@@ -1,11 +1,17 @@
-"""ONNX models and protobuf's limit of 2 GiB a message: what is larger has its weights outside."""
+"""ONNX models as protobuf's messages, of 2 GiB at most: what is larger has its weights outside."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-__all__ = ["SINGLE_FILE_LIMIT_BYTES", "save", "without_weights"]
+__all__ = [
+    "SINGLE_FILE_LIMIT_BYTES",
+    "copied",
+    "drop_unread_constants",
+    "save",
+    "without_weights",
+]
 
 SINGLE_FILE_LIMIT_BYTES = 1_800_000_000
 """Protobuf refuses messages of 2 GiB; this leaves room for the graph and for rewriting it."""
@@ -20,6 +26,22 @@ def save(model: Any, path: Path) -> None:
         onnx.save(model, path)
     else:
         onnx.save(model, path, save_as_external_data=True, location=f"{path.name}.data")
+
+
+def copied(message: Any) -> Any:
+    """A message that outlives the one that it was a part of."""
+    found = type(message)()
+    found.CopyFrom(message)
+    return found
+
+
+def drop_unread_constants(graph: Any) -> None:
+    """Remove the initializers that no node reads and that the graph does not give, in place."""
+    read = {name for node in graph.node for name in node.input}
+    read |= {each.name for each in graph.output}
+    for index in range(len(graph.initializer) - 1, -1, -1):
+        if graph.initializer[index].name not in read:
+            del graph.initializer[index]
 
 
 def without_weights(model: Any, *, larger_than_bytes: int = -1) -> Any:

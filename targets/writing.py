@@ -7,18 +7,27 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from targets.answers import WrittenAnswers
 from targets.benchmark import alternate
 from targets.bundle import Bundle
+from targets.environment import usable_cpus
 from targets.errors import BundleError, InputError, ToolkitError
 from targets.feeds import bundle_feeds
-from targets.measurement import Interval, Round, median_interval
+from targets.measurement import (
+    Interval,
+    Noise,
+    Round,
+    Speedup,
+    machine_noise,
+    median_interval,
+    paired_speedup,
+)
 from targets.worker_client import Worker
 from targets.workloads import WritingSpec
 
-__all__ = ["Writing", "check_writes", "measure_writing"]
+__all__ = ["Writing", "check_writes", "continues_texts", "measure_writing", "writing_speedup"]
 
 _NS_PER_MS = 1e6
 PAUSE_S = 0.02
@@ -35,8 +44,10 @@ class Writing(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    threads: int
-    prompt_tokens: int
+    threads: int = Field(ge=1)
+    num_cpus: int | None = Field(default=None, ge=1)
+    """CPUs of the machine; None in what was measured before that was kept."""
+    prompt_tokens: int = Field(ge=1)
     """Length of what is read, in the unit of the inputs, such as tokens."""
     unit: str = Field(default="tokens", exclude_if=lambda unit: unit == "tokens")
     """Of that length."""
@@ -44,6 +55,19 @@ class Writing(BaseModel):
     """Written, the one that comes with the reading included."""
     rounds: tuple[Round, ...] = Field(min_length=1)
     """The first run of each reads the prompt, the others write a token each."""
+
+    @field_validator("rounds")
+    @classmethod
+    def _check_rounds(cls, rounds: tuple[Round, ...]) -> tuple[Round, ...]:
+        if any(len(each.run_ns) < 2 for each in rounds):
+            raise ValueError("in each round a prompt is read, and a token written after it")
+        return rounds
+
+    @property
+    def noise(self) -> Noise:
+        """What else the machine did meanwhile."""
+        num_cpus = self.num_cpus or self.threads
+        return machine_noise(self.rounds, threads=self.threads, num_cpus=num_cpus)
 
     @property
     def first_token_ms(self) -> float:
@@ -68,21 +92,39 @@ class Writing(BaseModel):
     @property
     def written_per_s(self) -> float:
         """Tokens a second after the first (decode)."""
-        return 1e3 / float(np.median(self._token_ms))
+        return 1e3 / float(np.median(self.token_ms))
 
     @property
     def written_interval(self) -> Interval:
         """Of :attr:`written_per_s`."""
-        return _rates(1, median_interval(self._token_ms))
+        return _rates(1, median_interval(self.token_ms))
+
+    @property
+    def token_ms(self) -> list[float]:
+        """Mean time of a token after the first in each round, in milliseconds.
+
+        The mean, for later ones have more to attend to.
+        """
+        return [float(np.mean(each.run_ns[1:])) / _NS_PER_MS for each in self.rounds]
 
     @property
     def _reading_ms(self) -> list[float]:
         return [each.run_ns[0] / _NS_PER_MS for each in self.rounds]
 
-    @property
-    def _token_ms(self) -> list[float]:
-        """Mean time of a token in each round: later ones have more to attend to."""
-        return [float(np.mean(each.run_ns[1:])) / _NS_PER_MS for each in self.rounds]
+
+def writing_speedup(baseline: Writing, candidate: Writing) -> Speedup:
+    """How many times as fast one writes as another, of the tokens after the first.
+
+    Raises:
+        ValueError: The two were not measured together.
+    """
+    return paired_speedup(baseline.token_ms, candidate.token_ms)
+
+
+def continues_texts(bundle: Bundle) -> bool:
+    """Whether a bundle is of a language model that keeps a state from token to token."""
+    signature = bundle.manifest.signature
+    return bool(signature.state) and not signature.context
 
 
 def check_writes(bundle: Bundle, *, prompt_tokens: int, num_tokens: int) -> None:
@@ -191,6 +233,7 @@ def measure_writing(
     return {
         name: Writing(
             threads=threads,
+            num_cpus=len(usable_cpus()),
             prompt_tokens=prompt_tokens,
             unit=bundles[name].manifest.preprocessing.unit or "tokens",
             num_tokens=num_tokens,

@@ -7,12 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import transcribing, writing
+from benchmarks import transcribing, where_time_goes, writing
 from benchmarks.ablation import table as ablation
 from benchmarks.compare import table
 from benchmarks.families import table as families
 from benchmarks.pareto import real_table
 from benchmarks.pareto import table as every_speed
+from compressor.passes import Pass
+from compressor.passes.export import Export
+from compressor.passes.quantize import Quantize
 from compressor.recipe import load_recipe
 from compressor.report.files import read_report
 from targets.bench import BenchReport
@@ -33,8 +36,23 @@ def assert_is_balanced(report: Path, folder: Path) -> None:
     known = {**written, "targets": ["onnxruntime"]}  # rivals are installed elsewhere
     (folder / "recipe.json").write_text(json.dumps(known))
     published, shipped = load_recipe(folder / "recipe.json"), load_recipe("balanced")
-    assert published.passes == shipped.passes
-    assert published.variants == shipped.variants
+    *passes, export = published.passes
+    # The limit is another one today, and none of these models comes near to either.
+    usual = Export.model_fields["single_file_limit_bytes"].default
+    export = export.model_copy(update={"single_file_limit_bytes": usual})
+    assert (*passes, export) == shipped.passes
+    variants = {name: tuple(map(as_today, tail)) for name, tail in published.variants.items()}
+    assert variants == shipped.variants
+
+
+def as_today(step: Pass) -> Pass:
+    """A quantization with its ranges chosen as today: before, they were a fixed percentile."""
+    if not isinstance(step, Quantize):
+        return step
+    usual = Quantize.model_fields
+    if (step.calibration, step.percentile) == ("percentile", usual["percentile"].default):
+        return step.model_copy(update={"calibration": usual["calibration"].default})
+    return step
 
 
 def test_the_table_of_the_readme_is_that_of_the_published_run() -> None:
@@ -95,6 +113,15 @@ def test_the_tables_of_what_each_part_gives_are_those_of_the_published_runs(path
     document = json.loads(path.read_text())
     lines = list(ablation(document))
     assert len(lines) == 2 + len(document["cases"])
+    for line in lines:
+        assert line in published
+
+
+def test_the_tables_of_where_time_goes_are_those_of_the_published_profiles() -> None:
+    published = COMPARISON.read_text().splitlines()
+    document = json.loads((RESULTS / "where_time_goes_trec_6.json").read_text())
+    lines = list(where_time_goes.table(document))
+    assert len(lines) > 20
     for line in lines:
         assert line in published
 

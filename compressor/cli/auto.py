@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 __all__ = ["add_commands"]
 
 RECIPE = "recipe.yaml"
+SEARCH = "search.json"
+COMMENT = "Found by `compressor auto`."
 _FOUND = "leave it out: auto finds them; to choose them yourself, use `compressor run`"
 OWN = {
     "passes": _FOUND,
@@ -153,23 +156,33 @@ def _search_and_run(
     from compressor.recipe.write import write_recipe
     from compressor.report.wording import cost_text
     from compressor.search.auto import search
-    from compressor.search.found import found_recipe
+    from compressor.search.found import found_recipe, variants
     from compressor.training.teacher import TeacherMemory
 
     begun = time.monotonic()
     memory = TeacherMemory()
     with ConsoleProgress() as progress, contextlib.closing(memory):
         found = search(recipe, settings, store=store, progress=progress, memory=memory)
+        _write(found, [], output)
         if found.stopped is not None:
             progress.warn(f"the search ended early: {found.stopped}")
         if found.best is None:
             raise _none_holds(found)
         chosen = found_recipe(recipe, found)
-        write_recipe(chosen, output / RECIPE, "Found by `compressor auto`.")
-        report = run_recipe(chosen, store=store, progress=progress, teacher_memory=memory)
+        write_recipe(chosen, output / RECIPE, COMMENT)
+        mending = chosen.variants.keys() - variants(recipe.targets).keys()
+        report = run_recipe(
+            chosen, store=store, progress=progress, teacher_memory=memory, may_fail=mending
+        )
+        left = report.recipe["variants"].keys()
+        if left != chosen.variants.keys():
+            kept = {name: each for name, each in chosen.variants.items() if name in left}
+            write_recipe(chosen.model_copy(update={"variants": kept}), output / RECIPE, COMMENT)
+    measured = _measured(found, report)
+    _write(found, [data for data, _ in measured], output)
     show_report(
         report,
-        *_prediction(found, report),
+        *(text for _, text in measured),
         f"took: {cost_text(time.monotonic() - begun, report.peak_memory_bytes)}",
         f"recipe: {output / RECIPE}",
         f"report: {output / 'report.html'}",
@@ -177,18 +190,31 @@ def _search_and_run(
     return report
 
 
+def _write(found: Search, measured: Sequence[Mapping[str, Any]], output: Path) -> None:
+    """Keep what was searched, and what was measured of it, beside the report."""
+    from compressor.search.found import describe
+
+    output.mkdir(parents=True, exist_ok=True)
+    text = json.dumps({**describe(found), "measured": list(measured)}, indent=2)
+    (output / SEARCH).write_text(text + "\n", encoding="utf-8")
+
+
 def _none_holds(found: Search) -> BudgetError:
     from compressor.errors import BudgetError
 
     nearest = min(found.trials, key=lambda each: each.drop_points, default=None)
-    given = "none was trained"
-    if nearest is not None:
-        speed = f"{nearest.solution.latency_ms:.3g} ms"
-        given = f"the nearest loses {nearest.drop_points:.1f} points at {speed}"
+    if nearest is None:
+        return BudgetError(
+            "no training ended within --time-limit",
+            where=found.table.target,
+            given=found.stopped or "nothing was trained",
+            fix="allow more time: a training that was begun goes on from its last checkpoint",
+        )
+    speed = f"{nearest.solution.latency_ms:.3g} ms"
     return BudgetError(
         "none of the trained shapes keeps the accuracy within --max-drop",
         where=found.table.target,
-        given=given,
+        given=f"the nearest loses {nearest.drop_points:.1f} points at {speed}",
         fix="allow a larger --max-drop, or more time with --time-limit",
     )
 
@@ -233,18 +259,29 @@ def _given(options: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None}
 
 
-def _prediction(found: Search, report: Report) -> list[str]:
-    """What the latency table said of the shape, and what was measured of it."""
+def _measured(found: Search, report: Report) -> list[tuple[dict[str, Any], str]]:
+    """What was measured of the shape beside what the latency table said, as data and in words."""
     assert found.best is not None
     predicted = found.best.solution.latency_ms
     lines = []
     for row in report.rows:
         measured = row.latency.get(report.primary_shape)
-        same = (row.target, row.precision) == (found.table.target, found.table.precision)
+        same = (row.target, row.variant) == (found.table.target, found.table.variant)
         if same and row.kind == "candidate" and measured is not None:
             off = predicted / measured.median_ms - 1
-            lines.append(
+            interval = measured.interval
+            data = {
+                "variant": row.variant,
+                "target": row.target,
+                "predicted_ms": predicted,
+                "median_ms": measured.median_ms,
+                "low_ms": interval.low,
+                "high_ms": interval.high,
+                "is_noisy": measured.noise.verdict == "noisy",
+            }
+            text = (
                 f"latency: {predicted:.3g} ms predicted, {measured.median_ms:.3g} ms measured "
                 f"({off:+.0%}) for {row.variant} on {row.target}"
             )
+            lines.append((data, text))
     return lines

@@ -13,7 +13,17 @@ from targets.answers.boxes import BOX_METRICS
 from targets.answers.spans import SPAN_METRICS
 from targets.answers.written import WRITTEN_METRICS
 
-__all__ = ["Budget", "DeviceLimits", "Limits"]
+__all__ = ["WRITING_LIMITS", "Budget", "DeviceLimits", "Limits"]
+
+WRITING_LIMITS = frozenset(
+    {
+        "max_first_token_ms",
+        "min_tokens_per_s",
+        "min_writing_speedup",
+        "min_writing_speedup_eager",
+    }
+)
+"""Limits on how fast a language model writes."""
 
 
 def _no_switch(value: Any) -> Any:
@@ -107,6 +117,14 @@ class Limits(DeviceLimits):
     """Accuracy lost on any value of a column in `data.slices`, in points; judged as a class is."""
     min_speedup_eager: Positive | None = None
     """Median latency of the untouched model in eager PyTorch over that of the bundle."""
+    max_first_token_ms: Positive | None = None
+    """Median time to the first token after a prompt, of language models with a state."""
+    min_tokens_per_s: Positive | None = None
+    """Tokens after the first that such a model writes in a second, in the median round."""
+    min_writing_speedup: Positive | None = None
+    """These, over those of the untouched model that writes fastest on the same target."""
+    min_writing_speedup_eager: Positive | None = None
+    """The same, over those of the untouched model in eager PyTorch."""
     max_size_mb: Positive | None = None
     """Size of the bundle, in 10^6 bytes."""
     min_size_ratio: Positive | None = None

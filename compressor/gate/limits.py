@@ -68,6 +68,9 @@ class _Facts:
     def of_latency(self, name: str, scale: float = 1.0) -> float | None:
         return None if self.measured is None else getattr(self.measured, name) / scale
 
+    def of_writing(self, name: str) -> float | None:
+        return None if self.row.writing is None else getattr(self.row.writing, name)
+
 
 @dataclass(frozen=True)
 class _Limit:
@@ -76,7 +79,23 @@ class _Limit:
     words: str
     of_drop: bool = False
     of_latency: bool = False
-    is_ratio: bool = False
+    of_writing: bool = False
+    ratio: Callable[[_Facts], Speedup | None] | None = None
+    """Of two times, where it is on one: that to the untouched model."""
+
+
+def _of_ratio(
+    ratio: Callable[[_Facts], Speedup | None], words: str, *, of_writing: bool = False
+) -> _Limit:
+    """A limit on how many times as fast a row is as the untouched model."""
+
+    def read(facts: _Facts) -> float | None:
+        found = ratio(facts)
+        return None if found is None else found.ratio
+
+    return _Limit(
+        "speed", read, words, of_latency=not of_writing, of_writing=of_writing, ratio=ratio
+    )
 
 
 _LIMITS: Mapping[str, _Limit] = {
@@ -130,19 +149,34 @@ _LIMITS: Mapping[str, _Limit] = {
         "takes {found:.3f} ms at the 99th percentile, allowed {limit:g} ms",
         of_latency=True,
     ),
-    "min_speedup": _Limit(
-        "speed",
-        lambda facts: None if facts.speedup is None else facts.speedup.ratio,
-        "is {found:.2f}x as fast, wanted {limit:g}x",
-        of_latency=True,
-        is_ratio=True,
+    "min_speedup": _of_ratio(
+        lambda facts: facts.speedup, "is {found:.2f}x as fast, wanted {limit:g}x"
     ),
-    "min_speedup_eager": _Limit(
-        "speed",
-        lambda facts: None if facts.row.speedup_eager is None else facts.row.speedup_eager.ratio,
+    "min_speedup_eager": _of_ratio(
+        lambda facts: facts.row.speedup_eager,
         "is {found:.2f}x as fast as eager PyTorch, wanted {limit:g}x",
-        of_latency=True,
-        is_ratio=True,
+    ),
+    "max_first_token_ms": _Limit(
+        "speed",
+        lambda facts: facts.of_writing("first_token_ms"),
+        "takes {found:.1f} ms to the first token, allowed {limit:g} ms",
+        of_writing=True,
+    ),
+    "min_tokens_per_s": _Limit(
+        "speed",
+        lambda facts: facts.of_writing("written_per_s"),
+        "writes {found:.1f} tokens/s, wanted {limit:g}",
+        of_writing=True,
+    ),
+    "min_writing_speedup": _of_ratio(
+        lambda facts: facts.row.writing_speedup,
+        "writes {found:.2f}x as fast, wanted {limit:g}x",
+        of_writing=True,
+    ),
+    "min_writing_speedup_eager": _of_ratio(
+        lambda facts: facts.row.writing_speedup_eager,
+        "writes {found:.2f}x as fast as eager PyTorch, wanted {limit:g}x",
+        of_writing=True,
     ),
     "max_load_time_ms": _Limit(
         "size",
@@ -221,8 +255,9 @@ def check_row(
 
 def _simple(facts: _Facts, subject: str = "") -> Iterator[Check]:
     """The limits of one number."""
-    measured = facts.measured
+    measured, writing = facts.measured, facts.row.writing
     noisy = measured is not None and measured.noise.verdict == "noisy"
+    noisy_writing = writing is not None and writing.noise.verdict == "noisy"
     for name, limit in _LIMITS.items():
         wanted = getattr(facts.limits, name, None)
         if wanted is None:
@@ -236,17 +271,21 @@ def _simple(facts: _Facts, subject: str = "") -> Iterator[Check]:
             at=facts.at,
             measure=facts.row.measure,
             in_points=limit.of_drop,
-            noisy=limit.of_latency and (noisy or _hangs_on_base(facts, name, wanted)),
+            noisy=(limit.of_latency and noisy)
+            or (limit.of_writing and noisy_writing)
+            or (name in facts.noisy_bases and _may_be_beyond(facts, limit, wanted)),
         )
-        if limit.of_latency and not check.met and measured is not None:
-            check = _excused(check, measured, is_ratio=limit.is_ratio)
+        # A machine that was slow while latencies were measured was so while texts were written.
+        is_time = limit.of_latency or limit.of_writing
+        if is_time and not check.met and measured is not None:
+            check = _excused(check, measured, is_ratio=limit.ratio is not None)
         yield check
 
 
-def _hangs_on_base(facts: _Facts, limit: str, wanted: float) -> bool:
+def _may_be_beyond(facts: _Facts, limit: _Limit, wanted: float) -> bool:
     """Whether a ratio to a noisy time could as well be on the other side of its limit."""
-    found = facts.row.speedup_eager if limit == "min_speedup_eager" else facts.speedup
-    return limit in facts.noisy_bases and found is not None and found.low < wanted <= found.high
+    found = None if limit.ratio is None else limit.ratio(facts)
+    return found is not None and found.low < wanted <= found.high
 
 
 def _excused(check: Check, measured: Measurement, *, is_ratio: bool) -> Check:

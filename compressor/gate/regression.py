@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
-from typing import Literal, NamedTuple
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,12 +14,13 @@ from compressor.evaluation import paired_perplexity
 from compressor.gate.limits import target_label, targets_of
 from compressor.report.schema import Check, Report, Row
 from compressor.tasks import Task, get_task
-from targets.measurement import Measurement
+from targets.measurement import Measurement, Noise, Round
 
 __all__ = [
     "DIFFERENCES",
     "Answers",
     "ReleaseComparison",
+    "Timed",
     "Tolerance",
     "compare_releases",
     "latency_ratio",
@@ -38,8 +39,9 @@ DIFFERENCES: Mapping[Difference, str] = {
 """What has to be equal in both reports, unless it is said that it may differ."""
 
 ASPECTS = ("accuracy", "latency", "size", "memory")
-"""What is compared of two bundles; of those that write the perplexity too."""
+"""What is compared of two bundles; of language models the perplexity and the writing too."""
 PERPLEXITY = "perplexity"
+WRITING = "writing"
 
 RESAMPLES = 2000
 
@@ -54,7 +56,8 @@ class Tolerance(BaseModel):
     accuracy_points: float = Field(default=0.0, ge=0)
     """A loss counts where the lower end of its 95% interval is above this."""
     latency: float = Field(default=0.03, ge=0)
-    """A slow-down, as a share, counts where the lower end of its 95% interval is above this."""
+    """A slow-down, as a share, counts where the lower end of its 95% interval is above this; of
+    language models also one in writing."""
     perplexity: float = Field(default=0.0, ge=0)
     """A rise, as a share, counts where the lower end of its 95% interval is above this."""
     size: float = Field(default=0.01, ge=0)
@@ -67,8 +70,8 @@ class ReleaseComparison(NamedTuple):
     """What a new release is beside the last one."""
 
     checks: tuple[Check, ...]
-    """One for each target and aspect of `ASPECTS`, ``perplexity`` of language models, and
-    ``shipped`` where a target ships nothing any more."""
+    """One for each target and aspect of `ASPECTS`, ``perplexity`` and ``writing`` of language
+    models, and ``shipped`` where a target ships nothing any more."""
     notes: tuple[str, ...]
     """What was not compared, or in another way than usual, and why."""
 
@@ -131,6 +134,7 @@ def compare_releases(
             found += _accuracy_unpaired(label, new, old, tolerance)
             notes += [f"{label}: {unpaired}"] if found else []
         found += _latency(label, new, old, now, before, tolerance)
+        found += _writing(label, new, old, now, before, tolerance)
         notes += _not_compared_devices(label, new, old, now, before)
         found += _growth(label, new, old, now.primary_shape, before.primary_shape, tolerance)
         aspects: tuple[str, ...] = ASPECTS
@@ -138,6 +142,12 @@ def compare_releases(
             aspects = (*ASPECTS, PERPLEXITY)
         elif _has_perplexity(new):
             notes.append(f"{label}: perplexity is not compared: that is done token by token")
+        if _writes_alike(new, old):
+            aspects = (*aspects, WRITING)
+        elif new.writing is not None and old.writing is not None:
+            notes.append(
+                f"{label}: writing is not compared: it was of other numbers of tokens then"
+            )
         unknown = [name for name in aspects if name not in {check.limit for check in found}]
         if unknown:
             notes.append(
@@ -153,12 +163,24 @@ def compare_releases(
     return ReleaseComparison(tuple(checks), tuple(notes))
 
 
+class Timed(Protocol):
+    """Times that were taken in rounds: a `Measurement`, or the tokens of a `Writing`."""
+
+    @property
+    def rounds(self) -> Sequence[Round]:
+        """With the time of each run."""
+
+    @property
+    def round_medians_ms(self) -> Sequence[float]:
+        """Of the runs of each round, in milliseconds."""
+
+
 def latency_ratio(
-    now: Measurement,
-    before: Measurement,
+    now: Timed,
+    before: Timed,
     *,
-    base_now: Measurement | None = None,
-    base_before: Measurement | None = None,
+    base_now: Timed | None = None,
+    base_before: Timed | None = None,
 ) -> tuple[float, float, float]:
     """How many times as long a run takes now: estimate and 95% interval.
 
@@ -175,7 +197,7 @@ def latency_ratio(
     """
     generator = np.random.default_rng(0)
 
-    def medians(own: Measurement, base: Measurement | None) -> NDArray[np.float64]:
+    def medians(own: Timed, base: Timed | None) -> NDArray[np.float64]:
         count = len(own.rounds)
         drawn = generator.integers(0, count, size=(RESAMPLES, count))
         found = _round_medians(own, generator)[np.arange(RESAMPLES)[:, None], drawn]
@@ -184,7 +206,7 @@ def latency_ratio(
         other = _round_medians(base, generator)[np.arange(RESAMPLES)[:, None], drawn]
         return np.asarray(np.median(found / other, axis=1))
 
-    def estimate(own: Measurement, base: Measurement | None) -> float:
+    def estimate(own: Timed, base: Timed | None) -> float:
         found = np.asarray(own.round_medians_ms)
         return float(
             np.median(found if base is None else found / np.asarray(base.round_medians_ms))
@@ -198,7 +220,7 @@ def latency_ratio(
     return first / second, float(low), float(high)
 
 
-def _round_medians(measured: Measurement, generator: np.random.Generator) -> NDArray[np.float64]:
+def _round_medians(measured: Timed, generator: np.random.Generator) -> NDArray[np.float64]:
     """Median of each round, its runs drawn anew.  # (resamples, rounds)"""
     columns = []
     for each in measured.rounds:
@@ -392,14 +414,78 @@ def _latency(
     for device in (None, *new.devices):
         measured, earlier = _time(now, new, device), _time(before, old, device)
         if measured is not None and earlier is not None:
-            bases = _baseline(now, new, device), _baseline(before, old, device)
-            yield _times_compared(
-                label if device is None else f"{label} on {device}",
-                measured,
-                earlier,
-                bases if same_model else (None, None),
+            subject = label if device is None else f"{label} on {device}"
+            bases: tuple[Measurement | None, Measurement | None] = (None, None)
+            if same_model:
+                bases = (_baseline(now, new, device), _baseline(before, old, device))
+            timed = (measured, earlier, *bases)
+            yield _slowdown(
+                "latency",
+                f"{subject}: ",
+                (measured, earlier),
+                bases,
                 tolerance,
+                subject=subject,
+                told=f"{earlier.median_ms:.3f} ms then, {measured.median_ms:.3f} ms now",
+                noises=[each.noise for each in timed if each is not None],
+                latencies=(measured, earlier),
             )
+
+
+class _Tokens(NamedTuple):
+    """What a language model took for each token after the first."""
+
+    rounds: tuple[Round, ...]
+    round_medians_ms: tuple[float, ...]
+
+    @classmethod
+    def of(cls, row: Row | None) -> _Tokens | None:
+        """None where it wrote nothing."""
+        if row is None or row.writing is None:
+            return None
+        # The mean of a round, as tokens/s are: later tokens have more to attend to.
+        times = tuple(row.writing.token_ms)
+        rounds = [
+            each.model_copy(update={"run_ns": (round(1e6 * ms),)})
+            for each, ms in zip(row.writing.rounds, times, strict=True)
+        ]
+        return cls(tuple(rounds), times)
+
+
+def _writes_alike(new: Row, old: Row) -> bool:
+    """Whether both wrote as many tokens after as long a prompt, or one of them none."""
+    if new.writing is None or old.writing is None:
+        return (new.writing or old.writing) is not None
+    return all(
+        getattr(new.writing, name) == getattr(old.writing, name)
+        for name in ("prompt_tokens", "num_tokens")
+    )
+
+
+def _writing(
+    label: str, new: Row, old: Row, now: Report, before: Report, tolerance: Tolerance
+) -> Iterator[Check]:
+    """Time of a token after the first, beside that of the untouched model if known."""
+    written, earlier = _Tokens.of(new), _Tokens.of(old)
+    if written is None or earlier is None or new.writing is None or old.writing is None:
+        return
+    if not _writes_alike(new, old):
+        return
+    untouched: tuple[Row | None, Row | None] = (None, None)
+    if now.model.sha256 == before.model.sha256:
+        untouched = (_untouched(now, new), _untouched(before, old))
+    wrote = [each.writing for each in (new, old, *untouched) if each is not None]
+    yield _slowdown(
+        WRITING,
+        f"{label}: a token takes ",
+        (written, earlier),
+        (_Tokens.of(untouched[0]), _Tokens.of(untouched[1])),
+        tolerance,
+        subject=label,
+        told=f"{old.writing.written_per_s:.3g} tokens/s then, {new.writing.written_per_s:.3g} now",
+        noises=[each.noise for each in wrote if each is not None],
+        latencies=(_time(now, new, None), _time(before, old, None)),
+    )
 
 
 def _not_compared_devices(
@@ -411,37 +497,50 @@ def _not_compared_devices(
             yield f"{label} on {device}: not compared, as its latency is not in both reports"
 
 
-def _times_compared(
-    label: str,
-    measured: Measurement,
-    earlier: Measurement,
-    bases: tuple[Measurement | None, Measurement | None],
+def _slowdown(
+    limit: str,
+    opening: str,
+    times: tuple[Timed, Timed],
+    bases: tuple[Timed | None, Timed | None],
     tolerance: Tolerance,
+    *,
+    subject: str,
+    told: str,
+    noises: Iterable[Noise],
+    latencies: tuple[Measurement | None, Measurement | None],
 ) -> Check:
-    """What a run takes now against the last release, beside the untouched model if known."""
-    base_now, base_before = bases
-    has_base = base_now is not None and base_before is not None
-    ratio, low, high = latency_ratio(measured, earlier, base_now=base_now, base_before=base_before)
+    """What something takes now against the last release, beside the untouched model if known.
+
+    Args:
+        limit: What is compared.
+        opening: Of the sentence that goes on with the ratio.
+        times: Now, and in the last release.
+        bases: Those of the untouched model in the same runs.
+        tolerance: What is still as good.
+        subject: The target, with the device.
+        told: Both figures, in words.
+        noises: Of all that was timed.
+        latencies: What tells how fast the machine was in both runs.
+    """
+    has_base = None not in bases
+    ratio, low, high = latency_ratio(*times, base_now=bases[0], base_before=bases[1])
     beside = ", beside the untouched model in each run" if has_base else ""
-    noisy = any(
-        each is not None and each.noise.verdict == "noisy"
-        for each in (measured, earlier, base_now, base_before)
-    )
+    noisy = any(each.verdict == "noisy" for each in noises)
     met = low - 1 <= tolerance.latency
-    slowed = earlier if met else measured
+    slowed = latencies[1] if met else latencies[0]
     # Which may be all of the difference: the untouched model was slowed as well, unless threads
     # were woken slowly, from which small models suffer most.
-    if slowed.wakes_slowly or (slowed.is_slowed and not has_base):
+    if slowed is not None and (slowed.wakes_slowly or (slowed.is_slowed and not has_base)):
         noisy = True
     return Check(
-        limit="latency",
-        subject=label,
+        limit=limit,
+        subject=subject,
         wanted=tolerance.latency,
         found=ratio - 1,
         met=met,
         shortfall=max(0.0, low - 1 - tolerance.latency),
-        text=f"{label}: {ratio:.3f}x the time of the last release ({low:.3f} to {high:.3f})"
-        f"{beside}; {earlier.median_ms:.3f} ms then, {measured.median_ms:.3f} ms now",
+        text=f"{opening}{ratio:.3f}x the time of the last release ({low:.3f} to {high:.3f})"
+        f"{beside}; {told}",
         noisy=noisy,
     )
 
@@ -455,6 +554,12 @@ def _time(report: Report, row: Row, device: str | None) -> Measurement | None:
 
 
 def _baseline(report: Report, row: Row, device: str | None) -> Measurement | None:
+    """The latency of the untouched fp32 model on the target of a row."""
+    found = _untouched(report, row)
+    return None if found is None else _time(report, found, device)
+
+
+def _untouched(report: Report, row: Row) -> Row | None:
     """The untouched fp32 model on the target of a row."""
     for each in report.rows:
         if (
@@ -462,7 +567,7 @@ def _baseline(report: Report, row: Row, device: str | None) -> Measurement | Non
             and each.precision == "fp32"
             and target_label(each) == target_label(row)
         ):
-            return _time(report, each, device)
+            return each
     return None
 
 

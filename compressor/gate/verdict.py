@@ -7,8 +7,9 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from compressor.gate.budget import Budget
 from compressor.gate.limits import GOALS, NoisyBases, check_row, target_label
 from compressor.report.schema import Check, Row, Verdict
-from compressor.report.wording import worst_layer
+from compressor.report.wording import significant, worst_layer
 from targets.measurement import Measurement
+from targets.writing import Writing
 
 __all__ = ["choose", "judge", "judge_rows", "judged_rows", "shortfall"]
 
@@ -34,14 +35,13 @@ def choose(
         Label of the target -> index of the fastest row that meets the budget, or of the one that
         misses it least.
     """
-    chosen: dict[str, tuple[float, float, int]] = {}
+    chosen: dict[str, tuple[float, tuple[bool, float], int]] = {}
     for index, row in enumerate(rows):
-        latency = row.latency.get(primary_shape)
-        if row.kind != "candidate" or latency is None:
+        if row.kind != "candidate" or primary_shape not in row.latency:
             continue
         bases = {} if trust_noise else _noisy_bases(rows, row, primary_shape)
         missed = shortfall(row, budget, primary_shape, trust_noise=trust_noise, noisy_bases=bases)
-        rank = (missed, latency.median_ms, index)
+        rank = (missed, row.slowness(primary_shape), index)
         if target_label(row) not in chosen or rank < chosen[target_label(row)]:
             chosen[target_label(row)] = rank
     return {label: index for label, (_, _, index) in chosen.items()}
@@ -102,23 +102,21 @@ def _noisy_bases(rows: Sequence[Row], candidate: Row, shape: str) -> NoisyBases:
     own = [row for row in untouched if target_label(row) == target_label(candidate)]
     eager = [row for row in untouched if row.kind == "reference"]
 
-    def noisy(limit: str, latencies: Iterable[Mapping[str, Measurement]]) -> frozenset[str]:
-        found = (each[shape] for each in latencies if shape in each)
-        is_noisy = any(each.noise.verdict == "noisy" for each in found)
+    def noisy(limit: str, timed: Iterable[Measurement | Writing | None]) -> frozenset[str]:
+        is_noisy = any(each is not None and each.noise.verdict == "noisy" for each in timed)
         return frozenset({limit} if is_noisy else ())
 
-    here = noisy("min_speedup", (row.latency for row in own)) | noisy(
-        "min_speedup_eager", (row.latency for row in eager)
+    here = (
+        noisy("min_speedup", (row.latency.get(shape) for row in own)),
+        noisy("min_speedup_eager", (row.latency.get(shape) for row in eager)),
+        noisy("min_writing_speedup", (row.writing for row in own)),
+        noisy("min_writing_speedup_eager", (row.writing for row in eager)),
     )
-    return {
-        None: here,
-        **{
-            name: noisy(
-                "min_speedup", (row.devices[name].latency for row in own if name in row.devices)
-            )
-            for name in candidate.devices
-        },
-    }
+    found: dict[str | None, frozenset[str]] = {None: frozenset().union(*here)}
+    for name in candidate.devices:
+        there = (row.devices[name].latency for row in own if name in row.devices)
+        found[name] = noisy("min_speedup", (each.get(shape) for each in there))
+    return found
 
 
 def _unmeasured(
@@ -194,9 +192,9 @@ def judge(
             "no candidate could be measured on this machine"
             + ("; the bundles that were built are kept" if kept else "")
         )
-    noisy = any(
-        measured.noise.verdict == "noisy" for row in rows for measured in row.latency.values()
-    )
+    noises = [each.noise for row in rows for each in row.latency.values()]
+    noises += [row.writing.noise for row in rows if row.writing is not None]
+    noisy = any(each.verdict == "noisy" for each in noises)
     return Verdict(met=passed, exit_code=code, lines=tuple(lines), noisy=noisy)
 
 
@@ -230,6 +228,10 @@ def _line(label: str, row: Row, primary_shape: str) -> str:
     parts = [f"{row.latency[primary_shape].median_ms:.3f} ms"]
     if row.speedup is not None:
         parts.append(f"{row.speedup.ratio:.3g}x the speed of the untouched model there")
+    if row.writing is not None:
+        parts.append(f"writes {significant(row.writing.written_per_s)} tokens/s")
+    if row.writing_speedup is not None:
+        parts.append(f"{row.writing_speedup.ratio:.3g}x those of the untouched model there")
     if row.test_comparison is not None:
         drop = row.test_comparison
         parts.append(

@@ -124,6 +124,12 @@ class Pass(Component, ABC):
         return None
 
     @property
+    def static_rounding(self) -> Mapping[str, Any] | None:
+        """How it rounds weights, and activations in fixed ranges, by the settings with which a
+        training learns to live with that (`QuantizationAware`); None where it does not."""
+        return None
+
+    @property
     def width_multiple(self) -> int:
         """What widths have to be multiples of for it to do all that it is asked for."""
         return 1

@@ -64,7 +64,7 @@ class DropBlocks(Pass):
     def unsuited(cls, architecture: Architecture) -> str | None:
         """See the base class."""
         if architecture.has_unknown_layers:
-            return "its attention layers are of an unknown kind"
+            return "its layers are of an unknown kind"
         return "its layers are those of a transformer: drop_layers" if architecture.layers else None
 
     def requires(self, model: Model, context: PassContext) -> None:

@@ -23,7 +23,7 @@ class Export(Pass):
     """Export to ONNX with free batch and sequence, and prove that it computes the same."""
 
     name: ClassVar[str] = "export"
-    version: ClassVar[int] = 3
+    version: ClassVar[int] = 4
     consumes: ClassVar[Form] = "torch"
     produces: ClassVar[Form] = "onnx"
     paper: ClassVar[str] = "no paper: torch.export and the ONNX exporter of PyTorch"
@@ -50,8 +50,9 @@ class Export(Pass):
     cache: bool = Field(default=False, exclude_if=lambda cache: not cache)
     """Of a language model: keep the keys and values of the tokens that were read, so that a text
     goes on without being read again, as `predict --stream` does."""
-    single_file_limit_bytes: int = Field(default=1_800_000_000, ge=0, le=1_900_000_000)
-    """Weights above this many bytes go to a file beside the graph: one file cannot pass 2 GB."""
+    single_file_limit_bytes: int = Field(default=200_000_000, ge=0, le=1_900_000_000)
+    """Weights above this many bytes go to a file beside the graph: in one file, which cannot pass
+    2 GB, they are several times in memory while they are written."""
 
     def plan(self, architecture: Architecture, *, width_multiple: int = 8) -> Architecture:
         """See the base class."""

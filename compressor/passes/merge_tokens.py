@@ -45,7 +45,7 @@ class MergeTokens(Pass):
     def unsuited(cls, architecture: Architecture) -> str | None:
         """See the base class."""
         if architecture.has_unknown_layers:
-            return "its attention layers are of an unknown kind"
+            return "its layers are of an unknown kind"
         if not architecture.has_patches:
             return "it is not an image classifier that attends to patches"
         return None

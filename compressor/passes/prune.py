@@ -142,7 +142,7 @@ class Prune(Pass):
     def unsuited(cls, architecture: Architecture) -> str | None:
         """See the base class."""
         known = not architecture.has_unknown_layers
-        return None if known else "its attention layers are of an unknown kind"
+        return None if known else "its layers are of an unknown kind"
 
     def plan(self, architecture: Architecture, *, width_multiple: int = 8) -> Architecture:
         """See the base class. With scope "global" the layers will differ; the totals hold.

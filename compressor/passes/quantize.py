@@ -30,6 +30,7 @@ _PRECISIONS: dict[str, Precision] = {
     "bf16": "bf16",
 }
 _METHODS_WITH: dict[str, tuple[str, ...]] = {
+    "activations": ("static",),
     "calibration": ("static",),
     "percentile": ("static",),
     "num_samples": ("static", "dynamic", "weights"),
@@ -45,12 +46,15 @@ _METHODS_WITH: dict[str, tuple[str, ...]] = {
     "keep_float": ("static",),
 }
 
+_FORMER_DEFAULTS: dict[str, str] = {"calibration": "percentile"}
+"""What earlier reports write out of settings that have no effect with their method."""
+
 
 class Quantize(Pass):
     """Bring the matrix products to int8 or to 16-bit floats, without training.
 
-    ``static`` fixes the ranges of activations by calibration on training data and writes symmetric
-    Q/DQ nodes that every target takes; ``dynamic`` computes the ranges at run time; ``weights``
+    ``static`` fixes the ranges of activations by calibration on training data and writes Q/DQ nodes
+    that every target takes; ``dynamic`` computes the ranges at run time; ``weights``
     stores 8-bit weights and multiplies in float; ``fp16`` and ``bf16`` change the float format.
     """
 
@@ -62,7 +66,7 @@ class Quantize(Pass):
         "Integer-Arithmetic-Only Inference, 2018; Xiao et al., SmoothQuant, 2022; "
         "Lin et al., AWQ, 2024"
     )
-    version: ClassVar[int] = 4
+    version: ClassVar[int] = 5
     libraries: ClassVar[tuple[str, ...]] = ("onnx", "onnxruntime")
     advice: ClassVar[Mapping[Goal, Advice]] = {
         "accuracy": Advice(used="another calibration for quantize, or smooth_quant"),
@@ -72,8 +76,14 @@ class Quantize(Pass):
 
     method: Literal["static", "dynamic", "weights", "fp16", "bf16"] = "static"
     """How; see above."""
-    calibration: Literal["minmax", "entropy", "percentile"] = "percentile"
-    """How static ranges come from observed values."""
+    activations: Literal["uint8", "int8"] = Field(
+        default="uint8", exclude_if=lambda value: value == "uint8"
+    )
+    """Levels of activations with static ranges: uint8 spends them all on the values that there are;
+    int8 is symmetric around 0, as TensorRT computes (it widens the ranges of uint8)."""
+    calibration: Literal["search", "minmax", "entropy", "percentile"] = "search"
+    """How static ranges come from observed values. search: of four percentiles up to 100, the one
+    that changes the outputs least on training data."""
     percentile: float = Field(default=99.99, gt=50, le=100)
     """Share of values that the range covers, in percent; for the calibration ``percentile``."""
     num_samples: int = Field(default=256, ge=1)
@@ -116,7 +126,7 @@ class Quantize(Pass):
         changed = {
             name
             for name, field in type(self).model_fields.items()
-            if getattr(self, name) != field.default
+            if getattr(self, name) not in (field.default, _FORMER_DEFAULTS.get(name, field.default))
         }
         for setting, methods in _METHODS_WITH.items():
             if setting in changed and self.method not in methods:
@@ -136,13 +146,29 @@ class Quantize(Pass):
                 "it belongs to method static, awq, scale_estimation and kv_cache"
             )
         if "percentile" in changed and self.calibration != "percentile":
-            raise ValueError(f"percentile has no effect with calibration {self.calibration}")
+            raise ValueError(
+                f"percentile has no effect with calibration {self.calibration}; "
+                "set calibration: percentile"
+            )
         return self
 
     @property
     def precision(self) -> Precision:
         """See the base class."""
         return "int4-weights" if self.weight_bits == 4 else _PRECISIONS[self.method]
+
+    @property
+    def static_rounding(self) -> Mapping[str, Any] | None:
+        """See the base class."""
+        if self.method != "static":
+            return None
+        by_percentile = self.calibration == "percentile"
+        return {
+            "method": self.method,
+            "weight_bits": self.weight_bits,
+            "activations": self.activations,
+            "percentile": self.percentile if by_percentile else self.calibration,
+        }
 
     @property
     def width_multiple(self) -> int:
@@ -237,6 +263,7 @@ class Quantize(Pass):
                 self._batches(model, context),
                 calibration=self.calibration,
                 percentile=self.percentile,
+                activations=self.activations,
                 smooth_quant=self.smooth_quant,
                 weight_bits=self.weight_bits,
                 exclude=self.exclude,

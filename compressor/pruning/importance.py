@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from compressor.errors import PassError
 from compressor.pruning.moments import LayerMoments, Moments, head_groups
 from compressor.pruning.tracing import all_trainable
 from compressor.tasks.base import inputs_of
@@ -113,6 +114,9 @@ def taylor_scores(
         batches: Inputs of the model, with ``labels``. Small batches give sharper scores.
         task: Says what of the outputs the labels judge.
         progress: Called with the number of batches done.
+
+    Raises:
+        PassError: A score is not finite.
     """
     layers = encoder_layers(module)
     hidden = np.zeros(layers[0].query.in_features)
@@ -138,6 +142,13 @@ def taylor_scores(
             ):
                 hidden += np.square(scale + shift)
             progress(count)
+    if not all(np.isfinite(each).all() for each in (*heads, *ffn, hidden)):
+        raise PassError(
+            "what the heads and neurons are worth cannot be told: a derivative of the loss is NaN "
+            "or infinite",
+            where="importance taylor",
+            fix="check that the checkpoint gives finite answers, or use importance: magnitude",
+        )
     return Scores(heads=tuple(heads), ffn=tuple(ffn), hidden=hidden)
 
 
@@ -341,7 +352,7 @@ def labelled_loss(
         reduction: Over all that is judged.
     """
     total, count = task.loss(module(**inputs_of(batch))[0], batch)
-    return total if reduction == "sum" else total / count
+    return total if reduction == "sum" else total / (count or 1)
 
 
 def _stream_norms(module: nn.Module, hidden_size: int) -> list[nn.LayerNorm]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Histogram", "entropy_threshold", "minmax_threshold", "percentile_threshold"]
+__all__ = ["Histogram", "entropy_threshold", "percentile_threshold"]
 
 NUM_BINS = 4096
 QUANTIZED_LEVELS = 128
@@ -27,12 +27,14 @@ class Histogram:
     Attributes:
         counts: (NUM_BINS,) int64.
         limit: Upper edge of the last bin; 0 before any value but zero was seen.
-        maximum: Largest magnitude that was seen.
+        low: Smallest value that was seen, or 0.
+        high: Largest value that was seen, or 0.
     """
 
     counts: NDArray[np.int64]
     limit: float = 0.0
-    maximum: float = 0.0
+    low: float = 0.0
+    high: float = 0.0
 
     @classmethod
     def empty(cls) -> Histogram:
@@ -45,10 +47,11 @@ class Histogram:
         Args:
             values: Array of any shape; finite.
         """
-        magnitudes = np.abs(values).ravel()
-        if magnitudes.size == 0:
+        if values.size == 0:
             return self
-        maximum = float(magnitudes.max())
+        low, high = min(self.low, float(values.min())), max(self.high, float(values.max()))
+        magnitudes = np.abs(values).ravel()
+        maximum = max(-low, high)
         counts, limit = self.counts, self.limit
         if limit == 0.0:
             # All values so far were zero: they stay in the first bin whatever the limit becomes.
@@ -65,17 +68,17 @@ class Histogram:
             index = (magnitudes * np.float64(NUM_BINS / limit)).astype(np.int64)
             np.minimum(index, NUM_BINS - 1, out=index)
             added = np.bincount(index, minlength=NUM_BINS)
-        return Histogram(counts + added, limit, max(self.maximum, maximum))
+        return Histogram(counts + added, limit, low, high)
+
+    @property
+    def maximum(self) -> float:
+        """Largest magnitude that was seen."""
+        return max(-self.low, self.high)
 
     @property
     def bin_width(self) -> float:
         """Width of a bin."""
         return self.limit / NUM_BINS
-
-
-def minmax_threshold(histogram: Histogram) -> float:
-    """The largest magnitude: nothing is clipped."""
-    return histogram.maximum
 
 
 def percentile_threshold(histogram: Histogram, percentile: float) -> float:

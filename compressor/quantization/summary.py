@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 
 import onnx
 
+from compressor.quantization.ranges import ClippingRange
+
 __all__ = ["QUANTIZABLE", "QuantizationSummary"]
 
 QUANTIZABLE = frozenset({"Conv", "Gemm", "MatMul"})
@@ -21,7 +23,8 @@ class QuantizationSummary:
         quantized_nodes: Nodes that multiply int8 now (or 16-bit floats), in the order of the graph.
         float_nodes: Nodes of the same kinds that still multiply float32.
         tables: Embedding tables that are stored as integers.
-        thresholds: Tensor name -> largest magnitude that its int8 form holds.
+        ranges: Tensor name -> the values that its eight bits hold.
+        percentile: Of the values, in per cent, that these hold, where it was searched for.
         wider: Of the quantized nodes those that keep 8 bits where 4 were asked for, as their inputs
             do not fall into even groups.
     """
@@ -29,7 +32,8 @@ class QuantizationSummary:
     quantized_nodes: tuple[str, ...]
     float_nodes: tuple[str, ...]
     tables: tuple[str, ...] = ()
-    thresholds: Mapping[str, float] = field(default_factory=dict)
+    ranges: Mapping[str, ClippingRange] = field(default_factory=dict)
+    percentile: float | None = None
     wider: tuple[str, ...] = ()
 
     @classmethod
@@ -38,7 +42,8 @@ class QuantizationSummary:
         model: onnx.ModelProto,
         quantized: Collection[str],
         tables: Sequence[str] = (),
-        thresholds: Mapping[str, float] | None = None,
+        ranges: Mapping[str, ClippingRange] | None = None,
+        percentile: float | None = None,
     ) -> QuantizationSummary:
         """Sort the nodes of ``model`` into quantized and float ones."""
         names = [node.name for node in model.graph.node if node.op_type in QUANTIZABLE]
@@ -46,7 +51,8 @@ class QuantizationSummary:
             quantized_nodes=tuple(name for name in names if name in quantized),
             float_nodes=tuple(name for name in names if name not in quantized),
             tables=tuple(tables),
-            thresholds=dict(thresholds or {}),
+            ranges=dict(ranges or {}),
+            percentile=percentile,
         )
 
     @property
@@ -66,4 +72,8 @@ class QuantizationSummary:
                 f"; NOTE: {len(self.wider)} of them to 8 bits, as the number of their inputs is no "
                 "multiple of group_size"
             )
-        return f"{line}, {len(self.tables)} embedding tables as integers" if self.tables else line
+        if self.tables:
+            line += f", {len(self.tables)} embedding tables as integers"
+        if self.percentile is not None:
+            line += f"; ranges hold {self.percentile:g}% of the values"
+        return line

@@ -82,6 +82,7 @@ def _headline(report: Report) -> list[str]:
         ("latency", f"{text.latency} ms{was}"),
         ("speed-up on the same target", _with(text.speedup, text.speedup_interval)),
         ("speed-up against eager PyTorch", text.speedup_eager),
+        *_wrote(text),
         (f"{measure_of(report)} drop, points", _with(text.drop, text.drop_interval)),
         ("size", _with(text.size, smaller_text(text.size_ratio))),
     ]
@@ -90,6 +91,19 @@ def _headline(report: Report) -> list[str]:
     return [
         f"## {title}: {escape(row.variant)} on {escape(text.target)} ({row.precision})",
         _table(("", ""), rows, align="lr"),
+    ]
+
+
+def _wrote(text: RowText) -> list[tuple[str, str]]:
+    if text.written == NONE:
+        return []
+    return [
+        ("first token, ms", text.first_token),
+        ("tokens written a second", _with(text.written, text.written_interval)),
+        (
+            "speed-up of writing on the same target",
+            _with(text.writing_speedup, text.writing_speedup_interval),
+        ),
     ]
 
 
@@ -104,6 +118,9 @@ def _results(report: Report) -> list[str]:
         "p90, ms",
         "speed-up",
         "against eager",
+        "first token, ms",
+        "tokens/s",
+        "writing",
         f"{split} {measure}" if split else measure,
         "drop, points",
         "perplexity",
@@ -112,16 +129,22 @@ def _results(report: Report) -> list[str]:
         "budget",
     )
     rows = [_result(text) for text in row_texts(report)]
-    align = "rlllrrrrrrrrrl"
-    place = header.index("perplexity")
-    if all(row[place] == NONE for row in rows):
-        header, *rows = (each[:place] + each[place + 1 :] for each in (header, *rows))
-        align = align[:place] + align[place + 1 :]
+    align = "rlllrrrrrrrrrrrrl"
+    for name in ("perplexity", "first token, ms", "tokens/s", "writing"):
+        place = header.index(name)
+        if all(row[place] == NONE for row in rows):
+            header, *rows = (each[:place] + each[place + 1 :] for each in (header, *rows))
+            align = align[:place] + align[place + 1 :]
     return [
         _table(header, rows, align=align),
         f"Latency is the median at {shape_words(report.primary_shape)}. Brackets hold 95% "
         "intervals. Speed-up: against the fastest uncompressed model on the same target. "
-        f"A drop is positive where {measure} was lost. `~`: noisy.",
+        + (
+            "Writing: the same of the tokens after the first. "
+            if any(row.writing for row in report.rows)
+            else ""
+        )
+        + f"A drop is positive where {measure} was lost. `~`: noisy.",
     ]
 
 
@@ -136,6 +159,9 @@ def _result(text: RowText) -> tuple[str, ...]:
         text.p90,
         _with(text.speedup, text.speedup_interval),
         text.speedup_eager,
+        text.first_token,
+        _with(text.written, text.written_interval),
+        _with(text.writing_speedup, text.writing_speedup_interval),
         _with(text.accuracy, text.accuracy_interval),
         _with(text.drop, text.drop_interval),
         text.perplexity,

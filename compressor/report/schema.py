@@ -13,6 +13,7 @@ from targets.base import Precision
 from targets.environment import Environment
 from targets.measurement import Measurement, Speedup
 from targets.scoring import Accuracy
+from targets.writing import Writing
 
 __all__ = [
     "REPORT_SCHEMA_VERSION",
@@ -31,6 +32,7 @@ __all__ = [
     "Row",
     "Step",
     "Verdict",
+    "Writing",
 ]
 
 REPORT_SCHEMA_VERSION = 2
@@ -265,6 +267,12 @@ class Row(_Frozen):
     """Against the fastest baseline on the same target, at the primary shape."""
     speedup_eager: Speedup | None = None
     """Against eager PyTorch fp32, at the primary shape."""
+    writing: Writing | None = None
+    """Of a language model with a state: tokens read and written a second."""
+    writing_speedup: Speedup | None = None
+    """In writing, against the untouched model that writes fastest on the same target."""
+    writing_speedup_eager: Speedup | None = None
+    """In writing, against eager PyTorch fp32."""
     size_ratio: float | None = Field(default=None, gt=0)
     """Size of the untouched model in fp32 on the same target over the size of this bundle."""
     checks: tuple[Check, ...] = ()
@@ -285,6 +293,16 @@ class Row(_Frozen):
         """What its accuracy is of: `rank correlation` where answers are embeddings."""
         found = self.test or self.validation
         return "accuracy" if found is None else found.measure
+
+    def slowness(self, shape: str) -> tuple[bool, float]:
+        """What the rows of a target are sorted by, the fastest first: milliseconds.
+
+        Those of a token, of a language model that writes; else of the latency at a shape.
+        """
+        if self.writing is not None:
+            return False, 1e3 / self.writing.written_per_s
+        measured = self.latency.get(shape)
+        return True, float("inf") if measured is None else measured.median_ms
 
     @property
     def unmet(self) -> tuple[str, ...]:

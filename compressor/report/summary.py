@@ -5,7 +5,7 @@ The terminal, Markdown and HTML all show these, so that they cannot disagree.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -26,7 +26,7 @@ from compressor.report.wording import (
     speedup_interval,
     times,
 )
-from targets.measurement import LEAST_ROUNDS, Measurement, Speedup
+from targets.measurement import LEAST_ROUNDS, Measurement, Noise, Speedup
 
 __all__ = [
     "Best",
@@ -145,6 +145,11 @@ class RowText:
     drop: str = NONE
     drop_interval: str = ""
     perplexity: str = NONE
+    first_token: str = NONE
+    written: str = NONE
+    written_interval: str = ""
+    writing_speedup: str = NONE
+    writing_speedup_interval: str = ""
     size: str = NONE
     size_ratio: str = NONE
     noisy: bool = False
@@ -192,7 +197,25 @@ def _row_text(report: Report, row: Row, number: int, target: str) -> RowText:
         size_ratio=times(values["size_ratio"]),
         sort={name: value for name, value in values.items() if value is not None},
     )
-    return with_latency(text, measured, row.speedup)
+    return with_latency(_with_writing(text, row), measured, row.speedup)
+
+
+def _with_writing(text: RowText, row: Row) -> RowText:
+    """The row with what a language model wrote a second."""
+    found, faster = row.writing, row.writing_speedup
+    if found is None:
+        return text
+    return replace(
+        text,
+        first_token=milliseconds(found.first_token_ms),
+        written=significant(found.written_per_s) + ("~" if found.noise.verdict == "noisy" else ""),
+        written_interval=interval_text(found.written_interval),
+        writing_speedup=times(faster.ratio if faster else None),
+        writing_speedup_interval=speedup_interval(faster) if faster else "",
+        sort=text.sort
+        | {"first_token": found.first_token_ms, "written": found.written_per_s}
+        | ({"writing_speedup": faster.ratio} if faster else {}),
+    )
 
 
 def _perplexity(report: Report, row: Row, split: Split | None) -> tuple[float | None, str]:
@@ -318,7 +341,7 @@ def best(report: Report) -> Best | None:
         key=lambda text: (
             text.mark != "chosen",
             text.mark != "nearest",
-            text.sort.get("latency", float("inf")),
+            text.row.slowness(report.primary_shape),
         )
     )
     if not candidates:
@@ -337,11 +360,18 @@ def best(report: Report) -> Best | None:
 def noise_reasons(report: Report) -> tuple[str, ...]:
     """Why each disturbed measurement counts as noisy, one line a row and shape."""
     return tuple(
-        f"{text.row.variant} on {text.target} at {shape}: {'; '.join(measured.noise.reasons)}"
+        f"{text.row.variant} on {text.target} {when}: {'; '.join(noise.reasons)}"
         for text in row_texts(report)
-        for shape, measured in text.row.latency.items()
-        if measured.noise.verdict == "noisy"
+        for when, noise in _noises(text.row)
+        if noise.verdict == "noisy"
     )
+
+
+def _noises(row: Row) -> Iterator[tuple[str, Noise]]:
+    for shape, measured in row.latency.items():
+        yield f"at {shape}", measured.noise
+    if row.writing is not None:
+        yield "as it wrote", row.writing.noise
 
 
 def environment_facts(report: Report) -> tuple[tuple[str, str], ...]:
@@ -391,6 +421,14 @@ def how_measured(report: Report) -> tuple[str, ...]:
             f"{_range(r.load_average for each in measured for r in each.rounds)} "
             f"on {report.environment.num_cpus} CPUs.",
         ]
+    wrote = [row.writing for row in report.rows if row.writing is not None]
+    if wrote:
+        lines.append(
+            f"Each language model read {_range(each.prompt_tokens for each in wrote)} tokens and "
+            f"wrote {_range(each.num_tokens for each in wrote)}, in "
+            f"{_range(len(each.rounds) for each in wrote)} rounds that alternated. Tokens/s are "
+            "those after the first, without tokenization and the choice of the token."
+        )
     split = accuracy_split(report)
     if split:
         found = [a for row in report.rows if (a := accuracy_of(row, split))]

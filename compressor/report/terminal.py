@@ -38,6 +38,8 @@ HEADERS = {
     "accuracy": "accuracy",
     "drop": "drop",
     "perplexity": "perplexity",
+    "written": "tokens/s",
+    "writing_speedup": "faster",
     "size": "size",
     "size_ratio": "smaller",
 }
@@ -143,14 +145,25 @@ class _Results:
 
 
 def _judged_by(texts: Sequence[RowText]) -> Callable[[tuple[str, ...]], tuple[str, ...]]:
-    """What takes the columns of a table: of language models the perplexity is what counts."""
-    if all(text.perplexity == NONE for text in texts):
-        return lambda columns: columns
-    return lambda columns: tuple(
-        "perplexity" if name.startswith("drop") else name
-        for name in columns
-        if not name.startswith("accuracy")
-    )
+    """What takes the columns of a table.
+
+    Of language models the perplexity is what counts, and of those that write the tokens a second.
+    """
+    instead: dict[str, tuple[str, ...]] = {}
+    if any(text.perplexity != NONE for text in texts):
+        instead |= {"accuracy": (), "drop": ("perplexity",)}
+    if any(text.written != NONE for text in texts):
+        instead |= {"p90": (), "speedup": ("written", "writing_speedup"), "speedup_eager": ()}
+
+    def replaced(columns: tuple[str, ...]) -> tuple[str, ...]:
+        found: list[str] = []
+        for column in columns:
+            name, plus, _ = column.partition("+")
+            own = instead.get(name, (name,))
+            found += [each if each == "perplexity" else each + plus for each in own]
+        return tuple(found)
+
+    return replaced
 
 
 def _table(
@@ -210,13 +223,18 @@ def _legend(report: Report, texts: Sequence[RowText], marks: dict[str, str]) -> 
     for mark, meaning in meanings.items():
         if mark in present:
             yield Text(f"{marks[mark]} {meaning}")
-    if any(text.noisy for text in texts):
-        yield Text("~ noisy: the machine was busy, do not trust this latency")
+    if any(text.noisy or text.written.endswith("~") for text in texts):
+        yield Text("~ noisy: the machine was busy, do not trust this time")
     split, measure = accuracy_split(report), measure_of(report)
     own = "" if measure == "accuracy" else f"the {measure} "
     yield Text(
-        f"ms: median latency at {shape_words(report.primary_shape)}; faster: than the fastest "
-        "uncompressed model on the same target"
+        f"ms: median latency at {shape_words(report.primary_shape)}; "
+        + (
+            "tokens/s: written after the first; "
+            if any(text.written != NONE for text in texts)
+            else ""
+        )
+        + "faster: than the fastest uncompressed model on the same target"
         + (
             f"; accuracy: {own}on the {split} data; drop: accuracy lost, in points" if split else ""
         ),

@@ -20,6 +20,7 @@ __all__ = [
     "count_text",
     "drop_interval",
     "duration_text",
+    "faster_text",
     "interval_text",
     "milliseconds",
     "one_line",
@@ -131,6 +132,11 @@ def smaller_text(ratio: str) -> str:
     """How many times smaller something is than it was; empty where that says nothing."""
     says_nothing = ratio in (NONE, "1x", "1.00x")
     return "" if says_nothing else f"{ratio} smaller"
+
+
+def faster_text(ratio: str) -> str:
+    """How many times as fast something is as it was; empty where that says nothing."""
+    return "" if ratio in (NONE, "1x", "1.00x") else f"{ratio} as fast"
 
 
 def cost_text(seconds: float, peak_memory_bytes: int | None) -> str:

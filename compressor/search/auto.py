@@ -5,7 +5,8 @@ from __future__ import annotations
 import functools
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,23 +18,22 @@ from compressor import distributed, interruption
 from compressor.answering import answer
 from compressor.architecture import Architecture
 from compressor.errors import BudgetError, PassError
-from compressor.gate.budget import Budget
 from compressor.model import TorchModel, load_model
 from compressor.passes import Pass
 from compressor.passes.distill import Distill
 from compressor.passes.export import Export
 from compressor.passes.prune import Prune
-from compressor.passes.quantize import TableBits
 from compressor.passes.trim_vocabulary import TrimVocabulary
 from compressor.planning import validate_recipe
 from compressor.preparation import prepare, runnable_targets
 from compressor.progress import Progress
 from compressor.pruning.layers import spread_layers
 from compressor.recipe.schema import Recipe
-from compressor.search.clock import Clock, OutOfTimeError, Pace, fitting_epochs
+from compressor.search.clock import Clock, Deadline, OutOfTimeError, Pace, fitting_epochs
 from compressor.search.found import Search, Trial, holds, int8_variants, variants
 from compressor.search.probing import Prober
-from compressor.search.solver import ImportanceCurves, Solution, solve
+from compressor.search.size import embeddings, room
+from compressor.search.solver import ImportanceCurves, Room, Solution, solve
 from compressor.store import RunStore, StoredStep
 from compressor.tasks import get_task
 from compressor.training.distillation import read_unlabeled
@@ -66,12 +66,6 @@ LONG_S = 60.0
 """Work that is told of where it is done again and again."""
 HOPELESS_POINTS = 3.0
 """A shape that misses the accuracy by more after a short training is not trained for long."""
-EMBEDDINGS: tuple[tuple[int, TableBits], ...] = ((20_000, 8), (20_000, 4), (15_000, 4), (10_000, 4))
-"""Tokens from the beginning of the vocabulary to keep, and bits of their embeddings: they cost size
-and no time. 4 bits lost 0 to 0.2 points on TREC-6 and 1.4 on Rotten Tomatoes; 10,000 tokens lost
-0.6 points more on TREC-6 than 20,000."""
-EMBEDDINGS_SHARE = 0.6
-"""Of the size of a bundle; layers, tokenizer and test data are the rest."""
 
 
 class AutoSettings(BaseModel):
@@ -80,7 +74,8 @@ class AutoSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     time_limit_s: float = 3600.0
-    """Nothing is begun that is not expected to end within it."""
+    """Nothing is begun that is not expected to end within it; the first training, of which that is
+    not known, ends with it."""
     short_epochs: int = 4
     """Of the training that chooses between numbers of layers."""
     epochs: int = 24
@@ -144,20 +139,24 @@ class _Searcher:
         self.store = store
         self.progress = progress
         plan = validate_recipe(
-            recipe.model_copy(update={"passes": (Export(),), "variants": variants(recipe)})
+            recipe.model_copy(update={"passes": (Export(),), "variants": variants(recipe.targets)})
         )
         self.architecture: Architecture = plan.original
         _check(self.architecture)
         self.prepared = prepare(recipe, plan, store=store, progress=progress)
         self._check_layers()
-        self.keep_first, self.table_bits = _embeddings(
+        self.keep_first, self.table_bits = embeddings(
             self.architecture, recipe.budget, self._num_tokens
         )
         if settings.keep_first is not None:
             self.keep_first = settings.keep_first
         self.memory = memory
-        self.manager = self.prepared.manager(teacher_memory=self.memory)
+        self.manager = replace(
+            self.prepared.manager(teacher_memory=memory), progress=Deadline(progress, self.clock)
+        )
         self.share_of_epochs = self._share_of_epochs()
+        self.room: Room | None = None
+        """For the layers, once the precision is known."""
         self.failure: PassError | None = None
         """Of the first training that failed."""
         self.clock.count([self.prepared.original])
@@ -198,9 +197,22 @@ class _Searcher:
             progress=self.progress,
         )
         target = runnable_targets(self.recipe, form="onnx")[0]
-        table, step = prober.table(self.architecture, target, int8_variants()["int8"])
+        table, step = prober.table(self.architecture, target, variants([target]))
         self.clock.count([step])
-        found = Search(table, table.predict(self.architecture.layers), self.table_bits)
+        self.room = room(
+            self.architecture,
+            self.recipe.budget,
+            lambda: self._num_tokens(self.keep_first),
+            self.table_bits,
+            precision=table.precision,
+            multiple=self.recipe.width_multiple,
+        )
+        found = Search(
+            table,
+            table.predict(self.architecture.layers),
+            self.table_bits,
+            share_of_epochs=self.share_of_epochs,
+        )
         curves = self._curves()
         limit = self.recipe.budget.max_latency_ms
         try:
@@ -210,21 +222,27 @@ class _Searcher:
                 self._at(found, curves, within)
             else:
                 self._bisect(found, curves)
+            if found.best is not None:
+                found.int8_drop_points = self._int8_drop(found, found.best)
+        except OutOfTimeError:
+            found.stopped = f"the time limit of {self.settings.time_limit_s / 60:.0f} min"
+            if found.best is not None:
+                found.int8_drop_points = self._int8_drop(found, found.best)
         except KeyboardInterrupt:
             if found.best is None:
                 raise
             interruption.forget()
             found.stopped = "it was interrupted"
-        except OutOfTimeError:
-            found.stopped = f"the time limit of {self.settings.time_limit_s / 60:.0f} min"
         if not found.trials and self.failure is not None:
             raise self.failure
-        if found.best is not None:
-            found.int8_drop_points = self._int8_drop(found.best)
         return found
 
-    def _int8_drop(self, trial: Trial) -> float:
-        chain = (*trial.passes, Export(), *int8_variants(self.table_bits)["int8"])
+    def _int8_drop(self, found: Search, trial: Trial) -> float | None:
+        """See `Search.int8_drop_points`."""
+        int8 = int8_variants(self.table_bits).get(found.table.variant)
+        if int8 is None:
+            return None
+        chain = (*trial.passes, Export(), *int8)
         steps = self.manager.run(chain)
         self.clock.count(steps)
         model = load_model(steps[-1].folder)
@@ -336,6 +354,7 @@ class _Searcher:
             limit_ms=limit_ms,
             multiple=self.recipe.width_multiple,
             layers=layers,
+            room=self.room,
         )
 
     def _candidates(
@@ -384,8 +403,10 @@ class _Searcher:
         found.add(trial, self.recipe.budget)
         self.progress.start(f"{len(solution.kept)} layers, {solution.latency_ms:.3g} ms")
         speed = found.whole_ms / solution.latency_ms
-        line = f"{speed:.1f}x the whole model in int8, {0.0 - trial.drop_points:+.1f} points"
-        self.progress.finish(f"{line} on the validation data after {epochs} epochs", cached=False)
+        line = f"{speed:.1f}x the whole model in {found.table.variant}"
+        points = f"{0.0 - trial.drop_points:+.1f} points on the validation data"
+        best = "; the best so far" if found.best is trial else ""
+        self.progress.finish(f"{line}, {points} after {epochs} epochs{best}", cached=False)
         return trial
 
     def _warn_of_labels(self, trained: StoredStep) -> None:
@@ -521,22 +542,3 @@ def _another_kind(architecture: Architecture, reason: str) -> PassError:
         given=f"{architecture.describe()}: {reason}",
         fix="use a recipe: `compressor recipes` lists them; int8 works for every model",
     )
-
-
-def _embeddings(
-    architecture: Architecture, budget: Budget, num_tokens: Callable[[int], int]
-) -> tuple[int, TableBits]:
-    """How many tokens to keep and the bits of their embeddings: the most that a size allows.
-
-    Args:
-        architecture: Of the untouched model.
-        budget: May limit the size.
-        num_tokens: How many stay where so many are kept from the beginning of the vocabulary.
-    """
-    limit, width = budget.max_size_mb, architecture.embedding_size or architecture.hidden_size
-    for keep_first, bits in EMBEDDINGS:
-        if limit is None or not architecture.vocabulary_size:
-            return keep_first, bits
-        if num_tokens(keep_first) * width * bits / 8 <= EMBEDDINGS_SHARE * limit * 1e6:
-            return keep_first, bits
-    return EMBEDDINGS[-1]

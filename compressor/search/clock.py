@@ -7,17 +7,21 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from compressor.progress import Progress
 from compressor.store import StoredStep
 
-__all__ = ["Clock", "OutOfTimeError", "Pace", "fitting_epochs"]
+__all__ = ["Clock", "Deadline", "OutOfTimeError", "Pace", "fitting_epochs"]
 
 FEWER_EPOCHS = (1.0, 0.75, 0.5, 0.375, 0.25, 0.1875, 0.125)
 """Of those that are wanted, where there is not the time for all: few values, so that a search that
 goes on finds the trainings of the one that was interrupted."""
 
 
-class OutOfTimeError(Exception):
-    """The next training would not end in time."""
+class OutOfTimeError(KeyboardInterrupt):
+    """The next training would not end in time, or the first did not.
+
+    What is interrupted so is kept to go on from, as where a user does it.
+    """
 
 
 @dataclass(frozen=True)
@@ -108,6 +112,41 @@ class Clock:
             rest_s = min(pace.rest_s, self.pace.rest_s)
             pace = Pace(pace.epoch_s, rest_s, self.pace.label_s)
         self.pace = pace
+
+
+class Deadline:
+    """Progress that interrupts the first training once the time is over.
+
+    Args:
+        progress: Is told what this is.
+        clock: Of the search.
+    """
+
+    def __init__(self, progress: Progress, clock: Clock) -> None:
+        self._progress = progress
+        self._clock = clock
+
+    def warn(self, line: str) -> None:
+        """See `Progress`."""
+        self._progress.warn(line)
+
+    def start(self, title: str) -> None:
+        """See `Progress`."""
+        self._progress.start(title)
+
+    def update(self, fraction: float, line: str) -> None:
+        """See `Progress`.
+
+        Raises:
+            OutOfTimeError: The time is over, and how long a training takes is not known.
+        """
+        if self._clock.pace is None and self._clock.spent_s > self._clock.limit_s:
+            raise OutOfTimeError
+        self._progress.update(fraction, line)
+
+    def finish(self, line: str, *, cached: bool) -> None:
+        """See `Progress`."""
+        self._progress.finish(line, cached=cached)
 
 
 def fitting_epochs(wanted: int, fits: Callable[[int], bool], *, more_than: int = 0) -> int:

@@ -37,6 +37,9 @@ class LatencyTable(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     target: str
+    variant: str
+    """The way into the precision, such as ``int8-dynamic``: of those that the target runs the
+    fastest."""
     precision: str
     batch_size: int
     sequence_length: int
@@ -91,6 +94,7 @@ def fit_table(
     probes: Sequence[Probe],
     *,
     target: str,
+    variant: str,
     precision: str,
     batch_size: int,
     sequence_length: int,
@@ -118,6 +122,7 @@ def fit_table(
     ffn = np.cumsum(found[1 + len(heads) :])
     return LatencyTable(
         target=target,
+        variant=variant,
         precision=precision,
         batch_size=batch_size,
         sequence_length=sequence_length,

@@ -39,7 +39,8 @@ class Value(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     speedup: float
-    """Latency of the fastest untouched model on the same target over that of the bundle."""
+    """Latency of the fastest untouched model on the same target over that of the bundle; of
+    language models that write, the time of a token."""
     accuracy: float
     """On the validation data, in [0, 1]."""
     drop_points: float
@@ -112,9 +113,10 @@ def judge_trial(rows: Sequence[Row], recipe: Recipe) -> Value:
     primary = shape_key(recipe.benchmark.shapes[0])
     for row in rows:
         compared = row.validation_comparison
-        if row.chosen and row.speedup and row.validation and compared is not None:
+        faster = row.writing_speedup or row.speedup  # as what ships is chosen
+        if row.chosen and faster and row.validation and compared is not None:
             values[target_label(row)] = Value(
-                speedup=row.speedup.ratio,
+                speedup=faster.ratio,
                 accuracy=row.validation.value,
                 drop_points=compared.drop_points,
                 shortfall=shortfall(row, recipe.budget.here, primary),

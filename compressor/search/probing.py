@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,7 +31,7 @@ from targets.wording import plural
 
 __all__ = ["Prober"]
 
-VERSION = 4
+VERSION = 5
 NUM_ROWS = 64
 """Of each split: the probes learn nothing, and their values do not matter."""
 NUM_LAYERS = 2
@@ -60,31 +61,38 @@ class Prober:
     progress: Progress
 
     def table(
-        self, architecture: Architecture, target: Target, quantize: Sequence[Pass]
+        self, architecture: Architecture, target: Target, variants: Mapping[str, Sequence[Pass]]
     ) -> tuple[LatencyTable, StoredStep]:
-        """The table of a target at a precision, and the step that made it.
+        """The table of a target at the precision that is fastest there, and the step that made it.
 
         Each probe is the untouched model cut to a shape, exported, quantized and lowered as any
-        other; all are timed side by side.
+        other; all are timed side by side. Which precision is the fastest, one of them tells.
 
         Args:
             architecture: Of the untouched model.
             target: Runs here.
-            quantize: Passes that bring an exported model to its final precision.
+            variants: Name -> passes that bring an exported model to a precision of the target.
 
         Raises:
             TargetError: A probe cannot be built or run.
         """
         shape = self.settings.shapes[0]
-        # In int8, which has a byte a weight.
+        # Of int8, which has a byte a weight, and is what is fastest on most machines.
         target = target.for_size(architecture.num_parameters)
 
+        # A table is of one shape, and of no text that is written.
+        timed = {
+            key: each for key, each in self.settings.of_latency().items() if key != "batch_sizes"
+        }
+
         def make(files: Path, work: Path) -> dict[str, Any]:
-            probes, noisy = self._probes(architecture, target, quantize, work)
+            variant, probes, noisy = self._probes(architecture, target, variants, work)
+            passes = variants[variant]
             found = fit_table(
                 probes,
                 target=target.label,
-                precision=quantize[-1].precision or "fp32" if quantize else "fp32",
+                variant=variant,
+                precision=passes[-1].precision or "fp32" if passes else "fp32",
                 batch_size=shape.batch_size,
                 sequence_length=self.settings.sequence_length,
                 threads=self.settings.threads,
@@ -103,8 +111,11 @@ class Prober:
                 | network_source(self.original.folder),
                 "target_version": target.version,
                 "cpu": cpu_features(),
-                "passes": [[each.name, each.version, each.settings()] for each in quantize],
-                "benchmark": self.settings.model_dump(mode="json", exclude={"batch_sizes"}),
+                "variants": {
+                    name: [[each.name, each.version, each.settings()] for each in passes]
+                    for name, passes in variants.items()
+                },
+                "benchmark": timed,
                 "batch_size": shape.batch_size,
                 "machine": Environment.here().machine,
                 "version": VERSION,
@@ -112,7 +123,7 @@ class Prober:
             make,
         )
         table = LatencyTable.model_validate(step.record.facts["table"])
-        line = f"{len(table.probes)} models, fitted to within {table.error:.0%}"
+        line = f"{len(table.probes)} models in {table.variant}, fitted to within {table.error:.0%}"
         self.progress.finish(line, cached=step.cached)
         if step.record.facts["noisy"]:
             self.progress.warn(
@@ -123,9 +134,13 @@ class Prober:
         return table, step
 
     def _probes(
-        self, architecture: Architecture, target: Target, quantize: Sequence[Pass], work: Path
-    ) -> tuple[list[Probe], int]:
-        """The probes, and how many of them were noisy."""
+        self,
+        architecture: Architecture,
+        target: Target,
+        variants: Mapping[str, Sequence[Pass]],
+        work: Path,
+    ) -> tuple[str, list[Probe], int]:
+        """The fastest variant, its probes, and how many of them were noisy."""
         largest = _largest(architecture.layers)
         sizes = [architecture.layers[number] for number in largest]
         whole = probe_shapes(
@@ -148,10 +163,13 @@ class Prober:
         )
         reads_tokens = bool(architecture.vocabulary_size)
         trim: tuple[Pass, ...] = (TrimVocabulary(keep_first=0),) if reads_tokens else ()
-        bundles = {}
-        for number, layers in enumerate(shapes):
-            self.progress.update(0.8 * number / len(shapes), f"build model {number + 1}")
-            chain = (*trim, _cut(largest, layers), Export(), *quantize)
+        number_built = itertools.count(1)
+        total = len(shapes) + len(variants)
+
+        def build(layers: Sequence[LayerShape], variant: str) -> BenchmarkCase:
+            number = next(number_built)
+            self.progress.update(0.8 * number / total, f"build model {number}")
+            chain = (*trim, _cut(largest, layers), Export(), *variants[variant])
             steps = manager.run(chain)
             found = lower(
                 f"probe-{number}",
@@ -168,7 +186,16 @@ class Prober:
                     given=found.reason,
                     fix="search on another target, or on a machine that has this one",
                 )
-            bundles[f"probe-{number}"] = BenchmarkCase(found.bundle.folder)
+            return BenchmarkCase(found.bundle.folder)
+
+        fastest, timed_before = next(iter(variants)), 0
+        if len(variants) > 1:
+            middle = _within(whole[0] * len(largest), sizes)
+            tried = {variant: build(middle, variant) for variant in variants}
+            found = self._quietest(tried, target)
+            timed_before = _num_noisy(found)
+            _, fastest = min(zip((each.median_ms for each in found), tried, strict=True))
+        bundles = {f"probe-{number}": build(each, fastest) for number, each in enumerate(shapes)}
         timed = self._quietest(bundles, target)
         probes = [
             Probe(
@@ -179,7 +206,7 @@ class Prober:
             )
             for layers, each in zip(shapes, timed, strict=True)
         ]
-        return probes, _num_noisy(timed)
+        return fastest, probes, timed_before + _num_noisy(timed)
 
     def _quietest(
         self, bundles: Mapping[str, BenchmarkCase], target: Target

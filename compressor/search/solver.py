@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from bisect import bisect_left
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache, partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,12 +15,15 @@ from compressor.pruning.planning import KeptLayer
 from compressor.search.latency import LatencyTable
 from targets.shapes import LayerShape
 
-__all__ = ["ImportanceCurves", "Solution", "solve"]
+__all__ = ["ImportanceCurves", "Room", "Solution", "shapes_within", "solve"]
 
 NUM_BINS = 1000
 """Steps of latency that the solver tells apart."""
 NUM_WIDTHS = 24
 """Widths of a layer that it looks at."""
+
+PRICES = tuple(2.0**power for power in np.arange(-8, 12, 0.5))
+"""Of a byte, where a size is limited, as multiples of the mean importance of a byte."""
 
 Array = NDArray[np.float64]
 
@@ -43,6 +48,16 @@ class ImportanceCurves:
         """From the scores of all units; see `compressor.pruning.importance.Scores`."""
         return cls(tuple(map(_lost, heads)), tuple(map(_lost, ffn)))
 
+    @property
+    def total(self) -> float:
+        """What is lost where all layers are."""
+        return sum(self.lost(layer, None) for layer in range(len(self.heads)))
+
+    def lost_by(self, kept: Sequence[KeptLayer]) -> float:
+        """What is lost where these layers stay."""
+        shapes = {each.layer: LayerShape(each.heads, each.ffn) for each in kept}
+        return sum(self.lost(layer, shapes.get(layer)) for layer in range(len(self.heads)))
+
     def lost(self, layer: int, shape: LayerShape | None) -> float:
         """What is lost of a layer that gets a shape; None drops it."""
         heads, width = (0, 0) if shape is None else (shape.num_heads, shape.ffn_width)
@@ -64,6 +79,25 @@ class Solution:
     lost: float
 
 
+@dataclass(frozen=True)
+class Room:
+    """What the layers of a model may take of a file.
+
+    Attributes:
+        max_bytes: All of them together.
+        layer_bytes: What one layer takes.
+    """
+
+    max_bytes: float
+    layer_bytes: Callable[[LayerShape], float]
+
+    def holds(self, kept: Sequence[KeptLayer]) -> bool:
+        """Whether there is the room for these layers."""
+        return sum(self.layer_bytes(LayerShape(each.heads, each.ffn)) for each in kept) <= (
+            self.max_bytes
+        )
+
+
 def solve(
     architecture: Architecture,
     table: LatencyTable,
@@ -72,6 +106,7 @@ def solve(
     limit_ms: float,
     multiple: int = 8,
     layers: Sequence[int] | None = None,
+    room: Room | None = None,
 ) -> dict[int, Solution]:
     """The best shape for each number of layers that can meet the latency.
 
@@ -80,6 +115,9 @@ def solve(
     exceeds it. How many layers are best is left to the caller: how well a model recovers in
     training depends on its depth, and importance does not tell.
 
+    Where the size is limited as well, bytes have a price, the lowest at which the solution fits
+    (Lagrangian relaxation): it keeps the most of all shapes that are as small as it is.
+
     Args:
         architecture: The model as it is.
         table: Of the target.
@@ -87,10 +125,53 @@ def solve(
         limit_ms: Of a whole run.
         multiple: Widths are multiples of it.
         layers: Those that stay, neither more nor fewer; None leaves that to the solver.
+        room: Limits the size of the layers.
 
     Returns:
-        Number of layers -> solution; empty where even one small layer is too slow.
+        Number of layers -> solution; empty where even one small layer is too slow, or too large.
     """
+    find = partial(
+        _solve, architecture, table, curves, limit_ms=limit_ms, multiple=multiple, layers=layers
+    )
+    found = find(lambda _: 0.0)
+    if room is None or all(room.holds(each.kept) for each in found.values()):
+        return found
+    smallest = sorted(
+        min(map(room.layer_bytes, shapes_within(each, multiple))) for each in architecture.layers
+    )
+    mean = curves.total / sum(map(room.layer_bytes, architecture.layers))
+
+    @cache
+    def priced(place: int) -> dict[int, Solution]:
+        """What is best where a byte has one of the prices."""
+        of_byte = PRICES[place] * mean
+        return find(lambda shape: of_byte * room.layer_bytes(shape))
+
+    def fits(count: int, place: int) -> bool:
+        return count in priced(place) and room.holds(priced(place)[count].kept)
+
+    fitting: dict[int, Solution] = {}
+    for count, free in found.items():
+        if room.holds(free.kept):
+            fitting[count] = free
+        elif sum(smallest[:count]) <= room.max_bytes:
+            place = bisect_left(range(len(PRICES)), True, key=partial(fits, count))
+            if place < len(PRICES):
+                fitting[count] = priced(place)[count]
+    return fitting
+
+
+def _solve(
+    architecture: Architecture,
+    table: LatencyTable,
+    curves: ImportanceCurves,
+    price: Callable[[LayerShape], float],
+    *,
+    limit_ms: float,
+    multiple: int,
+    layers: Sequence[int] | None,
+) -> dict[int, Solution]:
+    """The same, where a layer of a shape costs as much as it would lose of importance."""
     room = limit_ms - table.base_ms
     if room <= 0:
         return {}
@@ -102,9 +183,9 @@ def solve(
     chosen: list[NDArray[np.int64]] = []
     options: list[list[LayerShape]] = []
     for layer, whole in enumerate(architecture.layers):
-        shapes = list(_shapes(whole, multiple))
+        shapes = list(shapes_within(whole, multiple))
         steps = np.ceil([table.layer_ms(each) / room * NUM_BINS - 1e-9 for each in shapes])
-        lost = np.array([curves.lost(layer, each) for each in shapes])
+        lost = np.array([curves.lost(layer, each) + price(each) for each in shapes])
         best = cost + curves.lost(layer, None)  # dropped
         if layers is not None and layer in layers:
             best = np.full(cost.shape, np.inf)
@@ -119,14 +200,13 @@ def solve(
         cost = best
         chosen.append(which)
         options.append(shapes)
-    total = sum(curves.lost(layer, None) for layer in range(num_layers)) or 1.0
     solutions = {}
     for count in range(1, num_layers + 1):
         end = int(np.argmin(cost[count]))
         if np.isfinite(cost[count, end]):
             kept = _trace(chosen, options, count, end, table, room)
             shape = [LayerShape(each.heads, each.ffn) for each in kept]
-            lost_share = float(cost[count, end]) / total
+            lost_share = curves.lost_by(kept) / (curves.total or 1.0)
             solutions[count] = Solution(kept, table.predict(shape), lost_share)
     return solutions
 
@@ -152,7 +232,7 @@ def _trace(
     return tuple(reversed(kept))
 
 
-def _shapes(whole: LayerShape, multiple: int) -> Iterator[LayerShape]:
+def shapes_within(whole: LayerShape, multiple: int) -> Iterator[LayerShape]:
     """What a layer can be cut to."""
     unit = max(multiple, -(-whole.ffn_width // (NUM_WIDTHS * multiple)) * multiple)
     widths = sorted({*range(unit, whole.ffn_width, unit), whole.ffn_width})

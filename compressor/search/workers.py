@@ -277,5 +277,17 @@ def _unreachable(address: str, error: Exception) -> DeviceError:
         "the Ray cluster cannot be reached",
         where=f"--ray-address {address}",
         given=str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__,
-        fix="start it with `ray start --head`, and give the address that it prints: host:6379",
+        fix="it wants a token: set RAY_AUTH_MODE=token and, unless it is in ~/.ray/auth_token, "
+        "RAY_AUTH_TOKEN"
+        if _wants_token(error)
+        else "start it with `ray start --head`, and give the address that it prints: host:6379",
     )
+
+
+def _wants_token(error: BaseException | None) -> bool:
+    """Whether what is behind an error is that Ray was not told the token of the cluster."""
+    while error is not None:
+        if "AuthenticationError" in f"{type(error).__name__}: {error}":  # Ray tells it as text
+            return True
+        error = error.__cause__ or error.__context__
+    return False

@@ -136,7 +136,7 @@ class Task(ABC):
         self.check_network(folder)
         check_weights(folder)
         processor = self.load_processor(folder)
-        limit = self.longest(folder, processor)
+        length = self.cut_at(folder, processor, max_length)
         network = load_module(folder, self.name)
         keep_whole(network)
         self.check_fit(network, processor)
@@ -144,8 +144,19 @@ class Task(ABC):
             module=network,
             processor=processor,
             task=self.name,
-            max_length=min(max_length or limit, limit),
+            max_length=length,
         )
+
+    def cut_at(self, folder: Path, processor: Any, max_length: int | None) -> int:
+        """The longest input of a checkpoint, or one that is asked for and that it takes."""
+        limit = self.longest(folder, processor)
+        if max_length is not None and self.is_open(folder):
+            return max_length
+        return min(max_length or limit, limit)
+
+    def is_open(self, folder: Path) -> bool:
+        """Whether the inputs of a network may be longer than its checkpoint says."""
+        return False
 
     def check_network(self, folder: Path) -> None:
         """Check cheaply, by its config, that the network of a checkpoint is one that is known.
@@ -193,8 +204,7 @@ class Task(ABC):
         Raises:
             CheckpointError: Its files do not tell.
         """
-        limit = self.longest(folder, None)
-        return min(max_length or limit, limit)
+        return self.cut_at(folder, None, max_length)
 
     def metrics_with(self, label_names: Sequence[str]) -> Collection[str]:
         """Those of :attr:`metrics` that are found with such classes."""
@@ -483,7 +493,7 @@ class Task(ABC):
             batch: With ``labels``, (N, ...).
         """
         total, count = self.loss(outputs, batch)
-        return total / count
+        return total / (count or 1)
 
     @abstractmethod
     def divergence(

@@ -111,10 +111,11 @@ def read_writing(folder: Path) -> Writing:
         return _from_settings(named, beams)
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
-            "the checkpoint does not say how a text begins and ends",
+            "what the checkpoint says of how a text begins and ends cannot be used",
             where=folder / GENERATION,
             given=f"{type(error).__name__}: {error}",
-            fix="set decoder_start_token_id and eos_token_id, one number each; for a model of "
+            fix="set decoder_start_token_id and eos_token_id, one number each, and in "
+            "bad_words_ids single tokens only; for a model of "
             "several languages also set language and task (Whisper), or forced_bos_token_id, the "
             "token of the language to write (M2M100, NLLB, mBART); for a Whisper copy "
             "generation_config.json from the model that it was fine-tuned from",
@@ -160,6 +161,7 @@ def write_writing(writing: Writing, folder: Path) -> None:
 def _from_settings(named: Mapping[str, Any], beams: Beams | None = None) -> Writing:
     settings = {name: named[name] for name in _SETTINGS if name in named}
     start = [_token(settings["decoder_start_token_id"])]
+    settings["eos_token_id"] = _end(settings["eos_token_id"])
     is_told = settings.get("forced_bos_token_id") or start != [settings.get("eos_token_id")]
     if named.get("model_type") in _OF_SEVERAL_LANGUAGES and not is_told:
         raise ValueError("no forced_bos_token_id, so that any language could be written")
@@ -173,7 +175,10 @@ def _from_settings(named: Mapping[str, Any], beams: Beams | None = None) -> Writ
     elif is_forced:
         start.append(_token(settings["forced_bos_token_id"]))
     never = [*settings.get("suppress_tokens", ())]
-    never += [token for [token] in settings.get("bad_words_ids", ())]
+    for words in settings.get("bad_words_ids", ()):
+        if len(words) != 1:
+            raise ValueError(f"bad_words_ids forbids {words}, several tokens in a row")
+        never += words
     # What a Whisper is told does not count to its max_length.
     counted = 0 if "no_timestamps_token_id" in settings else len(start)
     if "max_new_tokens" in settings:
@@ -188,7 +193,7 @@ def _from_settings(named: Mapping[str, Any], beams: Beams | None = None) -> Writ
     longest = max(1, min([longest, *positions]))
     return Writing(
         start=tuple(start),
-        end=_token(settings["eos_token_id"]),
+        end=settings["eos_token_id"],
         suppressed=tuple(map(_token, never)),
         suppressed_first=tuple(map(_token, settings.get("begin_suppress_tokens", ()))),
         longest=longest,
@@ -230,6 +235,15 @@ def _language_codes() -> Mapping[str, str]:
 
     codes: Mapping[str, str] = TO_LANGUAGE_CODE
     return codes
+
+
+def _end(value: Any) -> int:
+    """The token that ends a text: one number, or a list of one."""
+    if isinstance(value, list):
+        if len(value) != 1:
+            raise ValueError(f"eos_token_id names {len(value)} tokens, of which any ends a text")
+        [value] = value
+    return _token(value)
 
 
 def _token(value: Any) -> int:

@@ -38,6 +38,7 @@ _DEFAULTS: Defaults = {
     "CLIP": {"resample": 3, "do_center_crop": True, "default_to_square": False},
     "Beit": {"resample": 3},
     "Pvt": {"resample": 3},
+    "EfficientNet": {"resample": 3, "include_top": True},
     "MobileNetV1": {"resample": 2, "do_center_crop": True, "default_to_square": False},
     "MobileNetV2": {"resample": 2, "do_center_crop": True, "default_to_square": False},
 }
@@ -162,7 +163,13 @@ def _from_config(given: Any, known: Defaults) -> ImagePreprocessing:
         crop = _square(shortest)
         shortest = int(shortest / config["crop_pct"]) if shortest < _LARGEST_CUT else None
     final = crop or size
+    if config.get("rescale_offset"):
+        raise ValueError("rescale_offset is true")
     normalizes = config.get("do_normalize", True)
+    # EfficientNet's divides by the standard deviation twice where there are classes.
+    power = 2 if config.get("include_top") else 1
+    if power > 1 and not normalizes:
+        raise ValueError("do_normalize is false, and include_top is not")
     cuts_a_square = shortest is None and "height" in size and size != final
     return ImagePreprocessing(
         height=final["height"],
@@ -173,7 +180,7 @@ def _from_config(given: Any, known: Defaults) -> ImagePreprocessing:
         channels=len(config["image_mean"]) if normalizes else 3,
         scale=config.get("rescale_factor", 1 / 255) if config.get("do_rescale", True) else 1.0,
         mean=tuple(config["image_mean"]) if normalizes else (0.0,),
-        std=tuple(config["image_std"]) if normalizes else (1.0,),
+        std=tuple(each**power for each in config["image_std"]) if normalizes else (1.0,),
     )
 
 

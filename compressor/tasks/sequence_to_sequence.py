@@ -139,6 +139,10 @@ class SequenceToSequence(Task):
         """See the base class."""
         return self.source.longest(folder, processor.reader)
 
+    def is_open(self, folder: Path) -> bool:
+        """See the base class: of what is read."""
+        return self.source.is_open(folder)
+
     def read_length(self, folder: Path, *, max_length: int | None = None) -> int:
         """See the base class: of what is read."""
         return self.source.read_length(folder, max_length=max_length)

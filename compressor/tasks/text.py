@@ -80,6 +80,10 @@ class TextTask(Task):
         """See the base class."""
         return Architecture.read(folder).max_positions
 
+    def is_open(self, folder: Path) -> bool:
+        """See the base class."""
+        return Architecture.read(folder).has_open_positions
+
     def preprocessing(self, folder: Path, max_length: int) -> TextPreprocessing:
         """See the base class."""
         processor = self.load_processor(folder)
@@ -175,8 +179,18 @@ class TextTask(Task):
         self, model: TorchModel, material: Material, settings: DistillSettings, seed: int
     ) -> TokenNoise:
         """See the base class."""
-        from compressor.training.augmentation import TokenNoise
+        from compressor.training.augmentation import TokenNoise, nearest_tokens
 
+        nearest = None
+        table = token_table(model.module)
+        if settings.augmentation_neighbours and settings.augmentation and table is not None:
+            weights = table.weight.detach().float().cpu().numpy()
+            nearest = nearest_tokens(
+                weights,
+                material.rows,
+                settings.augmentation_neighbours,
+                special_ids=model.processor.all_special_ids,
+            )
         windows = settings.augmentation_windows if self.reads_stretches else 0.0
         return TokenNoise(
             material.rows,
@@ -187,6 +201,7 @@ class TextTask(Task):
             copies=settings.augmentation_copies,
             special_ids=model.processor.all_special_ids,
             unknown_id=model.processor.unk_token_id,
+            nearest=nearest,
             seed=seed,
         )
 

@@ -313,7 +313,11 @@ def _metrics(row: Row, primary_shape: str) -> Iterator[tuple[str, float]]:
         if compared is not None:
             yield from _comparison(split, compared)
     yield from _latencies("", row.latency)
-    for name, gain in (("speedup", row.speedup), ("speedup_eager", row.speedup_eager)):
+    if row.writing is not None:
+        yield "first_token_ms", row.writing.first_token_ms
+        yield "tokens_per_s", row.writing.written_per_s
+    gains = ("speedup", "speedup_eager", "writing_speedup", "writing_speedup_eager")
+    for name, gain in ((each, getattr(row, each)) for each in gains):
         if gain is not None:
             yield from _with_interval(name, gain)
     if row.size_bytes is not None:

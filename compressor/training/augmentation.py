@@ -17,10 +17,12 @@ __all__ = [
     "SeriesNoise",
     "TokenNoise",
     "VideoNoise",
+    "nearest_tokens",
 ]
 
 Row = dict[str, Any]
 
+_ROWS_AT_ONCE = 1024
 _GAIN_DB = 6.0  # louder or softer by at most a factor of 2
 _BELOW_DB = (10.0, 25.0)  # backgrounds lie so far below what they were
 
@@ -135,8 +137,9 @@ class TokenNoise(Noise):
     of the others get the beginning or the end of another row, after Yoon et al., "SSMix:
     Saliency-Based Span Mixup for Text Classification", 2021; here the span is drawn at random, and
     no label is mixed, for the teacher gives it. In the rest a share of the tokens is replaced, in
-    the spirit of Jiao et al., "TinyBERT", 2020, section 3.2, where a language model proposes the
-    replacements; here they are drawn by their frequency in the training data, which costs nothing.
+    the spirit of Jiao et al., "TinyBERT", 2020, section 3.2, where a language model or the
+    neighbours among GloVe's vectors propose the replacements; here they are drawn by their
+    frequency in the training data, which costs nothing, or from the neighbours in the student.
 
     Args:
         rows: All training rows.
@@ -145,6 +148,7 @@ class TokenNoise(Noise):
         windows: Share of the noisy rows of a text that was cut that are another stretch of it.
         uncut: All tokens of the texts that were cut, by the place of their row.
         unknown_id: The special token that stands for what a text has, and the vocabulary has not.
+        nearest: Tokens to replace each token by, (vocabulary, count); None draws by frequency.
         copies: See the base class.
         special_ids: Tokens that are neither replaced nor drawn.
         seed: Of the noise.
@@ -162,7 +166,9 @@ class TokenNoise(Noise):
         windows: float = 0.0,
         uncut: Mapping[int, Sequence[int]] | None = None,
         unknown_id: int | None = None,
+        nearest: NDArray[np.int64] | None = None,
     ) -> None:
+        self.nearest = nearest
         self.share = share
         self.mixup = mixup
         self.windows = windows
@@ -201,7 +207,7 @@ class TokenNoise(Noise):
     @property
     def beyond(self) -> Sequence[NDArray[np.int64]]:
         """See the base class."""
-        return list(self.uncut.values())
+        return [*self.uncut.values(), *([] if self.nearest is None else [self.nearest])]
 
     def _inside(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
         """The tokens of a text without those that stand around it."""
@@ -221,8 +227,46 @@ class TokenNoise(Noise):
     def _replace(
         self, text: NDArray[np.int64], generator: np.random.Generator
     ) -> NDArray[np.int64]:
-        drawn = self.pool[generator.integers(0, len(self.pool), len(text))]
+        if self.nearest is None:
+            drawn = self.pool[generator.integers(0, len(self.pool), len(text))]
+        else:
+            drawn = self.nearest[text, generator.integers(0, self.nearest.shape[1], len(text))]
         return np.where(generator.random(len(text)) < self.share, drawn, text)
+
+
+def nearest_tokens(
+    table: NDArray[np.float32],
+    rows: Sequence[Mapping[str, Any]],
+    count: int,
+    *,
+    special_ids: Sequence[int],
+) -> NDArray[np.int64]:
+    """Of each token of some texts the others of them whose embeddings have the smallest angles.
+
+    Args:
+        table: Embeddings, (vocabulary, width).
+        rows: With ``input_ids``.
+        count: How many there are of each token.
+        special_ids: Tokens that have no neighbours and are none.
+
+    Returns:
+        (vocabulary, count), the nearest first; a token that the texts do not have, and one of too
+        few tokens, stands for itself.
+    """
+    found = np.repeat(np.arange(len(table))[:, None], count, axis=1)
+    tokens = np.unique(np.concatenate([np.asarray(row["input_ids"]) for row in rows]))
+    tokens = np.setdiff1d(tokens, np.asarray(special_ids))
+    units = table[tokens]
+    units = units / np.maximum(np.linalg.norm(units, axis=1, keepdims=True), 1e-12)
+    some = max(0, min(count, len(tokens) - 1))
+    for start in range(0, len(tokens), _ROWS_AT_ONCE):
+        part = slice(start, start + _ROWS_AT_ONCE)
+        cosines = units[part] @ units.T
+        np.fill_diagonal(cosines[:, start:], -np.inf)  # a token is no neighbour of its own
+        best = np.argpartition(-cosines, max(some - 1, 0), axis=1)[:, :some]
+        order = np.argsort(-np.take_along_axis(cosines, best, axis=1), axis=1)
+        found[tokens[part], :some] = tokens[np.take_along_axis(best, order, axis=1)]
+    return found
 
 
 class _MovingNoise(Noise):

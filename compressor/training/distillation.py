@@ -219,8 +219,10 @@ def distillation_loss(
         loss = loss + weight * hidden_mse(ours, theirs, token_mask(own, ours))
     for ours, theirs in zip(student.projections, teacher.projections, strict=True):
         weight = settings.relation_weight / len(student.projections)
+        # Of the last layer, which is the decoder's where there is one.
+        own = batch[LABELS] != IGNORED if decoders else mask
         loss = loss + weight * relation_kl(
-            ours, theirs, token_mask(mask, ours), num_heads=settings.relation_heads
+            ours, theirs, token_mask(own, ours), num_heads=settings.relation_heads
         )
     return loss
 

@@ -14,12 +14,13 @@ from transformers.pytorch_utils import Conv1D
 
 from compressor.errors import PassError
 from compressor.quantization.channels import WeightBits, largest_level
-from compressor.quantization.histogram import Histogram, percentile_threshold
+from compressor.quantization.histogram import Histogram
+from compressor.quantization.ranges import Activations, ClippingRange, clipping_range
 from compressor.training.settings import QuantizationAware
 
 __all__ = [
     "fake_quantized",
-    "input_thresholds",
+    "input_ranges",
     "round_dynamic",
     "round_static",
     "round_weight",
@@ -70,8 +71,10 @@ def fake_quantized(
         )
     rounds: dict[str, Round] = dict.fromkeys(layers, round_dynamic)
     if settings.method == "static":
-        found = input_thresholds(module, batches, percentile=settings.percentile)
-        rounds = {name: partial(round_static, threshold=found[name]) for name in layers}
+        found = input_ranges(
+            module, batches, percentile=settings.percentile, activations=settings.activations
+        )
+        rounds = {name: partial(round_static, clipped=found[name]) for name in layers}
     try:
         for name, layer in layers.items():
             # In the instance, not the class: it goes again below.
@@ -82,15 +85,20 @@ def fake_quantized(
             vars(layer).pop("forward", None)
 
 
-def input_thresholds(
-    module: nn.Module, batches: Iterable[Mapping[str, Tensor]], *, percentile: float
-) -> dict[str, float]:
-    """The magnitude at which to clip the input of each layer that static quantization has.
+def input_ranges(
+    module: nn.Module,
+    batches: Iterable[Mapping[str, Tensor]],
+    *,
+    percentile: float,
+    activations: Activations = "uint8",
+) -> dict[str, ClippingRange]:
+    """The range of the input of each layer that static quantization has.
 
     Args:
         module: Stays as it was.
         batches: Its inputs.
-        percentile: Share of the values below it, in percent.
+        percentile: Share of the magnitudes that are not clipped, in percent.
+        activations: See `ClippingRange`.
 
     Raises:
         PassError: There are no batches.
@@ -122,18 +130,23 @@ def input_thresholds(
             where="quantization_aware",
             fix="train on at least one row",
         )
-    return {name: percentile_threshold(each, percentile) for name, each in seen.items()}
+    return {
+        name: clipping_range(each, "percentile", percentile=percentile, activations=activations)
+        for name, each in seen.items()
+    }
 
 
-def round_static(values: Tensor, *, threshold: float) -> Tensor:
-    """Values on the 256 levels of symmetric int8, clipped at a fixed threshold.
+def round_static(values: Tensor, *, clipped: ClippingRange) -> Tensor:
+    """Values on the 256 levels of a fixed range.
 
     Args:
         values: Any shape.
-        threshold: What the largest level stands for; with 0, nothing was seen and it is 1.
+        clipped: The range.
     """
-    scale = max(threshold / 127, torch.finfo(torch.float32).tiny) if threshold > 0 else 1 / 127
-    return torch.fake_quantize_per_tensor_affine(values.float(), scale, 0, -128, 127)
+    lowest, highest = (-128, 127) if clipped.activations == "int8" else (0, 255)
+    return torch.fake_quantize_per_tensor_affine(
+        values.float(), float(clipped.scale), int(clipped.zero_point), lowest, highest
+    )
 
 
 def round_dynamic(values: Tensor) -> Tensor:

@@ -144,12 +144,11 @@ def new_classifier(
         processor = found.shortened(module, processor, max_length)
     module = module.float().eval()
     found.check_fit(module, processor)
-    limit = found.longest(folder, processor)
     return TorchModel(
         module=module,
         processor=processor,
         task=task,
-        max_length=min(max_length or limit, limit),
+        max_length=found.cut_at(folder, processor, max_length),
     )
 
 
@@ -167,12 +166,13 @@ def _load_encoder(folder: Path) -> tuple[nn.Module, Any]:
             fix="fine-tune the checkpoint that it was made from, then merge tokens",
         )
     try:
-        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         encoder, info = AutoModel.from_pretrained(
             folder,
             config=config,
             local_files_only=True,
             use_safetensors=True,
+            trust_remote_code=False,
             output_loading_info=True,
         )
     except Exception as error:  # transformers raises many kinds here
@@ -198,7 +198,9 @@ def _load_encoder(folder: Path) -> tuple[nn.Module, Any]:
 
 def _classifier(config: Any, folder: Path, task: str) -> Any:
     try:
-        return auto_class(task).from_config(config, attn_implementation="eager")
+        return auto_class(task).from_config(
+            config, attn_implementation="eager", trust_remote_code=False
+        )
     except ValueError as error:
         raise CheckpointError(
             f"this kind of model has no head for {task}",

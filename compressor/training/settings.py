@@ -16,7 +16,7 @@ from compressor.errors import PassError
 __all__ = ["DistillSettings", "FinetuneSettings", "QuantizationAware", "TrainingSettings"]
 
 
-ROUNDING_VERSION = 2
+ROUNDING_VERSION = 3
 """Goes up when a training in int8 rounds in another way."""
 AUGMENTATION = 0.3
 """Share of changed tokens, where a task does not name another."""
@@ -29,8 +29,13 @@ class QuantizationAware(BaseModel):
 
     method: Literal["static", "dynamic"] = "static"
     """Of ``quantize``: fixed ranges of activations, or those of each input."""
-    percentile: float = Field(default=99.99, gt=50, le=100)
+    percentile: float = Field(default=99.999, gt=50, le=100)
     """Share of values that a static range covers, in percent."""
+    activations: Literal["uint8", "int8"] = Field(
+        default="uint8", exclude_if=lambda value: value == "uint8"
+    )
+    """Levels of a static range: uint8, those between the smallest and the largest value, for CPUs;
+    int8, symmetric around 0, for TensorRT."""
     weight_bits: Literal[7, 8] = 8
     """Of the weights."""
     num_samples: int = Field(default=256, ge=1)
@@ -119,6 +124,12 @@ class DistillSettings(TrainingSettings):
     inputs. Images are mirrored and moved instead, videos
     moved, recordings moved in time and made louder or softer, signals moved in time, by up to this
     share of their size. With 0 every row stays as it is."""
+    augmentation_neighbours: int = Field(
+        default=0, ge=0, le=100, exclude_if=lambda value: value == 0
+    )
+    """Of texts: a token is replaced by one of so many that have the nearest embeddings in the
+    student, in the way of TinyBERT (2020), instead of by one that is drawn by its frequency. 0
+    draws by frequency."""
     augmentation_mixup: float = Field(default=0.67, ge=0, le=1)
     """Share of the augmented rows that get the beginning or the end of another row instead (after
     SSMix, 2021); of images, videos and signals, share of those that are mixed with another, of
@@ -167,6 +178,7 @@ class DistillSettings(TrainingSettings):
         """All that says which rows the teacher labels, beside the data and the seed."""
         return (
             self.augmentation,
+            self.augmentation_neighbours,
             self.augmentation_mixup,
             self.augmentation_windows,
             self.augmentation_copies,
@@ -187,6 +199,14 @@ class DistillSettings(TrainingSettings):
         self.check_compared(len(architecture.layers))
         self.check_unlabeled(writes=architecture.writes)
         self.check_labels(has_labels=architecture.has_labels)
+        reads_texts = architecture.vocabulary_size and not architecture.has_window
+        if self.augmentation_neighbours and not reads_texts:
+            raise PassError(
+                "the model reads no tokens, which have neighbours",
+                where="augmentation_neighbours",
+                given=self.augmentation_neighbours,
+                fix="leave the setting out",
+            )
 
     def check_unlabeled(self, *, writes: bool = False) -> None:
         """Check before any work that the file of unlabeled inputs is there, and can be of use.

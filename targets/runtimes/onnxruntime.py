@@ -26,6 +26,7 @@ from targets.errors import (
     is_of_the_machine,
 )
 from targets.external_data import check_external_data
+from targets.fused import ATTENTION, PRODUCT, fuse_attention, fuse_products
 from targets.nbits import multiply_by_integers
 from targets.node_times import NodeTime, median_times
 from targets.signature import Arrays, Signature
@@ -60,6 +61,7 @@ class OnnxRuntime(Target):
 
     name = "onnxruntime"
     extra = "onnxruntime"
+    version: ClassVar[int] = 2
     libraries = ("onnxruntime",)
     keeps_state: ClassVar[bool] = True
     served_devices: ClassVar[tuple[str, ...]] = ("cpu",)
@@ -122,9 +124,10 @@ class OnnxRuntime(Target):
     def lower(self, source: Source, folder: Path) -> Lowered:
         """Write an ONNX file with the Q/DQ form that has fast kernels here.
 
-        The graph stays in standard operators, without ONNX Runtime's fused ones: those depend on
-        the version and the CPU, and fusing at load costs milliseconds. The one exception are the
-        products of models that write, see `targets.nbits`.
+        The graph stays in standard operators where ONNX Runtime fuses them itself, which costs
+        milliseconds at load. Those that it does not fuse are its own: int8 products with their bias
+        and int8 attention, see `targets.fused`, and the products of models that write, see
+        `targets.nbits`.
         """
         import onnx
 
@@ -133,6 +136,7 @@ class OnnxRuntime(Target):
         model = onnx.load(source.path)
         notes = []
         options: dict[str, Any] = {"session": {}}
+        fuses = False
         by_integers = (
             source.has_float_products and self.device == "cpu" and bool(source.signature.state)
         )
@@ -144,12 +148,15 @@ class OnnxRuntime(Target):
             if turned:
                 notes.append(f"{turned} int8 activations re-encoded as uint8, value for value")
             if qdq.can_saturate(model):
+                # Which of its own operators the exact kernels cover, ONNX Runtime does not promise.
                 # Products of uint8 and full int8 overflow the 16-bit sums of CPUs without VNNI.
                 options["session"][_EXACT] = "1"
                 notes.append(
                     "8-bit weights: CPUs without VNNI use exact kernels, which are slower; "
                     "weight_bits 7 avoids that"
                 )
+            else:
+                fuses = self.device == "cpu"
         elif qdq.has_int8_weights(model):
             # Restore the weights once, at load, not at every run.
             options["session"]["session.disable_quant_qdq"] = "1"
@@ -160,8 +167,21 @@ class OnnxRuntime(Target):
         if source.precision == "fp16" and self.device == "cpu":
             notes.append("fp16 saves bytes only: ONNX Runtime computes it in float32 on CPUs")
         context = source.signature.context
+        parts = [model]
         if context:
-            encoder, model = split_context(model, context)
+            parts = [*split_context(model, context)]
+        if fuses:  # the parts: what types values does not know these operators
+            for part in parts:
+                fuse_products(part)
+                fuse_attention(part)
+            kinds = [node.op_type for part in parts for node in part.graph.node]
+            if PRODUCT in kinds:
+                notes.append(
+                    f"{kinds.count(PRODUCT)} products fused with what is added to them, and "
+                    f"{kinds.count(ATTENTION)} times attention with its products"
+                )
+        *encoders, model = parts
+        for encoder in encoders:
             onnx_files.save(encoder, folder / ENCODER_FILE)
         # What writes reads all of its weights for one token: their bytes are its time.
         turned = multiply_by_integers(model) if by_integers else 0

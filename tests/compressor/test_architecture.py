@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 from transformers import (
     AutoModelForSequenceClassification,
@@ -17,7 +18,7 @@ from transformers import (
     RobertaConfig,
 )
 
-from compressor.architecture import Architecture, LayerShape
+from compressor.architecture import Architecture, LayerShape, reads_sound
 from compressor.errors import CheckpointError
 from compressor.pruning.slicing import Kept, keep_units
 from targets.checkpoint import save_module
@@ -129,3 +130,41 @@ def test_an_unreadable_config_is_named(tmp_path: Path, text: str | None) -> None
         (tmp_path / "config.json").write_text(text)
     with pytest.raises(CheckpointError, match=r"config\.json"):
         Architecture.read(tmp_path)
+
+
+LLAMA = {
+    "model_type": "gemma3n_text",
+    "architectures": ["Gemma3nForCausalLM"],
+    "hidden_size": 32,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "num_hidden_layers": 2,
+    "vocab_size": 100,
+}
+PROPHET = {
+    "model_type": "prophetnet",
+    "architectures": ["ProphetNetForConditionalGeneration"],
+    "hidden_size": 32,
+    "num_encoder_layers": 2,
+    "num_decoder_layers": 2,
+    "encoder_ffn_dim": 64,
+    "decoder_ffn_dim": 64,
+    "vocab_size": 100,
+}
+
+
+@pytest.mark.parametrize("config", [{**LLAMA, "intermediate_size": [64, 128]}, PROPHET])
+def test_of_a_config_that_is_like_a_known_one_in_part_the_layers_are_unknown(
+    tmp_path: Path, config: dict[str, object]
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    save_file({"a.weight": torch.zeros(3, 4)}, tmp_path / "model.safetensors")
+    found = Architecture.read(tmp_path)
+    assert found.has_unknown_layers
+    assert (found.layers, found.vocabulary_size) == ((), 100)
+
+
+def test_what_reads_sound_has_widths_of_its_convolutions_or_bins() -> None:
+    assert reads_sound({"conv_dim": [512, 512]})
+    assert reads_sound({"num_mel_bins": 80})
+    assert not reads_sound({"conv_dim": 2048, "conv_L_cache": 3})  # LFM2 reads text

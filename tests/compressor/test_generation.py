@@ -14,6 +14,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from pydantic import ValidationError
 from tokenizers import Tokenizer, decoders, models
 
 from compressor.architecture import Architecture
@@ -44,7 +45,7 @@ from targets.registry import get, open_session
 from targets.signature import Signature, StateSpec, TensorSpec
 from targets.worker import Commands
 from targets.worker_client import Worker
-from targets.writing import Writing, check_writes, measure_writing
+from targets.writing import Writing, check_writes, measure_writing, writing_speedup
 from tests.compressor.conftest import Outcome
 from tests.compressor.decoders import TASK, make_decoder, plain_splits
 
@@ -490,6 +491,22 @@ def test_reading_and_writing_are_told_apart() -> None:
     assert found.read_interval == pytest.approx((1000, 2500))
     assert found.written_per_s == pytest.approx(100)
     assert found.written_interval == pytest.approx((50, 200))
+
+
+def test_a_round_reads_and_writes() -> None:
+    with pytest.raises(ValidationError, match="a token written after it"):
+        Writing(threads=1, prompt_tokens=100, num_tokens=2, rounds=rounds_of((50.0,)))
+
+
+def test_a_speed_up_in_writing_is_of_the_tokens_after_the_first() -> None:
+    slow, fast = (
+        Writing(threads=1, prompt_tokens=100, num_tokens=3, rounds=rounds_of(*times))
+        for times in (((1, 20, 40), (1, 40, 40)), ((50, 10, 10), (50, 5, 15)))
+    )
+    found = writing_speedup(slow, fast)
+    assert (found.ratio, found.low, found.high) == pytest.approx((3.5, 3, 4))
+    with pytest.raises(ValueError, match="do not pair: 2 and 1"):
+        writing_speedup(slow, fast.model_copy(update={"rounds": fast.rounds[:1]}))
 
 
 def test_bundles_write_side_by_side(bundle: Bundle) -> None:

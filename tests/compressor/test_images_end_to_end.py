@@ -102,7 +102,7 @@ def test_the_run_ends_well_and_builds_every_bundle(run: Run) -> None:
 def test_reports_count_images_and_no_tokens(run: Run) -> None:
     page = (run.output / "report.html").read_text()
     for text in (page, (run.output / "report.md").read_text(), run.outcome.out):
-        assert "tokens" not in text
+        assert "tokens" not in text.replace("min_tokens_per_s", "")  # a limit of the budget
         assert "1x128" not in text
     assert "batch 1" in " ".join(run.outcome.out.split())
     report = json.loads((run.output / "report.json").read_text())

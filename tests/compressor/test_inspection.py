@@ -12,6 +12,8 @@ from transformers import (
     BertForSequenceClassification,
     MPNetConfig,
     MPNetModel,
+    PatchTSMixerConfig,
+    PatchTSMixerForTimeSeriesClassification,
     ViTConfig,
     ViTModel,
 )
@@ -123,6 +125,21 @@ def test_a_network_that_sees_and_has_no_head(tmp_path: Path) -> None:
     assert parts["feed-forward"].flops == 2 * LAYERS * (patches + 1) * 2 * HIDDEN * FFN
     assert found.passes["trim_vocabulary"] == "it reads no tokens"
     assert found.passes["prune"] is None
+
+
+def test_a_network_without_attention_and_convolutions_cannot_be_cut(tmp_path: Path) -> None:
+    config = PatchTSMixerConfig(
+        context_length=16, num_input_channels=2, patch_length=4, patch_stride=4, d_model=8,
+        num_targets=3, num_layers=1,
+    )  # fmt: skip
+    module = PatchTSMixerForTimeSeriesClassification(config)
+    module.config.id2label = dict(enumerate("abc"))
+    module.save_pretrained(tmp_path)
+    found = inspect_checkpoint(tmp_path)
+    assert found.task == "time-series-classification"
+    for name in ("prune", "drop_blocks", "drop_layers"):
+        assert found.passes[name] == "its layers are of an unknown kind"
+    assert found.passes["quantize"] is None
 
 
 def test_a_network_that_sentence_transformers_wraps_needs_no_head(tmp_path: Path) -> None:

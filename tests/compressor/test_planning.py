@@ -386,9 +386,7 @@ def test_a_config_of_another_kind_of_network(place: Workplace) -> None:
     [warning] = [each for each in make_plan(recipe).warnings if "unknown kind" in each]
     assert warning.startswith("the layers of this network (bert) are of an unknown kind")
     problem = place.problem(passes=[{"pass": "prune", "ratio": 0.5}, "export"])
-    assert problem.what == (
-        "prune cannot be used on this model: its attention layers are of an unknown kind"
-    )
+    assert problem.what == ("prune cannot be used on this model: its layers are of an unknown kind")
     nameless = {name: value for name, value in CONFIG.items() if name != "model_type"}
     (place.checkpoint / "config.json").write_text(json.dumps(nameless))
     problem = place.problem()
@@ -533,6 +531,34 @@ def test_a_variant_that_a_target_never_runs_is_warned_of(place: Workplace) -> No
         "openvino refuses the variant dynamic (int8-dynamic): "
         "it has no integers with scales computed at run time"
     ]
+
+
+@pytest.mark.parametrize(
+    ("quantize", "told"),
+    [
+        ({"calibration": "percentile", "percentile": 99.999}, None),
+        ({"method": "dynamic"}, None),  # nothing is calibrated
+        ({}, "percentile 99.999, not search"),
+        (
+            {"calibration": "percentile", "percentile": 99.9, "activations": "int8"},
+            "activations uint8, not int8, percentile 99.999, not 99.9",
+        ),
+        (
+            {"calibration": "percentile", "percentile": 99.999, "weight_bits": 7},
+            "weight_bits 8, not 7",
+        ),
+    ],
+)
+def test_a_training_that_rounds_in_another_way_is_warned_of(
+    place: Workplace, quantize: dict[str, Any], told: str | None
+) -> None:
+    recipe = place.recipe(
+        passes=[{"pass": "distill", "quantization_aware": {}}, "export"],
+        variants={"fp32": [], "int8": [{"pass": "quantize", **quantize}]},
+    )
+    found = [line for line in make_plan(recipe).warnings if "rounds in another way" in line]
+    line = f"int8: the training with quantization_aware rounds in another way than quantize: {told}"
+    assert found == ([] if told is None else [line])
 
 
 # The data

@@ -148,7 +148,8 @@ def test_lengths_are_no_subject_of_benches_reports_and_cards(
     outcome = compressor("bench", *run.bundles[::3], "--rounds", "1", "--batch-size", "2")
     assert outcome.code == 0, outcome.err
     assert "tokens" not in outcome.out
-    assert "tokens" not in (run.output / "report.md").read_text()
+    report = (run.output / "report.md").read_text()
+    assert "tokens" not in report.replace("min_tokens_per_s", "")  # a limit of the budget
     card = (run.bundles[0] / "README.md").read_text()
     assert "compressor predict . --file signal.npy" in card
     assert "compressor[onnxruntime]" in card

@@ -9,11 +9,11 @@ from onnx.reference import ReferenceEvaluator
 from compressor.simplify import simplify
 
 
-def simplified(body: str, result: str, weight: str = "6, 4") -> onnx.ModelProto:
+def simplified(body: str, result: str, weight: str = "6, 4", known: str = "") -> onnx.ModelProto:
     text = f"""
         <ir_version: 10, opset_import: ["" : 21]>
         main (float[b, s, 6] x) => ({result} y)
-        <float[{weight}] network_weight = {{{", ".join(map(str, range(24)))}}}>
+        <float[{weight}] network_weight = {{{", ".join(map(str, range(24)))}}}{known}>
         {{ {body} }}
     """
     model = ir.serde.deserialize_model(onnx.parser.parse_model(text))
@@ -111,6 +111,53 @@ def test_a_product_with_a_reciprocal_is_a_quotient(product: str) -> None:
     x = np.linspace(-1, 1, 12, dtype=np.float32).reshape(1, 2, 6)
     (found,) = ReferenceEvaluator(model).run(None, {"x": x})
     np.testing.assert_allclose(found, (x - 2) / np.exp(x), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("seen", "rows", "is_dropped"),
+    [
+        ([1, 1, 1, 1, 1, 1], "b", True),
+        ([1, 1, 1, 1, 0, 1], "b", False),  # one place is not attended to
+        ([1, 1, 1, 1, 1, 1], "two", False),  # the sum has more rows than its other operand
+    ],
+)
+def test_a_mask_of_zeros_alone_is_not_added(seen: list[int], rows: str, is_dropped: bool) -> None:
+    model = simplified(
+        SIZES
+        + f"""
+        seen = Constant<value = bool[6] {{{", ".join(map(str, seen))}}}>()
+        sizes = Concat<axis = 0>({rows}, s, six)
+        spread = Expand(seen, sizes)
+        zero = Constant<value_float = 0.0>()
+        never = Constant<value_float = -9.0>()
+        mask = Where(spread, zero, never)
+        twice = Add(x, x)
+        masked = Add(twice, mask)
+        y = MatMul(masked, network_weight)
+        """,
+        "float[b, s, 4]",
+        known=f", float[b, s, 6] twice, float[{rows}, s, 6] masked",
+    )
+    types = [node.op_type for node in model.graph.node]
+    assert ({"Where", "Expand"} & set(types) == set()) == is_dropped
+    x = np.arange(18, dtype=np.float32).reshape(1, 3, 6)
+    wanted = (2 * x + np.where(seen, 0, -9)) @ np.arange(24, dtype=np.float32).reshape(6, 4)
+    (found,) = ReferenceEvaluator(model).run(None, {"x": x})
+    np.testing.assert_array_equal(found, np.repeat(wanted, 2, 0) if rows == "two" else wanted)
+
+
+def test_a_bias_of_zeros_stays() -> None:
+    model = simplified(
+        """
+        zeros = Constant<value_floats = [0.0, 0.0, 0.0, 0.0]>()
+        product = MatMul(x, network_weight)
+        shifted = Add(product, zeros)
+        y = Add(shifted, shifted)
+        """,
+        "float[b, s, 4]",
+        known=", float[b, s, 4] product, float[b, s, 4] shifted",
+    )
+    assert [node.op_type for node in model.graph.node].count("Add") == 2
 
 
 def test_names_come_from_modules_and_not_from_the_exporters_counting() -> None:

@@ -25,7 +25,7 @@ passes:
   - {pass: drop_layers, num_layers: 2, strategy: importance, examples: 16}
   - {pass: prune, heads: 0.5, ffn: 0.3, examples: 16}
   - {pass: distill, epochs: 2, batch_size: 16, learning_rate: 0.002}
-  - {pass: export, max_batch: 4}
+  - {pass: export, max_batch: 4, cache: true}
 variants:
   fp32: []
   int8: [{pass: quantize, method: weights}]
@@ -89,6 +89,73 @@ def test_a_run_judges_every_target_by_perplexity(run: Finished, folder: Path) ->
     assert check.limit == "max_perplexity_rise"
     assert "perplexity" in (run.output / "report.md").read_text(encoding="utf-8")
     assert "validation perplexity" in run.outcome.err + run.outcome.out
+
+
+def test_a_run_tells_how_fast_every_bundle_writes(run: Finished) -> None:
+    report = read_report(run.output)
+    for row in report.rows:
+        assert row.writing is not None, row.key
+        assert (row.writing.prompt_tokens, row.writing.num_tokens) == (16, 8)  # of 32: 24 in all
+        assert len(row.writing.rounds) == 2
+        assert row.writing_speedup is not None
+        assert row.writing_speedup_eager is not None
+        if row.kind == "reference":
+            assert row.writing_speedup_eager.ratio == 1
+    fastest = {}
+    for row in report.rows:
+        if row.kind == "candidate" and not row.unmet:
+            fastest.setdefault(row.target, []).append((-row.writing.written_per_s, row.key))
+    chosen = {row.target: row.key for row in report.rows if row.chosen}
+    assert chosen == {target: min(found)[1] for target, found in fastest.items()}
+    assert "tokens written a second" in (run.output / "report.md").read_text(encoding="utf-8")
+    card = (run.output / "bundles" / "int8-onnxruntime" / "README.md").read_text(encoding="utf-8")
+    assert "| writes after 16 tokens |" in card
+
+
+def test_what_is_written_a_second_is_tracked(
+    run: Finished, compressor: Callable[..., Outcome]
+) -> None:
+    assert compressor("track", run.output, "--to", "json").code == 0
+    written = json.loads((run.output / "record.json").read_text(encoding="utf-8"))
+    [metrics] = [each["metrics"] for each in written["rows"] if each["name"] == "int8-openvino"]
+    [row] = [each for each in read_report(run.output).rows if each.key == "int8-openvino"]
+    assert row.writing is not None
+    assert metrics["tokens_per_s"] == pytest.approx(row.writing.written_per_s)
+    assert {"first_token_ms", "writing_speedup", "writing_speedup_eager_low"} <= metrics.keys()
+
+
+def test_a_limit_on_what_is_written_is_judged(
+    folder: Path, run: Finished, compressor: Callable[..., Outcome]
+) -> None:
+    found = compressor(
+        "run", folder / "recipe.yaml", "--store", run.store, "--output", folder / "slow",
+        "--set", "budget.min_tokens_per_s=1e9",
+    )  # fmt: skip
+    assert found.code == 5
+    assert "tokens/s, wanted 1e+09" in " ".join((found.out + found.err).split())
+
+
+def test_where_nothing_is_written_that_is_said(
+    folder: Path, run: Finished, compressor: Callable[..., Outcome]
+) -> None:
+    arguments = ("run", folder / "recipe.yaml", "--store", run.store)
+    limit = ("--set", "budget.min_tokens_per_s=1")
+    for setting in ("benchmark.write_tokens=null", "passes.3.cache=false"):
+        refused = compressor(*arguments, *limit, "--set", setting)
+        assert refused.code == 3
+        assert "there is a limit on what is written, but no bundle will write" in refused.err
+    full = compressor(
+        *arguments, "--output", folder / "full", "--set", "benchmark.sequence_length=24"
+    )
+    assert full.code == 0, full.err
+    said = " ".join((full.out + full.err).split())
+    assert "a prompt of benchmark.sequence_length, 24 tokens, leaves no room for 2 more" in said
+    # Without a state it is judged as a model that writes nothing, though eager PyTorch could.
+    plain = compressor(*arguments, "--output", folder / "plain", "--set", "passes.3.cache=false")
+    assert plain.code == 0, plain.err
+    for output in ("full", "plain"):
+        assert all(row.writing is None for row in read_report(folder / output).rows)
+        assert "tokens/s" not in (folder / output / "report.md").read_text(encoding="utf-8")
 
 
 def test_a_budget_that_is_missed_says_by_how_much(

@@ -12,6 +12,7 @@ from transformers import (
     AlbertConfig,
     AutoModelForSequenceClassification,
     BloomConfig,
+    ConvBertConfig,
     DebertaV2Config,
     GPT2Config,
     ModernBertConfig,
@@ -36,6 +37,8 @@ FAMILIES: dict[str, Callable[[dict[str, Any]], Any]] = {
     "modernbert": lambda more: ModernBertConfig(
         **WIDE, local_attention=4, global_attn_every_n_layers=3, **more
     ),
+    # Its layers have BERT's names, and convolutions beside the heads.
+    "convbert": lambda more: ConvBertConfig(**WIDE, embedding_size=32, **more),
     "albert": lambda more: AlbertConfig(**WIDE, embedding_size=16, **more),
 }
 

@@ -13,7 +13,10 @@ def int8(encoder_path, tmp_path, make_feeds):
     def make(**settings):
         path = tmp_path / "int8.onnx"
         quantize_static(
-            encoder_path, path, [make_feeds(seed=seed) for seed in range(3)], **settings
+            encoder_path,
+            path,
+            [make_feeds(seed=seed) for seed in range(3)],
+            **{"activations": "int8", **settings},
         )
         return onnx.load(path)
 
@@ -26,7 +29,8 @@ def run(model, feeds):
 
 @pytest.mark.parametrize("matmuls", [False, True])
 def test_uint8_activations_give_the_same_bits_on_padded_rows(int8, make_feeds, matmuls):
-    model = int8(activation_matmuls=matmuls, percentile=99.0)  # clips, so that the ends are reached
+    # It clips, so that the ends are reached.
+    model = int8(activation_matmuls=matmuls, calibration="percentile", percentile=99.0)
     feeds = make_feeds(seed=7)
     before = run(model, feeds)
     assert qdq.activations_to_uint8(model) == (9 if matmuls else 5)
@@ -55,9 +59,46 @@ def test_uint8_keeps_the_shapes_that_runtimes_need_to_fuse(int8):
     onnx.checker.check_model(model, full_check=True)
 
 
-def test_uint8_does_not_touch_a_float_model(make_encoder):
+def test_what_is_uint8_stays_as_it_is(int8, make_encoder):
+    for made in (make_encoder, lambda: int8(activations="uint8")):
+        model = made()
+        assert qdq.activations_to_uint8(model) == 0
+        assert model == made()
+
+
+def activations(model):
+    """The smallest and the largest value that each QuantizeLinear can give, and its type."""
+    constants = {each.name: numpy_helper.to_array(each) for each in model.graph.initializer}
+    found = {}
+    for node in model.graph.node:
+        if node.op_type == "QuantizeLinear":
+            scale, zero = (constants[name] for name in node.input[1:])
+            ends = np.iinfo(zero.dtype)
+            low = max(ends.min, -127 if zero.dtype == np.int8 else 0)
+            lows, highs = ((end - float(zero)) * float(scale) for end in (low, ends.max))
+            found[node.input[0]] = (lows, highs, zero.dtype)
+    return found
+
+
+def test_symmetric_ranges_cover_those_of_uint8(int8, make_feeds):
+    model = int8(activations="uint8", activation_matmuls=True)
+    before, feeds = activations(model), make_feeds(seed=7)
+    answers = run(model, feeds)
+    assert qdq.activations_to_int8(model) == 5  # the factors of products of activations are int8
+    onnx.checker.check_model(model, full_check=True)
+    after = activations(model)
+    assert len(after) == len(before) == 9
+    for name, (low, high, kind) in after.items():
+        assert kind == np.int8
+        assert high == pytest.approx(max(-before[name][0], before[name][1]), rel=1e-5)
+        assert low == pytest.approx(-high)
+    np.testing.assert_allclose(run(model, feeds), answers, atol=0.05 * np.abs(answers).max())
+    assert qdq.activations_to_int8(model) == 0
+
+
+def test_symmetric_ranges_leave_a_float_model_alone(make_encoder):
     model = make_encoder()
-    assert qdq.activations_to_uint8(model) == 0
+    assert qdq.activations_to_int8(model) == 0
     assert model == make_encoder()
 
 

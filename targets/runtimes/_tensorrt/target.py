@@ -10,9 +10,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
+from targets import qdq
 from targets.base import Lowered, Precision, Session, Source, Target
 from targets.errors import TargetError, UnsupportedModelError
 from targets.runtimes._tensorrt import build, cuda, model
+from targets.wording import plural
 
 if TYPE_CHECKING:
     from targets.bundle import Bundle
@@ -88,7 +90,9 @@ class TensorRTTarget(Target):
         found = [f"{t.name} is {t.dtype}" for t in tensors if t.dtype not in INTERFACE_TYPES]
         if source.precision in self.refuses:
             found.append(f"{source.precision}: {self.refuses[source.precision]}")
-        found += model.offenders(model.load_structure(source.path), source.path.parent)
+        loaded = model.load_structure(source.path)
+        qdq.activations_to_int8(loaded)
+        found += model.offenders(loaded, source.path.parent)
         if found:
             found = list(dict.fromkeys(found))
             rest = f"; and {len(found) - MAX_NAMED} more" if len(found) > MAX_NAMED else ""
@@ -173,6 +177,7 @@ class TensorRTTarget(Target):
         )
         return script
 
+    symmetric_activations: ClassVar[bool] = True
     build_needs: ClassVar[str] = "no GPU"
     """What else a machine needs to build an engine."""
 
@@ -181,7 +186,10 @@ class TensorRTTarget(Target):
     ) -> tuple[Path, build.BuildOptions, list[str]]:
         """Rewrite the model where TensorRT needs it; returns its path, options and notes."""
         loaded = model.load_structure(source.path)
+        widened = qdq.activations_to_int8(loaded)
         notes = model.rewrite(loaded, bf16=source.precision == "bf16")
+        if widened:
+            notes.append(f"{plural(widened, 'range')} of activations made symmetric")
         options = build.BuildOptions(
             module=self.module,
             shapes=_shapes(source),

@@ -18,6 +18,7 @@ from compressor.gate.regression import (
 )
 from compressor.report.schema import Check, OnDevice, Perplexity, Report, Row
 from targets.measurement import Measurement, Round
+from targets.writing import Writing
 
 from .conftest import answers_for
 
@@ -152,6 +153,69 @@ def test_a_bundle_that_is_slower_beyond_the_noise_is_worse(
     check = found(compare_releases(slower(now, factor), now))["latency"]
     assert check.met is met
     assert check.found == pytest.approx(factor - 1, abs=0.01)
+
+
+def wrote(report: Report, token_ms: float, *, keys: tuple[str, ...] = (KEY,), seed: int) -> Report:
+    """The report with what a language model wrote in some of its rows."""
+    for key in keys:
+        rounds = tuple(
+            Round(run_ns=(20_000_000, *each.run_ns), cpu_ns=1)
+            for each in measured(token_ms, seed=seed).rounds
+        )
+        found = Writing(threads=1, num_cpus=2, prompt_tokens=16, num_tokens=41, rounds=rounds)
+        report = changed(report, key, writing=found)
+    return report
+
+
+def test_a_bundle_that_writes_more_slowly_beyond_the_noise_is_worse(now: Report) -> None:
+    before = wrote(now, 10, seed=1)
+
+    def compared(token_ms: float) -> Check:
+        return found(compare_releases(wrote(now, token_ms, seed=2), before))["writing"]
+
+    same, worse = compared(10), compared(11.5)
+    assert same.met
+    assert not worse.met
+    assert worse.found == pytest.approx(0.15, abs=0.05)
+    assert "tokens/s then" in worse.text
+    # The untouched model wrote more slowly as well: so did the machine.
+    base = next(
+        each.key
+        for each in now.rows
+        if each.kind == "baseline" and each.target == "onnxruntime" and each.precision == "fp32"
+    )
+    both = wrote(wrote(now, 11.5, seed=2), 23, keys=(base,), seed=2)
+    check = found(compare_releases(both, wrote(before, 20, keys=(base,), seed=1)))["writing"]
+    assert check.met
+    assert "beside the untouched model in each run" in check.text
+
+
+def test_writing_that_one_report_does_not_have_is_not_compared(now: Report) -> None:
+    notes = compare_releases(now, wrote(now, 10, seed=1)).notes
+    assert any("not in both reports: writing" in note for note in notes)
+    assert not any("writing" in note for note in compare_releases(now, now).notes)
+    before = wrote(now, 10, seed=1)
+    written = row_of(before).writing
+    assert written is not None
+    longer = changed(before, writing=written.model_copy(update={"prompt_tokens": 17}))
+    compared = compare_releases(longer, before)
+    assert "writing" not in found(compared)
+    assert "onnxruntime: writing is not compared: it was of other numbers of tokens then" in (
+        compared.notes
+    )
+
+
+def test_noise_while_texts_were_written_leaves_it_undecided(now: Report) -> None:
+    before, slow = wrote(now, 10, seed=1), wrote(now, 15, seed=2)
+    written = row_of(slow).writing
+    assert written is not None
+    rounds = tuple(each.model_copy(update={"others_cpus": 2.0}) for each in written.rounds)
+    noisy_one = changed(slow, writing=written.model_copy(update={"rounds": rounds}))
+    clean, disturbed = (
+        found(compare_releases(each, before))["writing"] for each in (slow, noisy_one)
+    )
+    assert (clean.met, clean.noisy) == (False, False)
+    assert (disturbed.met, disturbed.noisy) == (False, True)
 
 
 def test_a_machine_that_was_slower_as_a_whole_is_no_slower_bundle(now: Report) -> None:

@@ -155,7 +155,7 @@ def test_passes_that_do_not_suit_a_decoder_say_why() -> None:
     assert TrimVocabulary.unsuited(known) == "it writes text, so any token may be needed"
     assert Prune.unsuited(known) is None
     assert DropLayers.unsuited(known) is None
-    assert Prune.unsuited(unknown) == "its attention layers are of an unknown kind"
+    assert Prune.unsuited(unknown) == "its layers are of an unknown kind"
     assert DropLayers.unsuited(unknown) == "its layers are of an unknown kind"
     assert unknown.num_parameters == sum(
         each.numel() for each in make_decoder("gpt2").module.parameters()

@@ -8,8 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from compressor.errors import PassError
 from compressor.pruning.importance import magnitude_scores, random_scores, taylor_scores
 from compressor.tasks import get_task
+from targets.answers import IGNORED
 from targets.encoder import encoder_layers
 
 Inputs = dict[str, Tensor]
@@ -73,6 +75,25 @@ def test_taylor_scores_add_up_over_batches_and_never_cancel(
     for layer in range(2):
         np.testing.assert_allclose(joint.ffn[layer], sum(each.ffn[layer] for each in apart))
     assert (joint.hidden >= apart[0].hidden).all()
+
+
+def test_a_batch_in_which_nothing_is_judged_counts_for_nothing(
+    encoder: nn.Module, batch: Inputs
+) -> None:
+    """Such as questions whose answers were all cut off."""
+    nothing = {**batch, "labels": torch.tensor([IGNORED, IGNORED])}
+    alone, joint = (taylor_scores(encoder, each, task=TASK) for each in ([batch], [batch, nothing]))
+    for before, after in zip((*alone.heads, *alone.ffn), (*joint.heads, *joint.ffn), strict=True):
+        np.testing.assert_array_equal(before, after)
+    assert alone.hidden.max() > 0
+
+
+def test_scores_that_are_not_finite_are_refused(encoder: nn.Module, batch: Inputs) -> None:
+    with torch.no_grad():
+        encoder_layers(encoder)[0].ffn_input.weight[3] = torch.nan
+    with pytest.raises(PassError, match="a derivative of the loss is NaN or infinite") as caught:
+        taylor_scores(encoder, [batch], task=TASK)
+    assert "magnitude" in str(caught.value.fix)
 
 
 @pytest.mark.parametrize("importance", ["taylor", "magnitude"])

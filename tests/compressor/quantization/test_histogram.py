@@ -4,7 +4,6 @@ import pytest
 from compressor.quantization.histogram import (
     Histogram,
     entropy_threshold,
-    minmax_threshold,
     percentile_threshold,
 )
 
@@ -36,8 +35,10 @@ def test_adding_leaves_the_old_histogram_as_it_was():
     assert before.counts.sum() == 2
 
 
-def test_minmax_is_the_largest_magnitude():
-    assert minmax_threshold(of([0.5, -3.0], [1.0])) == 3.0
+def test_both_ends_are_kept_with_0_among_them():
+    assert (of([0.5, -3.0], [1.0]).low, of([0.5, -3.0], [1.0]).high) == (-3.0, 1.0)
+    assert (of([2.0, 3.0]).low, of([2.0, 3.0]).high) == (0.0, 3.0)
+    assert of([0.5, -3.0], [1.0]).maximum == 3.0
 
 
 @pytest.mark.parametrize("percentile", [50.0, 90.0, 99.0, 99.9])
@@ -67,9 +68,9 @@ def test_entropy_clips_nothing_where_all_values_matter_alike():
     assert entropy_threshold(of(values)) > 0.95
 
 
-@pytest.mark.parametrize("threshold", [minmax_threshold, entropy_threshold])
-def test_a_tensor_of_zeros_has_threshold_zero(threshold):
-    assert threshold(of(np.zeros(10), np.zeros(3))) == 0.0
+def test_a_tensor_of_zeros_has_threshold_zero():
+    zeros = of(np.zeros(10), np.zeros(3))
+    assert entropy_threshold(zeros) == percentile_threshold(zeros, 100) == 0.0
 
 
 def test_zeros_seen_first_do_not_fix_the_range():

@@ -9,6 +9,7 @@ from onnx.reference import ReferenceEvaluator
 from compressor.errors import PassError
 from compressor.onnx_io import Graph, load_model, node_types
 from compressor.quantization import quantize_static
+from compressor.quantization.static import _Some
 from targets.runtimes.onnxruntime import create_session
 
 MATMULS = ("query", "key", "value", "output", "up", "down", "classifier")
@@ -61,7 +62,9 @@ def test_every_product_with_weights_is_quantized_by_default(quantized):
     assert set(summary.quantized_nodes) == set(MATMULS)
     assert set(summary.float_nodes) == {"scores", "mixed"}
     assert summary.tables == ("table",)
-    assert summary.note == "7 of 9 matrix products quantized, 1 embedding tables as integers"
+    note = "7 of 9 matrix products quantized, 1 embedding tables as integers"
+    assert summary.note == f"{note}; ranges hold {summary.percentile:g}% of the values"
+    assert quantized(calibration="minmax")[1].note == note
 
 
 def test_products_of_activations_are_quantized_when_asked(quantized):
@@ -69,13 +72,17 @@ def test_products_of_activations_are_quantized_when_asked(quantized):
     assert summary.float_nodes == ()
 
 
-def test_is_symmetric_int8_with_one_scale_for_each_output_channel(quantized):
-    graph = Graph(load_model(quantized()[0]))
+@pytest.mark.parametrize("activations", ["uint8", "int8"])
+def test_weights_are_symmetric_int8_with_one_scale_for_each_output_channel(quantized, activations):
+    path, summary = quantized(activations=activations)
+    graph = Graph(load_model(path))
     for node in graph.model.graph.node:
         if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
             zero_point = numpy_helper.to_array(graph.initializers[node.input[2]])
-            assert zero_point.dtype == np.int8
-            assert not zero_point.any()
+            of_weight = node.input[0] in graph.initializers
+            assert zero_point.dtype == ("int8" if of_weight else activations)
+            assert not zero_point.any() or not of_weight
+    assert {each.activations for each in summary.ranges.values()} == {activations}
     scales = {
         node.name: graph.weight(graph.producers[node.input[1]].input[1]).shape
         for node in graph.model.graph.node
@@ -157,7 +164,64 @@ def test_is_deterministic_and_leaves_the_source_alone(quantized, encoder_path):
     assert hashlib.sha256(encoder_path.read_bytes()).digest() == before
 
 
-@pytest.mark.parametrize("calibration", ["minmax", "entropy", "percentile"])
+def test_all_levels_are_spent_on_the_values_that_there_are(quantized, encoder_path, make_feeds):
+    """Of what ReLU gives, half of the levels of a symmetric range are below all values."""
+    feeds = make_feeds(seed=9)
+    found = {
+        activations: error(
+            quantized(activations=activations, calibration="minmax", tables=False)[0],
+            encoder_path,
+            feeds,
+        )
+        for activations in ("uint8", "int8")
+    }
+    assert found["uint8"] < 0.9 * found["int8"]
+    ranges = quantized(calibration="minmax")[1].ranges["relu_out"]
+    assert (ranges.low, int(ranges.zero_point)) == (0, 0)
+
+
+def test_products_of_activations_have_symmetric_ranges(quantized):
+    path, summary = quantized(activation_matmuls=True)
+    kinds = {each.activations for each in summary.ranges.values()}
+    assert kinds == {"uint8", "int8"}
+    graph = Graph(load_model(path))
+    for node in graph.model.graph.node:
+        if node.name in ("scores", "mixed"):
+            for name in node.input:
+                quantize = graph.producers[graph.producers[name].input[0]]
+                zero_point = numpy_helper.to_array(graph.initializers[quantize.input[2]])
+                assert (zero_point.dtype, int(zero_point)) == (np.int8, 0)
+
+
+def test_the_search_takes_the_clipping_that_changes_the_outputs_least(
+    quantized, encoder_path, make_encoder, batches
+):
+    """Large values that are rare and count for much: clipping them is what hurts."""
+    onnx.save(make_encoder(outliers=50), encoder_path)
+
+    def found(**settings):
+        path, _ = quantized(tables=False, **settings)
+        return np.mean([error(path, encoder_path, feeds) for feeds in batches])
+
+    searched = found()
+    by_percentile = [
+        found(calibration="percentile", percentile=each) for each in (99.9, 99.99, 99.999, 100)
+    ]
+    assert searched == pytest.approx(min(by_percentile), rel=1e-6)
+    assert searched < 0.9 * max(by_percentile)
+
+
+@pytest.mark.parametrize("num_batches", [1, 3, 4, 5, 23])
+def test_outputs_are_compared_on_batches_from_the_whole_of_them(num_batches):
+    some = _Some([{"number": np.array(number)} for number in range(num_batches)])
+    assert [int(batch["number"]) for batch in some] == list(range(num_batches))
+    kept = [int(batch["number"]) for batch in some.kept]
+    assert min(num_batches, 2) <= len(kept) <= 4
+    assert kept[0] == 0
+    assert len(kept) == 1 or kept[-1] >= num_batches / 2
+
+
+@pytest.mark.parametrize("calibration", ["search", "minmax", "entropy", "percentile"])
 def test_every_calibration_gives_a_usable_model(quantized, encoder_path, make_feeds, calibration):
     path, _ = quantized(calibration=calibration)
     assert error(path, encoder_path, make_feeds(seed=5)) < 0.1

@@ -28,7 +28,8 @@ from compressor.report.schema import (
     Verdict,
 )
 from targets.environment import Environment
-from targets.measurement import Measurement, Round, speedup
+from targets.measurement import Measurement, Round, Speedup, speedup
+from targets.writing import Writing
 
 RESULTS = Path(__file__).parents[3] / "benchmarks" / "results"
 NO_GPU = (
@@ -550,6 +551,7 @@ PAGES = (
     "noisy_report",
     "unmeasured_report",
     "single_row_report",
+    "writing_report",
     "several_reports",
     "unmeasured_reports",
 )
@@ -568,7 +570,7 @@ def page_of(request: pytest.FixtureRequest) -> Callable[[str], str]:
     return render
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def written_report() -> Report:
     """A report of a language model: its rows have a perplexity beside that of the untouched one."""
     report = make_report()
@@ -587,3 +589,24 @@ def written_report() -> Report:
 
     rows = tuple(with_perplexity(row, 48 + number) for number, row in enumerate(report.rows))
     return report.model_copy(update={"rows": rows})
+
+
+@pytest.fixture(scope="session")
+def writing_report(written_report: Report) -> Report:
+    """The same of a model with a state: its rows have the tokens that they wrote a second."""
+
+    def with_writing(row: Row, token_ms: float) -> Row:
+        if row.status != "measured":
+            return row
+        times = tuple(int(1e6 * each) for each in (8 * token_ms, token_ms, token_ms))
+        rounds = (Round(run_ns=times, cpu_ns=1),) * 9
+        found = Writing(threads=2, num_cpus=4, prompt_tokens=128, num_tokens=3, rounds=rounds)
+        ratio = Speedup(
+            ratio=40 / token_ms, low=0.9 * 40 / token_ms, high=44 / token_ms, num_rounds=9
+        )
+        return row.model_copy(update={"writing": found, "writing_speedup": ratio})
+
+    rows = tuple(
+        with_writing(row, 40 / (1 + number)) for number, row in enumerate(written_report.rows)
+    )
+    return written_report.model_copy(update={"rows": rows})

@@ -241,6 +241,16 @@ def test_a_comparison_stays_small(page_of):
     assert len(page_of("several_reports")) < 300_000
 
 
+def test_what_language_models_wrote_has_columns(writing_report, report):
+    page = render_html(writing_report)
+    for label in ("first token, ms", "tokens/s"):
+        assert f'data-label="{label}"' in page
+        assert f'data-label="{label}"' not in render_html(report)
+    assert "<small>2x as fast</small>" in page
+    assert "<dt>Writing</dt>" in page
+    assert "<dt>Writing</dt>" not in render_html(report)
+
+
 def test_the_perplexity_of_language_models_has_a_column(written_report, report):
     page = render_html(written_report)
     assert 'data-label="perplexity"' in page

@@ -85,6 +85,13 @@ def test_nothing_measured_is_said(unmeasured_report):
     assert "Nothing was measured." in text
 
 
+def test_what_language_models_wrote_has_columns(writing_report, report):
+    text = render_markdown(writing_report)
+    assert "| 160 | 50 (50 to 50) | 2x (1.80 to 2.20) |" in text
+    assert "| tokens written a second |" in text
+    assert "tokens/s" not in render_markdown(report)
+
+
 def test_the_perplexity_of_language_models_has_a_column(written_report, report):
     assert "| 49 (+2.1%) |" in render_markdown(written_report)
     assert "perplexity" not in render_markdown(report)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 
+import pytest
 from rich.console import Console
 
 from compressor.report.html import render_html
@@ -158,6 +159,27 @@ def test_the_untouched_model_has_no_drop_against_itself(report):
         own = text.row.model_copy(update={"test_comparison": compared})
         (found,) = row_texts(report.model_copy(update={"rows": (own,)}))
         assert (found.drop, found.drop_interval, found.accuracy) == ("-", "", text.accuracy)
+
+
+def test_rows_of_a_language_model_have_what_it_wrote(writing_report, report):
+    first, second, *_ = row_texts(writing_report)
+    assert (first.written, first.first_token, first.writing_speedup) == ("25", "320", "1x")
+    assert (second.written, second.first_token, second.writing_speedup) == ("50", "160", "2x")
+    assert second.writing_speedup_interval == "1.80 to 2.20"
+    assert second.sort["written"] == pytest.approx(50)
+    assert {text.written for text in row_texts(report)} == {"-"}
+    assert noise_reasons(writing_report) == ()
+    row = writing_report.rows[1]
+    rounds = tuple(each.model_copy(update={"others_cpus": 4.0}) for each in row.writing.rounds)
+    disturbed = row.writing.model_copy(update={"rounds": rounds})
+    busy = writing_report.model_copy(
+        update={"rows": (row.model_copy(update={"writing": disturbed}),)}
+    )
+    (text,) = row_texts(busy)
+    assert (text.written, text.noisy) == ("50~", False)
+    assert any("as it wrote: other" in line for line in noise_reasons(busy))
+    assert any("tokens/s" in line.lower() for line in how_measured(writing_report))
+    assert not any("tokens/s" in line.lower() for line in how_measured(report))
 
 
 def test_rows_of_a_language_model_have_their_perplexity(written_report, report):

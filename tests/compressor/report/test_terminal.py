@@ -96,6 +96,26 @@ def test_noisy_latencies_are_marked(noisy_report):
     assert "~ noisy" in text
 
 
+def test_what_was_written_is_shown_where_no_perplexity_is_known(report, writing_report):
+    rows = [
+        row.model_copy(update={"writing": wrote.writing})
+        for row, wrote in zip(report.rows, writing_report.rows, strict=True)
+    ]
+    text = printed(results_table(report.model_copy(update={"rows": tuple(rows)})), 200)
+    head = next(line for line in text.splitlines() if "variant" in line)
+    assert "tokens/s" in head
+    assert "drop" in head
+
+
+@pytest.mark.parametrize("width", [80, 120, 200])
+def test_what_a_language_model_wrote_has_columns(writing_report, width):
+    text = printed(results_table(writing_report), width)
+    head = next(line for line in text.splitlines() if "variant" in line)
+    assert "tokens/s" in head
+    assert "vs eager" not in head
+    assert "tokens/s: written after the first" in " ".join(text.split())
+
+
 @pytest.mark.parametrize("width", [60, 80, 120, 200])
 def test_a_language_model_is_judged_by_its_perplexity(written_report, width):
     text = printed(results_table(written_report), width)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,6 +14,7 @@ import torch
 
 from compressor.answering import answer
 from compressor.architecture import Architecture
+from compressor.cli.auto import _search_and_run
 from compressor.data import DataSpec
 from compressor.errors import BudgetError, PassError
 from compressor.gate.budget import Budget
@@ -27,10 +29,12 @@ from compressor.pruning.planning import KeptLayer
 from compressor.recipe import Recipe, load_recipe
 from compressor.report.files import read_report
 from compressor.search import auto, clock
-from compressor.search.auto import AutoSettings, _embeddings, _Searcher, search
-from compressor.search.clock import Clock, OutOfTimeError, Pace
+from compressor.search.auto import AutoSettings, _Searcher, search
+from compressor.search.clock import Clock, Deadline, OutOfTimeError, Pace
 from compressor.search.found import KEEP_FLOAT, Search, Trial, found_recipe, int8_variants
-from compressor.search.solver import Solution
+from compressor.search.probing import Prober
+from compressor.search.size import embeddings, layer_bytes, room
+from compressor.search.solver import Room, Solution
 from compressor.store import RunStore, StoredStep
 from compressor.training.teacher import TeacherMemory
 from targets.benchmark import BenchmarkSettings
@@ -73,6 +77,12 @@ def test_the_recipe_that_was_found_gives_the_bundles_again(
     assert outcome.code == 0, outcome.err
     assert re.search(r"latency: \S+ ms predicted, \S+ ms measured \([+-]\d+%\)", outcome.out)
     assert re.search(r"took: .* s, at most \S+ [MG]B of memory", outcome.out)
+    searched = json.loads((output / "search.json").read_text())
+    [best] = [each for each in searched["trials"] if each["is_best"]]
+    [measured] = searched["measured"]
+    assert measured["predicted_ms"] == best["predicted_ms"]
+    assert measured["variant"] == searched["table"]["variant"]
+    assert measured["low_ms"] <= measured["median_ms"] <= measured["high_ms"]
     found = load_recipe(output / "recipe.yaml")
     assert [each.name for each in found.passes] == ["trim_vocabulary", "prune", "distill", "export"]
     assert found.budget.max_accuracy_drop == 100
@@ -223,6 +233,36 @@ def test_the_time_limit_ends_the_search(recipe: Recipe, store: RunStore) -> None
 
 
 @pytest.mark.slow
+def test_the_first_training_ends_with_the_time_and_what_it_has_stays(
+    recipe: Recipe, store: RunStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [0.0]
+
+    class Slow(Silent):
+        """The time is over once the first epoch is."""
+
+        def update(self, fraction: float, line: str) -> None:
+            now[0] = 1e6 if line.startswith("epoch 2") else now[0]
+
+    monkeypatch.setattr(clock, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    settings = AutoSettings(time_limit_s=1e5, epochs=300, short_epochs=200)
+    found = search(recipe, settings, store=store, progress=Slow())
+    assert (found.best, found.trials) == (None, [])
+    assert found.stopped == "the time limit of 1667 min"
+    [checkpoints] = [path.parent for path in store.root.glob("partial/*/work/*/sealed.json")]
+    assert checkpoints
+
+
+def test_later_trainings_end_as_they_are_expected_to() -> None:
+    timed = Clock(-1.0)
+    progress = Deadline(Silent(), timed)
+    with pytest.raises(OutOfTimeError):
+        progress.update(0.5, "epoch 1")
+    timed.trained(Pace(epoch_s=1.0))
+    progress.update(0.5, "epoch 1")
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("limit_s", "epochs", "stopped"),
     [
@@ -253,7 +293,7 @@ def test_where_time_is_short_less_is_tried_and_trained(
     monkeypatch.setattr(clock, "time", SimpleNamespace(monotonic=lambda: now[0]))
     monkeypatch.setattr(auto._Searcher, "_train", train)
     monkeypatch.setattr(Clock, "count", lambda clock, steps: [])
-    monkeypatch.setattr(auto._Searcher, "_int8_drop", lambda searcher, trial: 0.0)
+    monkeypatch.setattr(auto._Searcher, "_int8_drop", lambda searcher, *given: 0.0)
     monkeypatch.setattr(
         auto._Searcher, "_candidates", lambda searcher, *given: [*given[-1].values()] * 3
     )
@@ -465,18 +505,30 @@ def test_the_distance_of_a_model_is_its_divergence_from_the_untouched_one(
     assert trial.distance > 0
 
 
-def found_with(int8_drop: float | None, *, budget: float | None = 1.0) -> tuple[Recipe, Recipe]:
+def found_with(
+    int8_drop: float | None,
+    *,
+    budget: float | None = 1.0,
+    variant: str = "int8",
+    share: float = 1.0,
+    targets: tuple[str, ...] = ("onnxruntime", "openvino"),
+) -> tuple[Recipe, Recipe]:
     """A recipe that was searched for, and the one that was found."""
     wanted = Recipe(
         name="auto",
         model="model",
         task="text-classification",
         data=DataSpec(train="train.csv", test="test.csv"),
-        targets=(get("onnxruntime"), get("openvino")),
+        targets=tuple(map(get, targets)),
         budget=Budget(max_accuracy_drop=budget),
     )
     passes = (TrimVocabulary(), Distill(epochs=24, hidden_weight=10.0))
-    found = Search(table=None, whole_ms=10.0, int8_drop_points=int8_drop)  # type: ignore[arg-type]
+    found = Search(
+        table=SimpleNamespace(variant=variant),  # type: ignore[arg-type]
+        whole_ms=10.0,
+        int8_drop_points=int8_drop,
+        share_of_epochs=share,
+    )
     found.add(Trial(Solution((), 1.0, 0.0), 24, 0.4, passes), Budget(max_accuracy_drop=budget))
     return wanted, found_recipe(wanted, found)
 
@@ -487,17 +539,58 @@ def test_where_int8_loses_too_much_variants_keep_floats_or_train_in_it() -> None
     assert isinstance(mixed[-1], Quantize)
     assert mixed[-1].keep_float == KEEP_FLOAT
     assert mixed[:-1] == found.chains["int8"][:-1]
+    smooth, weights = found.chains["int8-smooth"][-1], found.chains["int8-weights"][-1]
+    assert smooth == int8_variants()["int8"][0].model_copy(update={"smooth_quant": 0.5})
+    assert isinstance(weights, Quantize)
+    assert (weights.method, weights.weight_bits) == ("weights", 8)
     assert found.chains["int8"] == (*found.passes, Export(), *int8_variants()["int8"])
     *before, aware, export, quantize = found.chains["int8-aware"]
     assert tuple(before) == found.passes
     assert isinstance(aware, Distill)
     assert isinstance(quantize, Quantize)
-    assert (export, quantize) == (Export(), *int8_variants()["int8"])
+    assert export == Export()
     assert aware.hidden_weight == 10.0
     assert aware.epochs < 24
     rounding = aware.quantization_aware
     assert rounding is not None
-    assert (rounding.weight_bits, rounding.percentile) == (7, quantize.percentile)
+    # It trains with the ranges with which it is quantized.
+    ranges = {"calibration": "percentile", "percentile": rounding.percentile}
+    assert quantize == int8_variants()["int8"][0].model_copy(update=ranges)
+    assert (rounding.weight_bits, rounding.activations) == (7, quantize.activations)
+
+
+@pytest.mark.parametrize(
+    ("targets", "activations"),
+    [(("tensorrt_rtx",), "int8"), (("tensorrt_rtx", "openvino"), "uint8")],
+)
+def test_what_is_for_tensorrt_alone_trains_with_symmetric_ranges(
+    targets: tuple[str, ...], activations: str
+) -> None:
+    _, found = found_with(1.2, targets=targets)
+    *_, aware, _, quantize = found.chains["int8-aware"]
+    assert isinstance(aware, Distill)
+    assert aware.quantization_aware is not None
+    assert isinstance(quantize, Quantize)
+    assert aware.quantization_aware.activations == quantize.activations == activations
+
+
+def test_what_is_mended_is_the_int8_that_is_fastest() -> None:
+    _, found = found_with(1.2, variant="int8-dynamic")
+    static = {"int8-aware", "int8-mixed", "int8-smooth", "int8-dynamic-mixed"}
+    assert not static & found.variants.keys()
+    *_, aware, _, quantize = found.chains["int8-dynamic-aware"]
+    assert isinstance(aware, Distill)
+    assert aware.quantization_aware is not None
+    assert aware.quantization_aware.method == "dynamic"
+    assert (quantize,) == int8_variants()["int8-dynamic"]
+
+
+@pytest.mark.parametrize(("share", "epochs"), [(1.0, 4), (0.5, 2), (0.01, 1)])
+def test_of_many_rows_there_are_fewer_epochs_in_int8_too(share: float, epochs: int) -> None:
+    _, found = found_with(1.2, share=share)
+    *_, aware, _, _ = found.chains["int8-aware"]
+    assert isinstance(aware, Distill)
+    assert aware.epochs == epochs
 
 
 @pytest.mark.parametrize(("drop", "budget"), [(1.0, 1.0), (None, 1.0), (50.0, None)])
@@ -521,15 +614,64 @@ def test_a_size_is_met_with_fewer_bits_and_then_with_fewer_tokens(
     max_mb: float | None, chosen: tuple[int, int]
 ) -> None:
     budget = Budget(max_size_mb=max_mb)
-    assert _embeddings(BERT, budget, lambda count: count) == chosen
-    few = _embeddings(BERT, budget, lambda count: min(count, 2_000))
+    assert embeddings(BERT, budget, lambda count: count) == chosen
+    few = embeddings(BERT, budget, lambda count: min(count, 2_000))
     assert few == (20_000, 4 if max_mb == 1.0 else 8)
 
 
 def test_the_tokens_of_the_training_data_count_to_the_size() -> None:
     """20,000 tokens and 8,000 others in 8 bits would be 83% of 13 MB."""
-    found = _embeddings(BERT, Budget(max_size_mb=13.0), lambda count: count + 8_000)
+    found = embeddings(BERT, Budget(max_size_mb=13.0), lambda count: count + 8_000)
     assert found == (20_000, 4)
+
+
+def room_in(precision: str, max_mb: float | None, bits: Any = 8) -> Room | None:
+    budget = Budget(max_size_mb=max_mb)
+    return room(BERT, budget, lambda: 10_000, bits, precision=precision, multiple=32)
+
+
+@pytest.mark.parametrize(("precision", "width"), [("int8", 1), ("fp16", 2), ("bf16", 4)])
+def test_what_embeddings_and_head_leave_of_a_size_is_for_the_layers(
+    precision: str, width: int
+) -> None:
+    assert room_in(precision, None) is None
+    found = room_in(precision, 60.0)
+    assert found is not None
+    taken = sum(map(found.layer_bytes, BERT.layers))
+    whole = width * dataclasses.replace(BERT, vocabulary_size=10_000).num_parameters
+    # Both count every weight once; what is left is the graph and the tokenizer.
+    assert 60e6 - found.max_bytes + taken == pytest.approx(whole, rel=0.1)
+    assert 60e6 - found.max_bytes + taken > whole
+
+
+def test_half_the_bits_of_the_embeddings_are_half_their_bytes() -> None:
+    whole, half = room_in("int8", 12.0), room_in("int8", 12.0, 4)
+    assert whole is not None
+    assert half is not None
+    assert half.max_bytes - whole.max_bytes == pytest.approx(10_000 * BERT.hidden_size / 2)
+
+
+def test_a_size_below_the_smallest_shape_is_told_at_once() -> None:
+    with pytest.raises(BudgetError, match="no shape of this model is that small") as error:
+        room_in("int8", 4.0)
+    assert "4 MB" in str(error.value.given)
+    assert "in int8" in str(error.value.given)
+
+
+@pytest.mark.slow
+def test_a_size_bounds_the_bundle(recipe: Recipe, store: RunStore) -> None:
+    free = search(recipe, AutoSettings(epochs=1, short_epochs=1), store=store, progress=Silent())
+    assert free.best is not None
+    searcher = make_searcher(recipe, AutoSettings(), store)
+    whole = searcher.architecture
+    rest = dataclasses.replace(whole, layers=()).num_parameters
+    one = layer_bytes(whole, whole.layers[0], "fp32")
+    budget = Budget(max_accuracy_drop=100.0, max_size_mb=(rest + 1.5e5 + 1.2 * one) / 1e6)
+    wanted = recipe.model_copy(update={"budget": budget})
+    found = search(wanted, AutoSettings(epochs=1, short_epochs=1), store=store, progress=Silent())
+    assert found.trials
+    for trial in found.trials:
+        assert len(trial.solution.kept) == 1
 
 
 def test_a_search_that_goes_on_takes_up_what_it_has_trained_whatever_time_is_left(
@@ -579,14 +721,20 @@ def test_a_precision_that_no_target_takes_is_left_out() -> None:
 
 @pytest.mark.slow
 def test_a_recipe_with_a_training_in_int8_runs(recipe: Recipe, store: RunStore) -> None:
-    settings = AutoSettings(epochs=1, short_epochs=1)
-    found = search(recipe, settings, store=store, progress=Silent())
-    assert found.int8_drop_points is not None
-    assert abs(found.int8_drop_points) < 100
-    lossy = dataclasses.replace(found, int8_drop_points=100.1)
+    searcher = make_searcher(recipe, AutoSettings(epochs=1, short_epochs=1), store)
+    found = searcher.search()
+    assert found.best is not None
+    assert (found.int8_drop_points is None) == (not found.table.variant.startswith("int8"))
+    static = found.table.model_copy(update={"variant": "int8"})
+    lossy = dataclasses.replace(found, int8_drop_points=100.1, table=static)
+    lost = searcher._int8_drop(lossy, found.best)
+    assert lost is not None
+    assert abs(lost) < 100
     report = run(found_recipe(recipe, lossy), store=store)
     measured = {row.variant: row for row in report.rows if row.status == "measured"}
-    assert measured["int8-aware"].precision == measured["int8-mixed"].precision == "int8"
+    for variant in ("int8-aware", "int8-mixed", "int8-smooth"):
+        assert measured[variant].precision == "int8"
+    assert measured["int8-weights"].precision == "int8-weights"
     assert measured["int8-aware"].size_bytes == pytest.approx(measured["int8"].size_bytes, rel=0.01)
 
 
@@ -596,3 +744,68 @@ def test_without_a_target_that_runs_here_no_latency_can_be_measured(
     wanted = recipe.model_copy(update={"targets": (get("pytorch"),)})
     with pytest.raises(TargetError, match="none of the targets runs here"):
         search(wanted, AutoSettings(), store=store, progress=Silent())
+
+
+@pytest.mark.slow
+def test_the_latency_table_is_of_the_precision_that_is_fastest(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compared, fastest = [], "int8"
+
+    def quietest(prober: Prober, bundles: Any, target: Any) -> list[SimpleNamespace]:
+        compared.append(list(bundles))
+        interval = SimpleNamespace(low=1.0, high=1.0)
+        noise = SimpleNamespace(verdict="quiet")
+        return [
+            SimpleNamespace(
+                median_ms=1.0 if name == fastest else 2.0 + number, interval=interval, noise=noise
+            )
+            for number, name in enumerate(bundles)
+        ]
+
+    monkeypatch.setattr(Prober, "_quietest", quietest)
+    wanted = recipe.model_copy(update={"targets": (get("onnxruntime"),)})
+    searcher = make_searcher(wanted, AutoSettings(time_limit_s=0), RunStore(tmp_path / "store"))
+    found = searcher.search()
+    assert found.table.variant == fastest
+    assert found.table.precision == fastest
+    assert compared[0] == ["fp32", "int8", "int8-dynamic"]
+    assert compared[1] == [f"probe-{number}" for number in range(len(compared[1]))]
+    assert len(found.table.probes) == len(compared[1])
+
+
+def test_the_most_accurate_of_those_that_hold_is_taken_also_where_a_latency_is_asked_for() -> None:
+    budget = Budget(max_latency_ms=2.0, max_accuracy_drop=1.0)
+    found = Search(table=None, whole_ms=10.0)  # type: ignore[arg-type]
+    found.add(Trial(Solution((), 1.0, 0.0), 24, 1.4, (), distance=0.05), budget)
+    assert found.best is found.trials[0]  # there is no other
+    found.add(Trial(Solution((), 1.1, 0.0), 24, 0.2, (), distance=0.06), budget)
+    assert found.best is found.trials[1]
+
+
+@pytest.mark.slow
+def test_where_mending_int8_fails_the_shape_is_run_without_that(
+    recipe: Recipe, store: RunStore, monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    settings = AutoSettings(epochs=1, short_epochs=1)
+    found = search(recipe, settings, store=store, progress=Silent())
+    static = found.table.model_copy(update={"variant": "int8", "precision": "int8"})
+    lossy = dataclasses.replace(found, int8_drop_points=100.1, table=static)
+    quantize = Quantize.run
+
+    def fail(self: Quantize, *given: Any) -> Any:
+        if self.smooth_quant is not None:
+            raise PassError("there is nothing to smooth", fix="leave it out")
+        return quantize(self, *given)
+
+    monkeypatch.setattr(Quantize, "run", fail)
+    monkeypatch.setattr(Quantize, "version", 0)  # what other tests smoothed is not taken
+    monkeypatch.setattr("compressor.search.auto.search", lambda *_, **__: lossy)
+    report = _search_and_run(recipe, settings, store, tmp_path)
+    assert "the variant int8-smooth failed" in " ".join(capsys.readouterr().out.split())
+    variants = set(load_recipe(tmp_path / "recipe.yaml").variants)
+    assert variants == {row.variant for row in report.rows if row.kind == "candidate"}
+    assert {"int8", "int8-aware", "int8-mixed", "int8-weights"} < variants
+    assert "int8-smooth" not in variants
+    assert json.loads((tmp_path / "search.json").read_text())["int8_drop_points"] == 100.1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import pytest
 from compressor.architecture import Architecture
 from compressor.search.latency import LatencyTable, Probe, fit_table, probe_shapes
 from compressor.search.probing import _cut, _largest, _within
-from compressor.search.solver import ImportanceCurves, solve
+from compressor.search.solver import ImportanceCurves, Room, solve
 from targets.shapes import LayerShape
 
 NUM_LAYERS, HEADS, FFN = 3, 3, 24
@@ -21,14 +22,24 @@ def time_of(layers: tuple[LayerShape, ...]) -> float:
     return 0.5 + sum(0.2 + 0.3 * each.num_heads + 0.05 * each.ffn_width for each in layers)
 
 
+def fit(probes: Sequence[Probe]) -> LatencyTable:
+    return fit_table(
+        probes,
+        target="t",
+        variant="int8",
+        precision="int8",
+        batch_size=1,
+        sequence_length=128,
+        threads=1,
+    )
+
+
 def table(scale: float = 1.0) -> LatencyTable:
     shapes = probe_shapes(HEADS, FFN, num_layers=2, multiple=8)
     probes = [
         Probe(layers=each, median_ms=scale * time_of(each), low_ms=1, high_ms=1) for each in shapes
     ]
-    return fit_table(
-        probes, target="t", precision="int8", batch_size=1, sequence_length=128, threads=1
-    )
+    return fit(probes)
 
 
 def curves(seed: int) -> ImportanceCurves:
@@ -56,9 +67,7 @@ def test_noise_never_makes_more_work_cheaper() -> None:
         )
         for each in probe_shapes(12, 1536, num_layers=2, multiple=8)
     ]
-    found = fit_table(
-        probes, target="t", precision="int8", batch_size=1, sequence_length=128, threads=1
-    )
+    found = fit(probes)
     for entries in (found.attention_ms, found.ffn_ms):
         times = [entries[size] for size in sorted(entries)]
         assert times == sorted(times)
@@ -103,9 +112,7 @@ def test_the_largest_of_unlike_layers_has_a_price_of_its_own() -> None:
             assert layer.num_heads <= size.num_heads
             assert layer.ffn_width <= size.ffn_width
     probes = [Probe(layers=each, median_ms=time_of(each), low_ms=1, high_ms=1) for each in shapes]
-    fitted = fit_table(
-        probes, target="t", precision="int8", batch_size=1, sequence_length=128, threads=1
-    )
+    fitted = fit(probes)
     assert fitted.predict(layers) == pytest.approx(time_of(tuple(layers)), rel=0.02)
 
 
@@ -154,3 +161,38 @@ def test_the_layers_that_are_asked_for_stay_and_no_others(layers: tuple[int, ...
     assert only.latency_ms <= limit
     free = solve(WHOLE, table(), curves(1), limit_ms=limit, multiple=8)
     assert free[len(layers)].lost <= only.lost + 1e-9
+
+
+def weights(shape: LayerShape) -> float:
+    return 10.0 * shape.num_heads + shape.ffn_width
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("share", [0.8, 0.5, 0.3])
+def test_no_shape_that_is_as_small_keeps_more(seed: int, share: float) -> None:
+    limit = 0.9 * time_of(WHOLE.layers)
+    room = Room(share * sum(map(weights, WHOLE.layers)), weights)
+    found, importance = table(), curves(seed)
+    solutions = solve(WHOLE, found, importance, limit_ms=limit, room=room)
+    assert solutions
+    layer_options = [None, *(LayerShape(h, f) for h in (1, 2, 3) for f in (8, 16, 24))]
+    for count, solution in solutions.items():
+        assert room.holds(solution.kept)
+        assert len(solution.kept) == count
+        assert solution.lost == pytest.approx(importance.lost_by(solution.kept) / importance.total)
+        size = sum(weights(LayerShape(each.heads, each.ffn)) for each in solution.kept)
+        for combination in itertools.product(layer_options, repeat=NUM_LAYERS):
+            kept = tuple(each for each in combination if each is not None)
+            fits = found.predict(kept) <= 0.999 * limit and sum(map(weights, kept)) <= size
+            if len(kept) == count and fits:
+                lost = sum(importance.lost(layer, each) for layer, each in enumerate(combination))
+                assert solution.lost <= lost / importance.total + 0.02
+
+
+def test_a_size_that_is_no_limit_changes_nothing_and_one_that_nothing_fits_leaves_nothing() -> None:
+    limit = 0.7 * time_of(WHOLE.layers)
+    free = solve(WHOLE, table(), curves(2), limit_ms=limit)
+    assert solve(WHOLE, table(), curves(2), limit_ms=limit, room=Room(1e9, weights)) == free
+    assert solve(WHOLE, table(), curves(2), limit_ms=limit, room=Room(17.0, weights)) == {}
+    smallest = solve(WHOLE, table(), curves(2), limit_ms=limit, room=Room(18.0, weights))
+    assert [(each.heads, each.ffn) for each in smallest[1].kept] == [(1, 8)]

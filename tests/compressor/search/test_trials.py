@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import random
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -200,6 +203,7 @@ def failed(reason: str = "it was made to fail") -> Outcome:
 
 KILLED = """
 import sys
+import tempfile
 from pathlib import Path
 from compressor.progress import Silent
 from compressor.recipe import load_recipe
@@ -299,6 +303,90 @@ def test_two_workers_of_ray_finish_a_study(recipe: Recipe, store: RunStore) -> N
     import ray
 
     assert not ray.is_initialized()
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[tuple[str, dict[str, str]]]:
+    """The address of a cluster of Ray that was there before, and what tells Ray its token."""
+    pytest.importorskip("ray")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = "127.0.0.1:{1}".format(*free.getsockname())
+    token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "a" * 32}
+    with tempfile.TemporaryDirectory(prefix="ray", ignore_cleanup_errors=True) as folder:
+        head = subprocess.Popen(
+            [
+                Path(sys.executable).with_name("ray"), "start", "--head", "--block",
+                "--node-ip-address", "127.0.0.1", "--port", address.partition(":")[2],
+                "--num-cpus", "2", "--include-dashboard", "false", "--disable-usage-stats",
+                "--temp-dir", folder,  # a short name: sockets lie in it
+            ],
+            env={**os.environ, **token},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        try:
+            for _ in range(600):
+                assert head.poll() is None
+                if answers(address):
+                    break
+                time.sleep(0.1)
+            yield address, token
+            assert head.poll() is None  # it is not ours to end
+        finally:
+            head.terminate()
+            head.wait(60)
+
+
+def answers(address: str) -> bool:
+    """Whether something listens there."""
+    host, _, port = address.partition(":")
+    with socket.socket() as tried:
+        return tried.connect_ex((host, int(port))) == 0
+
+
+def search_on(
+    address: str, recipe: Recipe, store: RunStore, token: dict[str, str]
+) -> subprocess.CompletedProcess[str]:
+    """Search in a process of its own: how Ray asks for tokens is settled once a process."""
+    folder = recipe.output.parent
+    space = {name: each.model_dump(mode="json") for name, each in SPACE.items()}
+    (folder / "space.yaml").write_text(json.dumps(space), encoding="utf-8")
+    return subprocess.run(
+        [
+            sys.executable, "-m", "compressor", "search", folder / "small.yaml",
+            "--space", folder / "space.yaml", "--trials", "2", "--workers", "2",
+            "--ray-address", address, "--store", store.root, "--output", recipe.output,
+        ],
+        env={**os.environ, "RAY_AUTH_MODE": "disabled", **token},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )  # fmt: skip
+
+
+@pytest.mark.slow
+def test_trials_run_on_a_cluster_that_was_there_before(
+    recipe: Recipe, store: RunStore, cluster: tuple[str, dict[str, str]]
+) -> None:
+    address, token = cluster
+    propose(recipe, LEARNS, LEARNS)
+    found = search_on(address, recipe, store, token)
+    assert found.returncode == 0, found.stdout + found.stderr
+    written = json.loads((recipe.output / "trials.json").read_text())
+    assert [each["state"] for each in written["trials"]] == ["complete", "complete"]
+    assert answers(address)
+
+
+def test_a_cluster_that_wants_a_token_says_so(
+    recipe: Recipe, store: RunStore, cluster: tuple[str, dict[str, str]]
+) -> None:
+    address, _ = cluster
+    found = search_on(address, recipe, store, {})
+    assert found.returncode == 6, found.stdout + found.stderr
+    assert "the Ray cluster cannot be reached" in found.stderr
+    assert "set RAY_AUTH_MODE=token" in " ".join(found.stderr.split())
 
 
 def test_without_workers_ray_is_not_needed(

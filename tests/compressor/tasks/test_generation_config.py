@@ -170,15 +170,22 @@ def test_it_comes_back_without_the_config(tmp_path: Path) -> None:
             "no no_timestamps_token_id, which generation_config.json of every Whisper has",
         ),
         ({"eos_token_id": 2}, "decoder_start_token_id"),
-        ({**START, "eos_token_id": [2, 3]}, r"\[2, 3\] is not a token id"),
+        ({**START, "eos_token_id": [2, 3]}, "eos_token_id names 2 tokens, of which any ends"),
+        ({**START, "bad_words_ids": [[7], [5, 6]]}, "bad_words_ids forbids [5, 6], several tokens"),
         (LANGUAGES, "language"),
         ({**LANGUAGES, "language": "de", "task": "transcribe"}, "'de' is not one of en, fr"),
         ({**LANGUAGES, "language": "en", "task": "sing"}, "'sing' is not one of transcribe, tr"),
     ],
 )
 def test_what_is_missing_is_named(tmp_path: Path, generation: dict[str, Any], given: str) -> None:
-    with pytest.raises(CheckpointError, match="does not say how a text begins and ends") as caught:
+    with pytest.raises(CheckpointError, match="of how a text begins and ends cannot be") as caught:
         read_writing(save(tmp_path, {}, generation))
     assert given.replace("\\", "") in str(caught.value.given)
     assert "decoder_start_token_id and eos_token_id" in str(caught.value.fix)
     assert "forced_bos_token_id" in str(caught.value.fix)
+
+
+def test_an_end_may_be_a_list_of_one_token(tmp_path: Path) -> None:
+    writing = read_writing(save(tmp_path, {}, {**START, "eos_token_id": [2]}))
+    assert writing.end == 2
+    assert writing.settings["eos_token_id"] == 2

@@ -35,6 +35,21 @@ PUBLISHED: dict[str, dict[str, Any]] = {
         "size": square(224),
         **HALVES,
     },
+    "EfficientNet": {
+        "crop_size": square(224),
+        "do_center_crop": False,
+        "do_normalize": True,
+        "do_rescale": True,
+        "do_resize": True,
+        "image_mean": [0.485, 0.456, 0.406],
+        "image_processor_type": "EfficientNetImageProcessor",
+        "image_std": [0.47853944, 0.4732864, 0.47434163],
+        "include_top": True,
+        "resample": 0,
+        "rescale_factor": 0.00392156862745098,
+        "rescale_offset": False,
+        "size": square(224),
+    },
     "ViT, before sizes had names": {
         "do_normalize": True,
         "do_resize": True,
@@ -243,6 +258,7 @@ def test_a_file_that_is_no_json(folder_with: Callable[[Any], Path]) -> None:
 
 
 VIT = PUBLISHED["ViT"]
+TWICE = PUBLISHED["EfficientNet"]
 BIT = PUBLISHED["DINOv2"]
 
 
@@ -251,7 +267,8 @@ BIT = PUBLISHED["DINOv2"]
     [
         ([1, 2], "JSON of the kind list"),
         ({**VIT, "image_processor_type": "MobileViTImageProcessor"}, "none of ViTImageProcessor"),
-        ({**VIT, "image_processor_type": "EfficientNetImageProcessor"}, "EfficientNetImageProce"),
+        ({**TWICE, "rescale_offset": True}, "rescale_offset is true"),
+        ({**TWICE, "do_normalize": False}, "do_normalize is false, and include_top is not"),
         ({"size": 224, **HALVES}, "None: it is none of"),
         ({**VIT, "do_resize": False}, "do_resize is false"),
         ({**VIT, "size": {"shortest_edge": 224, "longest_edge": 500}}, "shortest_edge, longest_"),

@@ -295,7 +295,7 @@ def test_another_size_of_images_moves_the_positions_of_patches_alone(family: str
 def test_passes_say_what_they_do_not_do(tmp_path: Path) -> None:
     make_network("detr").save(tmp_path / "detr")
     make_network("yolos").save(tmp_path / "yolos")
-    unknown = "its attention layers are of an unknown kind"
+    unknown = "its layers are of an unknown kind"
     found = inspect_checkpoint(tmp_path / "detr")
     assert found.passes["prune"] == unknown
     assert found.passes["drop_layers"] == "its layers are of an unknown kind"

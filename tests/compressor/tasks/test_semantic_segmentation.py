@@ -193,7 +193,7 @@ def test_stages_are_no_layers_of_one_width_and_are_not_pruned(tmp_path: Path) ->
         assert torch.equal(again.state_dict()[name], value)
     found = inspect_checkpoint(tmp_path)
     assert (found.task, found.has_head) == ("semantic-segmentation", True)
-    assert found.passes["prune"] == "its attention layers are of an unknown kind"
+    assert found.passes["prune"] == "its layers are of an unknown kind"
     assert found.passes["prune"] == Prune.unsuited(found.architecture)
     assert found.passes["drop_layers"] == "its layers are of an unknown kind"
     assert found.passes["distill"] is found.passes["quantize"] is None
@@ -226,7 +226,7 @@ def test_a_backbone_keeps_its_sizes_in_a_config_of_its_own(tmp_path: Path) -> No
     assert not (tmp_path / "shapes.json").exists()
     assert TASK.load_checkpoint(tmp_path).module.config.hidden_size == 16
     found = inspect_checkpoint(tmp_path)
-    assert found.passes["prune"] == "its attention layers are of an unknown kind"
+    assert found.passes["prune"] == "its layers are of an unknown kind"
 
 
 @pytest.mark.parametrize(("importance", "refits"), [("taylor", False), ("second-order", True)])

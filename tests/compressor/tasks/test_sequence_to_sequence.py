@@ -10,7 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import SwitchTransformersConfig, SwitchTransformersForConditionalGeneration
+from transformers import (
+    MPNetConfig,
+    SwitchTransformersConfig,
+    SwitchTransformersForConditionalGeneration,
+)
 
 from compressor.architecture import Architecture
 from compressor.data import DataSpec, read_splits, split_hashes
@@ -335,3 +339,24 @@ def test_layers_with_experts_are_not_known() -> None:
     described = Architecture.of(SwitchTransformersForConditionalGeneration(config))
     assert not encoder_layers(SwitchTransformersForConditionalGeneration(config))
     assert described.writes
+
+
+@pytest.mark.parametrize(("family", "taken"), [("t5", 1000), ("marian", LONGEST)])
+def test_where_positions_do_not_end_longer_texts_are_taken(
+    tmp_path: Path, family: str, taken: int
+) -> None:
+    write_writer(tmp_path, family)
+    task = get_task(TRANSLATION)
+    folder = tmp_path / "model"
+    assert task.load_checkpoint(folder, max_length=1000).max_length == taken
+    assert task.read_length(folder, max_length=1000) == taken
+    assert task.read_length(folder) == min(512, taken)
+    assert task.read_length(folder, max_length=10) == 10
+    assert Architecture.read(folder).has_open_positions == (family == "t5")
+
+
+def test_positions_that_are_relative_beside_a_table_do_end(tmp_path: Path) -> None:
+    MPNetConfig(max_position_embeddings=514).save_pretrained(tmp_path)
+    found = Architecture.read(tmp_path)
+    assert not found.has_open_positions
+    assert found.max_positions == 512

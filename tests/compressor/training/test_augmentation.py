@@ -3,7 +3,7 @@ import hashlib
 import numpy as np
 import pytest
 
-from compressor.training.augmentation import ImageNoise, Noise, TokenNoise
+from compressor.training.augmentation import ImageNoise, Noise, TokenNoise, nearest_tokens
 
 ROWS = [{"input_ids": [2, *range(10, 110), 3]}, {"input_ids": [2, *range(200, 300), 3]}]
 
@@ -262,3 +262,45 @@ def test_rows_beyond_those_of_the_noise_stay_clean_and_slots_stay_dense():
             seen = made(row, index, epoch)
             assert variants[seen["slot"]] == seen
             assert index < 2 or (seen["noisy"] == 0 and seen["input_ids"] == row["input_ids"])
+
+
+def test_neighbours_have_the_smallest_angles_and_are_of_the_texts():
+    generator = np.random.default_rng(0)
+    table = generator.normal(size=(400, 16)).astype(np.float32)
+    table[50] = 7 * table[60]  # the same direction
+    found = nearest_tokens(table, ROWS, 3, special_ids=[2, 3])
+    tokens = sorted({token for row in ROWS for token in row["input_ids"]} - {2, 3})
+    assert found.shape == (400, 3)
+    assert found[50, 0] == 60
+    for token in (10, 17, 299):
+        cosine = {
+            other: float(table[token] @ table[other] / np.linalg.norm(table[other]))
+            for other in tokens
+            if other != token
+        }
+        assert found[token].tolist() == sorted(cosine, key=cosine.__getitem__, reverse=True)[:3]
+    assert found[350].tolist() == [350] * 3  # no text has it
+    assert found[2].tolist() == [2] * 3  # nor is it a word
+
+
+def test_of_few_tokens_some_stand_for_themselves():
+    table = np.eye(4, dtype=np.float32)
+    found = nearest_tokens(table, [{"input_ids": [1, 3, 0]}], 2, special_ids=[0])
+    assert found.tolist() == [[0, 0], [3, 1], [2, 2], [1, 3]]
+
+
+def test_tokens_are_replaced_by_their_neighbours():
+    nearest = np.arange(400)[:, None] + [[1000, 2000]]
+    made = [noise(nearest=nearest, seed=seed)(ROWS[0], 0, 1)["input_ids"] for seed in range(20)]
+    changes = np.array(made) - np.array(ROWS[0]["input_ids"])
+    assert set(np.unique(changes)) == {0, 1000, 2000}
+    assert (changes[:, 1:-1] != 0).mean() == pytest.approx(0.3, abs=0.03)
+    assert not changes[:, [0, -1]].any()
+
+
+def test_what_replaces_tokens_is_part_of_what_the_rows_are_made_of():
+    """Another student has other neighbours, and its teacher other rows to label."""
+    nearest = np.zeros((400, 2), np.int64)
+    assert noise().beyond == []
+    [found] = noise(nearest=nearest).beyond
+    assert found is nearest

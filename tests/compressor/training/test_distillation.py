@@ -275,6 +275,27 @@ def test_padding_of_what_is_written_does_not_count():
     assert distillation_loss(student, teacher, batch, settings, task=task).item() > 0
 
 
+def test_padding_of_what_is_written_does_not_count_in_relations():
+    """Here the source, of the same length, has its padding elsewhere."""
+    torch.manual_seed(0)
+    ours, theirs = torch.randn(2, 1, 4, 8)
+    theirs[:, :2] = ours[:, :2]  # they differ in the last two places
+    student, teacher = (TappedOutputs(torch.zeros(1, 4, 3), (), (each,)) for each in (ours, theirs))
+    batch = {
+        "labels": torch.tensor([[1, 2, -100, -100]]),
+        "attention_mask": torch.ones(1, 4, dtype=torch.long),
+        "noisy": torch.zeros(1),
+    }
+    settings = DistillSettings(
+        logits_weight=0.0, labels_weight=0.0, hidden_weight=0.0, relation_weight=1.0,
+        relation_heads=2,
+    )  # fmt: skip
+    task = get_task("token-classification")
+    loss = distillation_loss(student, teacher, batch, settings, task=task, decoders={0})
+    assert loss.item() == pytest.approx(0.0, abs=1e-6)
+    assert distillation_loss(student, teacher, batch, settings, task=task).item() > 0.01
+
+
 def test_the_layers_of_a_decoder_are_known(word_model):
     model = dataclasses.replace(word_model(), module=FAMILIES["marian"]())
     pairs = ((0, 0), (1, 1), (2, 2), (3, 3))

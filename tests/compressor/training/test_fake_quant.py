@@ -4,7 +4,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 from torch import nn
 from transformers.pytorch_utils import Conv1D
@@ -13,11 +13,12 @@ from compressor.errors import PassError
 from compressor.export import export_onnx
 from compressor.quantization import quantize_dynamic, quantize_static
 from compressor.quantization.channels import quantize_channels
+from compressor.quantization.ranges import ClippingRange
 from compressor.tasks import get_task
 from compressor.training.distillation import distill
 from compressor.training.fake_quant import (
     fake_quantized,
-    input_thresholds,
+    input_ranges,
     round_dynamic,
     round_static,
     round_weight,
@@ -30,18 +31,22 @@ def silent(fraction, line):
     pass
 
 
-def by_onnx(kind, values):
-    """What a node of ONNX makes of values, turned back into floats."""
-    nodes = [
-        helper.make_node(kind, ["x"], ["q", "scale", "zero"]),
-        helper.make_node("DequantizeLinear", ["q", "scale", "zero"], ["y"]),
-    ]
+def by_onnx(values, clipped=None):
+    """What a node of ONNX makes of values, turned back into floats; without a range, of theirs."""
+    quantize = helper.make_node("DynamicQuantizeLinear", ["x"], ["q", "scale", "zero"])
+    constants = []
+    if clipped is not None:
+        quantize = helper.make_node("QuantizeLinear", ["x", "scale", "zero"], ["q"])
+        grid = {"scale": np.asarray(clipped.scale), "zero": clipped.zero_point}
+        constants = [numpy_helper.from_array(each, name) for name, each in grid.items()]
+    nodes = [quantize, helper.make_node("DequantizeLinear", ["q", "scale", "zero"], ["y"])]
     whole = helper.make_tensor_value_info
     graph = helper.make_graph(
         nodes,
         "rounding",
         [whole("x", TensorProto.FLOAT, list(values.shape))],
         [whole("y", TensorProto.FLOAT, list(values.shape))],
+        constants,
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)])
     onnx.checker.check_model(model)
@@ -65,24 +70,40 @@ def test_weights_are_rounded_as_those_of_the_quantized_model(bits):
 @pytest.mark.parametrize("shift", [0.0, 5.0, -5.0])
 def test_dynamic_ranges_are_those_of_the_node_of_onnx(shift):
     values = normal(4, 16) + np.float32(shift)
-    expected = by_onnx("DynamicQuantizeLinear", values)
+    expected = by_onnx(values)
     np.testing.assert_allclose(round_dynamic(torch.from_numpy(values)).numpy(), expected, atol=1e-6)
 
 
 def test_static_ranges_clip_and_round_to_even():
     scale = 0.1
     values = torch.tensor([0.0, 0.05, 0.15, -0.26, 12.7, 99.0, -99.0])
-    found = round_static(values, threshold=127 * scale) / scale
+    symmetric = ClippingRange(-5.0, 127 * scale, "int8")
+    found = round_static(values, clipped=symmetric) / scale
     assert torch.allclose(found, torch.tensor([0.0, 0, 2, -3, 127, 127, -128]), atol=1e-4)
+    found = round_static(values, clipped=ClippingRange(-5 * scale, 250 * scale)) / scale
+    assert torch.allclose(found, torch.tensor([0.0, 0, 2, -3, 127, 250, -5]), atol=1e-4)
 
 
-def test_a_range_in_which_nothing_was_seen_is_that_of_the_quantized_model():
-    assert round_static(torch.tensor([1.0]), threshold=0.0).item() == pytest.approx(1.0)
+@pytest.mark.parametrize(
+    ("clipped", "shift"),
+    [
+        (ClippingRange(-0.17, 6.0), 0.0),  # as after GELU
+        (ClippingRange(-3.0, 0.0), -5.0),
+        (ClippingRange(0.0, 2.0), 5.0),
+        (ClippingRange(0.0, 0.0), 0.0),  # nothing but zeros was seen
+        (ClippingRange(-1.0, 2.0, "int8"), 0.0),
+    ],
+)
+def test_static_ranges_are_those_of_the_nodes_of_onnx(clipped, shift):
+    values = normal(4, 16) + np.float32(shift)
+    expected = by_onnx(values, clipped)
+    found = round_static(torch.from_numpy(values), clipped=clipped).numpy()
+    np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
 def test_gradients_go_straight_through_but_where_values_are_clipped():
     values = torch.tensor([0.3, 5.0], requires_grad=True)
-    round_static(values, threshold=1.0).sum().backward()
+    round_static(values, clipped=ClippingRange(-1.0, 1.0)).sum().backward()
     assert values.grad.tolist() == [1.0, 0.0]
 
 
@@ -104,20 +125,25 @@ def outputs_of(folder, batch):
     return onnxruntime.InferenceSession(str(folder)).run(None, dict(batch))[0]
 
 
-@pytest.mark.parametrize("method", ["static", "dynamic"])
+@pytest.mark.parametrize(
+    ("method", "activations"), [("static", "uint8"), ("static", "int8"), ("dynamic", "uint8")]
+)
 @pytest.mark.parametrize("bits", [7, 8])
 def test_a_rounding_network_gives_what_the_quantized_model_gives(
-    word_model, batches, tmp_path, method, bits
+    word_model, batches, tmp_path, method, activations, bits
 ):
     model = word_model()
     exported = tmp_path / "float.onnx"
     export_onnx(model, get_task(model.task).signature(model), exported)
     path = tmp_path / "int8.onnx"
     if method == "static":
-        quantize_static(exported, path, batches, weight_bits=bits, tables=False)
+        quantize_static(
+            exported, path, batches, weight_bits=bits, tables=False,
+            calibration="percentile", percentile=99.999, activations=activations,
+        )  # fmt: skip
     else:
         quantize_dynamic(exported, path, weight_bits=bits)
-    settings = QuantizationAware(method=method, weight_bits=bits)
+    settings = QuantizationAware(method=method, weight_bits=bits, activations=activations)
     network = model.module
     with fake_quantized(network, settings, map(tensors, batches)), torch.no_grad():
         found = network(**tensors(batches[3])).logits.numpy()
@@ -151,12 +177,14 @@ def test_no_settings_change_nothing(word_model, batches):
             assert torch.equal(network(**tensors(batches[0])).logits, before)
 
 
-def test_thresholds_are_percentiles_of_the_inputs():
+@pytest.mark.parametrize("activations", ["uint8", "int8"])
+def test_ranges_are_percentiles_of_the_inputs(activations):
     network = nn.Sequential(nn.Linear(1000, 2))
     network.forward = lambda x: network[0](x)
-    values = torch.arange(1000.0)[None] / 1000
-    found = input_thresholds(network, [{"x": values}], percentile=90)
-    assert found == {"0": pytest.approx(0.9, abs=1e-3)}
+    values = torch.arange(-100.0, 900.0)[None] / 1000
+    found = input_ranges(network, [{"x": values}], percentile=90, activations=activations)["0"]
+    assert (found.low, found.high) == (pytest.approx(-0.1), pytest.approx(0.8, abs=1e-3))
+    assert found.activations == activations
 
 
 def test_convolutions_round_too(vision_model, image_splits):
@@ -205,7 +233,8 @@ def test_the_layers_that_round_are_those_that_the_pass_quantizes(
         turned = weight.T if outputs_last else weight
         rounded = round_weight(turned, bits=7)
         if method == "static":
-            values = round_static(values, threshold=float(values.abs().max()))
+            ends = (float(end) for end in torch.aminmax(values))
+            values = round_static(values, clipped=ClippingRange(*ends))
         else:
             values = round_dynamic(values)
         layer.weight.copy_(rounded.T if outputs_last else rounded)

@@ -194,6 +194,16 @@ def test_zero_points_in_files_of_their_own_are_checked(tmp_path):
     assert "has a zero point that is not 0" in caught.value.given
 
 
+def test_uint8_activations_get_symmetric_ranges(tmp_path):
+    changed = set_tensor("q_xz", np.uint8(90))
+    source = block(tmp_path, "int8", quantized=True, change=changed)
+    before = source.path.read_bytes()
+    products, _, lowered = lower(source)
+    assert products["q"] == "Int8"
+    assert "1 range of activations made symmetric" in lowered.notes
+    assert source.path.read_bytes() == before
+
+
 def test_weight_only_int8_reads_int8_weights(tmp_path):
     products, report, lowered = lower(block(tmp_path, "int8-weights", quantized="weights"))
     assert set(products.values()) == {"Float"}
@@ -271,7 +281,6 @@ def test_the_native_log_prints_nothing(tmp_path, capfd):
             set_tensor("q_xz", np.int8(3)),
             "QuantizeLinear q_quantize has a zero point that is not 0",
         ),
-        (set_tensor("q_xz", np.uint8(0)), "QuantizeLinear q_quantize uses uint8"),
         (set_tensor("heads", np.zeros(4)), "heads is float64"),
         (add_node("Cast", ["y"], to=TensorProto.DOUBLE), "culprit holds float64"),
         (add_node("QuantizeLinear", ["y", "q_xs"]), "QuantizeLinear culprit uses uint8"),
