@@ -97,6 +97,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         metavar="SPEEDx.yaml",
         help="recipes that an earlier search wrote, to measure beside --speeds, or alone",
     )
+    parser.add_argument(
+        "--smaller",
+        type=float,
+        metavar="TIMES",
+        help="how much smaller than the untouched model each shape has to be as well",
+    )
     parser.add_argument("--unlabeled", type=Path, help="more texts, one a line")
     parser.add_argument("--measure-again", action="store_true")
     options = parser.parse_args(arguments)
@@ -162,7 +168,7 @@ def _found(
     variants: dict[str, tuple[Pass, ...]] = {}
     if not options.speeds:
         return variants
-    fp32_ms = _fp32_ms(base, store, progress)
+    fp32_ms, fp32_mb = _fp32(base, store, progress)
     for speed, minutes in zip(options.speeds, options.time_limit, strict=True):
         epochs = EPOCHS[speed]
         settings = AutoSettings(
@@ -172,7 +178,12 @@ def _found(
         if epochs < settings.epochs:
             few = {"epochs": epochs, "short_epochs": SHORT_EPOCHS}
             settings = settings.model_copy(update=few)
-        budget = Budget(require="any", max_latency_ms=fp32_ms / speed, max_accuracy_drop=MAX_DROP)
+        budget = Budget(
+            require="any",
+            max_latency_ms=fp32_ms / speed,
+            max_accuracy_drop=MAX_DROP,
+            max_size_mb=options.smaller and fp32_mb / options.smaller,
+        )
         recipe = base.model_copy(update={"budget": budget, "variants": {}})
         try:
             found = search(recipe, settings, store=store, progress=progress, memory=memory)
@@ -201,9 +212,10 @@ def _chains(speed: float, recipe: Recipe, name: str) -> dict[str, tuple[Pass, ..
     into_int8 = recipe.variants.get(f"{name}-aware", recipe.variants[name])
     *chain, quantize = (*recipe.passes, *into_int8)
     found: dict[str, tuple[Pass, ...]] = {f"{speed:g}x": (*chain, quantize)}
-    if isinstance(quantize, Quantize) and name.startswith("int8") and speed >= PACKED_FROM:
+    if name.startswith("int8") and speed >= PACKED_FROM and isinstance(quantize, Quantize):
         packed = quantize.model_copy(update={"table_bits": 4})
-        found[f"{speed:g}x, 4-bit embeddings"] = (*chain, packed)
+        if packed != quantize:  # a size has asked for it
+            found[f"{speed:g}x, 4-bit embeddings"] = (*chain, packed)
     return found
 
 
@@ -219,14 +231,14 @@ def _real_texts(report: Report, base: Recipe, progress: Progress) -> BenchReport
     return bench(bundles, sweep, base.benchmark, on_progress=progress.update)
 
 
-def _fp32_ms(base: Recipe, store: RunStore, progress: Progress) -> float:
-    """What speeds are multiples of, where the machine is quiet: else of a few runs the fastest.
+def _fp32(base: Recipe, store: RunStore, progress: Progress) -> tuple[float, float]:
+    """What speeds and sizes are multiples of, in ms and MB.
 
-    It is kept in a file, with what it was measured of: another one would ask for other shapes, and
-    train them.
+    The latency is that of a quiet machine, else of a few runs the fastest. Both are kept in a file,
+    with what they were measured of: another latency would ask for other shapes, and train them.
     """
     whole = base.model_copy(update={"variants": dict(WHOLE)})
-    kept = base.output / "fp32-ms.json"
+    kept = base.output / "fp32.json"
     measured_of = {
         "machine": Environment.here().machine,
         "checkpoint": checkpoint_hashes(whole.model),
@@ -235,15 +247,18 @@ def _fp32_ms(base: Recipe, store: RunStore, progress: Progress) -> float:
     if kept.is_file():
         earlier = json.loads(kept.read_text(encoding="utf-8"))
         if isinstance(earlier, dict) and earlier.get("measured_of") == measured_of:
-            return float(earlier["latency_ms"])
+            return float(earlier["latency_ms"]), float(earlier["size_mb"])
     found: list[Measurement] = []
+    size_mb = 0.0
     while len(found) < ATTEMPTS and not (found and found[-1].noise.verdict == "quiet"):
         report = run(whole, store=store, progress=progress, measure_again=bool(found))
-        found.append(_at(_untouched(report), report))
+        row = _untouched(report)
+        found.append(_at(row, report))
+        size_mb = (row.size_bytes or 0) / 1e6
     latency = min(each.median_ms for each in found)
-    content = {"latency_ms": latency, "measured_of": measured_of}
+    content = {"latency_ms": latency, "size_mb": size_mb, "measured_of": measured_of}
     kept.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    return latency
+    return latency, size_mb
 
 
 def _untouched(report: Report) -> Row:

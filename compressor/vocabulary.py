@@ -59,6 +59,7 @@ def select_tokens(
     *,
     min_count: int = 1,
     keep_first: int = 0,
+    max_tokens: int | None = None,
     all_characters: bool = False,
 ) -> TokenIds:
     """Choose the tokens to keep; sorted ids.
@@ -69,12 +70,19 @@ def select_tokens(
         min_count: Occurrences from which on a token is kept.
         keep_first: Keep this many tokens from the beginning of the vocabulary too. Vocabularies
             list frequent tokens first.
+        max_tokens: Of all these keep no more than so many, those that are the most frequent in the
+            data, and of equals those nearer to the beginning. Tokens that must stay
+            (:func:`safe_tokens`, and for BPE the parts of kept tokens) may be more.
         all_characters: Keep the tokens of all single characters, not only of those in the data.
     """
     wanted = np.union1d(
         np.flatnonzero(counts >= max(1, min_count)), np.arange(min(keep_first, len(counts)))
     )
     safe = safe_tokens(tokenizer, np.flatnonzero(counts), all_characters=all_characters)
+    if max_tokens is not None:
+        others = np.setdiff1d(wanted, safe)
+        frequent_first = others[np.argsort(-counts[others], kind="stable")]
+        wanted = frequent_first[: max(0, max_tokens - len(safe))]
     return _with_parts(tokenizer, np.union1d(wanted, safe))
 
 

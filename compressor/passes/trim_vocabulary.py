@@ -51,6 +51,10 @@ class TrimVocabulary(Pass):
     words that the training data happens to lack: 0 keeps only what it has."""
     min_count: int = Field(default=1, ge=1)
     """Keep a token from this many occurrences in the training texts on."""
+    max_tokens: int | None = Field(default=None, ge=1)
+    """Keep no more than this many tokens, those that are the most frequent in the training texts.
+    Special tokens and single characters stay, and of byte-pair encodings the parts of what stays;
+    they may be more. None: no limit."""
     extra_text: tuple[Path, ...] = ()
     """UTF-8 text files; their tokens are kept too, such as those of unlabelled text from use."""
     keep_all_characters: bool = False
@@ -145,12 +149,14 @@ class TrimVocabulary(Pass):
 
         counts = count_tokens(model.processor, texts)
         extra = count_tokens(model.processor, self._extra_lines())
-        counts += np.where(extra > 0, self.min_count, 0)  # what is in there is kept however rare
+        # What is in there is kept however rare.
+        counts += np.where(extra > 0, np.maximum(extra, self.min_count), 0)
         chosen = select_tokens(
             model.processor,
             counts,
             min_count=self.min_count,
             keep_first=self.keep_first,
+            max_tokens=self.max_tokens,
             all_characters=self.keep_all_characters,
         )
         fixed = np.array(rows_that_stay(model.module), np.int64)

@@ -145,11 +145,10 @@ class _Searcher:
         _check(self.architecture)
         self.prepared = prepare(recipe, plan, store=store, progress=progress)
         self._check_layers()
-        self.keep_first, self.table_bits = embeddings(
-            self.architecture, recipe.budget, self._num_tokens
-        )
+        chosen = embeddings(self.architecture, recipe.budget, self._num_tokens)
+        self.trim, self.table_bits = chosen.trim, chosen.bits
         if settings.keep_first is not None:
-            self.keep_first = settings.keep_first
+            self.trim = TrimVocabulary(keep_first=settings.keep_first)
         self.memory = memory
         self.manager = replace(
             self.prepared.manager(teacher_memory=memory), progress=Deadline(progress, self.clock)
@@ -170,11 +169,10 @@ class _Searcher:
         if not self.prepared.original.record.facts["has_known_layers"]:
             raise _another_kind(self.architecture, "its layers are of an unknown kind")
 
-    def _num_tokens(self, keep_first: int) -> int:
-        """Tokens that stay, with those of the training data."""
+    def _num_tokens(self, trim: TrimVocabulary) -> int:
+        """Tokens that stay."""
         model = TorchModel.load(self.prepared.original.folder)
-        texts = self.prepared.splits().train.inputs
-        return len(TrimVocabulary(keep_first=keep_first).choose(model, texts))
+        return len(trim.choose(model, self.prepared.splits().train.inputs))
 
     def _share_of_epochs(self) -> float:
         """Of those that are wanted of a few labelled rows: where there are more rows, an epoch
@@ -202,7 +200,7 @@ class _Searcher:
         self.room = room(
             self.architecture,
             self.recipe.budget,
-            lambda: self._num_tokens(self.keep_first),
+            lambda: self._num_tokens(self.trim),
             self.table_bits,
             precision=table.precision,
             multiple=self.recipe.width_multiple,
@@ -462,7 +460,7 @@ class _Searcher:
         prune = Prune(shape=solution.kept, importance="second-order", refit=True)
         if not self._trims:
             return (prune, distill)
-        return (TrimVocabulary(keep_first=self.keep_first), prune, distill)
+        return (self.trim, prune, distill)
 
     @property
     def _trims(self) -> bool:

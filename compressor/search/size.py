@@ -3,22 +3,44 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 
 from compressor.architecture import Architecture
 from compressor.errors import BudgetError
 from compressor.gate.budget import Budget
 from compressor.passes.quantize import TableBits
+from compressor.passes.trim_vocabulary import TrimVocabulary
 from compressor.search.solver import Room, shapes_within
 from targets.shapes import LayerShape
 
-__all__ = ["embeddings", "layer_bytes", "room"]
+__all__ = ["Embeddings", "embeddings", "layer_bytes", "room"]
 
-EMBEDDINGS: tuple[tuple[int, TableBits], ...] = ((20_000, 8), (20_000, 4), (15_000, 4), (10_000, 4))
-"""Tokens from the beginning of the vocabulary to keep, and bits of their embeddings: they cost size
-and no time. 4 bits lost 0 to 0.2 points on TREC-6 and 1.4 on Rotten Tomatoes; 10,000 tokens lost
-0.6 points more on TREC-6 than 20,000."""
+
+@dataclass(frozen=True)
+class Embeddings:
+    """What becomes of the embeddings: they cost size and no time.
+
+    Attributes:
+        trim: Which tokens stay.
+        bits: Of the numbers of each, in int8.
+    """
+
+    trim: TrimVocabulary
+    bits: TableBits
+
+
+EMBEDDINGS = (
+    Embeddings(TrimVocabulary(keep_first=20_000), 8),
+    Embeddings(TrimVocabulary(keep_first=20_000), 4),
+    Embeddings(TrimVocabulary(keep_first=15_000), 4),
+    Embeddings(TrimVocabulary(keep_first=10_000), 4),
+)
+"""From the largest to the smallest. 4 bits lost 0 to 0.2 points on TREC-6 and 1.4 on Rotten
+Tomatoes; 10,000 tokens lost 0.6 points more on TREC-6 than 20,000."""
+FEWEST_TOKENS = 5_000
+"""Where none of these is small enough, the most frequent tokens stay that there is room for, and
+not fewer. Of much text nearly every token is somewhere in the training data."""
 EMBEDDINGS_SHARE = 0.6
 """Of the size of a bundle; layers and tokenizer are the rest."""
 TOKEN_BYTES = 17.0
@@ -31,22 +53,25 @@ WEIGHT_BYTES = {"fp32": 4, "fp16": 2, "bf16": 4}
 
 
 def embeddings(
-    architecture: Architecture, budget: Budget, num_tokens: Callable[[int], int]
-) -> tuple[int, TableBits]:
-    """How many tokens to keep and the bits of their embeddings: the most that a size allows.
+    architecture: Architecture, budget: Budget, num_tokens: Callable[[TrimVocabulary], int]
+) -> Embeddings:
+    """Which tokens to keep and the bits of their embeddings: the most that a size allows.
 
     Args:
         architecture: Of the untouched model.
         budget: May limit the size.
-        num_tokens: How many stay where so many are kept from the beginning of the vocabulary.
+        num_tokens: How many a trimmed vocabulary has.
     """
     limit, width = budget.max_size_mb, architecture.embedding_size or architecture.hidden_size
-    for keep_first, bits in EMBEDDINGS:
-        if limit is None or not architecture.vocabulary_size:
-            return keep_first, bits
-        if num_tokens(keep_first) * width * bits / 8 <= EMBEDDINGS_SHARE * limit * 1e6:
-            return keep_first, bits
-    return EMBEDDINGS[-1]
+    if limit is None or not architecture.vocabulary_size:
+        return EMBEDDINGS[0]
+    max_bytes = EMBEDDINGS_SHARE * limit * 1e6
+    for each in EMBEDDINGS:
+        if num_tokens(each.trim) * width * each.bits / 8 <= max_bytes:
+            return each
+    fitting = int(max_bytes / (width * each.bits / 8))
+    trim = each.trim.model_copy(update={"max_tokens": max(FEWEST_TOKENS, fitting)})
+    return replace(each, trim=trim)
 
 
 def room(

@@ -233,6 +233,41 @@ def test_rare_tokens_go_and_the_first_ones_stay() -> None:
     assert ids["[unused0]"] in select_tokens(before, counts, keep_first=2)
 
 
+def test_of_too_many_tokens_the_most_frequent_stay() -> None:
+    before = wordpiece()
+    counts = count_tokens(before, ["cat cat cat the the dog cats"])
+    safe = safe_tokens(before, np.flatnonzero(counts))
+
+    def kept_beside_safe(count: int, keep_first: int = 0) -> list[str]:
+        kept = select_tokens(
+            before, counts, keep_first=keep_first, max_tokens=len(safe) + count
+        )
+        return sorted(before.convert_ids_to_tokens(np.setdiff1d(kept, safe).tolist()))
+
+    assert kept_beside_safe(-1) == kept_beside_safe(0) == []
+    assert kept_beside_safe(1) == ["cat"]
+    assert kept_beside_safe(2) == ["cat", "the"]
+    assert kept_beside_safe(3) == ["cat", "cats", "the"]  # before "dog" in the vocabulary
+    assert kept_beside_safe(3, keep_first=2) == ["cat", "cats", "the"]  # "[unused0]" is not there
+    assert kept_beside_safe(9, keep_first=2) == ["[unused0]", "cat", "cats", "dog", "the"]
+
+
+@every_kind
+@pytest.mark.parametrize("beside_safe", [0, 2])
+def test_with_few_tokens_a_text_is_still_read(kind: str, beside_safe: int) -> None:
+    before = TOKENIZERS[kind]
+    counts = count_tokens(before, CORPUS)
+    num_safe = len(safe_tokens(before, np.flatnonzero(counts)))
+    kept = select_tokens(before, counts, max_tokens=num_safe + beside_safe)
+    assert len(kept) < len(select_tokens(before, counts))
+    after = trim_tokenizer(before, kept)
+    unknown = [unknown_token_rate(each, CORPUS) for each in (before, after)]
+    assert unknown[0] == unknown[1]
+    covered, wrong = covered_texts(before, after, kept, CORPUS)
+    assert not wrong
+    assert len(covered) < len(CORPUS)
+
+
 def test_characters_outside_the_data_stay_only_on_request() -> None:
     vocabulary = {name: index for index, name in enumerate([*SPECIAL, "a", "##a", "é", "##é", "ж"])}
     tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))  # noqa: S106

@@ -182,6 +182,24 @@ def test_extra_text_and_the_first_tokens_are_kept(context: PassContext, tmp_path
     assert not {"never", "who"} & set(vocabulary)
 
 
+def test_of_too_many_tokens_those_of_the_training_and_extra_text_stay(
+    context: PassContext, tmp_path: Path
+) -> None:
+    extra = tmp_path / "extra.txt"
+    extra.write_text("used used used\n", encoding="utf-8")
+    free = TrimVocabulary(keep_first=1000, extra_text=(extra,))
+    bounded = free.model_copy(update={"max_tokens": 1})
+    whole, safe = (
+        set(each.run(make_model(), context).model.processor.get_vocab())
+        for each in (free, bounded)
+    )
+    assert safe < whole
+    one_more = free.model_copy(update={"max_tokens": len(safe) + 1})
+    result = one_more.run(make_model(), context)
+    one_more.ensures(make_model(), result, context)
+    assert set(result.model.processor.get_vocab()) - safe == {"used"}
+
+
 def test_missing_and_broken_extra_text_is_named(context: PassContext, tmp_path: Path) -> None:
     with pytest.raises(PassError, match="do not exist") as caught:
         TrimVocabulary(extra_text=(tmp_path / "absent.txt",)).requires(make_model(), context)

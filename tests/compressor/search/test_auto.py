@@ -33,7 +33,7 @@ from compressor.search.auto import AutoSettings, _Searcher, search
 from compressor.search.clock import Clock, Deadline, OutOfTimeError, Pace
 from compressor.search.found import KEEP_FLOAT, Search, Trial, found_recipe, int8_variants
 from compressor.search.probing import Prober
-from compressor.search.size import embeddings, layer_bytes, room
+from compressor.search.size import Embeddings, embeddings, layer_bytes, room
 from compressor.search.solver import Room, Solution
 from compressor.store import RunStore, StoredStep
 from compressor.training.teacher import TeacherMemory
@@ -603,26 +603,38 @@ def test_where_int8_holds_nothing_trains_in_it(drop: float | None, budget: float
 @pytest.mark.parametrize(
     ("max_mb", "chosen"),
     [
-        (None, (20_000, 8)),
-        (12.8, (20_000, 8)),  # 7.68 MB of embeddings are 60%
-        (12.7, (20_000, 4)),
-        (6.1, (15_000, 4)),
-        (1.0, (10_000, 4)),
+        (None, (20_000, None, 8)),
+        (12.8, (20_000, None, 8)),  # 7.68 MB of embeddings are 60%
+        (12.7, (20_000, None, 4)),
+        (6.1, (15_000, None, 4)),
+        (3.2, (10_000, None, 4)),
+        (3.01, (10_000, 9_406, 4)),  # 60% are 1.806 MB, a token takes 192 bytes
+        (1.0, (10_000, 5_000, 4)),
     ],
 )
 def test_a_size_is_met_with_fewer_bits_and_then_with_fewer_tokens(
-    max_mb: float | None, chosen: tuple[int, int]
+    max_mb: float | None, chosen: tuple[int, int | None, int]
 ) -> None:
     budget = Budget(max_size_mb=max_mb)
-    assert embeddings(BERT, budget, lambda count: count) == chosen
-    few = embeddings(BERT, budget, lambda count: min(count, 2_000))
-    assert few == (20_000, 4 if max_mb == 1.0 else 8)
+    assert taken(embeddings(BERT, budget, lambda trim: trim.keep_first)) == chosen
+    few = embeddings(BERT, budget, lambda trim: min(trim.keep_first, 2_000))
+    assert taken(few) == (20_000, None, 4 if max_mb == 1.0 else 8)
+
+
+def taken(found: Embeddings) -> tuple[int, int | None, int]:
+    return found.trim.keep_first, found.trim.max_tokens, found.bits
 
 
 def test_the_tokens_of_the_training_data_count_to_the_size() -> None:
     """20,000 tokens and 8,000 others in 8 bits would be 83% of 13 MB."""
-    found = embeddings(BERT, Budget(max_size_mb=13.0), lambda count: count + 8_000)
-    assert found == (20_000, 4)
+    found = embeddings(BERT, Budget(max_size_mb=13.0), lambda trim: trim.keep_first + 8_000)
+    assert taken(found) == (20_000, None, 4)
+
+
+def test_rare_tokens_go_where_the_training_data_has_nearly_all() -> None:
+    """25,000 tokens in 4 bits would be 79% of 6.1 MB."""
+    found = embeddings(BERT, Budget(max_size_mb=6.1), lambda trim: 25_000)
+    assert taken(found) == (10_000, 19_062, 4)
 
 
 def room_in(precision: str, max_mb: float | None, bits: Any = 8) -> Room | None:
