@@ -6,9 +6,10 @@ import contextlib
 import itertools
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from compressor.architecture import Architecture
 from compressor.checkpoint import check_checkpoint, check_weights, class_name, read_config
@@ -23,7 +24,7 @@ from compressor.errors import (
 )
 from compressor.gate.budget import WRITING_LIMITS, Budget, Limits
 from compressor.gate.budget_file import unknown_targets
-from compressor.passes import Pass
+from compressor.passes import Pass, available_passes
 from compressor.passes.export import Export
 from compressor.passes.quantize import Quantize
 from compressor.recipe.document import read_document
@@ -194,7 +195,8 @@ def _check_kind(recipe: Recipe, task: Task) -> None:
             f"the checkpoint is for {found}, but the recipe has another task",
             where="task",
             given=recipe.task,
-            fix=f"use the recipe {_recipes_of(found)}, or set task: {found} in one of your own",
+            fix=f"use the recipe {_recipes_of(found, recipe.model)}, "
+            f"or set task: {found} in one of your own",
         )
     if head is None and task_of_head(recipe.model) not in (None, task.name):
         name = class_name(read_config(recipe.model / "config.json"))
@@ -206,12 +208,23 @@ def _check_kind(recipe: Recipe, task: Task) -> None:
         )
 
 
-def _recipes_of(task: str) -> str:
-    """The built-in recipes for a task, that for every task the last."""
-    own = [
-        name for name, path in builtin_recipes().items() if read_document(path).get("task") == task
-    ]
-    return " or ".join((*own, FOR_EVERY_MODEL))
+def _recipes_of(task: str, model: Path) -> str:
+    """The built-in recipes for a model of a task, that for every model the last."""
+    documents = {name: read_document(path) for name, path in builtin_recipes().items()}
+    of_task = {name: each for name, each in documents.items() if each.get("task") == task}
+    with contextlib.suppress(ToolkitError):  # that is told by itself
+        architecture, known = Architecture.read(model), available_passes()
+        of_task = {
+            name: each
+            for name, each in of_task.items()
+            if all(known[one].unsuited(architecture) is None for one in _names(each["passes"]))
+        }
+    return " or ".join((*of_task, FOR_EVERY_MODEL))
+
+
+def _names(passes: Sequence[str | Mapping[str, Any]]) -> Iterator[str]:
+    """Of passes as they stand in a file."""
+    yield from (each if isinstance(each, str) else each["pass"] for each in passes)
 
 
 def _has_config(recipe: Recipe) -> bool:
@@ -283,8 +296,8 @@ def _plan_chain(
                 f"{each.name} cannot be used on this model: {reason}",
                 where=_location(recipe, variant, index),
                 given=architecture.describe(),
-                fix=f"remove it, or use the built-in recipe {FOR_EVERY_MODEL}, which works for "
-                "every model",
+                fix="remove it, or use the built-in recipe "
+                f"{_recipes_of(recipe.task, recipe.model)}",
             )
             if not any(known.where == problem.where for known in problems):
                 problems.append(problem)

@@ -108,8 +108,9 @@ def _how_to_name(
     guesses = [guess for guess in (nearest(each, names) for each in missing.values()) if guess]
     which = "it" if len(missing) == 1 else "them"
     hint = f"; did you mean {' and '.join(map(repr, guesses))}?" if guesses else ""
-    also = f", with finetune and auto {options}" if options else ""
-    return f"name {which}: {settings}{also}{hint}"
+    if not options:
+        return f"name {which}: {settings}{hint}"
+    return f"name {which}: {options}, or in a recipe with {settings}{hint}"
 
 
 def _separator_hint(names: Sequence[str]) -> str | None:

@@ -11,7 +11,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from compressor.cli.options import StoreOption, find_splits, open_store
+from compressor.cli.options import (
+    ColumnOption,
+    LabelOption,
+    StoreOption,
+    find_splits,
+    open_store,
+)
 
 if TYPE_CHECKING:
     from compressor.errors import BudgetError
@@ -65,18 +71,8 @@ def auto(
         Path | None,
         typer.Option(help="File with more training inputs, one per line; the model labels them."),
     ] = None,
-    column: Annotated[
-        str | None,
-        typer.Option(
-            "--input",
-            "--text",
-            help="Column with the input.",
-            show_default="the kind of the inputs, such as text",
-        ),
-    ] = None,
-    label: Annotated[
-        str | None, typer.Option(help="Column with the correct answer.", show_default="label")
-    ] = None,
+    column: ColumnOption = None,
+    label: LabelOption = None,
     max_length: Annotated[
         int | None,
         typer.Option(
@@ -95,7 +91,8 @@ def auto(
         ),
     ] = None,
     time_limit: Annotated[
-        float, typer.Option(min=1, help="Minutes to search; the best found by then is used.")
+        float,
+        typer.Option(min=1, help="Minutes to search; the best of what is trained by then is used."),
     ] = 60.0,
     seed: Annotated[int, typer.Option(min=0, help="Seed of every random choice.")] = 0,
     set_: Annotated[
@@ -208,7 +205,7 @@ def _none_holds(found: Search) -> BudgetError:
             "no training ended within --time-limit",
             where=found.table.target,
             given=found.stopped or "nothing was trained",
-            fix="allow more time: a training that was begun goes on from its last checkpoint",
+            fix="allow more time: the same command goes on from what was measured and trained",
         )
     speed = f"{nearest.solution.latency_ms:.3g} ms"
     return BudgetError(

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from compressor.cli.options import (
+    ColumnOption,
     DataOption,
+    LabelOption,
     ModelOption,
     OutputOption,
     RecipeArgument,
@@ -39,6 +41,8 @@ def run(
     model: ModelOption = None,
     data: DataOption = None,
     output: OutputOption = None,
+    column: ColumnOption = None,
+    label: LabelOption = None,
     set_: SetOption = None,
     store: StoreOption = None,
     measure_again: Annotated[
@@ -50,7 +54,15 @@ def run(
     from compressor.cli.progress import ConsoleProgress, show_report
     from compressor.pipeline import run as run_recipe
 
-    loaded = read_recipe(recipe, model=model, data=data, output=output, overrides=set_)
+    loaded = read_recipe(
+        recipe,
+        model=model,
+        data=data,
+        output=output,
+        overrides=set_,
+        column=column,
+        label=label,
+    )
     with ConsoleProgress() as progress:
         report = run_recipe(
             loaded, store=open_store(store), progress=progress, measure_again=measure_again
@@ -69,10 +81,12 @@ def validate(
     model: ModelOption = None,
     data: DataOption = None,
     output: OutputOption = None,
+    column: ColumnOption = None,
+    label: LabelOption = None,
     set_: SetOption = None,
 ) -> None:
     """Check a recipe, its files, columns, passes, targets and libraries; trains nothing."""
-    loaded, planned = _read_and_check(recipe, model, data, output, set_)
+    loaded, planned = _read_and_check(recipe, model, data, output, set_, column, label)
     _echo_warnings(planned)
     typer.echo(f"{loaded.name}: valid, task {loaded.task}")
 
@@ -82,12 +96,14 @@ def plan(
     model: ModelOption = None,
     data: DataOption = None,
     output: OutputOption = None,
+    column: ColumnOption = None,
+    label: LabelOption = None,
     set_: SetOption = None,
 ) -> None:
     """Print what a run would do: every pass, the shapes it leaves, and the targets."""
     from compressor.report.wording import shape_words
 
-    loaded, planned = _read_and_check(recipe, model, data, output, set_)
+    loaded, planned = _read_and_check(recipe, model, data, output, set_, column, label)
     typer.echo(f"task: {loaded.task}\noriginal: {planned.original.describe()}")
     for variant, steps in planned.chains.items():
         typer.echo(f"\n{variant}:")
@@ -123,19 +139,8 @@ def finetune(
         str | None,
         typer.Option(help="Task of the model.", show_default="inferred from the checkpoint"),
     ] = None,
-    column: Annotated[
-        str | None,
-        typer.Option(
-            "--input",
-            "--text",
-            help="Column with the input.",
-            show_default="the kind of the inputs, such as text; tokens where each has a label",
-        ),
-    ] = None,
-    label: Annotated[
-        str | None,
-        typer.Option(help="Column with the label.", show_default="label, or tags"),
-    ] = None,
+    column: ColumnOption = None,
+    label: LabelOption = None,
     max_length: Annotated[
         int | None,
         typer.Option(
@@ -189,10 +194,20 @@ def _read_and_check(
     data: Path | None,
     output: Path | None,
     overrides: list[str] | None,
+    column: str | None,
+    label: str | None,
 ) -> tuple[Recipe, Plan]:
     from compressor.planning import validate_recipe
 
-    loaded = read_recipe(recipe, model=model, data=data, output=output, overrides=overrides)
+    loaded = read_recipe(
+        recipe,
+        model=model,
+        data=data,
+        output=output,
+        overrides=overrides,
+        column=column,
+        label=label,
+    )
     return loaded, validate_recipe(loaded)
 
 

@@ -14,8 +14,10 @@ if TYPE_CHECKING:
     from targets.benchmark import BenchmarkSettings
 
 __all__ = [
+    "ColumnOption",
     "DataOption",
     "DevicesOption",
+    "LabelOption",
     "ModelOption",
     "OnOption",
     "OutputOption",
@@ -47,6 +49,18 @@ ModelOption = Annotated[
 DataOption = Annotated[
     Path | None,
     typer.Option("--data", "-d", help="Folder with train, validation and test files."),
+]
+ColumnOption = Annotated[
+    str | None,
+    typer.Option(
+        "--input",
+        "--text",
+        help="Column with the input.",
+        show_default="the kind of the inputs, such as text; tokens where each has a label",
+    ),
+]
+LabelOption = Annotated[
+    str | None, typer.Option(help="Column with the correct answer.", show_default="label, or tags")
 ]
 OutputOption = Annotated[
     Path | None, typer.Option("--output", "-o", help="Folder for the report and the bundles.")
@@ -84,6 +98,8 @@ def read_recipe(
     data: Path | None,
     output: Path | None,
     overrides: list[str] | None,
+    column: str | None = None,
+    label: str | None = None,
 ) -> Recipe:
     """Read a recipe, with what the command line says about it.
 
@@ -99,7 +115,7 @@ def read_recipe(
     if data is not None:
         found = find_splits(data)  # all of it: the validation data of a recipe belongs to its own
         values |= {f"data.{name}": found.get(name) for name in SPLIT_NAMES}
-    return load_recipe(source, overrides=overrides or (), values=values)
+    return load_recipe(source, overrides=overrides or (), values=values, column=column, label=label)
 
 
 def flags_of(context: typer.Context) -> dict[str, str]:

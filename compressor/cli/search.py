@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from compressor.cli.options import (
+    ColumnOption,
     DataOption,
+    LabelOption,
     ModelOption,
     OutputOption,
     RecipeArgument,
@@ -53,6 +55,8 @@ def search(
     model: ModelOption = None,
     data: DataOption = None,
     output: OutputOption = None,
+    column: ColumnOption = None,
+    label: LabelOption = None,
     set_: SetOption = None,
     store: StoreOption = None,
 ) -> None:
@@ -71,7 +75,15 @@ def search(
         raise typer.BadParameter("--ray-address needs --workers, the number of parallel trials")
     if distributed.size() > 1:
         raise typer.BadParameter("start it without a launcher: --workers runs trials in parallel")
-    loaded = read_recipe(recipe, model=model, data=data, output=output, overrides=set_)
+    loaded = read_recipe(
+        recipe,
+        model=model,
+        data=data,
+        output=output,
+        overrides=set_,
+        column=column,
+        label=label,
+    )
     opened = open_store(store)
     choices = read_space(space, loaded)
     with ConsoleProgress() as progress:

@@ -12,14 +12,15 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from compressor.errors import Problem, RecipeError, guess_first, missing_path
+from compressor.errors import CheckpointError, Problem, RecipeError, guess_first, missing_path
 from compressor.passes import available_passes
 from compressor.recipe.document import apply_overrides, assign, read_document, shown
 from compressor.recipe.problems import problem_of, unknown_name
 from compressor.recipe.schema import ORIGINAL, VARIANT_NAME, Recipe
-from compressor.tasks import infer_task
+from compressor.tasks import TASKS, get_task, infer_task
 from targets.discovery import Component
 from targets.errors import ToolkitError
+from targets.preprocessing import FIXED_SIZE
 from targets.registry import available
 
 __all__ = ["builtin_recipes", "load_recipe", "recipe_of", "validate_document"]
@@ -38,6 +39,8 @@ def load_recipe(
     *,
     overrides: Sequence[str] = (),
     values: Mapping[str, Any] | None = None,
+    column: str | None = None,
+    label: str | None = None,
 ) -> Recipe:
     """Read and validate a recipe.
 
@@ -45,6 +48,8 @@ def load_recipe(
         source: A file, or the name of a built-in recipe.
         overrides: ``path=value`` pairs such as ``passes.1.ratio=0.3``; values are YAML.
         values: Dotted path -> value, set before the overrides; for command-line options.
+        column: Of the data, with the input, whatever the task calls it.
+        label: The same of what is right.
 
     Returns:
         The recipe. Relative paths in it were resolved against the folder of the file, or against
@@ -64,7 +69,7 @@ def load_recipe(
         raise RecipeError([problem], where=path) from problem
     apply_overrides(document, overrides, path)
     document.setdefault("name", path.stem)
-    return _made(document, overrides, path, base)
+    return _made(document, overrides, path, base, column, label)
 
 
 def recipe_of(document: Mapping[str, Any], *, overrides: Sequence[str] = ()) -> Recipe:
@@ -83,11 +88,22 @@ def recipe_of(document: Mapping[str, Any], *, overrides: Sequence[str] = ()) -> 
     return _made(changed, overrides, path, Path.cwd())
 
 
-def _made(document: dict[str, Any], overrides: Sequence[str], path: Path, base: Path) -> Recipe:
+def _made(
+    document: dict[str, Any],
+    overrides: Sequence[str],
+    path: Path,
+    base: Path,
+    column: str | None = None,
+    label: str | None = None,
+) -> Recipe:
     """The recipe of a document; where that names no task, with that of the checkpoint."""
     if "task" not in document:
         model = _resolve_paths(Path(str(document.get("model", ""))), base)
         document["task"] = infer_task(model, labelled=True)
+    task, data = document["task"], document.get("data") or {}
+    # What is no task, or no mapping, is told with all that is wrong.
+    if task in TASKS and isinstance(data, dict):
+        document["data"] = data | get_task(task).named_columns(column, label)
     try:
         return validate_document(document, path, base)
     except RecipeError as error:
@@ -163,8 +179,21 @@ def validate_document(document: dict[str, Any], path: Path, base: Path) -> Recip
         raise RecipeError(problems, where=path) from error
     if problems:
         raise RecipeError(problems, where=path)
+    timed = document.get("benchmark") or {}
     resolved: Recipe = _resolve_paths(recipe, base)
-    return resolved
+    return resolved if "sequence_length" in timed else _timed_as_read(resolved)
+
+
+def _timed_as_read(recipe: Recipe) -> Recipe:
+    """The recipe, with timed inputs that are no longer than the model takes."""
+    try:
+        limit = get_task(recipe.task).read_length(recipe.model, max_length=recipe.data.max_length)
+    except CheckpointError:  # that is told by itself
+        return recipe
+    if limit == FIXED_SIZE or recipe.benchmark.sequence_length <= limit:
+        return recipe
+    benchmark = recipe.benchmark.model_copy(update={"sequence_length": limit})
+    return recipe.model_copy(update={"benchmark": benchmark})
 
 
 def _chain(entries: Any, where: str, problems: list[Problem]) -> tuple[Component, ...]:

@@ -126,10 +126,12 @@ class Prober:
         line = f"{len(table.probes)} models in {table.variant}, fitted to within {table.error:.0%}"
         self.progress.finish(line, cached=step.cached)
         if step.record.facts["noisy"]:
+            compared = len(variants) if len(variants) > 1 else 0
+            made = plural(len(table.probes) + compared, "measurement")
             self.progress.warn(
-                f"{step.record.facts['noisy']} of {plural(len(table.probes), 'model')} were timed "
-                "while the machine was busy: predicted latencies may be off. To time the models "
-                f"again: {self.store.remove_command(step.record.key)}"
+                f"{step.record.facts['noisy']} of {made} were made while the machine was busy: "
+                "predicted latencies may be off. To measure again: "
+                f"{self.store.remove_command(step.record.key)}"
             )
         return table, step
 

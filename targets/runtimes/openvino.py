@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from targets.base import Alternative, Lowered, Precision, Session, Source, Target
 from targets.bundle import Bundle, check_options
 from targets.context import split_context
+from targets.convolutions import widen_kernels
 from targets.environment import BF16_FEATURES, INT8_FEATURES, cpu_features
 from targets.errors import (
     MissingLibraryError,
@@ -64,7 +65,7 @@ class OpenVINO(Target):
     """OpenVINO: the fastest int8 and bf16 on recent x86 CPUs; also Intel GPUs and NPUs."""
 
     name = "openvino"
-    version: ClassVar[int] = 3
+    version: ClassVar[int] = 4
     extra = "openvino"
     libraries = ("openvino",)
     keeps_state: ClassVar[bool] = True
@@ -139,6 +140,10 @@ class OpenVINO(Target):
         joined = qdq.join_as_floats(model)
         if joined:
             notes.append(f"{plural(joined, 'value')} left float, as what they are joined with is")
+        if self.device in ("CPU", "AUTO"):
+            widened = widen_kernels(model)
+            if widened:
+                notes.append(f"{plural(widened, 'kernel')} widened, else wrong on CPUs with AMX")
         has_integer_products = qdq.quantizes_activations(model) and not source.has_float_products
         if self.device in ("CPU", "AUTO") and has_integer_products:
             notes += _fit_to_cpu(model)

@@ -323,17 +323,17 @@ def test_a_missing_column_names_the_nearest(spec: Callable[..., DataSpec]) -> No
     assert error.what == "the text column 'sentence' and the label column 'label' are missing"
     assert error.given == "columns sentense, Label"
     assert error.fix == (
-        "name them: --set data.text=COLUMN --set data.label=COLUMN, "
-        "with finetune and auto --input COLUMN --label COLUMN; did you mean 'sentense' and 'Label'?"
+        "name them: --input COLUMN --label COLUMN, or in a recipe with --set data.text=COLUMN "
+        "--set data.label=COLUMN; did you mean 'sentense' and 'Label'?"
     )
     error = refusal(spec("sentence,Label\nx,a\ny,b\n", text="sentence"))
     assert error.what == "the label column 'label' is missing"
     assert error.fix == (
-        "name it: --set data.label=COLUMN, with finetune and auto --label COLUMN"
+        "name it: --label COLUMN, or in a recipe with --set data.label=COLUMN"
         "; did you mean 'Label'?"
     )
     error = refusal(spec("q,label\nx,a\ny,b\n"))
-    assert error.fix == "name it: --set data.text=COLUMN, with finetune and auto --input COLUMN"
+    assert error.fix == "name it: --input COLUMN, or in a recipe with --set data.text=COLUMN"
 
 
 def test_an_absent_file_is_named(tmp_path: Path) -> None:

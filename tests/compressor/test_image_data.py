@@ -290,7 +290,7 @@ def test_a_missing_column_and_how_to_name_another(tmp_path: Path) -> None:
     assert error.what == "the image column 'image' is missing"
     assert error.given == "columns images, label"
     assert error.fix == (
-        "name it: --set data.image=COLUMN, with finetune and auto --input COLUMN"
+        "name it: --input COLUMN, or in a recipe with --set data.image=COLUMN"
         "; did you mean 'images'?"
     )
 

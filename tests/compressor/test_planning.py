@@ -377,7 +377,7 @@ def test_a_pass_that_is_not_for_the_model(place: Workplace) -> None:
     assert problem.what == (
         "trim_vocabulary cannot be used on this model: it writes text, so any token may be needed"
     )
-    assert problem.fix == "remove it, or use the built-in recipe int8, which works for every model"
+    assert problem.fix == "remove it, or use the built-in recipe int8"
 
 
 def test_a_config_of_another_kind_of_network(place: Workplace) -> None:

@@ -239,9 +239,7 @@ def test_of_too_many_tokens_the_most_frequent_stay() -> None:
     safe = safe_tokens(before, np.flatnonzero(counts))
 
     def kept_beside_safe(count: int, keep_first: int = 0) -> list[str]:
-        kept = select_tokens(
-            before, counts, keep_first=keep_first, max_tokens=len(safe) + count
-        )
+        kept = select_tokens(before, counts, keep_first=keep_first, max_tokens=len(safe) + count)
         return sorted(before.convert_ids_to_tokens(np.setdiff1d(kept, safe).tolist()))
 
     assert kept_beside_safe(-1) == kept_beside_safe(0) == []

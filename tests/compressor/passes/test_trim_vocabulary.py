@@ -190,8 +190,7 @@ def test_of_too_many_tokens_those_of_the_training_and_extra_text_stay(
     free = TrimVocabulary(keep_first=1000, extra_text=(extra,))
     bounded = free.model_copy(update={"max_tokens": 1})
     whole, safe = (
-        set(each.run(make_model(), context).model.processor.get_vocab())
-        for each in (free, bounded)
+        set(each.run(make_model(), context).model.processor.get_vocab()) for each in (free, bounded)
     )
     assert safe < whole
     one_more = free.model_copy(update={"max_tokens": len(safe) + 1})

@@ -390,7 +390,7 @@ def test_too_little_to_set_validation_data_apart_is_named(tmp_path: Path) -> Non
         (("text,n", "a,1", ",2", "c,3"), ("a row has no text", "row 2")),
         (
             ("words", "a", "b", "c"),
-            ("the text column 'text' is missing", "with finetune and auto --input"),
+            ("the text column 'text' is missing", "name it: --input COLUMN"),
         ),
         (("text",), ("the file has no rows", "pass a file with rows")),
     ],

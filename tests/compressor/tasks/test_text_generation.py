@@ -276,7 +276,7 @@ def test_texts_need_no_labels(tmp_path: Path) -> None:
             "txt\na\nb\n",
             "the text column 'text' is missing",
             "texts.csv",
-            "with finetune and auto --input",
+            "name it: --input COLUMN",
         ),
         ("text\na\n  \n", "a row has no text", "row 2", "remove the row"),
         ("text\n", "the file has no rows", "texts.csv", "pass a file with rows"),
