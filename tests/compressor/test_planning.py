@@ -17,6 +17,7 @@ from safetensors.numpy import save_file
 from compressor.errors import RecipeError
 from compressor.planning import make_plan, validate_recipe
 from compressor.recipe import Recipe, load_recipe
+from compressor.recipe.load import validate_document
 from compressor.tasks import get_task
 from targets import environment
 from targets.errors import ToolkitError
@@ -377,7 +378,7 @@ def test_a_pass_that_is_not_for_the_model(place: Workplace) -> None:
     assert problem.what == (
         "trim_vocabulary cannot be used on this model: it writes text, so any token may be needed"
     )
-    assert problem.fix == "remove it, or use the built-in recipe int8"
+    assert problem.fix == "remove it, or use the built-in recipe generation or int8"
 
 
 def test_a_config_of_another_kind_of_network(place: Workplace) -> None:
@@ -637,6 +638,30 @@ def test_a_checkpoint_of_another_task_names_the_recipe_for_it(place: Workplace) 
     place.write_config(architectures=["BertForQuestionAnswering"])
     fix = place.problem(validate_recipe, **other).fix
     assert fix == "use the recipe int8, or set task: question-answering in one of your own"
+
+
+def test_a_recipe_that_does_not_suit_the_network_is_not_named(place: Workplace) -> None:
+    """`cnn` is for the same task, but drops blocks of convolutions."""
+    vision = {"model_type": "vit", "image_size": 32, "patch_size": 8, "num_channels": 3}
+    place.write_config(architectures=["ViTForImageClassification"], **vision)
+    problem = place.problem(validate_recipe, task="text-classification")
+    assert problem.fix == (
+        "use the recipe image or int8, or set task: image-classification in one of your own"
+    )
+
+
+def test_timed_texts_are_no_longer_than_the_model_takes(place: Workplace) -> None:
+    place.write_config(max_position_embeddings=64)
+    assert place.recipe().benchmark.sequence_length == 64
+    dumped = {**place.recipe().model_dump(mode="json"), "benchmark": {"rounds": 7}}
+    assert validate_document(dumped, Path("r"), Path()).benchmark.sequence_length == 64
+    cut = {"train": "train.csv", "test": "test.csv", "max_length": 16}
+    assert place.recipe(data=cut).benchmark.sequence_length == 16
+    given = {"sequence_length": 100}
+    assert place.recipe(benchmark=given).benchmark.sequence_length == 100
+    assert "longer than the model takes" in place.problem(benchmark=given).what
+    place.write_config(max_position_embeddings=512)
+    assert place.recipe().benchmark.sequence_length == 128
 
 
 def test_a_valid_recipe_is_planned(place: Workplace) -> None:
