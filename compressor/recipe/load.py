@@ -102,8 +102,9 @@ def _made(
         document["task"] = infer_task(model, labelled=True)
     task, data = document["task"], document.get("data") or {}
     # What is no task, or no mapping, is told with all that is wrong.
-    if task in TASKS and isinstance(data, dict):
-        document["data"] = data | get_task(task).named_columns(column, label)
+    if isinstance(task, str) and task in TASKS and isinstance(data, dict):
+        named = get_task(task).named_columns(column, label)
+        document |= {"data": data | named} if named else {}
     try:
         return validate_document(document, path, base)
     except RecipeError as error:

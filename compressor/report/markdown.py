@@ -18,6 +18,7 @@ from compressor.report.summary import (
     device_table,
     environment_facts,
     how_measured,
+    intervals_text,
     measure_of,
     noise_reasons,
     row_texts,
@@ -137,8 +138,9 @@ def _results(report: Report) -> list[str]:
             align = align[:place] + align[place + 1 :]
     return [
         _table(header, rows, align=align),
-        f"Latency is the median at {shape_words(report.primary_shape)}. Brackets hold 95% "
-        "intervals. Speed-up: against the fastest uncompressed model on the same target. "
+        f"Latency is the median at {shape_words(report.primary_shape)}. Brackets hold "
+        f"{intervals_text(report)}. Speed-up: against the fastest uncompressed model on the same "
+        "target. "
         + (
             "Writing: the same of the tokens after the first. "
             if any(row.writing for row in report.rows)

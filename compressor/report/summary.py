@@ -27,6 +27,7 @@ from compressor.report.wording import (
     times,
 )
 from targets.measurement import LEAST_ROUNDS, Measurement, Noise, Speedup
+from targets.wording import plural
 
 __all__ = [
     "Best",
@@ -42,6 +43,7 @@ __all__ = [
     "device_table",
     "environment_facts",
     "how_measured",
+    "intervals_text",
     "measure_of",
     "measurement_of",
     "noise_reasons",
@@ -393,6 +395,14 @@ def environment_facts(report: Report) -> tuple[tuple[str, str], ...]:
     )
 
 
+def intervals_text(report: Report) -> str:
+    """What the figures beside others are, such as those in brackets."""
+    fewest = min((len(each.rounds) for each in _measurements(report)), default=LEAST_ROUNDS)
+    if fewest >= LEAST_ROUNDS:
+        return "95% intervals"
+    return f"95% intervals, but of times and speed-ups, with {plural(fewest, 'round')}, their range"
+
+
 def threads_text(report: Report) -> str:
     """Thread counts of the measurements; empty where there are none."""
     return _range(each.threads for each in _measurements(report))
@@ -403,9 +413,10 @@ def how_measured(report: Report) -> tuple[str, ...]:
     measured = _measurements(report)
     lines: list[str] = []
     if measured:
+        word_for_threads = "thread" if threads_text(report) == "1" else "threads"
         lines += [
             "Each bundle ran in a process of its own with "
-            f"{threads_text(report)} CPU threads, warmed up first, in "
+            f"{threads_text(report)} CPU {word_for_threads}, warmed up first, in "
             f"{_range(len(each.rounds) for each in measured)} rounds; the rounds of all bundles "
             "alternated, so that what disturbed one disturbed the others.",
             f"Latency is the median of the round medians ({_range(len(e.run_ms) for e in measured)}"

@@ -17,6 +17,7 @@ import pytest
 import torch
 import yaml
 from numpy.typing import NDArray
+from pydantic import ValidationError
 
 from compressor.architecture import Architecture
 from compressor.data import Split, Splits
@@ -333,7 +334,10 @@ def trial(
     folder = tmp_path_factory.mktemp("checkpoint")
     original.save(folder)
     settings = {key: folder if value is CHECKPOINT else value for key, value in settings.items()}
-    step = available_passes()[name](**settings)
+    try:
+        step = available_passes()[name](**settings)
+    except ValidationError as error:
+        pytest.fail(f"{name} needs settings: give it an entry in EXAMPLES\n{error}", pytrace=False)
     work = tmp_path_factory.mktemp(name)
     if name not in SUITED:
         return make_trial(step, sources[step.consumes], original, work)
