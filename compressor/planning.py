@@ -195,7 +195,7 @@ def _check_kind(recipe: Recipe, task: Task) -> None:
             f"the checkpoint is for {found}, but the recipe has another task",
             where="task",
             given=recipe.task,
-            fix=f"use the recipe {_recipes_of(found, recipe.model)}, "
+            fix=f"use the recipe {_recipes_of(found, _architecture_of(recipe.model))}, "
             f"or set task: {found} in one of your own",
         )
     if head is None and task_of_head(recipe.model) not in (None, task.name):
@@ -208,23 +208,29 @@ def _check_kind(recipe: Recipe, task: Task) -> None:
         )
 
 
-def _recipes_of(task: str, model: Path) -> str:
+def _architecture_of(model: Path) -> Architecture | None:
+    """That of a checkpoint; None where it cannot be read, which is told by itself."""
+    with contextlib.suppress(ToolkitError):
+        return Architecture.read(model)
+    return None
+
+
+def _recipes_of(task: str, architecture: Architecture | None) -> str:
     """The built-in recipes for a model of a task, that for every model the last."""
     documents = {name: read_document(path) for name, path in builtin_recipes().items()}
-    of_task = {name: each for name, each in documents.items() if each.get("task") == task}
-    with contextlib.suppress(ToolkitError):  # that is told by itself
-        architecture, known = Architecture.read(model), available_passes()
-        of_task = {
-            name: each
-            for name, each in of_task.items()
-            if all(known[one].unsuited(architecture) is None for one in _names(each["passes"]))
-        }
-    return " or ".join((*of_task, FOR_EVERY_MODEL))
+    suited = [
+        name
+        for name, each in documents.items()
+        if each.get("task") == task and (architecture is None or _suits(each, architecture))
+    ]
+    return " or ".join((*suited, FOR_EVERY_MODEL))
 
 
-def _names(passes: Sequence[str | Mapping[str, Any]]) -> Iterator[str]:
-    """Of passes as they stand in a file."""
-    yield from (each if isinstance(each, str) else each["pass"] for each in passes)
+def _suits(document: Mapping[str, Any], architecture: Architecture) -> bool:
+    """Whether the passes of a recipe's file can be used on a model."""
+    known = available_passes()
+    names = (each if isinstance(each, str) else each["pass"] for each in document["passes"])
+    return all(known[name].unsuited(architecture) is None for name in names)
 
 
 def _has_config(recipe: Recipe) -> bool:
@@ -285,10 +291,10 @@ def _plan_chain(
     recipe: Recipe,
     variant: str,
     passes: tuple[Pass, ...],
-    architecture: Architecture,
+    original: Architecture,
     problems: list[ToolkitError],
 ) -> tuple[PlannedPass, ...]:
-    planned = []
+    architecture, planned = original, []
     for index, each in enumerate(passes):
         reason = each.unsuited(architecture)
         if reason is not None:
@@ -296,8 +302,7 @@ def _plan_chain(
                 f"{each.name} cannot be used on this model: {reason}",
                 where=_location(recipe, variant, index),
                 given=architecture.describe(),
-                fix="remove it, or use the built-in recipe "
-                f"{_recipes_of(recipe.task, recipe.model)}",
+                fix=f"remove it, or use the built-in recipe {_recipes_of(recipe.task, original)}",
             )
             if not any(known.where == problem.where for known in problems):
                 problems.append(problem)

@@ -93,7 +93,7 @@ def test_what_needs_its_layers_is_refused_before_anything_runs(
     assert found.code == 3, found.err + found.out
     text = " ".join(found.err.split())
     assert "prune cannot be used on this model" in text
-    assert "use the built-in recipe fast or int8" in text
+    assert "use the built-in recipe int8" in text
     assert "trim_vocabulary " not in found.out
     asked = inspect_checkpoint(home / "model")
     assert asked.passes["prune"]
