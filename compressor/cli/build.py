@@ -24,7 +24,6 @@ from compressor.cli.options import (
 
 if TYPE_CHECKING:
     from compressor.planning import Plan
-    from compressor.recipe import Recipe
     from targets.discovery import Component
 
 __all__ = ["add_commands"]
@@ -54,15 +53,7 @@ def run(
     from compressor.cli.progress import ConsoleProgress, show_report
     from compressor.pipeline import run as run_recipe
 
-    loaded = read_recipe(
-        recipe,
-        model=model,
-        data=data,
-        output=output,
-        overrides=set_,
-        column=column,
-        label=label,
-    )
+    loaded = read_recipe(recipe, model, data, output, set_, column, label)
     with ConsoleProgress() as progress:
         report = run_recipe(
             loaded, store=open_store(store), progress=progress, measure_again=measure_again
@@ -86,7 +77,10 @@ def validate(
     set_: SetOption = None,
 ) -> None:
     """Check a recipe, its files, columns, passes, targets and libraries; trains nothing."""
-    loaded, planned = _read_and_check(recipe, model, data, output, set_, column, label)
+    from compressor.planning import validate_recipe
+
+    loaded = read_recipe(recipe, model, data, output, set_, column, label)
+    planned = validate_recipe(loaded)
     _echo_warnings(planned)
     typer.echo(f"{loaded.name}: valid, task {loaded.task}")
 
@@ -101,9 +95,11 @@ def plan(
     set_: SetOption = None,
 ) -> None:
     """Print what a run would do: every pass, the shapes it leaves, and the targets."""
+    from compressor.planning import validate_recipe
     from compressor.report.wording import shape_words
 
-    loaded, planned = _read_and_check(recipe, model, data, output, set_, column, label)
+    loaded = read_recipe(recipe, model, data, output, set_, column, label)
+    planned = validate_recipe(loaded)
     typer.echo(f"task: {loaded.task}\noriginal: {planned.original.describe()}")
     for variant, steps in planned.chains.items():
         typer.echo(f"\n{variant}:")
@@ -186,29 +182,6 @@ def finetune(
     for split, accuracy in accuracies.items():
         typer.echo(f"{split} {accuracy.measure}: {accuracy}")
     typer.echo(f"checkpoint: {output}")
-
-
-def _read_and_check(
-    recipe: str,
-    model: Path | None,
-    data: Path | None,
-    output: Path | None,
-    overrides: list[str] | None,
-    column: str | None,
-    label: str | None,
-) -> tuple[Recipe, Plan]:
-    from compressor.planning import validate_recipe
-
-    loaded = read_recipe(
-        recipe,
-        model=model,
-        data=data,
-        output=output,
-        overrides=overrides,
-        column=column,
-        label=label,
-    )
-    return loaded, validate_recipe(loaded)
 
 
 def _echo_warnings(planned: Plan) -> None:

@@ -93,7 +93,6 @@ DevicesOption = Annotated[
 
 def read_recipe(
     source: str,
-    *,
     model: Path | None,
     data: Path | None,
     output: Path | None,

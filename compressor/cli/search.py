@@ -75,15 +75,7 @@ def search(
         raise typer.BadParameter("--ray-address needs --workers, the number of parallel trials")
     if distributed.size() > 1:
         raise typer.BadParameter("start it without a launcher: --workers runs trials in parallel")
-    loaded = read_recipe(
-        recipe,
-        model=model,
-        data=data,
-        output=output,
-        overrides=set_,
-        column=column,
-        label=label,
-    )
+    loaded = read_recipe(recipe, model, data, output, set_, column, label)
     opened = open_store(store)
     choices = read_space(space, loaded)
     with ConsoleProgress() as progress:

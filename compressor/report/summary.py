@@ -413,10 +413,10 @@ def how_measured(report: Report) -> tuple[str, ...]:
     measured = _measurements(report)
     lines: list[str] = []
     if measured:
-        word_for_threads = "thread" if threads_text(report) == "1" else "threads"
+        threads = threads_text(report)
         lines += [
             "Each bundle ran in a process of its own with "
-            f"{threads_text(report)} CPU {word_for_threads}, warmed up first, in "
+            f"{threads} CPU {'thread' if threads == '1' else 'threads'}, warmed up first, in "
             f"{_range(len(each.rounds) for each in measured)} rounds; the rounds of all bundles "
             "alternated, so that what disturbed one disturbed the others.",
             f"Latency is the median of the round medians ({_range(len(e.run_ms) for e in measured)}"
